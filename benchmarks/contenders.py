@@ -1,0 +1,338 @@
+"""The loaders that are compared, and the process that measures one of them once.
+
+    python benchmarks/contenders.py CONTENDER PATH... [--socket-dir DIR]
+
+imports torch and the loader, starts the clock, loads, touches and drops every tensor as it comes, and
+prints one JSON object (`Measurement`). Touching reads one byte of every 4 KiB of every tensor and sums them:
+it makes lazily mapped pages real, and the sums of all contenders must agree. A tensor counts when it was
+touched.
+
+What the peers do with memory, since it decides what they cost (read from the packages' source):
+
+- runai-model-streamer 0.17, `stream_files(paths, owned=True)`: `owned` is True unless told otherwise. The
+  limit (`RUNAI_STREAMER_MEMORY_LIMIT`, 40 GB unless set; 0 is one buffer of the largest tensor; -1 the size
+  of the checkpoint) is the size of a ring of at most 18 private host buffers. With `owned=True` a drained
+  buffer is given away with its tensors and a new one allocated in its place: a tensor stays valid for as long
+  as it is held, what the caller holds comes on top of the limit, and every byte lands in fresh pages. With
+  `owned=False` the buffers are reused, and a tensor is overwritten, silently, some time after the iteration
+  went on.
+- safetensors maps the file: on a CPU nothing is read or copied before a tensor is touched, and its memory is
+  the page cache. `backend="pread"` reads into memory of its own.
+- fastsafetensors reads whole files into one private buffer, with O_DIRECT even when they are in the page
+  cache; FASTSAFETENSORS_ODIRECT=0 makes it read buffered.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import mmap
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PAGE_BYTES = 4096
+
+Tensors = Iterator[tuple[str, "torch.Tensor"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to load, and where the daemon is."""
+
+    paths: list[str]
+    socket_dir: str | None
+    raw_threads: int
+    raw_block_bytes: int
+
+    def require_socket_dir(self) -> str:
+        if self.socket_dir is None:
+            raise SystemExit("this contender needs --socket-dir")
+        return self.socket_dir
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    contender: str
+    tensors: int
+    size_bytes: int
+    checksum: int
+    first_seconds: float
+    last_seconds: float
+    # Of this process while the clock ran, all threads.
+    cpu_seconds: float
+    # What touching as many tensors of the same shapes costs when their bytes are in the CPU's cache.
+    touch_cpu_seconds: float
+    # Highest resident set while the clock ran, less the resident set when it started.
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A loader and how to call it.
+
+    `prepare` imports, outside the clock, and returns the function that is measured. `daemon` names the daemon
+    of the benchmark that it needs (see `bench.py`). `environment` is added to the process's.
+    """
+
+    name: str
+    label: str
+    prepare: Callable[[Task], Callable[[], Tensors]]
+    daemon: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    # False for a baseline that delivers no tensors: nothing to sum.
+    has_checksum: bool = True
+
+
+def _penstock(*, owned: bool, memory_limit: int | None = None) -> Callable[[Task], Callable[[], Tensors]]:
+    def prepare(task: Task) -> Callable[[], Tensors]:
+        from penstock.client import StreamerClient
+
+        # StreamerClient imports these at the first load; every contender's imports are outside the clock.
+        importlib.import_module("penstock.client.load")
+        socket_dir = task.require_socket_dir()
+
+        def load() -> Tensors:
+            client = StreamerClient(socket_dir)
+            with client.load(task.paths, owned=owned, memory_limit=memory_limit) as tensors:
+                yield from tensors
+
+        return load
+
+    return prepare
+
+
+def _runai(*, owned: bool) -> Callable[[Task], Callable[[], Tensors]]:
+    def prepare(task: Task) -> Callable[[], Tensors]:
+        from runai_model_streamer import SafetensorsStreamer
+
+        def load() -> Tensors:
+            with SafetensorsStreamer() as streamer:
+                streamer.stream_files(task.paths, owned=owned)
+                yield from streamer.get_tensors()
+
+        return load
+
+    return prepare
+
+
+def _safetensors_open(backend: str) -> Callable[[Task], Callable[[], Tensors]]:
+    def prepare(task: Task) -> Callable[[], Tensors]:
+        from safetensors import safe_open
+
+        def load() -> Tensors:
+            for path in task.paths:
+                with safe_open(path, framework="pt", backend=backend) as file:
+                    for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                        yield name, file.get_tensor(name)
+
+        return load
+
+    return prepare
+
+
+def _safetensors_load_file(task: Task) -> Callable[[], Tensors]:
+    from safetensors.torch import load_file
+
+    def load() -> Tensors:
+        for path in task.paths:
+            yield from load_file(path).items()
+
+    return load
+
+
+def _fastsafetensors(task: Task) -> Callable[[], Tensors]:
+    from fastsafetensors import SafeTensorsFileLoader, SingleGroup
+
+    def load() -> Tensors:
+        loader = SafeTensorsFileLoader(SingleGroup(), "cpu", nogds=True)
+        try:
+            loader.add_filenames({0: task.paths})
+            buffers = loader.copy_files_to_device()
+            try:
+                for name in loader.get_keys():
+                    yield name, buffers.get_tensor(name)
+            finally:
+                buffers.close()
+        finally:
+            loader.close()
+
+    return load
+
+
+def _raw_o_direct(task: Task) -> Callable[[], Tensors]:
+    """What the disk gives: the files' bytes, O_DIRECT, into one reused buffer for each thread."""
+    lengths = [os.path.getsize(path) for path in task.paths]
+    blocks = [
+        (path, offset)
+        for path, length in zip(task.paths, lengths, strict=True)
+        for offset in range(0, length, task.raw_block_bytes)
+    ]
+    # Anonymous mappings are page-aligned, and written to here so that their pages exist.
+    buffers = [mmap.mmap(-1, task.raw_block_bytes) for _ in range(task.raw_threads)]
+    for buffer in buffers:
+        buffer[:] = b"\1" * len(buffer)
+
+    def load() -> Tensors:
+        fds = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path in task.paths}
+        pending = iter(blocks)
+        errors: list[OSError] = []
+
+        def read(buffer: mmap.mmap) -> None:
+            for path, offset in pending:  # one `next` at a time under the interpreter's lock
+                try:
+                    os.preadv(fds[path], [buffer], offset)
+                except OSError as error:
+                    errors.append(error)
+                    return
+
+        threads = [threading.Thread(target=read, args=(buffer,)) for buffer in buffers]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+        if errors:
+            raise errors[0]
+        yield from ()
+
+    return load
+
+
+_ONE_GB = {"RUNAI_STREAMER_MEMORY_LIMIT": "1000000000"}
+_ZERO = {"RUNAI_STREAMER_MEMORY_LIMIT": "0"}
+_BUFFERED = {"FASTSAFETENSORS_ODIRECT": "0"}
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in [
+        Contender("penstock-1gb-views", "penstock, 1 GB, owned=False", _penstock(owned=False), "1gb"),
+        Contender("penstock-1gb", "penstock, 1 GB", _penstock(owned=True), "1gb"),
+        Contender("penstock-0-views", "penstock, 0, owned=False", _penstock(owned=False), "zero"),
+        Contender("penstock-0", "penstock, 0", _penstock(owned=True), "zero"),
+        Contender("penstock-default", "penstock, -1 (default), first load", _penstock(owned=True), "fresh"),
+        Contender("penstock-again", "penstock, loaded again", _penstock(owned=True), "roomy"),
+        Contender("runai-default", "Run:ai, 40 GB (default)", _runai(owned=True)),
+        Contender("runai-1gb-views", "Run:ai, 1 GB, owned=False", _runai(owned=False), environment=_ONE_GB),
+        Contender("runai-1gb", "Run:ai, 1 GB", _runai(owned=True), environment=_ONE_GB),
+        Contender("runai-0-views", "Run:ai, 0, owned=False", _runai(owned=False), environment=_ZERO),
+        Contender("runai-0", "Run:ai, 0", _runai(owned=True), environment=_ZERO),
+        Contender("safetensors-open", "safetensors safe_open (maps)", _safetensors_open("mmap")),
+        Contender("safetensors-load", "safetensors load_file (maps)", _safetensors_load_file),
+        Contender("safetensors-pread", 'safetensors safe_open, "pread"', _safetensors_open("pread")),
+        Contender("fastsafetensors", "fastsafetensors, CPU", _fastsafetensors),
+        Contender(
+            "fastsafetensors-buffered",
+            "fastsafetensors, CPU, buffered",
+            _fastsafetensors,
+            environment=_BUFFERED,
+        ),
+        Contender("raw-o-direct", "raw O_DIRECT reads", _raw_o_direct, has_checksum=False),
+    ]
+}
+
+
+def measure(contender: Contender, task: Task) -> Measurement:
+    import torch
+
+    torch.set_num_threads(1)
+    load = contender.prepare(task)
+    tensors = size_bytes = checksum = 0
+    first_seconds = 0.0
+    shapes: dict[tuple[torch.Size, torch.dtype], int] = {}
+
+    _reset_peak_rss()
+    rss_before = _status_bytes("VmRSS")
+    cpu_before = _cpu_seconds()
+    start = time.perf_counter()
+    for _, tensor in load():
+        checksum += _touch(tensor)
+        if not tensors:
+            first_seconds = time.perf_counter() - start
+        tensors += 1
+        size_bytes += tensor.nbytes
+        key = (tensor.shape, tensor.dtype)
+        shapes[key] = shapes.get(key, 0) + 1
+    # A generator that ran to its end has given everything back: the clock covers that too.
+    last_seconds = time.perf_counter() - start
+    cpu_seconds = _cpu_seconds() - cpu_before
+    peak_rss_bytes = _status_bytes("VmHWM") - rss_before
+
+    return Measurement(
+        contender=contender.name,
+        tensors=tensors,
+        size_bytes=size_bytes or sum(os.path.getsize(path) for path in task.paths),
+        checksum=checksum,
+        first_seconds=first_seconds,
+        last_seconds=last_seconds,
+        cpu_seconds=cpu_seconds,
+        touch_cpu_seconds=_touch_cpu_seconds(shapes) if tensors >= 1000 else 0.0,
+        peak_rss_bytes=peak_rss_bytes,
+    )
+
+
+def _touch(tensor: "torch.Tensor") -> int:
+    import torch
+
+    return int(tensor.reshape(-1).view(torch.uint8).numpy()[::PAGE_BYTES].sum(dtype="u8"))
+
+
+def _touch_cpu_seconds(shapes: "dict[tuple[torch.Size, torch.dtype], int]") -> float:
+    import torch
+
+    seconds = 0.0
+    for (shape, dtype), count in shapes.items():
+        tensor = torch.zeros(shape, dtype=dtype)
+        repeats = min(count, 20_000)
+        before = time.thread_time()
+        for _ in range(repeats):
+            _touch(tensor)
+        seconds += (time.thread_time() - before) * count / repeats
+    return seconds
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _reset_peak_rss() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _status_bytes(name: str) -> int:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    raise LookupError(name)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("contender", choices=sorted(CONTENDERS))
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--socket-dir")
+    parser.add_argument("--raw-threads", type=int, default=16)
+    parser.add_argument("--raw-block-bytes", type=int, default=8 << 20)
+    options = parser.parse_args(arguments)
+    task = Task(options.paths, options.socket_dir, options.raw_threads, options.raw_block_bytes)
+    print(json.dumps(dataclasses.asdict(measure(CONTENDERS[options.contender], task))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,151 @@
+"""The daemons that a benchmark runs against: started, waited for, watched and stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would configure a contender behind the benchmark's back."""
+    prefixes = ("PENSTOCK_", "RUNAI_", "FASTSAFETENSORS_", "SAFETENSORS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+
+
+class Daemon:
+    """A penstockd of its own socket directory; both are gone when the context ends."""
+
+    def __init__(self, *flags: str) -> None:
+        self._flags = flags
+        self.ready_seconds = 0.0
+
+    def __enter__(self) -> "Daemon":
+        # Short: the path of a Unix socket has 107 bytes.
+        self.socket_dir = tempfile.mkdtemp(prefix="penstock-bench-")
+        command = [sys.executable, "-m", "penstock.server", "--socket-dir", self.socket_dir, *self._flags]
+        start = time.perf_counter()
+        self._process = subprocess.Popen(
+            [*command, "--log-level", "warning"],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            self._wait_until_ready(start)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def status(self) -> dict[str, Any]:
+        """GetStatusResponse, as `StreamerClient.status()` gives it."""
+        from penstock.client import StreamerClient
+
+        return StreamerClient(self.socket_dir).status()
+
+    def wait_until_populated(self, timeout_seconds: float = 60) -> None:
+        """Until every slab that the limit allows is there, with its pages, and unused."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            staging = self.status()["staging"]
+            slabs = staging["limit_bytes"] // staging["slab_bytes"]
+            if staging["free_bytes"] == slabs * staging["slab_bytes"]:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the daemon did not populate its buffer: {staging}")
+            time.sleep(0.02)
+
+    def cpu_seconds(self) -> float:
+        with open(f"/proc/{self.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+    def _wait_until_ready(self, start: float) -> None:
+        from penstock.client import StreamerClient, errors
+
+        deadline = start + 30
+        while True:
+            # A client of its own for every try: a gRPC channel that failed once waits a second.
+            try:
+                StreamerClient(self.socket_dir).status()
+            except errors.DaemonUnavailableError:
+                if self._process.poll() is not None:
+                    raise RuntimeError(f"penstockd exited with {self._process.returncode}") from None
+                if time.perf_counter() > deadline:
+                    raise
+                time.sleep(0.002)
+            else:
+                self.ready_seconds = time.perf_counter() - start
+                return
+
+    def _stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.socket_dir, ignore_errors=True)
+
+
+@dataclass(slots=True)
+class Peaks:
+    """Highest values seen in /proc/PID/status."""
+
+    # RssAnon + RssFile: what the daemon needs beside the staging buffer.
+    private_bytes: int = 0
+    # RssShmem: the staging buffer's pages.
+    shared_bytes: int = 0
+
+
+class MemoryWatch:
+    """Samples a process's resident memory until the context ends."""
+
+    def __init__(self, pid: int, interval_seconds: float = 0.05) -> None:
+        self._pid = pid
+        self._interval_seconds = interval_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.peaks = Peaks()
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            sizes = {}
+            with open(f"/proc/{self._pid}/status") as file:
+                for line in file:
+                    if line.startswith("Rss"):
+                        name, size, _ = line.split()
+                        sizes[name.rstrip(":")] = int(size) * 1024
+            private_bytes = sizes["RssAnon"] + sizes["RssFile"]
+            self.peaks.private_bytes = max(self.peaks.private_bytes, private_bytes)
+            self.peaks.shared_bytes = max(self.peaks.shared_bytes, sizes["RssShmem"])
+            if self._stop.wait(self._interval_seconds):
+                return

@@ -1,0 +1,105 @@
+"""What the benchmark changes on the machine, and says about it."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+_PACKAGES = ("torch", "grpcio", "protobuf", "runai-model-streamer", "safetensors", "fastsafetensors")
+
+
+def fill_page_cache(paths: list[str]) -> None:
+    buffer = bytearray(8 << 20)
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def drop_page_cache(paths: list[str]) -> None:
+    """Drops everything where it may, else the pages of these files."""
+    os.sync()
+    if os.access(_DROP_CACHES, os.W_OK):
+        _DROP_CACHES.write_text("3")
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
+def drops_all_caches() -> bool:
+    return os.access(_DROP_CACHES, os.W_OK)
+
+
+def shmem_huge_pages() -> str:
+    """The setting of huge pages for shared memory: "never", "advise", ..."""
+    try:
+        text = _SHMEM_ENABLED.read_text()
+    except OSError:
+        return "never"
+    return text.partition("[")[2].partition("]")[0]
+
+
+def may_set_shmem_huge_pages() -> bool:
+    return os.geteuid() == 0 and os.access(_SHMEM_ENABLED, os.W_OK)
+
+
+@contextlib.contextmanager
+def shmem_huge_pages_set_to(value: str) -> Iterator[None]:
+    """Changes the setting of the whole machine, and puts it back. SIGKILL is what it does not survive."""
+    before = shmem_huge_pages()
+    if value == before:
+        yield
+        return
+    try:
+        _SHMEM_ENABLED.write_text(value)
+        yield
+    finally:
+        _SHMEM_ENABLED.write_text(before)
+
+
+def commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        # The report itself is what a run changes.
+        changed = git("status", "--porcelain", "--", ".", ":!docs/benchmarks.md", ":!docs/benchmarks.png")
+        return git("rev-parse", "--short=12", "HEAD") + (" with local changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def describe() -> list[str]:
+    """Lines of Markdown: the machine, the versions, the commit."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    versions = [f"Python {platform.python_version()}"]
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+    date = datetime.datetime.now(datetime.timezone.utc).date()
+    return [
+        f"- Machine: {os.cpu_count()} cores of {_cpu_model()}, {memory_bytes / 2**30:.0f} GiB of memory, "
+        f"Linux {platform.release()}",
+        f"- Versions: {', '.join(versions)}",
+        f"- Penstock: commit {commit()}, measured on {date}",
+    ]
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,80 @@
+"""Client of penstockd: model checkpoints as torch tensors, out of the node's staging buffer.
+
+    from penstock.client import StreamerClient
+
+    with StreamerClient() as client, client.load("/models/llama-3-8b") as load:
+        for name, tensor in load:
+            ...
+
+Importing this package costs nothing: torch, grpc and protobuf are imported at the first load.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Evicted as Evicted
+    from .client import StreamerClient as StreamerClient
+    from .errors import AccessDeniedError as AccessDeniedError
+    from .errors import CheckpointChangedError as CheckpointChangedError
+    from .errors import CheckpointInvalidError as CheckpointInvalidError
+    from .errors import CheckpointNotFoundError as CheckpointNotFoundError
+    from .errors import DaemonUnavailableError as DaemonUnavailableError
+    from .errors import DuplicateTensorError as DuplicateTensorError
+    from .errors import InvalidRequestError as InvalidRequestError
+    from .errors import LoadClosedError as LoadClosedError
+    from .errors import MemoryLimitTooSmallError as MemoryLimitTooSmallError
+    from .errors import PenstockError as PenstockError
+    from .errors import ProtocolError as ProtocolError
+    from .errors import SessionRequiredError as SessionRequiredError
+    from .errors import ShuttingDownError as ShuttingDownError
+    from .errors import SourceUnavailableError as SourceUnavailableError
+    from .errors import StagingExhaustedError as StagingExhaustedError
+    from .errors import TensorNotFoundError as TensorNotFoundError
+    from .errors import TooManyLoadsError as TooManyLoadsError
+    from .errors import UnsupportedDtypeError as UnsupportedDtypeError
+    from .load import Load as Load
+    from .load import LoadedFile as LoadedFile
+    from .load import LoadStats as LoadStats
+
+_HOMES = {
+    "StreamerClient": "client",
+    "Evicted": "client",
+    "Load": "load",
+    "LoadStats": "load",
+    "LoadedFile": "load",
+    "AccessDeniedError": "errors",
+    "CheckpointChangedError": "errors",
+    "CheckpointInvalidError": "errors",
+    "CheckpointNotFoundError": "errors",
+    "DaemonUnavailableError": "errors",
+    "DuplicateTensorError": "errors",
+    "InvalidRequestError": "errors",
+    "LoadClosedError": "errors",
+    "MemoryLimitTooSmallError": "errors",
+    "PenstockError": "errors",
+    "ProtocolError": "errors",
+    "SessionRequiredError": "errors",
+    "ShuttingDownError": "errors",
+    "SourceUnavailableError": "errors",
+    "StagingExhaustedError": "errors",
+    "TensorNotFoundError": "errors",
+    "TooManyLoadsError": "errors",
+    "UnsupportedDtypeError": "errors",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

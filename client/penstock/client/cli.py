@@ -1,0 +1,212 @@
+"""`penstock load | status | prefetch | evict | demo`.
+
+Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import errors
+from .client import StreamerClient
+from .sizes import parse_memory_limit, show_bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; say nothing, and let nothing be said at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (errors.PenstockError, OSError, ValueError, ImportError, RuntimeError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"penstock: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="penstock", description="Loads model checkpoints through the penstock daemon."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(run=run)
+        if name != "demo":
+            added.add_argument(
+                "--socket-dir",
+                metavar="DIR",
+                help="where the daemon listens (default: $PENSTOCK_SOCKET_DIR or /run/penstock)",
+            )
+        return added
+
+    load = command("load", _load, "Loads a checkpoint and tells how fast that was.")
+    load.add_argument("source", nargs="+", metavar="SOURCE", help="file, directory, *.index.json or URI")
+    load.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    load.add_argument(
+        "--tensors", action="append", metavar="GLOB", help="only tensors whose name matches; repeatable"
+    )
+    load.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        type=_memory_limit,
+        help="staging memory for this load: -1 what the daemon allows, 0 as little as possible, 4GB, 4GiB",
+    )
+    load.add_argument("--no-progress", action="store_true", help="no bar on stderr")
+
+    status = command("status", _status, "Tells what the daemon holds and does.")
+    status.add_argument("--json", action="store_true", help="every field, as JSON")
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+
+    prefetch = command(
+        "prefetch", _prefetch, "Reads a checkpoint into the staging buffer ahead of its loads."
+    )
+    prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
+    prefetch.add_argument("--pin", action="store_true", help="keep it until it is evicted")
+
+    evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
+    evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
+
+    command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
+    return parser
+
+
+def _memory_limit(text: str) -> str:
+    try:
+        parse_memory_limit(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _load(options: argparse.Namespace) -> None:
+    patterns = options.tensors
+
+    def matches(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    with _client_or_embedded(options) as client:
+        with client.load(
+            options.source,
+            device=options.device,
+            tensors=matches if patterns else None,
+            memory_limit=options.memory_limit,
+            owned=False,  # nothing is kept
+            progress=not options.no_progress,
+        ) as load:
+            for _ in load:
+                pass
+        stats = load.stats
+    rate = stats.bytes / stats.seconds / 1e9
+    first = stats.first_tensor_seconds
+    _table(
+        [
+            ("tensors", f"{stats.tensors}"),
+            ("files", f"{len(load.files)}"),
+            ("bytes", f"{stats.bytes} ({show_bytes(stats.bytes)})"),
+            ("seconds", f"{stats.seconds:.3f}"),
+            ("GB/s", f"{rate:.2f}"),
+            ("first tensor after", "-" if first is None else f"{first:.3f} s"),
+            ("waited for memory", f"{stats.waited_seconds:.3f} s"),
+            ("read from source", show_bytes(stats.read_bytes)),
+            ("staged already", "yes" if stats.cache_hit else "no"),
+        ]
+    )
+
+
+def _client_or_embedded(options: argparse.Namespace) -> StreamerClient:
+    """The daemon that runs, else a private one; says which. A directory asked for must have one."""
+    client = StreamerClient(options.socket_dir)
+    try:
+        status = client.status()
+    except errors.DaemonUnavailableError:
+        if options.socket_dir is not None:
+            raise
+        print(f"no daemon in {client.socket_dir}: using a private one for this load", file=sys.stderr)
+        return StreamerClient.embedded(-1 if options.memory_limit is None else options.memory_limit)
+    print(f"daemon {status['version']}, pid {status['pid']}, in {client.socket_dir}", file=sys.stderr)
+    return client
+
+
+def _status(options: argparse.Namespace) -> None:
+    with StreamerClient(options.socket_dir) as client:
+        while True:
+            status = client.status()
+            if options.watch and not options.json and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            print(json.dumps(status, indent=None if options.watch else 2) if options.json else _show(status))
+            if not options.watch:
+                return
+            sys.stdout.flush()
+            time.sleep(1)
+
+
+def _show(status: dict[str, Any]) -> str:
+    staging, readers, totals = status["staging"], status["readers"], status["totals"]
+    limit = staging["limit_bytes"]
+    lines = [
+        f"penstockd {status['version']}  pid {status['pid']}  up {status['uptime_seconds']:.0f} s  "
+        f"{'serving' if status['serving'] else 'draining'}",
+        f"limit {'none' if limit is None else show_bytes(limit)}  "
+        + "  ".join(
+            f"{state} {show_bytes(staging[state + '_bytes'])}"
+            for state in ("free", "reading", "leased", "warm", "peak")
+        )
+        + f"  waiting {staging['waiting']}",
+        f"readers {readers['busy']}/{readers['threads']}  loads {totals['loads_ok']} ok, "
+        f"{totals['loads_failed']} failed  read {show_bytes(totals['read_bytes'])}, "
+        f"delivered {show_bytes(totals['delivered_bytes'])}",
+    ]
+    for stage in status["stages"]:
+        lines.append(
+            f"stage {stage['id']}  {stage['state']}{' pinned' if stage['pinned'] else ''}  "
+            f"{show_bytes(stage['ready_bytes'])} of {show_bytes(stage['total_bytes'])} in "
+            f"{show_bytes(stage['capacity_bytes'])}  holders {len(stage['holders'])}  "
+            f"{' '.join(stage['sources'])}"
+        )
+    for load in status["loads"]:
+        place = f" {load['queue_place']}." if load["queue_place"] else ""
+        lines.append(
+            f"load {load['load_id']}  {load['state']}{place}  {show_bytes(load['delivered_bytes'])} of "
+            f"{show_bytes(load['total_bytes'])}  {load['running_seconds']:.1f} s  "
+            f"pid {load['pid']} {load['client_name']}  {' '.join(load['sources'])}"
+        )
+    return "\n".join(lines)
+
+
+def _prefetch(options: argparse.Namespace) -> None:
+    with StreamerClient(options.socket_dir) as client:
+        staged_bytes = client.prefetch(options.source, pin=options.pin)
+    print(f"staged {show_bytes(staged_bytes)}{', pinned' if options.pin else ''}")
+
+
+def _evict(options: argparse.Namespace) -> None:
+    with StreamerClient(options.socket_dir) as client:
+        evicted = client.evict(options.source or None)
+    print(f"freed {show_bytes(evicted.freed_bytes)}, in use {show_bytes(evicted.leased_bytes)}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run
+
+    run()
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> None:
+    for name, value in rows:
+        print(f"{name:<20}{value}")

@@ -1,0 +1,270 @@
+"""StreamerClient: the door to a daemon."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .sizes import Source, absolute_sources, parse_memory_limit
+
+if TYPE_CHECKING:
+    import torch
+    from google.protobuf.message import Message
+
+    from .embedded import EmbeddedDaemon
+    from .load import Load
+    from .rpc import Session
+    from .stream import Choose
+
+DEFAULT_SOCKET_DIR = "/run/penstock"
+# Names to load, or what says for a name whether to load it.
+Selection = Collection[str] | Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What `evict()` did."""
+
+    # Given back at once.
+    freed_bytes: int
+    # In use; given back when the last client lets go.
+    leased_bytes: int
+
+
+class StreamerClient:
+    """Loads checkpoints through the penstock daemon that listens in `socket_dir`.
+
+    `socket_dir` defaults to $PENSTOCK_SOCKET_DIR, else /run/penstock. Nothing connects before the first
+    call, and every call has a connection of its own: one client serves any number of threads.
+    `reconnect_timeout` is for how many seconds a load waits for a daemon that died under it.
+
+    Every method raises DaemonUnavailableError where no daemon answers, and the other errors of
+    `penstock.client.errors` as the daemon says.
+    """
+
+    def __init__(
+        self, socket_dir: str | os.PathLike[str] | None = None, *, reconnect_timeout: float = 60.0
+    ) -> None:
+        chosen = socket_dir if socket_dir is not None else os.environ.get("PENSTOCK_SOCKET_DIR") or None
+        self.socket_dir = Path(os.path.abspath(DEFAULT_SOCKET_DIR if chosen is None else chosen))
+        self._reconnect_timeout = reconnect_timeout
+        self._daemon: EmbeddedDaemon | None = None
+        self._loads: weakref.WeakSet[Load] = weakref.WeakSet()
+        self._closed = False
+
+    @classmethod
+    def embedded(cls, memory_limit: int | str | None = -1, **flags: Any) -> StreamerClient:
+        """Starts a private daemon, which ends with this client, and returns a client of it.
+
+        `flags` are penstockd's: `concurrency=4` is `--concurrency 4`, a list repeats the flag, True
+        gives it without a value. Needs the `server` extra installed.
+        """
+        from .embedded import EmbeddedDaemon
+
+        daemon = EmbeddedDaemon(memory_limit=memory_limit, flags=flags)
+        # When a private daemon died nobody will start another.
+        client = cls(daemon.socket_dir, reconnect_timeout=0.0)
+        client._daemon = daemon
+        weakref.finalize(client, daemon.close)
+        return client
+
+    def load(
+        self,
+        source: Source | Iterable[Source],
+        *,
+        device: str | int | torch.device = "cpu",
+        tensors: Selection | None = None,
+        memory_limit: int | str | None = None,
+        owned: bool = True,
+        group: tuple[str, int] | None = None,
+        progress: bool = False,
+    ) -> Load:
+        """Opens a load of one checkpoint; iterate it for (name, tensor). Returns when it has begun.
+
+        source: a safetensors file, a directory, an `*.index.json`, a URI, or a list of these that
+            are loaded together. Relative paths start at this process's working directory.
+        tensors: names to load, or a predicate over names; None is all.
+        memory_limit: what this load may take of the staging buffer: bytes, "4GB", 0 for as little as
+            the largest tensor needs, -1 for what the daemon allows; None takes PENSTOCK_MEMORY_LIMIT
+            or RUNAI_STREAMER_MEMORY_LIMIT from the environment, else -1.
+        owned: a yielded tensor stays right for as long as it is held. False saves a copy when the
+            staging buffer is smaller than the checkpoint; a tensor is then good until the next
+            iteration only.
+        group: (name, size): `size` loads under this name share one pass over the storage.
+        progress: shows a bar on stderr; needs tqdm.
+
+        Raises what is wrong with the source or the daemon; ValueError for a bad argument.
+        """
+        import torch
+
+        from penstock.v1 import streamer_pb2 as pb
+
+        from .load import Load
+
+        self._check_open()
+        request = pb.OpenLoad(
+            sources=absolute_sources(source),
+            memory_limit_bytes=parse_memory_limit(memory_limit),
+            client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
+            client_version=_version(),
+        )
+        if group is not None:
+            name, size = group
+            request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
+        choose = _selection(request, tensors)
+        load = Load(
+            self.socket_dir,
+            request,
+            choose=choose,
+            device=torch.device(device),
+            owned=owned,
+            progress=progress,
+            reconnect_timeout=self._reconnect_timeout,
+        )
+        self._loads.add(load)
+        return load
+
+    def load_state_dict(
+        self,
+        source: Source | Iterable[Source],
+        *,
+        device: str | int | torch.device = "cpu",
+        tensors: Selection | None = None,
+        memory_limit: int | str | None = None,
+        progress: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Loads everything into a dict; arguments as in `load()`.
+
+        Raises DuplicateTensorError when two files hold a tensor of the same name.
+        """
+        state: dict[str, torch.Tensor] = {}
+        with self.load(
+            source, device=device, tensors=tensors, memory_limit=memory_limit, progress=progress
+        ) as load:
+            for name, tensor in load:
+                if name in state:
+                    raise errors.DuplicateTensorError(
+                        f"two files of the checkpoint hold a tensor {name!r}; iterate load() to get both",
+                        load_id=load.load_id,
+                    )
+                state[name] = tensor
+        return state
+
+    def prefetch(self, source: Source | Iterable[Source], pin: bool = False) -> int:
+        """Reads a checkpoint into the staging buffer, and returns its bytes when it is there.
+
+        `pin` keeps it there until `evict()`, whatever else needs the memory.
+        """
+        from penstock.v1 import streamer_pb2 as pb
+
+        request = pb.PrefetchRequest(sources=absolute_sources(source), pin=pin)
+        with self._session() as session:
+            for response in session.service.Prefetch(request, metadata=session.metadata):
+                if response.done:
+                    return int(response.total_bytes)
+        raise errors.ProtocolError("the daemon ended Prefetch before it was done")
+
+    def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
+        """Gives up the staged checkpoint `source`, pinned or not; None gives up every idle one."""
+        from penstock.v1 import streamer_pb2 as pb
+
+        request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
+        with self._session() as session:
+            response = session.service.Evict(request, metadata=session.metadata)
+        return Evicted(freed_bytes=response.freed_bytes, leased_bytes=response.leased_bytes)
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon holds and does: GetStatusResponse as dicts, lists, numbers and strings.
+
+        Every field of the message is there under its name in streamer.proto; an absent optional one, as
+        `staging.limit_bytes` of an unlimited daemon, is None.
+        """
+        from penstock.v1 import streamer_pb2 as pb
+
+        with self._session() as session:
+            response = session.service.GetStatus(pb.GetStatusRequest(), metadata=session.metadata)
+        return _plain(response)
+
+    def close(self) -> None:
+        """Ends loads that are under way, and the daemon that `embedded()` started. May be called again."""
+        self._closed = True
+        for load in list(self._loads):
+            load.close()
+        if self._daemon is not None:
+            self._daemon.close()
+
+    def __enter__(self) -> StreamerClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind = "embedded daemon" if self._daemon is not None else "daemon"
+        return f"<StreamerClient of the {kind} in {self.socket_dir}{', closed' if self._closed else ''}>"
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        import grpc
+
+        from .rpc import Session
+
+        self._check_open()
+        with Session(self.socket_dir) as session:
+            try:
+                yield session
+            except grpc.RpcError as error:
+                raise errors.from_rpc(error, where=str(self.socket_dir)) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.LoadClosedError("this client is closed")
+
+
+def _selection(request: Any, tensors: Selection | None) -> Choose | None:
+    """Puts names into the request; returns how to choose among the daemon's names, for a predicate."""
+    if tensors is None:
+        return None
+    if isinstance(tensors, (str, bytes)):
+        raise TypeError(f"tensors must be a collection of names or a predicate, not one name: [{tensors!r}]")
+    if callable(tensors):
+        predicate = tensors
+        request.list_tensors = True
+        # Each name once: files may share some, and a name selects its tensors in all of them.
+        return lambda names: [name for name in dict.fromkeys(names) if predicate(name)]
+    request.tensors.SetInParent()
+    request.tensors.names.extend(dict.fromkeys(tensors))
+    return None
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        is_message = field.message_type is not None
+        if isinstance(value, MutableSequence):
+            plain[field.name] = [_plain(item) for item in value] if is_message else list(value)
+        elif is_message:
+            plain[field.name] = _plain(value)
+        else:
+            absent = field.has_presence and not message.HasField(field.name)
+            plain[field.name] = None if absent else value
+    return plain
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("penstock")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

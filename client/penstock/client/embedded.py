@@ -1,0 +1,126 @@
+"""A private penstockd, for as long as this process or the client wants it.
+
+The daemon ends when its standard input does: the pipe's other end is here, so the kernel ends the
+daemon however this process goes. Its sockets lie in a directory of their own that only this user
+can enter; nothing of it is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from . import errors
+from .handoff import socket_path
+
+# Imports alone take tenths of a second; a loaded machine needs more.
+_START_SECONDS = 60.0
+# After its standard input ended, a daemon has nothing left to wait for but its own threads.
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.01
+_STDERR_BYTES = 4000
+
+
+class EmbeddedDaemon:
+    """A running daemon; `close()` ends it, as does the end of this process or dropping the object."""
+
+    def __init__(self, *, memory_limit: int | str | None, flags: Mapping[str, Any]) -> None:
+        """Returns when the daemon accepts clients.
+
+        Raises DaemonUnavailableError with the daemon's own words when it ends instead.
+        """
+        self.socket_dir = Path(tempfile.mkdtemp(prefix="penstock-"))  # mode 0700
+        # A file without a name: read when the start fails, gone in any case.
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            process = subprocess.Popen(
+                _command(self.socket_dir, memory_limit, flags),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # Ctrl-C is for the client, which ends the daemon
+            )
+        except BaseException:
+            stderr.close()
+            shutil.rmtree(self.socket_dir, ignore_errors=True)
+            raise
+        self._finalizer = weakref.finalize(self, _stop, process, self.socket_dir, stderr)
+        self.pid = process.pid
+        try:
+            _await_start(process, self.socket_dir, stderr)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Returns when the process has ended and its directory is gone. May be called again."""
+        self._finalizer()
+
+
+def _command(socket_dir: Path, memory_limit: int | str | None, flags: Mapping[str, Any]) -> list[str]:
+    command = [sys.executable, "-m", "penstock.server", f"--socket-dir={socket_dir}", "--exit-with-stdin"]
+    command.append(f"--memory-limit={-1 if memory_limit is None else memory_limit}")
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            command.append(flag)
+        elif value is not False and value is not None:
+            values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+            command.extend(f"{flag}={one}" for one in values)
+    return command
+
+
+def _await_start(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[bytes]) -> None:
+    path = socket_path(socket_dir, "handoff.sock")  # bound last
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None:
+        if _accepts(path):
+            return
+        if time.monotonic() > deadline:
+            raise errors.DaemonUnavailableError(
+                f"the embedded daemon was not ready within {_START_SECONDS:.0f} s: {_last_words(stderr)}"
+            )
+        time.sleep(_POLL_SECONDS)
+    raise errors.DaemonUnavailableError(
+        f"the embedded daemon ended with exit code {process.returncode} instead of starting: "
+        f"{_last_words(stderr)}"
+    )
+
+
+def _accepts(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+        try:
+            connection.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _last_words(stderr: IO[bytes]) -> str:
+    stderr.seek(max(0, os.fstat(stderr.fileno()).st_size - _STDERR_BYTES))
+    words = stderr.read().decode(errors="replace").strip()
+    if "No module named penstock.server" in words or "No module named 'penstock" in words:
+        words += " (install it with: pip install 'penstock[server]')"
+    return words or "it said nothing"
+
+
+def _stop(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    finally:
+        stderr.close()
+        shutil.rmtree(socket_dir, ignore_errors=True)

@@ -1,0 +1,196 @@
+"""Every way a load can fail, as one tree, and how an answer of the daemon becomes one of them.
+
+    PenstockError
+      DaemonUnavailableError          no daemon answers, or it went away
+        ShuttingDownError             SHUTTING_DOWN
+      CheckpointNotFoundError         CHECKPOINT_NOT_FOUND
+      CheckpointInvalidError          CHECKPOINT_INVALID
+      CheckpointChangedError          CHECKPOINT_CHANGED
+      TensorNotFoundError             TENSOR_NOT_FOUND
+      AccessDeniedError               ACCESS_DENIED
+      MemoryLimitTooSmallError        MEMORY_LIMIT_TOO_SMALL
+      StagingExhaustedError           STAGING_EXHAUSTED
+      SourceUnavailableError          SOURCE_UNAVAILABLE
+      SessionRequiredError            SESSION_REQUIRED
+      TooManyLoadsError               TOO_MANY_LOADS
+      InvalidRequestError             INVALID_REQUEST
+      ProtocolError                   the daemon broke the wire contract
+      UnsupportedDtypeError           a dtype that the installed torch does not know
+      DuplicateTensorError            load_state_dict() of a checkpoint with a name twice
+      LoadClosedError                 a Load was used after its end
+
+`by_reason` is the only place that knows the reasons, `from_rpc` the only one that reads gRPC errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import grpc
+
+ERROR_DOMAIN = "penstock"
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class PenstockError(Exception):
+    """Base of everything that penstock.client raises about a daemon or a checkpoint.
+
+    `reason` is the ErrorInfo reason that the daemon gave, `details` its metadata (file, tensor, bytes,
+    ...), `load_id` the load as the daemon's log names it; empty where unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        load_id: str = "",
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.details = dict(details or {})
+        self.load_id = load_id or self.details.get("load_id", "")
+
+
+class DaemonUnavailableError(PenstockError):
+    """No daemon answers on the socket directory, or it went away in mid-load and did not come back."""
+
+
+class ShuttingDownError(DaemonUnavailableError):
+    """The daemon drains and takes no new loads."""
+
+
+class CheckpointNotFoundError(PenstockError):
+    """No such file, directory or object, or nothing in it to load."""
+
+
+class CheckpointInvalidError(PenstockError):
+    """The files are not a valid checkpoint; the message names the file, the tensor and what is wrong."""
+
+
+class CheckpointChangedError(PenstockError):
+    """A file changed while it was read, or is not the version that an interrupted load began with."""
+
+
+class TensorNotFoundError(PenstockError):
+    """A name in `tensors` is in no file."""
+
+
+class AccessDeniedError(PenstockError):
+    """This user may not load this path, or not do this."""
+
+
+class MemoryLimitTooSmallError(PenstockError):
+    """The largest tensor does not fit into what the load may take of the staging buffer."""
+
+
+class StagingExhaustedError(PenstockError):
+    """The load waited for memory until the daemon's queue timeout."""
+
+
+class SourceUnavailableError(PenstockError):
+    """Storage failed, and went on failing when the daemon tried again."""
+
+
+class SessionRequiredError(PenstockError):
+    """The daemon does not know the session: it was restarted between two steps of a load."""
+
+
+class TooManyLoadsError(PenstockError):
+    """The daemon's bound on loads or connections is reached."""
+
+
+class InvalidRequestError(PenstockError):
+    """The daemon cannot make sense of the request."""
+
+
+class ProtocolError(PenstockError):
+    """The daemon sent something that the wire contract forbids; nothing of it was used."""
+
+
+class UnsupportedDtypeError(PenstockError):
+    """A tensor has a dtype that the installed torch does not know; nothing to do with the bytes."""
+
+
+class DuplicateTensorError(PenstockError):
+    """Two files of one checkpoint hold a tensor of the same name, which a dict cannot."""
+
+
+class LoadClosedError(PenstockError):
+    """A Load was iterated a second time, or after close()."""
+
+
+_BY_REASON: dict[str, type[PenstockError]] = {
+    "CHECKPOINT_NOT_FOUND": CheckpointNotFoundError,
+    "CHECKPOINT_INVALID": CheckpointInvalidError,
+    "CHECKPOINT_CHANGED": CheckpointChangedError,
+    "TENSOR_NOT_FOUND": TensorNotFoundError,
+    "ACCESS_DENIED": AccessDeniedError,
+    "MEMORY_LIMIT_TOO_SMALL": MemoryLimitTooSmallError,
+    "STAGING_EXHAUSTED": StagingExhaustedError,
+    "SOURCE_UNAVAILABLE": SourceUnavailableError,
+    "SESSION_REQUIRED": SessionRequiredError,
+    "TOO_MANY_LOADS": TooManyLoadsError,
+    "SHUTTING_DOWN": ShuttingDownError,
+    "INVALID_REQUEST": InvalidRequestError,
+}
+
+
+def by_reason(
+    reason: str, message: str, *, details: Mapping[str, str] | None = None, load_id: str = ""
+) -> PenstockError:
+    """The exception for an ErrorInfo reason; the base class, with the reason kept, for an unknown one."""
+    error = _BY_REASON.get(reason, PenstockError)
+    return error(message or reason, reason=reason, details=details, load_id=load_id)
+
+
+def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "") -> PenstockError:
+    """The exception for a failed call to the daemon in directory `where`.
+
+    UNAVAILABLE without a reason is gRPC's own word for a broken connection, so only that one, and
+    SHUTTING_DOWN, become a DaemonUnavailableError. SOURCE_UNAVAILABLE has the same status but does not.
+    """
+    import grpc
+
+    if not isinstance(error, grpc.Call):
+        return PenstockError(f"the call to the daemon in {where} failed: {error}", load_id=load_id)
+    status, message = error.code(), error.details() or ""
+    reason, details = _error_info(error)
+    if reason:
+        return by_reason(reason, message, details=details, load_id=load_id)
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return DaemonUnavailableError(f"the daemon in {where} went away: {message}", load_id=load_id)
+    if status is grpc.StatusCode.UNIMPLEMENTED:
+        return ProtocolError(f"the daemon in {where} does not know this call: {message}", load_id=load_id)
+    name = status.name if status is not None else "UNKNOWN"
+    return PenstockError(f"the daemon in {where} answered {name}: {message}", load_id=load_id)
+
+
+def unreachable(where: str, cause: object) -> DaemonUnavailableError:
+    """Says where a daemon was looked for, and how to start one."""
+    return DaemonUnavailableError(
+        f"no penstock daemon answers in {where} ({cause}). Start one with "
+        f"`penstockd --socket-dir {where}`, point PENSTOCK_SOCKET_DIR at a running one, "
+        "or use StreamerClient.embedded()"
+    )
+
+
+def _error_info(call: grpc.Call) -> tuple[str, dict[str, str]]:
+    from google.protobuf.message import DecodeError
+    from google.rpc import error_details_pb2, status_pb2
+
+    for key, value in call.trailing_metadata() or ():
+        if key != _DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        try:
+            details = status_pb2.Status.FromString(value).details
+        except DecodeError:
+            continue
+        for detail in details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+                return info.reason, dict(info.metadata)
+    return "", {}

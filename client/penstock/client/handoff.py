@@ -1,0 +1,156 @@
+"""The client's end of handoff.sock: a session token first, then the slabs of a load.
+
+The connection is the lease: the daemon counts the client among the holders of the slabs for as long as
+it is open. So it outlives the load: whoever mapped the slabs closes it after unmapping them.
+
+`socket.recv_fds` ignores its flags, and would leak slabs into child processes: hence recvmsg.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from penstock.v1 import streamer_pb2 as pb
+
+from . import errors
+
+# Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
+MAX_PACKET_FDS = 253
+# A frame is a few bytes; a refusal carries a sentence.
+_MAX_FRAME_BYTES = 64 * 1024
+# sun_path holds 108 bytes with its NUL, and gRPC refuses what the kernel refuses, less clearly.
+_MAX_SOCKET_PATH_BYTES = 107
+# Everything awaited here was sent before the daemon said so; more than a moment means it hangs.
+_TIMEOUT_SECONDS = 30.0
+
+
+def socket_path(socket_dir: Path, name: str) -> str:
+    """The path of a socket in the daemon's directory. Raises ValueError when Linux cannot connect to it."""
+    path = os.fspath(socket_dir / name)
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"the socket path {path} has {len(os.fsencode(path))} bytes and Linux allows "
+            f"{_MAX_SOCKET_PATH_BYTES}: use a shorter socket directory"
+        )
+    return path
+
+
+class Handoff:
+    """One connection to handoff.sock, and owner of its file descriptor until `close()`."""
+
+    def __init__(self, connection: socket.socket, where: str) -> None:
+        """Takes `connection`, closes it on failure. Raises what the daemon refused it with."""
+        self._connection = connection
+        self._where = where
+        self._lease_fd = -1
+        try:
+            connection.settimeout(_TIMEOUT_SECONDS)
+            frame, fds = self._receive()
+            _close_all(fds)
+            if frame.HasField("refused"):
+                raise errors.by_reason(frame.refused.reason, frame.refused.message)
+            if fds or not frame.hello.token:
+                raise errors.ProtocolError("the first packet on handoff.sock is not a session token")
+        except BaseException:
+            connection.close()
+            raise
+        self.token = frame.hello.token
+        self.daemon_version = frame.hello.daemon_version
+
+    @classmethod
+    def connect(cls, socket_dir: Path) -> Handoff:
+        """Raises DaemonUnavailableError where nobody listens."""
+        path = socket_path(socket_dir, "handoff.sock")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(_TIMEOUT_SECONDS)
+            connection.connect(path)
+        except OSError as error:
+            connection.close()
+            raise errors.unreachable(str(socket_dir), f"{path}: {error.strerror or error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, str(socket_dir))
+
+    def receive_slabs(self, slab_count: int) -> Iterator[list[int]]:
+        """Yields the slabs of a load in ring order, as lists of at most 253 fds, `slab_count` in all.
+
+        Each list belongs to the caller, who should close it before asking for the next one: a large
+        checkpoint has more slabs than a process may have open files.
+        """
+        received = 0
+        while received < slab_count:
+            frame, fds = self._receive()
+            if (
+                not frame.HasField("slabs")
+                or frame.slabs.first != received
+                or frame.slabs.count != len(fds)
+                or not 0 < len(fds) <= slab_count - received
+            ):
+                _close_all(fds)
+                raise errors.ProtocolError(
+                    f"expected slabs {received} to {slab_count} on handoff.sock, got {len(fds)} file "
+                    f"descriptors with {str(frame).strip()!r}"
+                )
+            received += len(fds)
+            yield fds
+        # From here on only held, perhaps until the process ends with tensors alive: a socket
+        # object would complain then that nobody closed it.
+        self._lease_fd = self._connection.detach()
+
+    def close(self) -> None:
+        """Ends the session and the lease. May be called again."""
+        self._connection.close()
+        lease_fd, self._lease_fd = self._lease_fd, -1
+        if lease_fd >= 0:
+            os.close(lease_fd)
+
+    def _receive(self) -> tuple[pb.HandoffFrame, list[int]]:
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(
+                _MAX_FRAME_BYTES, socket.CMSG_SPACE(MAX_PACKET_FDS * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except TimeoutError as error:
+            raise errors.DaemonUnavailableError(
+                f"the daemon in {self._where} does not answer on handoff.sock"
+            ) from error
+        except OSError as error:
+            raise errors.DaemonUnavailableError(
+                f"the daemon in {self._where} went away: {error.strerror or error}"
+            ) from error
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        received = fds.tolist()
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise errors.PenstockError(
+                    "file descriptors of slabs were lost on the way: this process may not open enough "
+                    f"files. It needs {MAX_PACKET_FDS} to spare: raise `ulimit -n`"
+                )
+            if flags & socket.MSG_TRUNC:
+                raise errors.ProtocolError(f"a packet on handoff.sock is over {_MAX_FRAME_BYTES} bytes")
+            if not data:
+                raise errors.DaemonUnavailableError(
+                    f"the daemon in {self._where} closed the handoff connection"
+                )
+            return pb.HandoffFrame.FromString(data), received
+        except DecodeError as error:
+            _close_all(received)
+            raise errors.ProtocolError("a packet on handoff.sock is not a HandoffFrame") from error
+        except BaseException:
+            _close_all(received)
+            raise
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,276 @@
+"""One load, from the request to the last tensor.
+
+load()      connect, ask, get the manifest, map the slabs                        (stream.py)
+iterate     segment by segment: wait until its bytes are there,
+            wrap its tensors                                                     (tensors.py)
+                full ring            views, which keep the slabs leased
+                window, owned        copies
+                window, not owned    views, good until the next iteration
+                other device         copies on that device                       (cuda.py)
+            yield them one by one,
+            and from a window release the segment, so that its space is read into again
+interrupted by the death of the daemon: wait for the next one, check that it has the same
+            version, skip what was yielded, go on
+close       at the end, or wherever the caller stops: the call, the channel, the mapping
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from penstock.v1 import streamer_pb2 as pb
+
+from . import cuda, errors
+from .stream import Choose, Stream
+
+_FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.05, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStats:
+    """Figures of a load, so far or at its end."""
+
+    # Delivered to the caller.
+    bytes: int
+    tensors: int
+    # From the request to the end, or to now.
+    seconds: float
+    # Of these, waiting for memory. Known at the end.
+    waited_seconds: float
+    # From the request to the first tensor; None before it.
+    first_tensor_seconds: float | None
+    # The whole load was in the staging buffer already.
+    cache_hit: bool
+    # Read from the source meanwhile, for this load or others that share it. Known at the end.
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """A file of the checkpoint as the daemon resolved it, with its `__metadata__`."""
+
+    uri: str
+    size_bytes: int
+    metadata: dict[str, str]
+
+
+class Load:
+    """Yields (name, tensor) once, in the order of the files. Made by `StreamerClient.load()`.
+
+    Leaving it early by `close()`, by its `with` block, by an exception or by dropping it gives
+    everything back that no living tensor needs. Not to be iterated by two threads; any may close it.
+    """
+
+    def __init__(
+        self,
+        socket_dir: Path,
+        request: pb.OpenLoad,
+        *,
+        choose: Choose | None,
+        device: torch.device,
+        owned: bool,
+        progress: bool,
+        reconnect_timeout: float,
+    ) -> None:
+        """Opens the load; raises what the daemon refuses it with."""
+        self._started = time.monotonic()
+        self._ended: float | None = None
+        self._first_tensor: float | None = None
+        self._bytes = self._tensors = self._read_bytes = 0
+        self._waited_seconds = 0.0
+        self._iterated = False
+        self._closed = threading.Event()
+        self._socket_dir = socket_dir
+        self._request = request
+        self._device = None if device.type == "cpu" else device
+        self._owned = owned
+        self._reconnect_timeout = reconnect_timeout
+        bar = _progress_bar() if progress else None
+        # A cell, so that the finalizer closes the stream of the day without keeping this Load alive.
+        self._streams = [Stream(socket_dir, request, choose)]
+        self._finalizer = weakref.finalize(self, _close_all, self._streams)
+        self._manifest = self._streams[0].manifest
+        self._progress = bar(total=self.total_bytes, desc="load", unit="B", unit_scale=True) if bar else None
+
+    @property
+    def load_id(self) -> str:
+        """Names this load in the daemon's log."""
+        return self._manifest.load_id
+
+    @property
+    def tensor_count(self) -> int:
+        """Tensors that this load yields."""
+        return self._manifest.tensor_count
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of these tensors."""
+        return self._manifest.total_bytes
+
+    @property
+    def files(self) -> tuple[LoadedFile, ...]:
+        """The checkpoint's files, in the order of the sources."""
+        return tuple(
+            LoadedFile(file.uri, file.size_bytes, dict(file.metadata)) for file in self._manifest.files
+        )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The files' `__metadata__` in one; where they disagree, the last file's word."""
+        return {key: value for file in self._manifest.files for key, value in file.metadata.items()}
+
+    @property
+    def stats(self) -> LoadStats:
+        """A snapshot."""
+        first = self._first_tensor
+        return LoadStats(
+            bytes=self._bytes,
+            tensors=self._tensors,
+            seconds=(self._ended or time.monotonic()) - self._started,
+            waited_seconds=self._waited_seconds,
+            first_tensor_seconds=None if first is None else first - self._started,
+            cache_hit=self._manifest.warm_bytes == self._manifest.total_bytes,
+            read_bytes=self._read_bytes,
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        if self._iterated or self._closed.is_set():
+            raise errors.LoadClosedError(
+                "this load was iterated before" if self._iterated else "this load is closed",
+                load_id=self.load_id,
+            )
+        self._iterated = True
+        return self._run()
+
+    def close(self) -> None:
+        """Ends the load. Tensors already yielded stay valid as `owned` promises. May be called again."""
+        self._closed.set()
+        if self._ended is None:
+            self._ended = time.monotonic()
+        if self._progress is not None:
+            self._progress.close()
+        self._finalizer()
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed.is_set() else "open"
+        return (
+            f"<Load {self.load_id} {state}: {self._tensors} of {self.tensor_count} tensors, "
+            f"{self._bytes} of {self.total_bytes} bytes>"
+        )
+
+    def _run(self) -> Iterator[tuple[str, torch.Tensor]]:
+        try:
+            while (segment := self._next_segment()) is not None:
+                yield from self._deliver(segment)
+            if self._tensors != self.tensor_count:
+                raise errors.ProtocolError(
+                    f"the daemon sent {self._tensors} of {self.tensor_count} tensors", load_id=self.load_id
+                )
+        except errors.PenstockError as error:
+            error.load_id = error.load_id or self.load_id
+            raise
+        finally:
+            self.close()
+
+    def _next_segment(self) -> pb.SegmentReady | None:
+        while True:
+            try:
+                segment = self._streams[0].next_segment()
+            except errors.DaemonUnavailableError as lost:
+                if self._tensors != self.tensor_count:
+                    self._resume(lost)
+                    continue
+                segment = None  # only the farewell is missing
+            finished = self._streams[0].finished
+            if segment is None and finished is not None:
+                self._waited_seconds += finished.waited_seconds
+                self._read_bytes += finished.read_bytes
+            return segment
+
+    def _deliver(self, segment: pb.SegmentReady) -> Iterator[tuple[str, torch.Tensor]]:
+        stream, device = self._streams[0], self._device
+        window = not stream.manifest.full
+        copy = window and self._owned and device is None
+        # Nothing that is yielded refers to the ring: its space can go before the last tensor does.
+        detached = copy or device is not None
+        if self._first_tensor is None:
+            self._first_tensor = time.monotonic()
+        count, done = len(segment.tensors), 0
+        try:
+            for name, tensor in stream.wrap(segment, copy=copy):
+                if device is not None:
+                    tensor = cuda.to_device(tensor, device)
+                if stream.closed:  # so the daemon may have reused the space while it was copied
+                    raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
+                done += 1
+                if window and detached and done == count:
+                    stream.release(segment, written=False)
+                yield name, tensor
+                del tensor  # or it would live on while the next one is made
+        finally:
+            self._tensors += done
+            delivered = sum(entry.size_bytes for entry in islice(segment.tensors, done))
+            self._bytes += delivered
+            if self._progress is not None:
+                self._progress.update(delivered)
+        if window and not (detached and count):
+            stream.release(segment, written=True)
+
+    def _resume(self, lost: errors.DaemonUnavailableError) -> None:
+        """Opens the rest of the load at the next daemon, when it comes within `reconnect_timeout`."""
+        self._streams[0].close()
+        self._request.skip_tensors = self._tensors
+        self._request.expect_version = self._manifest.version
+        deadline = time.monotonic() + self._reconnect_timeout
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            if time.monotonic() + delay > deadline:
+                raise lost
+            if self._closed.wait(delay):
+                raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
+            delay = min(2 * delay, _LAST_DELAY_SECONDS)
+            try:
+                stream = Stream(self._socket_dir, self._request)
+            except (errors.DaemonUnavailableError, errors.SessionRequiredError):
+                continue  # not there yet, or replaced between the handoff and the call
+            self._streams[0] = stream
+            if self._closed.is_set():
+                stream.close()
+            break
+        if stream.manifest.version != self._manifest.version:
+            raise errors.CheckpointChangedError("the checkpoint changed while the daemon was away")
+        if stream.manifest.tensor_count != self.tensor_count - self._tensors:
+            raise errors.ProtocolError(
+                f"{stream.manifest.tensor_count} tensors left after {self._tensors} of {self.tensor_count}"
+            )
+
+
+def _close_all(streams: list[Stream]) -> None:
+    for stream in streams:
+        stream.close()
+
+
+def _progress_bar() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    return tqdm

@@ -1,0 +1,169 @@
+"""Slabs, mapped side by side into one contiguous range of addresses.
+
+    reserve          PROT_NONE, aligned to 2 MiB so that huge pages fit
+    map              every slab at its place, MAP_FIXED; for a window the whole ring twice in a row,
+                     so that a segment that runs over the ring's end is contiguous all the same
+    one ctypes array over it all; torch tensors made from it keep it alive
+    unmap            when the array dies, that is, with the last tensor; then the lease is closed
+
+MAP_PRIVATE and writable: a caller that writes into a tensor gets its own copy of that page, and neither
+crashes nor changes what others see. The slabs' fds are closed once mapped.
+
+Interpreter exit does not unmap: tensors may still be used by whatever runs later, and the kernel
+does it anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Iterable
+
+from . import errors
+
+_HUGE_PAGE_BYTES = 2 * 1024 * 1024
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # not in `mmap`; the same on x86-64 and arm64
+_PROT_NONE = 0
+_F_GET_SEALS = 1034
+_SEALS = 0x2 | 0x4 | 0x10  # SHRINK, GROW, FUTURE_WRITE
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_ssize_t,
+)
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class Mapping:
+    """The ring of one load as memory.
+
+    `array` spans `mapped_bytes`: the ring's `capacity_bytes` once, or twice when mirrored. The object
+    itself is disposable; the memory lives as long as `array` or a tensor made from it.
+    """
+
+    __slots__ = ("address", "array", "capacity_bytes", "mapped_bytes")
+
+    def __init__(
+        self,
+        packets: Iterable[list[int]],
+        *,
+        slab_count: int,
+        slab_bytes: int,
+        mirrored: bool,
+        release: Callable[[], None],
+    ) -> None:
+        """Maps the slabs of `packets`, lists of fds in ring order, and closes the fds.
+
+        `release` is called once, after the memory is unmapped: when the last tensor died, or before
+        this raises. Raises ProtocolError for slabs that are not what the daemon promised: a
+        memfd that could still shrink would kill this process, one that others could write is no
+        checkpoint.
+        """
+        if slab_count < 1 or slab_bytes < 1 or slab_bytes % mmap.PAGESIZE:
+            release()
+            raise errors.ProtocolError(f"a ring of {slab_count} slabs of {slab_bytes} bytes cannot be mapped")
+        self.capacity_bytes = slab_count * slab_bytes
+        self.mapped_bytes = self.capacity_bytes * (2 if mirrored else 1)
+        addresses = _Addresses(self.mapped_bytes, release)
+        self.address = addresses.start
+        try:
+            self._map_slabs(packets, slab_count, slab_bytes, mirrored)
+            _madvise(self.address, self.mapped_bytes, mmap.MADV_HUGEPAGE)
+            self.array = (ctypes.c_ubyte * self.mapped_bytes).from_address(self.address)
+            weakref.finalize(self.array, addresses.unmap).atexit = False
+        except BaseException:
+            addresses.unmap()
+            raise
+
+    def discard(self, offset: int, size_bytes: int) -> None:
+        """Forgets what was written into this range, rounded out to pages: it shows the slabs again."""
+        start = offset - offset % mmap.PAGESIZE
+        end = -(-(offset + size_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if end > start and _madvise(self.address + start, end - start, mmap.MADV_DONTNEED):
+            raise _os_error("cannot drop the private pages of a segment")
+
+    def _map_slabs(
+        self, packets: Iterable[list[int]], slab_count: int, slab_bytes: int, mirrored: bool
+    ) -> None:
+        mapped = 0
+        for fds in packets:
+            try:
+                if mapped + len(fds) > slab_count:
+                    raise errors.ProtocolError(f"more than {slab_count} slabs came")
+                for fd in fds:
+                    _check_slab(fd, slab_bytes)
+                    address = self.address + mapped * slab_bytes
+                    _map_slab(address, fd, slab_bytes)
+                    if mirrored:
+                        _map_slab(address + self.capacity_bytes, fd, slab_bytes)
+                    mapped += 1
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        if mapped != slab_count:
+            raise errors.ProtocolError(f"{mapped} slabs came instead of {slab_count}")
+
+
+class _Addresses:
+    """A reserved range that starts at a multiple of 2 MiB; `unmap` works once, however often it is called."""
+
+    def __init__(self, size_bytes: int, release: Callable[[], None]) -> None:
+        self._size_bytes = size_bytes
+        self._release: Callable[[], None] | None = release
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        reserved = _mmap(None, size_bytes + _HUGE_PAGE_BYTES, _PROT_NONE, flags, -1, 0)
+        if reserved == _MAP_FAILED:
+            error = _os_error(f"cannot reserve {size_bytes} bytes of addresses")
+            release()
+            raise error
+        before = -reserved % _HUGE_PAGE_BYTES
+        self.start: int = reserved + before
+        if before:
+            _munmap(reserved, before)
+        _munmap(self.start + size_bytes, _HUGE_PAGE_BYTES - before)
+
+    def unmap(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            _munmap(self.start, self._size_bytes)
+            release()
+
+
+def _map_slab(address: int, fd: int, size_bytes: int) -> None:
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    if (
+        _mmap(address, size_bytes, protection, mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE, fd, 0)
+        != address
+    ):
+        raise _os_error("cannot map a slab")
+
+
+def _check_slab(fd: int, slab_bytes: int) -> None:
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes != slab_bytes:
+        raise errors.ProtocolError(f"a slab has {size_bytes} bytes instead of {slab_bytes}")
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError as error:
+        raise errors.ProtocolError("a slab is not a memfd") from error
+    if seals & _SEALS != _SEALS:
+        raise errors.ProtocolError(f"a slab is not sealed against change (seals {seals:#x})")
+
+
+def _os_error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{what}: {os.strerror(number)}")

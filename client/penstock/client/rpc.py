@@ -1,0 +1,59 @@
+"""One session with the daemon: a handoff connection for the token, a gRPC channel for the calls."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from penstock.v1 import streamer_pb2_grpc
+
+from .handoff import Handoff, socket_path
+
+_OPTIONS = (
+    # A segment may hold a hundred thousand tensors, a listing more.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    # Shared connections would share the back-off of a daemon that is just restarting.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Session:
+    """Open until `close()`; what it was used for must be over by then.
+
+    `service` has the methods of StreamerService; pass `metadata` to each. The lease of a load's slabs
+    may outlive the session: `close(keep_lease=True)` then leaves `handoff` to whoever maps them.
+    """
+
+    def __init__(self, socket_dir: Path) -> None:
+        """Raises DaemonUnavailableError where no daemon answers."""
+        target = "unix:" + urllib.parse.quote(socket_path(socket_dir, "penstock.sock"))
+        self.where = str(socket_dir)
+        self.handoff = Handoff.connect(socket_dir)
+        try:
+            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+            self.service: Any = streamer_pb2_grpc.StreamerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        except BaseException:
+            self.handoff.close()
+            raise
+        self.metadata = (("penstock-session", self.handoff.token),)
+
+    def close(self, *, keep_lease: bool = False) -> None:
+        """May be called again."""
+        self._channel.close()
+        if not keep_lease:
+            self.handoff.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,185 @@
+"""One call of Load against one daemon process: from the request to the last segment.
+
+Stream knows the order of messages and trusts none of their numbers; what a load means to its
+caller, and what happens when the daemon dies, is `load.py`'s affair.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import grpc
+import torch
+
+from penstock.v1 import streamer_pb2 as pb
+
+from . import errors, tensors
+from .mapping import Mapping
+from .rpc import Session
+
+# Gets all names of the checkpoint, returns those to load.
+Choose = Callable[[list[str]], Sequence[str]]
+
+
+class Stream:
+    """An open load. `close()` gives everything back, except what living tensors still need."""
+
+    def __init__(self, socket_dir: Path, request: pb.OpenLoad, choose: Choose | None = None) -> None:
+        """Returns when the manifest has come and the slabs are mapped.
+
+        Fills `request.tensors` with what `choose` answers, so that the same request opens the same
+        load again. Raises what the daemon refuses the load with.
+        """
+        self.closed = False
+        self.finished: pb.Finished | None = None
+        self.manifest = pb.Manifest()
+        self._mapping: Mapping | None = None
+        self._leased = False
+        self._segments = 0
+        self._requests = _Requests()
+        self._session = Session(socket_dir)
+        try:
+            self._requests.send(pb.LoadRequest(open=request))
+            self._call: Iterator[pb.LoadResponse] = self._session.service.Load(
+                self._requests, metadata=self._session.metadata
+            )
+            self.manifest = self._await_manifest(request, choose)
+            if self.manifest.slab_count:
+                self._map_slabs()
+        except BaseException:
+            self.close()
+            raise
+
+    def next_segment(self) -> pb.SegmentReady | None:
+        """The next segment whose bytes are in memory, None after the last one.
+
+        Raises DaemonUnavailableError when the daemon is gone, LoadClosedError after `close()`.
+        """
+        response = self._receive()
+        if response is None:
+            raise self._broken("the end of the call before its last message")
+        kind = response.WhichOneof("response")
+        if kind == "segment_ready":
+            self._check(response.segment_ready)
+            self._segments += 1
+            return response.segment_ready
+        if kind != "finished":
+            raise self._broken(f"{kind} where a segment should come")
+        if self._segments != self.manifest.segment_count:
+            raise self._broken(f"the end after {self._segments} of {self.manifest.segment_count} segments")
+        self._requests.end()
+        self.finished = response.finished
+        if self._receive() is not None:  # a call that is left before its status counts as cancelled
+            raise self._broken("a message after the last")
+        return None
+
+    def wrap(self, segment: pb.SegmentReady, *, copy: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a segment of this stream: views of the ring, or copies."""
+        if self._mapping is None:  # a checkpoint of nothing but zero-size tensors
+            array = tensors.NO_BYTES
+        else:
+            array = self._mapping.array
+        return tensors.wrap_segment(
+            array, segment.tensors, start=segment.ring_offset, size_bytes=segment.size_bytes, copy=copy
+        )
+
+    def release(self, segment: pb.SegmentReady, *, written: bool) -> None:
+        """Lets the daemon reuse the space of `segment` and all before it.
+
+        `written` says that somebody may have written into views of it.
+        """
+        if written and self._mapping is not None:
+            self._mapping.discard(segment.ring_offset, segment.size_bytes)
+        self._requests.send(pb.LoadRequest(release=pb.Release(segments=segment.index + 1)))
+
+    def close(self) -> None:
+        """Ends the call, and the lease once the last view died. May be called again, by any thread."""
+        self.closed = True
+        self._requests.end()
+        call = getattr(self, "_call", None)
+        if call is not None:
+            call.cancel()
+        self._session.close(keep_lease=self._leased)
+        self._mapping = None
+
+    def _await_manifest(self, request: pb.OpenLoad, choose: Choose | None) -> pb.Manifest:
+        names: list[str] = []
+        while True:
+            response = self._receive()
+            if response is None:
+                raise self._broken("the end of the call before a manifest")
+            kind = response.WhichOneof("response")
+            if kind == "manifest":
+                return response.manifest
+            if kind == "listing" and choose is not None:
+                names.extend(tensor.name for tensor in response.listing.tensors)
+                if response.listing.last:
+                    request.list_tensors = False
+                    request.tensors.CopyFrom(pb.SelectTensors(names=choose(names)))
+                    self._requests.send(pb.LoadRequest(select=request.tensors))
+                    choose = None
+            elif kind not in ("queued", None):
+                raise self._broken(f"{kind} where the manifest should come")
+
+    def _map_slabs(self) -> None:
+        manifest, handoff = self.manifest, self._session.handoff
+        self._leased = True  # from here on the mapping closes the connection
+        self._mapping = Mapping(
+            handoff.receive_slabs(manifest.slab_count),
+            slab_count=manifest.slab_count,
+            slab_bytes=manifest.slab_bytes,
+            mirrored=not manifest.full,
+            release=handoff.close,
+        )
+
+    def _check(self, segment: pb.SegmentReady) -> None:
+        capacity = self._mapping.capacity_bytes if self._mapping else 0
+        mapped = self._mapping.mapped_bytes if self._mapping else 0
+        if (
+            segment.index != self._segments
+            or segment.index >= self.manifest.segment_count
+            or segment.ring_offset >= max(capacity, 1)
+            or segment.size_bytes > capacity
+            or segment.ring_offset + segment.size_bytes > mapped
+        ):
+            raise self._broken(
+                f"segment {segment.index} of {segment.size_bytes} bytes at {segment.ring_offset}, which does "
+                f"not fit segment {self._segments} of {self.manifest.segment_count}, ring of {capacity} bytes"
+            )
+
+    def _receive(self) -> pb.LoadResponse | None:
+        try:
+            return next(self._call, None)
+        except (grpc.RpcError, ValueError) as error:
+            if self.closed:
+                raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id) from None
+            if not isinstance(error, grpc.RpcError):
+                raise
+            raise errors.from_rpc(error, where=self._session.where, load_id=self.manifest.load_id) from error
+
+    def _broken(self, what: str) -> errors.ProtocolError:
+        return errors.ProtocolError(f"the daemon sent {what}", load_id=self.manifest.load_id)
+
+
+class _Requests:
+    """The request side of the call: what gRPC's thread takes, until `end()`. Holds no Stream alive."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[pb.LoadRequest | None] = queue.SimpleQueue()
+
+    def send(self, request: pb.LoadRequest) -> None:
+        self._queue.put(request)
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def __iter__(self) -> _Requests:
+        return self
+
+    def __next__(self) -> pb.LoadRequest:
+        request = self._queue.get()
+        if request is None:
+            raise StopIteration
+        return request

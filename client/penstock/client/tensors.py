@@ -1,0 +1,129 @@
+"""Bytes of a segment to torch tensors.
+
+A tensor is a view of the mapping and keeps it alive. Where a view would not do it is a copy: when
+the caller asks for copies, and at an address that is no multiple of the dtype's size.
+
+The table holds every dtype that the safetensors library maps to torch. Torch packs two F4 values into
+one element of a byte; as in safetensors, the last dimension is halved for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+from penstock.v1 import streamer_pb2 as pb
+
+from . import errors
+
+
+class _Dtype(NamedTuple):
+    torch: torch.dtype
+    item_bytes: int
+    # Values of the file's dtype in one element of torch's.
+    packed: int = 1
+
+
+_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+}
+# Older torch versions lack some.
+DTYPES = {
+    name: _Dtype(getattr(torch, attribute), getattr(torch, attribute).itemsize)
+    for name, attribute in _NAMES.items()
+    if hasattr(torch, attribute)
+}
+if hasattr(torch, "float4_e2m1fn_x2"):
+    DTYPES["F4"] = _Dtype(torch.float4_e2m1fn_x2, 1, packed=2)
+
+# What there is to wrap when every tensor is of size zero.
+NO_BYTES = (ctypes.c_ubyte * 0)()
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("penstock needs a little-endian machine: safetensors are little-endian, and mapped")
+
+
+def wrap_segment(
+    array: ctypes.Array[ctypes.c_ubyte],
+    entries: Iterable[pb.Tensor],
+    *,
+    start: int,
+    size_bytes: int,
+    copy: bool,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields (name, tensor) for every tensor of the segment that lies at `start` in `array`.
+
+    The caller has checked that the segment lies within the array. Views of `array`, or tensors
+    with memory of their own where `copy`. Raises ProtocolError for a tensor that leaves the segment
+    or is not as long as its dtype and shape say, UnsupportedDtypeError for an unknown dtype.
+    """
+    frombuffer, uint8, dtypes = torch.frombuffer, torch.uint8, DTYPES
+    address = ctypes.addressof(array)
+    for entry in entries:
+        known = dtypes.get(entry.dtype)
+        if known is None:
+            raise errors.UnsupportedDtypeError(
+                f"tensor {entry.name!r} has dtype {entry.dtype}, which torch {torch.__version__} lacks"
+            )
+        dtype, item_bytes, packed = known
+        shape = list(entry.shape) if packed == 1 else _packed_shape(entry, packed)
+        count = prod(shape)
+        bytes_, offset = entry.size_bytes, entry.offset
+        if count * item_bytes != bytes_ or offset + bytes_ > size_bytes:
+            raise errors.ProtocolError(
+                f"tensor {entry.name!r} ({entry.dtype} {list(entry.shape)}, {bytes_} bytes at {offset}) "
+                f"does not fit its segment of {size_bytes} bytes"
+            )
+        offset += start
+        if not bytes_:
+            yield entry.name, _empty(entry, shape, dtype)
+            continue
+        if copy or (address + offset) % item_bytes:
+            tensor = frombuffer(array, dtype=uint8, count=bytes_, offset=offset).clone().view(dtype)
+        else:
+            tensor = frombuffer(array, dtype=dtype, count=count, offset=offset)
+        yield entry.name, tensor if len(shape) == 1 else tensor.view(shape)
+        del tensor  # or it would live on while the next one is made
+
+
+def _packed_shape(entry: pb.Tensor, packed: int) -> list[int]:
+    shape = list(entry.shape)
+    if not shape or shape[-1] % packed:
+        raise errors.UnsupportedDtypeError(
+            f"tensor {entry.name!r} has dtype {entry.dtype} and shape {shape}: torch {torch.__version__} "
+            f"packs {packed} values into one, so the last dimension must be a multiple of {packed}"
+        )
+    shape[-1] //= packed
+    return shape
+
+
+def _empty(entry: pb.Tensor, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise errors.CheckpointInvalidError(
+            f"tensor {entry.name!r} has a shape that torch cannot represent: {list(entry.shape)}"
+        ) from error

@@ -1,0 +1,370 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class HandoffFrame(_message.Message):
+    __slots__ = ("hello", "slabs", "refused")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    SLABS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    hello: HandoffHello
+    slabs: HandoffSlabs
+    refused: HandoffRefused
+    def __init__(self, hello: _Optional[_Union[HandoffHello, _Mapping]] = ..., slabs: _Optional[_Union[HandoffSlabs, _Mapping]] = ..., refused: _Optional[_Union[HandoffRefused, _Mapping]] = ...) -> None: ...
+
+class HandoffHello(_message.Message):
+    __slots__ = ("token", "daemon_version")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    daemon_version: str
+    def __init__(self, token: _Optional[str] = ..., daemon_version: _Optional[str] = ...) -> None: ...
+
+class HandoffSlabs(_message.Message):
+    __slots__ = ("first", "count")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    count: int
+    def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class HandoffRefused(_message.Message):
+    __slots__ = ("reason", "message")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    message: str
+    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("open", "select", "release")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    SELECT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    open: OpenLoad
+    select: SelectTensors
+    release: Release
+    def __init__(self, open: _Optional[_Union[OpenLoad, _Mapping]] = ..., select: _Optional[_Union[SelectTensors, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+
+class OpenLoad(_message.Message):
+    __slots__ = ("sources", "tensors", "list_tensors", "memory_limit_bytes", "group", "skip_tensors", "expect_version", "client_name", "client_version")
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    LIST_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SKIP_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    EXPECT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    tensors: SelectTensors
+    list_tensors: bool
+    memory_limit_bytes: int
+    group: LoadGroup
+    skip_tensors: int
+    expect_version: str
+    client_name: str
+    client_version: str
+    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., list_tensors: bool = ..., memory_limit_bytes: _Optional[int] = ..., group: _Optional[_Union[LoadGroup, _Mapping]] = ..., skip_tensors: _Optional[int] = ..., expect_version: _Optional[str] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ...) -> None: ...
+
+class SelectTensors(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LoadGroup(_message.Message):
+    __slots__ = ("name", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("segments",)
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    segments: int
+    def __init__(self, segments: _Optional[int] = ...) -> None: ...
+
+class LoadResponse(_message.Message):
+    __slots__ = ("queued", "listing", "manifest", "segment_ready", "finished")
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_READY_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    queued: Queued
+    listing: Listing
+    manifest: Manifest
+    segment_ready: SegmentReady
+    finished: Finished
+    def __init__(self, queued: _Optional[_Union[Queued, _Mapping]] = ..., listing: _Optional[_Union[Listing, _Mapping]] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segment_ready: _Optional[_Union[SegmentReady, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class Queued(_message.Message):
+    __slots__ = ("place", "reason")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    place: int
+    reason: str
+    def __init__(self, place: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Listing(_message.Message):
+    __slots__ = ("tensors", "last")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    last: bool
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., last: bool = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files")
+    LOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WARM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    load_id: str
+    version: str
+    slab_count: int
+    slab_bytes: int
+    full: bool
+    tensor_count: int
+    segment_count: int
+    total_bytes: int
+    warm_bytes: int
+    files: _containers.RepeatedCompositeFieldContainer[CheckpointFile]
+    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ...) -> None: ...
+
+class CheckpointFile(_message.Message):
+    __slots__ = ("uri", "size_bytes", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    URI_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    size_bytes: int
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class SegmentReady(_message.Message):
+    __slots__ = ("index", "ring_offset", "size_bytes", "tensors")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    RING_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    ring_offset: int
+    size_bytes: int
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, index: _Optional[int] = ..., ring_offset: _Optional[int] = ..., size_bytes: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "offset", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    offset: int
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("waited_seconds", "read_bytes")
+    WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    waited_seconds: float
+    read_bytes: int
+    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ...) -> None: ...
+
+class PrefetchRequest(_message.Message):
+    __slots__ = ("sources", "tensors", "pin")
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    tensors: SelectTensors
+    pin: bool
+    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., pin: bool = ...) -> None: ...
+
+class PrefetchResponse(_message.Message):
+    __slots__ = ("ready_bytes", "total_bytes", "done", "queued")
+    READY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    ready_bytes: int
+    total_bytes: int
+    done: bool
+    queued: Queued
+    def __init__(self, ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: bool = ..., queued: _Optional[_Union[Queued, _Mapping]] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("sources",)
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, sources: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EvictResponse(_message.Message):
+    __slots__ = ("freed_bytes", "leased_bytes")
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    freed_bytes: int
+    leased_bytes: int
+    def __init__(self, freed_bytes: _Optional[int] = ..., leased_bytes: _Optional[int] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    STAGING_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    pid: int
+    uptime_seconds: float
+    serving: bool
+    staging: StagingStatus
+    readers: ReaderStatus
+    stages: _containers.RepeatedCompositeFieldContainer[StageStatus]
+    loads: _containers.RepeatedCompositeFieldContainer[LoadStatus]
+    totals: Totals
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ...) -> None: ...
+
+class StagingStatus(_message.Message):
+    __slots__ = ("limit_bytes", "slab_bytes", "free_bytes", "reading_bytes", "leased_bytes", "warm_bytes", "peak_bytes", "waiting")
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WARM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    limit_bytes: int
+    slab_bytes: int
+    free_bytes: int
+    reading_bytes: int
+    leased_bytes: int
+    warm_bytes: int
+    peak_bytes: int
+    waiting: int
+    def __init__(self, limit_bytes: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., reading_bytes: _Optional[int] = ..., leased_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+
+class ReaderStatus(_message.Message):
+    __slots__ = ("threads", "busy")
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    threads: int
+    busy: int
+    def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ...) -> None: ...
+
+class StageStatus(_message.Message):
+    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    version: str
+    capacity_bytes: int
+    ready_bytes: int
+    total_bytes: int
+    full: bool
+    state: str
+    pinned: bool
+    holders: _containers.RepeatedCompositeFieldContainer[Holder]
+    idle_seconds: float
+    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+
+class Holder(_message.Message):
+    __slots__ = ("uid", "pid", "held_seconds", "client_name")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    HELD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    uid: int
+    pid: int
+    held_seconds: float
+    client_name: str
+    def __init__(self, uid: _Optional[int] = ..., pid: _Optional[int] = ..., held_seconds: _Optional[float] = ..., client_name: _Optional[str] = ...) -> None: ...
+
+class LoadStatus(_message.Message):
+    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name")
+    LOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_PLACE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    load_id: str
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    uid: int
+    pid: int
+    state: str
+    delivered_bytes: int
+    total_bytes: int
+    running_seconds: float
+    queue_place: int
+    stage_id: int
+    client_name: str
+    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ...) -> None: ...
+
+class Totals(_message.Message):
+    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions")
+    LOADS_OK_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_HITS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_MISSES_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    loads_ok: int
+    loads_failed: int
+    read_bytes: int
+    delivered_bytes: int
+    stage_hits: int
+    stage_misses: int
+    evictions: int
+    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""penstockd: reads checkpoints into shared memory and hands it to inference processes."""

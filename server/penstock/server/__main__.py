@@ -1,0 +1,29 @@
+"""penstockd: flags in, exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from .config import load_config
+from .errors import ConfigError
+from .limits import memory_bound
+
+
+def main() -> int:
+    """0: stopped as asked. 1: could not start. 2: wrong usage."""
+    try:
+        config = load_config(sys.argv[1:], os.environ, memory_bound)
+        from . import daemon, log
+
+        log.set_up(as_json=config.log_format == "json", level=config.log_level)
+        asyncio.run(daemon.serve(config))
+    except ConfigError as error:
+        print(f"penstockd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""From what a client names to open files with parsed headers.
+
+A source is a safetensors file, an index file, or a directory: of that the files which its index names, or
+all its `*.safetensors`. Everything here blocks and runs on worker threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from .checkpoint import Header, InvalidHeaderError, InvalidIndexError, TensorTable, parse_index
+from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
+from .header import read_header
+from .sources import Access, SourceFile
+from .sources.file import list_directory, open_file
+from .units import show_size
+
+WEIGHTS_SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+MAX_INDEX_BYTES = 64 << 20
+MAX_SOURCES = 10_000
+CACHED_TENSORS = 250_000
+"""Headers of checkpoints used lately are kept up to this many tensors: some 25 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Files loaded together, in order, and open. Whoever holds it must `close` it, once."""
+
+    sources: tuple[str, ...]
+    files: tuple[SourceFile, ...]
+    headers: tuple[Header, ...]
+
+    @property
+    def tables(self) -> tuple[TensorTable, ...]:
+        return tuple(header.tensors for header in self.headers)
+
+    @property
+    def version(self) -> str:
+        """Identifies the bytes: of every file where it is and which version."""
+        state = hashlib.sha256()
+        for file in self.files:
+            state.update(f"{file.uri}\0{file.version}\0".encode())
+        return state.hexdigest()[:32]
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+class Catalog:
+    """Resolves sources. Keeps the headers of unchanged files, so that a warm load reads none."""
+
+    def __init__(self, workers: Executor) -> None:
+        """`workers` runs the reading of headers; `resolve` itself must not run on it."""
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._headers: OrderedDict[str, Header] = OrderedDict()
+        self._cached_tensors = 0
+
+    def resolve(self, sources: Sequence[str], access: Access) -> Checkpoint:
+        """Opens every file that the sources name, and reads what it holds.
+
+        Raises CheckpointNotFoundError, CheckpointInvalidError, AccessDeniedError, InvalidRequestError or
+        SourceUnavailableError; nothing stays open then.
+        """
+        if not sources:
+            raise InvalidRequestError("sources: name at least one file, directory or URI")
+        if len(sources) > MAX_SOURCES:
+            raise InvalidRequestError(f"sources: {len(sources)} are more than {MAX_SOURCES}")
+        files: list[SourceFile] = []
+        try:
+            indexes: list[tuple[str, dict[str, tuple[str, ...]], int]] = []
+            for source in sources:
+                index_path, members = _expand(local_path(source), access)
+                if index_path is not None:
+                    index = _read_index(index_path, access)
+                    indexes.append((index_path, index, len(files)))
+                    members = [os.path.join(os.path.dirname(index_path), name) for name in index]
+                for member in members:
+                    files.append(_open_member(member, index_path, access))
+            headers = tuple(self._workers.map(self._header, files))
+            for index_path, index, first in indexes:
+                _check_index(index_path, index, headers[first : first + len(index)])
+            return Checkpoint(tuple(sources), tuple(files), headers)
+        except BaseException:
+            for file in files:
+                file.close()
+            raise
+
+    def _header(self, file: SourceFile) -> Header:
+        with self._lock:
+            cached = self._headers.get(file.version)
+            if cached is not None:
+                self._headers.move_to_end(file.version)
+                return cached
+        try:
+            header = read_header(file)
+        except InvalidHeaderError as error:
+            raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
+        file.check_unchanged()
+        with self._lock:
+            if file.version not in self._headers and len(header.tensors) <= CACHED_TENSORS:
+                self._headers[file.version] = header
+                self._cached_tensors += len(header.tensors)
+                while self._cached_tensors > CACHED_TENSORS:
+                    _, old = self._headers.popitem(last=False)
+                    self._cached_tensors -= len(old.tensors)
+        return header
+
+
+def local_path(source: str) -> str:
+    """The path that a path or a `file://` URI names. Raises InvalidRequestError."""
+    if "\0" in source:
+        raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character")
+    if source.startswith("/"):
+        return source
+    parts = urlsplit(source)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            raise InvalidRequestError(f"sources: {source[:200]!r} is not of the form file:///path")
+        return unquote(parts.path)
+    if parts.scheme and "://" in source:
+        raise InvalidRequestError(
+            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources"
+        )
+    raise InvalidRequestError(
+        f"sources: {source[:200]!r} is a relative path, which means nothing to penstockd; make it absolute"
+    )
+
+
+def _expand(path: str, access: Access) -> tuple[str | None, list[str]]:
+    """The index file that `path` is or has, or else the weights that `path` is or has."""
+    if path.endswith(INDEX_SUFFIX):
+        return path, []
+    names = list_directory(path, access)
+    if names is None:
+        return None, [path]
+    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    if len(indexes) > 1:
+        raise CheckpointInvalidError(
+            f"{path} holds several index files ({', '.join(indexes[:4])}); name the one to load", file=path
+        )
+    if indexes:
+        return os.path.join(path, indexes[0]), []
+    weights = [os.path.join(path, name) for name in names if name.endswith(WEIGHTS_SUFFIX)]
+    if not weights:
+        raise CheckpointNotFoundError(f"{path} holds no *{WEIGHTS_SUFFIX} file", file=path)
+    return None, weights
+
+
+def _read_index(path: str, access: Access) -> dict[str, tuple[str, ...]]:
+    file = open_file(path, access)
+    try:
+        if file.size_bytes > MAX_INDEX_BYTES:
+            raise CheckpointInvalidError(
+                f"{path}: an index of {show_size(file.size_bytes)}, larger than {show_size(MAX_INDEX_BYTES)}",
+                file=path,
+            )
+        raw = bytearray(file.size_bytes)
+        file.read_into(0, [memoryview(raw)])
+        return parse_index(bytes(raw))
+    except InvalidIndexError as error:
+        raise CheckpointInvalidError(f"{path}: {error}", file=path) from error
+    finally:
+        file.close()
+
+
+def _open_member(path: str, index_path: str | None, access: Access) -> SourceFile:
+    try:
+        return open_file(path, access)
+    except CheckpointNotFoundError as error:
+        if index_path is None:
+            raise
+        raise CheckpointInvalidError(
+            f"{index_path} names {os.path.basename(path)}, which does not exist", file=index_path
+        ) from error
+
+
+def _check_index(path: str, index: dict[str, tuple[str, ...]], headers: Sequence[Header]) -> None:
+    for (file, names), header in zip(index.items(), headers, strict=True):
+        missing = set(names).difference(header.tensors.names())
+        if missing:
+            raise CheckpointInvalidError(
+                f"{path} says that {file} holds tensor {min(missing)[:200]!r}, which it does not",
+                file=path,
+                tensor=min(missing)[:200],
+            )

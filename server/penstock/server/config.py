@@ -1,0 +1,302 @@
+"""One frozen Config, validated once, from flags and environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+from .limits import OVERHEAD_BYTES, MemoryBound
+from .linux import HUGE_PAGE_BYTES
+from .units import parse_size, show_size
+
+DEFAULT_SOCKET_DIR = "/run/penstock"
+SLABS_PER_LIMIT = 64
+MIN_SLAB_BYTES = HUGE_PAGE_BYTES
+MAX_SLAB_BYTES = 1 << 30
+UNLIMITED_SLAB_BYTES = 64 << 20
+UNIX_PATH_BYTES = 107
+"""Longer socket paths fail in the kernel."""
+
+UNLIMITED = -1
+MINIMAL = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the daemon runs with. Sizes in bytes, times in seconds."""
+
+    socket_dir: Path
+    memory_limit: int
+    """As asked for: -1 unlimited, 0 minimal, else bytes."""
+    capacity_bytes: int
+    """What the staging buffer may never exceed, whatever the mode: the limit, or what the machine bears."""
+    slab_bytes: int
+    concurrency: int
+    block_bytes: int
+    window_bytes: int
+    allow: tuple[str, ...]
+    trim_after_seconds: float
+    queue_timeout_seconds: float
+    group_timeout_seconds: float
+    grace_seconds: float
+    max_loads: int
+    populate: bool
+    log_format: str
+    log_level: str
+    exit_with_stdin: bool
+
+    @property
+    def max_slabs(self) -> int:
+        return self.capacity_bytes // self.slab_bytes
+
+    @property
+    def keeps_warm(self) -> bool:
+        return self.memory_limit != MINIMAL
+
+    @property
+    def trims(self) -> bool:
+        """Memory that nobody uses goes back to the system after a while."""
+        return self.memory_limit <= 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One flag, the variables that stand in for it, and how its text is read."""
+
+    flag: str
+    default: str
+    parse: Callable[[str], Any]
+    help: str
+    metavar: str | None = None
+    variables: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def field(self) -> str:
+        return self.flag.lstrip("-").replace("-", "_")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (f"PENSTOCK_{self.field.upper()}", *self.variables)
+
+
+def parse_memory_limit(text: str) -> int:
+    """-1, 0 or bytes. Raises ValueError."""
+    if text.strip() == "-1":
+        return UNLIMITED
+    return parse_size(text)
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _block_size(text: str) -> int:
+    size = parse_size(text)
+    if size < 64 << 10 or size > 1 << 30 or size % 4096:
+        raise ValueError(f"{text!r}: a block has 64KiB to 1GiB and is a multiple of 4096 bytes")
+    return size
+
+
+def _allow(text: str) -> tuple[str, ...]:
+    prefixes = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for prefix in prefixes:
+        if not prefix.startswith(("/", "s3://")):
+            raise ValueError(f"{prefix!r} is neither an absolute path nor an s3:// prefix")
+    return prefixes
+
+
+_OPTIONS = (
+    _Option(
+        "--socket-dir",
+        DEFAULT_SOCKET_DIR,
+        lambda text: Path(os.path.abspath(text)),
+        "directory of penstock.sock and handoff.sock; made if it is missing",
+        "DIR",
+    ),
+    _Option(
+        "--memory-limit",
+        "-1",
+        parse_memory_limit,
+        "cap of the staging buffer: -1 as much as is loaded, 0 per load as much as its largest tensor, "
+        "or a size such as 8GB or 8GiB",
+        "SIZE",
+        ("RUNAI_STREAMER_MEMORY_LIMIT",),
+    ),
+    _Option("--concurrency", "16", _positive, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)),
+    _Option(
+        "--block-size",
+        "8MiB",
+        _block_size,
+        "bytes that one thread reads at once",
+        "SIZE",
+        ("RUNAI_STREAMER_CHUNK_BYTESIZE",),
+    ),
+    _Option(
+        "--window-size",
+        "4GiB",
+        parse_size,
+        "most that the window of one load takes when its checkpoint does not fit the limit",
+        "SIZE",
+    ),
+    _Option(
+        "--allow",
+        "",
+        _allow,
+        "path prefix that users other than root and the daemon's own may load from; repeatable, in the "
+        "variable one a line",
+        "PREFIX",
+    ),
+    _Option(
+        "--trim-after",
+        "60",
+        _seconds,
+        "without a limit: seconds after which unused memory goes back to the system",
+        "SECONDS",
+    ),
+    _Option("--queue-timeout", "600", _seconds, "seconds that a load may wait for memory", "SECONDS"),
+    _Option("--group-timeout", "60", _seconds, "seconds that a group waits for its members", "SECONDS"),
+    _Option("--grace", "30", _seconds, "seconds that running loads get after SIGTERM", "SECONDS"),
+    _Option("--max-loads", "256", _positive, "loads at a time, waiting ones included", "N"),
+    _Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
+    _Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="penstockd",
+        description="Reads checkpoints into a capped shared-memory buffer and hands them to the processes "
+        "of this node.",
+        epilog="A flag wins over its variable, PENSTOCK_... over RUNAI_STREAMER_....",
+        allow_abbrev=False,
+    )
+    for option in _OPTIONS:
+        text = f"{option.help} (default: {option.default or 'none'}; variables: {', '.join(option.sources)})"
+        parser.add_argument(
+            option.flag,
+            help=text,
+            metavar=option.metavar,
+            choices=option.choices or None,
+            action="append" if option.field == "allow" else "store",
+        )
+    parser.add_argument(
+        "--no-populate", action="store_true", help="do not touch the buffer's pages ahead of the first load"
+    )
+    parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input is closed")
+    parser.add_argument("--version", action="version", version=f"penstockd {distribution_version()}")
+    return parser
+
+
+def distribution_version() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # run from a source tree
+        return "0+unknown"
+
+
+def load_config(
+    arguments: Sequence[str], environment: Mapping[str, str], bound: Callable[[], MemoryBound]
+) -> Config:
+    """Raises ConfigError with one line that names the flag or variable; exits on `--help` and usage."""
+    flags = vars(_parser().parse_args(arguments))
+    values: dict[str, Any] = {}
+    for option in _OPTIONS:
+        values[option.field] = _value(option, flags[option.field], environment)
+    limit: int = values["memory_limit"]
+    capacity = _capacity(limit, bound())
+    return Config(
+        socket_dir=_checked_socket_dir(values["socket_dir"]),
+        memory_limit=limit,
+        capacity_bytes=capacity,
+        slab_bytes=slab_bytes(limit),
+        concurrency=values["concurrency"],
+        block_bytes=values["block_size"],
+        window_bytes=values["window_size"],
+        allow=values["allow"],
+        trim_after_seconds=values["trim_after"],
+        queue_timeout_seconds=values["queue_timeout"],
+        group_timeout_seconds=values["group_timeout"],
+        grace_seconds=values["grace"],
+        max_loads=values["max_loads"],
+        populate=limit > 0 and not flags["no_populate"],
+        log_format=values["log_format"],
+        log_level=values["log_level"],
+        exit_with_stdin=flags["exit_with_stdin"],
+    )
+
+
+def slab_bytes(memory_limit: int) -> int:
+    """A 64th of the limit in whole huge pages: rounding wastes little, and 64 descriptors are few.
+
+    Without a limit 64 MiB; with the minimal limit as fine as it gets, because every load takes just what
+    its largest tensor needs.
+    """
+    if memory_limit == UNLIMITED:
+        return UNLIMITED_SLAB_BYTES
+    share = memory_limit // SLABS_PER_LIMIT // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+    return min(max(share, MIN_SLAB_BYTES), MAX_SLAB_BYTES)
+
+
+def _value(option: _Option, flag: Any, environment: Mapping[str, str]) -> Any:
+    origin, text = option.flag, flag
+    if text is None:
+        origin, text = next(
+            ((name, environment[name]) for name in option.sources if environment.get(name)),
+            ("the default", option.default),
+        )
+    if isinstance(text, list):
+        text = "\n".join(text)
+    try:
+        if option.choices and text not in option.choices:
+            raise ValueError(f"{text!r} is none of {', '.join(option.choices)}")
+        return option.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _capacity(limit: int, bound: MemoryBound) -> int:
+    bearable = max(bound.limit_bytes - OVERHEAD_BYTES, 0)
+    if limit <= 0:
+        if bearable < UNLIMITED_SLAB_BYTES:
+            raise ConfigError(
+                f"{bound.origin} of {bound.limit_bytes} bytes leaves no room for a staging buffer beside the "
+                f"{OVERHEAD_BYTES} bytes that penstockd itself may need; raise it"
+            )
+        return bearable
+    if limit < MIN_SLAB_BYTES:
+        raise ConfigError(f"--memory-limit: {limit} bytes are less than one slab of {MIN_SLAB_BYTES} bytes")
+    if limit > bound.limit_bytes:
+        raise ConfigError(
+            f"--memory-limit: {limit} bytes ({show_size(limit)}) are more than {bound.origin} of "
+            f"{bound.limit_bytes} bytes ({show_size(bound.limit_bytes)}); lower the limit, or raise that"
+        )
+    return limit
+
+
+def _checked_socket_dir(path: Path) -> Path:
+    longest = len(os.fsencode(path / "penstock.sock"))
+    if longest > UNIX_PATH_BYTES:
+        raise ConfigError(
+            f"--socket-dir: {path} is too long: a socket in it would have {longest} of at most "
+            f"{UNIX_PATH_BYTES} bytes"
+        )
+    return path

@@ -1,0 +1,229 @@
+"""The daemon put together: build, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from penstock.v1 import streamer_pb2 as pb
+from penstock.v1 import streamer_pb2_grpc
+
+from .catalog import Catalog
+from .config import Config, distribution_version
+from .errors import ConfigError, PenstockError, ShuttingDownError, TooManyLoadsError
+from .handoff import HandoffServer, Session
+from .limits import is_privileged, raise_open_files, shmem_huge_pages
+from .load import Emit, Load, Parts, Request
+from .log import event
+from .metrics import Totals
+from .reader import ReaderPool
+from .service import StreamerService
+from .sources import Access
+from .staging import Staging
+from .status import build_status
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
+RESOLVERS = 8
+HEADER_READERS = 16
+
+
+class Daemon:
+    """Everything of one penstockd. Made and used on one event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.version = distribution_version()
+        self.totals = Totals()
+        self.readers = ReaderPool(config.concurrency)
+        self._header_readers = ThreadPoolExecutor(HEADER_READERS, "header")
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
+        self._slab_workers = ThreadPoolExecutor(4, "slab")
+        self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
+        self._parts = Parts(Catalog(self._header_readers), self.staging, self.totals, self._resolvers)
+        self._handoff = HandoffServer(
+            config.socket_dir / "handoff.sock",
+            version=self.version,
+            allows=lambda uid: is_privileged(uid) or bool(config.allow),
+        )
+        self._health = health.aio.HealthServicer()
+        self._loads: dict[Load, asyncio.Task[None]] = {}
+        self._no_loads = asyncio.Event()
+        self._no_loads.set()
+        self._draining = False
+        self._stop_asked = asyncio.Event()
+        self._began = asyncio.get_running_loop().time()
+
+    # ---- for the service ------------------------------------------------------------------------
+
+    def session(self, token: str | None) -> Session:
+        return self._handoff.session(token)
+
+    def new_load(self, request: Request, session: Session) -> Load:
+        if self._draining:
+            raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
+        if len(self._loads) >= self.config.max_loads:
+            raise TooManyLoadsError(
+                f"{len(self._loads)} loads run or wait already; try again, or raise --max-loads"
+            )
+        access = Access(session.uid, is_privileged(session.uid), self.config.allow)
+        return Load(request, session, access, self._parts)
+
+    async def run_load(self, load: Load, emit: Emit) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._loads[load] = task
+        self._no_loads.clear()
+        result = "cancelled"
+        try:
+            await load.run(emit)
+            result = "ok"
+        except PenstockError as error:
+            result = error.reason
+            raise
+        finally:
+            del self._loads[load]
+            if not self._loads:
+                self._no_loads.set()
+            if result == "ok":
+                self.totals.loads_ok += 1
+            else:
+                self.totals.loads_failed += 1
+            level = logging.INFO if result in ("ok", "cancelled") else logging.WARNING
+            event(logger, "load", {"result": result, **load.log_line()}, level=level)
+
+    def status(self, session: Session) -> pb.GetStatusResponse:
+        return build_status(
+            config=self.config,
+            version=self.version,
+            now=asyncio.get_running_loop().time(),
+            began=self._began,
+            serving=not self._draining,
+            staging=self.staging,
+            readers=self.readers,
+            totals=self.totals,
+            loads=self._loads,
+            only_uid=None if is_privileged(session.uid) else session.uid,
+        )
+
+    # ---- its life -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serves until told to stop. Raises ConfigError when it cannot begin."""
+        with _locked(self.config):
+            server = await self._serve()
+            keeper = asyncio.create_task(self.staging.keep())
+            try:
+                await self._stop_asked.wait()
+                await self._drain()
+            finally:
+                keeper.cancel()
+                self._handoff.stop()
+                await server.stop(None)
+                await self.staging.stop()
+                self.readers.stop()
+                for executor in (self._resolvers, self._header_readers, self._slab_workers):
+                    executor.shutdown(wait=False, cancel_futures=True)
+                event(logger, "stopped", dataclasses.asdict(self.totals))
+
+    def ask_to_stop(self) -> None:
+        """Drains first; asked again, stops at once."""
+        if self._stop_asked.is_set():
+            self._no_loads.set()
+        self._stop_asked.set()
+
+    async def _serve(self) -> grpc.aio.Server:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ask_to_stop)
+        if self.config.exit_with_stdin:
+            loop.add_reader(sys.stdin.fileno(), self._stdin_readable)
+        path = self.config.socket_dir / "penstock.sock"
+        path.unlink(missing_ok=True)
+        server = grpc.aio.server(options=(("grpc.max_receive_message_length", 64 << 20),))
+        streamer_pb2_grpc.add_StreamerServiceServicer_to_server(StreamerService(self), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR | 0o066)  # the session token decides, not the mode
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._handoff.start()
+        event(logger, "serving", {"version": self.version, **_effective(self.config), **_huge_pages()})
+        return server
+
+    async def _drain(self) -> None:
+        self._draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        event(logger, "draining", {"loads": len(self._loads), "grace_seconds": self.config.grace_seconds})
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._no_loads.wait(), self.config.grace_seconds)
+        if self._loads:
+            event(logger, "loads cut off", {"loads": len(self._loads)}, level=logging.WARNING)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+    def _stdin_readable(self) -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self.ask_to_stop()
+
+
+def _effective(config: Config) -> dict[str, object]:
+    """Every value that the daemon runs with."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {**values, "allow": ",".join(config.allow)}
+
+
+def _huge_pages() -> dict[str, str]:
+    setting = shmem_huge_pages()
+    if setting in ("always", "within_size", "advise", "force"):
+        return {"huge_pages": setting}
+    return {
+        "huge_pages": f"no ({setting})",
+        "hint": "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled makes clients faster",
+    }
+
+
+@contextlib.contextmanager
+def _locked(config: Config) -> Iterator[None]:
+    """One daemon a directory: gRPC would silently take a live socket's place."""
+    try:
+        config.socket_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(config.socket_dir / "penstockd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"--socket-dir: {config.socket_dir} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--socket-dir: another penstockd serves {config.socket_dir}; stop it, or choose another"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+async def serve(config: Config) -> None:
+    """Runs one daemon to its end."""
+    raise_open_files()
+    await Daemon(config).run()

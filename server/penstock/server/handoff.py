@@ -1,0 +1,227 @@
+"""The handoff socket: who a client is, its token, its slabs, and the end of its leases.
+
+Every connection is a session: the kernel says who is at the other end (SO_PEERCRED), the daemon answers
+with a token that only this peer sees, and a gRPC call that carries the token is that peer's. The slabs of
+a load go out on the connection its token came from. When it closes, for whatever reason, the client is
+gone or done, and everything the session holds is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import stat
+import struct
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from penstock.v1 import streamer_pb2 as pb
+
+from .errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
+
+logger = logging.getLogger(__name__)
+
+MAX_FDS_PER_PACKET = 253
+"""The kernel's SCM_MAX_FD."""
+SEND_TIMEOUT_SECONDS = 30.0
+MAX_SESSIONS = 4096
+MAX_SESSIONS_PER_UID = 1024
+
+_PEER = struct.Struct("iII")
+
+
+class Session:
+    """One handoff connection. `release` callbacks run once, when it ends."""
+
+    def __init__(self, connection: socket.socket, *, uid: int, pid: int) -> None:
+        self.uid = uid
+        self.pid = pid
+        self.token = secrets.token_hex(16)
+        self.loaded = False
+        """A token opens one load only."""
+        self.closed = False
+        self._connection = connection
+        self._releases: list[Callable[[], None]] = []
+        self._writable: asyncio.Future[None] | None = None
+
+    def on_close(self, release: Callable[[], None]) -> None:
+        """Runs `release` when the connection ends; at once if it has."""
+        if self.closed:
+            release()
+        else:
+            self._releases.append(release)
+
+    async def send_slabs(self, fds: Sequence[int]) -> None:
+        """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if the client is
+        gone or takes nothing for `SEND_TIMEOUT_SECONDS`."""
+        try:
+            for first in range(0, len(fds), MAX_FDS_PER_PACKET):
+                part = fds[first : first + MAX_FDS_PER_PACKET]
+                frame = pb.HandoffFrame(slabs=pb.HandoffSlabs(first=first, count=len(part)))
+                await asyncio.wait_for(self._send(frame, part), SEND_TIMEOUT_SECONDS)
+        except (OSError, asyncio.TimeoutError) as error:
+            raise SessionRequiredError(
+                f"the slabs could not be handed to pid {self.pid}: its handoff connection "
+                f"{'takes nothing' if isinstance(error, asyncio.TimeoutError) else 'is closed'}"
+            ) from error
+
+    def send_now(self, frame: pb.HandoffFrame) -> None:
+        """For the first packet, which always finds room. Raises OSError if the client is gone."""
+        self._connection.send(frame.SerializeToString())
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._connection)
+        loop.remove_writer(self._connection)
+        self._connection.close()
+        self._wake_sender()
+        releases, self._releases = self._releases, []
+        for release in releases:
+            release()
+
+    async def _send(self, frame: pb.HandoffFrame, fds: Sequence[int]) -> None:
+        loop = asyncio.get_running_loop()
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+        data = frame.SerializeToString()
+        while not self.closed:
+            try:
+                self._connection.sendmsg([data], ancillary)
+                return
+            except BlockingIOError:
+                self._writable = loop.create_future()
+                loop.add_writer(self._connection, self._wake_sender)
+                await self._writable
+        raise BrokenPipeError
+
+    def _wake_sender(self) -> None:
+        if not self.closed:
+            asyncio.get_running_loop().remove_writer(self._connection)
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+
+class HandoffServer:
+    """Listens on `handoff.sock` and knows the sessions. Lives on the event loop."""
+
+    def __init__(self, path: Path, *, version: str, allows: Callable[[int], bool]) -> None:
+        """`allows` says whether a uid may connect at all."""
+        self._path = path
+        self._version = version
+        self._allows = allows
+        self._sessions: dict[str, Session] = {}
+        self._by_uid: Counter[int] = Counter()
+        self._listener: socket.socket | None = None
+
+    @property
+    def sessions(self) -> int:
+        return len(self._sessions)
+
+    def start(self) -> None:
+        """Binds. The caller holds the directory's lock, so a socket that is there is stale."""
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            listener.bind(str(self._path))
+            os.chmod(self._path, stat.S_IRUSR | stat.S_IWUSR | 0o066)  # SO_PEERCRED decides, not the mode
+            listener.listen(256)
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def stop(self) -> None:
+        """Ends every session. Clients keep what they have mapped."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+        for session in list(self._sessions.values()):
+            self._end(session)
+
+    def session(self, token: str | bytes | None) -> Session:
+        """The open session of a token. Raises SessionRequiredError."""
+        session = self._sessions.get(token) if isinstance(token, str) else None
+        if session is None:
+            raise SessionRequiredError(
+                f"the call carries no token of an open connection to {self._path}; connect there first and "
+                "send the token as metadata penstock-session"
+            )
+        return session
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(64):  # a flood of connections must not starve the loop
+            try:
+                connection, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of descriptors: the clients wait in the backlog
+                logger.warning("a handoff connection could not be accepted: %s", error)
+                return
+            connection.setblocking(False)
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        pid, uid, _gid = _PEER.unpack(raw)
+        session = Session(connection, uid=uid, pid=pid)
+        try:
+            self._check(uid)
+        except PenstockError as error:
+            refused = pb.HandoffRefused(reason=error.reason, message=error.message)
+            self._try_send(session, pb.HandoffFrame(refused=refused))
+            session.close()
+            return
+        hello = pb.HandoffHello(token=session.token, daemon_version=self._version)
+        if not self._try_send(session, pb.HandoffFrame(hello=hello)):
+            session.close()
+            return
+        self._sessions[session.token] = session
+        self._by_uid[uid] += 1
+        asyncio.get_running_loop().add_reader(connection, self._readable, session, connection)
+
+    def _check(self, uid: int) -> None:
+        if not self._allows(uid):
+            raise AccessDeniedError(
+                f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without --allow"
+            )
+        if len(self._sessions) >= MAX_SESSIONS or self._by_uid[uid] >= MAX_SESSIONS_PER_UID:
+            raise TooManyLoadsError(
+                f"uid {uid} has {self._by_uid[uid]} of at most {MAX_SESSIONS_PER_UID} connections, all users "
+                f"together {len(self._sessions)} of {MAX_SESSIONS}; close some"
+            )
+
+    def _try_send(self, session: Session, frame: pb.HandoffFrame) -> bool:
+        try:
+            session.send_now(frame)
+        except OSError:
+            logger.debug("pid %d was gone before its first packet", session.pid)
+            return False
+        return True
+
+    def _readable(self, session: Session, connection: socket.socket) -> None:
+        """Clients send nothing: this is the end of the connection, or somebody who breaks the protocol."""
+        try:
+            connection.recv(1)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.debug("session of pid %d: %s", session.pid, error)
+        self._end(session)
+
+    def _end(self, session: Session) -> None:
+        if self._sessions.pop(session.token, None) is not None:
+            self._by_uid[session.uid] -= 1
+            if not self._by_uid[session.uid]:
+                del self._by_uid[session.uid]
+        session.close()

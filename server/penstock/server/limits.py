@@ -1,0 +1,87 @@
+"""What the machine and the container allow this process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+OVERHEAD_BYTES = 256 << 20
+"""Kept free for the interpreter, gRPC and buffers when the limit follows from the container's."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBound:
+    """The tightest limit that applies to this process, and whose it is, for messages."""
+
+    limit_bytes: int
+    origin: str
+
+
+def memory_bound(root: Path = Path("/")) -> MemoryBound:
+    """The smallest limit of the machine's memory and of this process's cgroups (v1 and v2), ancestors
+    included."""
+    bounds = [MemoryBound(_physical_bytes(root), "the machine's memory")]
+    for directory, name in _cgroup_limits(root):
+        try:
+            text = (directory / name).read_text().strip()
+        except OSError:  # not every level has the file: the root of v2 has none
+            continue
+        if text.isdecimal():
+            bounds.append(MemoryBound(int(text), f"the cgroup's {name}"))
+    return min(bounds, key=lambda bound: bound.limit_bytes)
+
+
+def _physical_bytes(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemTotal")
+
+
+def _cgroup_limits(root: Path) -> list[tuple[Path, str]]:
+    """Every (directory, file) that may hold a limit. In a container the cgroup's own path may not be
+    visible; its mount point then shows it as the root, and is looked at too."""
+    found = []
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        tops: tuple[str, ...]
+        if controllers == "":
+            tops, name = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), "memory.max"
+        elif "memory" in controllers.split(","):
+            tops, name = ("sys/fs/cgroup/memory",), "memory.limit_in_bytes"
+        else:
+            continue
+        for top in tops:
+            mount = root / top
+            directory = mount / path.lstrip("/")
+            while True:
+                found.append((directory, name))
+                if directory == mount or mount not in directory.parents:
+                    break
+                directory = directory.parent
+    return found
+
+
+def raise_open_files() -> int:
+    """Raises the soft limit of open files to the hard one: every slab and every shard is one. Returns it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def shmem_huge_pages() -> str:
+    """The active word of the kernel's setting of huge pages for shared memory; "unknown" if it has none."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text()
+    except OSError:
+        return "unknown"
+    return text[text.find("[") + 1 : text.find("]")]
+
+
+def is_privileged(uid: int) -> bool:
+    """Root and the daemon's own user may do everything."""
+    return uid in (0, os.geteuid())

@@ -1,0 +1,47 @@
+"""One line an event: what happened, then its fields. As text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+
+def event(
+    logger: logging.Logger, name: str, fields: Mapping[str, object], *, level: int = logging.INFO
+) -> None:
+    """Logs `name` with fields, which must be JSON values."""
+    logger.log(level, name, extra={"fields": fields})
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{moment}.{int(record.msecs):03d}Z"
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        error = self.formatException(record.exc_info) if record.exc_info else ""
+        if self._as_json:
+            line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage(), **fields}
+            return json.dumps({**line, "error": error} if error else line, default=str)
+        pairs = "".join(f" {key}={_text(value)}" for key, value in fields.items())
+        return f"{stamp} {record.levelname.lower()} {record.getMessage()}{pairs}{error and chr(10)}{error}"
+
+
+def _text(value: Any) -> str:
+    """Quoted where it could be taken for more than one field: what clients chose must not forge lines."""
+    text = str(value)
+    return text if text.isprintable() and not set(text) & set(" \"'=") and text else json.dumps(text)
+
+
+def set_up(*, as_json: bool, level: str) -> None:
+    """Sends everything to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(as_json=as_json))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,0 +1,220 @@
+"""From headers to what is read and delivered, and in which pieces. Pure.
+
+    headers --select--> selection --segments--> segments --blocks--> blocks
+
+A segment is consecutive tensors of one file: what becomes ready, is delivered and is released at once.
+A block is what one reader thread reads at once.
+
+How large a segment is: `SEGMENT_BYTES`, because smaller ones cost messages and larger ones make the
+client wait for its first tensor; at most a quarter of a window, so that while one segment is consumed
+three can be read; never less than one tensor, because a tensor is delivered whole. How many tensors it
+has: `SEGMENT_TENSORS`, so that the message that announces it stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .checkpoint import TensorTable
+from .errors import TensorNotFoundError
+from .linux import PAGE_BYTES
+
+SEGMENT_BYTES = 64 << 20
+SEGMENT_TENSORS = 4096
+GAP_BYTES = 128 << 10
+"""Unselected bytes between two selected tensors that are read along rather than begin a new segment."""
+
+Indices = range | array  # type: ignore[type-arg]
+"""Ascending indices into a TensorTable; a range where they are consecutive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tensors of each file a load wants, in order of delivery."""
+
+    files: tuple[Indices, ...]
+
+    @property
+    def tensor_count(self) -> int:
+        return sum(len(indices) for indices in self.files)
+
+    def digest(self) -> str:
+        """Equal for equal selections of the same files."""
+        state = hashlib.sha256()
+        for indices in self.files:
+            if isinstance(indices, range):
+                state.update(f"{indices.start}-{indices.stop};".encode())
+            else:
+                state.update(indices.tobytes() + b";")
+        return state.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes `start` to `end` of file number `file`, and the indices of the selected tensors in them."""
+
+    file: int
+    start: int
+    end: int
+    tensors: Indices
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.start
+
+
+def select(tables: Sequence[TensorTable], names: Sequence[str] | None) -> Selection:
+    """All tensors, or those named, wherever they are. Raises TensorNotFoundError."""
+    if names is None:
+        return Selection(tuple(range(len(table)) for table in tables))
+    wanted = set(names)
+    missing = set(wanted)
+    files: list[Indices] = []
+    for table in tables:
+        indices = array("I")
+        for index, name in enumerate(table.names()):
+            if name in wanted:
+                indices.append(index)
+                missing.discard(name)
+        files.append(_compact(indices))
+    if missing:
+        some = sorted(missing)[:3]
+        more = f" and {len(missing) - len(some)} more" if len(missing) > len(some) else ""
+        raise TensorNotFoundError(
+            f"the checkpoint has no tensor named {', '.join(repr(name[:200]) for name in some)}{more}",
+            tensor=some[0],
+        )
+    return Selection(tuple(files))
+
+
+def skip(selection: Selection, count: int) -> Selection:
+    """The selection without its first `count` tensors."""
+    files: list[Indices] = []
+    for indices in selection.files:
+        files.append(indices[min(count, len(indices)) :])
+        count = max(0, count - len(indices))
+    return Selection(tuple(files))
+
+
+def _compact(indices: array[int]) -> Indices:
+    if len(indices) == 0:
+        return range(0)
+    if indices[-1] - indices[0] + 1 == len(indices):
+        return range(indices[0], indices[-1] + 1)
+    return indices
+
+
+@dataclass(frozen=True, slots=True)
+class LargestTensor:
+    """The tensor that needs most room in the ring."""
+
+    file: int
+    index: int
+    size_bytes: int
+    ring_bytes: int
+
+
+def largest_tensor(tables: Sequence[TensorTable], selection: Selection) -> LargestTensor | None:
+    """None when no tensor is selected."""
+    best: LargestTensor | None = None
+    for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
+        for index in indices:
+            start, end = table.start(index), table.end(index)
+            if best is None or end - start > best.size_bytes:
+                best = LargestTensor(file, index, end - start, span_bytes(start, end))
+    return best
+
+
+def span_bytes(start: int, end: int) -> int:
+    """Whole pages that hold the bytes `start` to `end` of a file when alignment is kept."""
+    if end == start:
+        return 0
+    return -(-end // PAGE_BYTES) * PAGE_BYTES - start // PAGE_BYTES * PAGE_BYTES
+
+
+def segments(
+    tables: Sequence[TensorTable], selection: Selection, *, target_bytes: int, target_tensors: int
+) -> list[Segment]:
+    """In order of delivery: by file, then by offset."""
+    result: list[Segment] = []
+    for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
+        if isinstance(indices, range):
+            result.extend(_dense(file, table, indices, target_bytes, target_tensors))
+        else:
+            result.extend(_sparse(file, table, indices, target_bytes, target_tensors))
+    return result
+
+
+def _dense(
+    file: int, table: TensorTable, indices: range, target_bytes: int, target_tensors: int
+) -> Iterator[Segment]:
+    """Consecutive tensors are contiguous in the file (the format says so): bisect for where to cut."""
+    first = indices.start
+    while first < indices.stop:
+        start = table.start(first)
+        last = bisect_right(range(len(table)), start + target_bytes, first, indices.stop, key=table.end)
+        last = min(max(last, first + 1), first + target_tensors)
+        yield Segment(file, start, table.end(last - 1), range(first, last))
+        first = last
+
+
+def _sparse(
+    file: int, table: TensorTable, indices: Indices, target_bytes: int, target_tensors: int
+) -> Iterator[Segment]:
+    first = 0
+    while first < len(indices):
+        start, end = table.start(indices[first]), table.end(indices[first])
+        last = first + 1
+        while (
+            last < len(indices)
+            and last - first < target_tensors
+            and table.start(indices[last]) - end <= GAP_BYTES
+            and table.end(indices[last]) - start <= target_bytes
+        ):
+            end = table.end(indices[last])
+            last += 1
+        yield Segment(file, start, end, indices[first:last])
+        first = last
+
+
+def ring_pages(segments: Sequence[Segment]) -> list[int]:
+    """Where the pages of each segment start on the endless ring.
+
+    Each has pages of its own, so that what a client writes into one segment cannot shadow another. In
+    them it starts at its file offset modulo a page, so that direct I/O needs no copy.
+    """
+    pages = []
+    free = 0
+    for segment in segments:
+        pages.append(free)
+        free += span_bytes(segment.start, segment.end)
+    return pages
+
+
+def ring_bytes(segments: Sequence[Segment]) -> int:
+    """Capacity of a ring that holds all of them."""
+    return sum(span_bytes(segment.start, segment.end) for segment in segments)
+
+
+def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """File ranges to be read, cut at multiples of `block_bytes` of the file."""
+    start = segment.start
+    while start < segment.end:
+        end = min(segment.end, (start // block_bytes + 1) * block_bytes)
+        yield start, end
+        start = end
+
+
+def selected_bytes(tables: Sequence[TensorTable], selection: Selection) -> int:
+    """Sum of the sizes of the selected tensors."""
+    total = 0
+    for table, indices in zip(tables, selection.files, strict=True):
+        if isinstance(indices, range):
+            total += table.end(indices[-1]) - table.start(indices[0]) if len(indices) else 0
+        else:
+            total += sum(table.end(index) - table.start(index) for index in indices)
+    return total

@@ -1,0 +1,182 @@
+"""The slabs that exist: made, populated, kept for reuse, retired. Never more than `max_slabs`.
+
+Writing to a fresh page costs several times what writing to a used one does, so slabs are kept. One that a
+user has held goes only to that user again; for another user it is closed and a new one is made.
+
+All methods run on the event loop and decide at once over plain state; making, populating and closing
+slabs, which is slow, runs on `workers`. It knows nothing of stages and queues: `staging.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from .slab import Slab
+
+logger = logging.getLogger(__name__)
+
+POPULATORS = 2
+
+_T = TypeVar("_T")
+
+
+class SlabPool:
+    def __init__(
+        self, *, slab_bytes: int, max_slabs: int, workers: Executor, on_free: Callable[[], None]
+    ) -> None:
+        """`on_free` is called whenever more slabs may be taken than before."""
+        self.slab_bytes = slab_bytes
+        self.max_slabs = max_slabs
+        self._workers = workers
+        self._on_free = on_free
+        self._free: list[tuple[Slab, float]] = []
+        """Slabs nobody uses, with the time since when; oldest first."""
+        self._taken = 0
+        self._working = 0
+        """Slabs being populated or closed: they exist but cannot be taken."""
+        self._existing = 0
+        self.peak_slabs = 0
+        self._stopped = False
+
+    @property
+    def available(self) -> int:
+        """How many slabs may be taken now."""
+        return self.max_slabs - self._taken - self._working
+
+    @property
+    def free_slabs(self) -> int:
+        return len(self._free)
+
+    @property
+    def existing_slabs(self) -> int:
+        return self._existing
+
+    async def take(self, count: int, tenant: int | None) -> list[Slab]:
+        """`count` slabs, at most `available`, that no one but `tenant` ever held: the caller's until
+        `give_back`. Must not be cancelled: slabs that are being made would be lost. Raises OSError when
+        the system has no more; nothing is taken then."""
+        if count > self.available:
+            raise AssertionError(f"{count} slabs asked for, {self.available} available")
+        self._taken += count
+        slabs, foreign = self._pick(count, tenant)
+        missing = count - len(slabs)
+        doomed = foreign[: max(0, missing - (self.max_slabs - self._existing))]
+        doomed_ids = {id(slab) for slab in doomed}
+        self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
+        try:
+            await self._retire(doomed)
+            self._existing += missing
+            self.peak_slabs = max(self.peak_slabs, self._existing)
+            try:
+                slabs += await self._run(_make, missing, self.slab_bytes)
+            except OSError:
+                self._existing -= missing
+                raise
+        except BaseException:
+            self.give_back(slabs, missing=count - len(slabs))
+            raise
+        return slabs
+
+    def give_back(self, slabs: Sequence[Slab], *, missing: int = 0) -> None:
+        """Takes slabs back for reuse. `missing` more were promised but never made."""
+        now = asyncio.get_running_loop().time()
+        self._free += [(slab, now) for slab in slabs]
+        self._taken -= len(slabs) + missing
+        self._on_free()
+
+    async def trim(self, older_than_seconds: float) -> None:
+        """Gives slabs that were free for so long back to the system."""
+        limit = asyncio.get_running_loop().time() - older_than_seconds
+        old = [slab for slab, since in self._free if since <= limit]
+        self._free = [entry for entry in self._free if entry[1] > limit]
+        self._working += len(old)
+        await self._retire(old)
+        self._working -= len(old)
+
+    async def populate(self, may_go_on: Callable[[], bool]) -> None:
+        """Makes every slab that the limit allows and touches its pages, pausing while not `may_go_on()`."""
+        await asyncio.gather(*(self._populate(may_go_on) for _ in range(POPULATORS)))
+
+    async def stop(self) -> None:
+        """Closes what is free. What is taken belongs to its takers."""
+        self._stopped = True
+        free, self._free = [slab for slab, _ in self._free], []
+        await self._retire(free)
+
+    def _pick(self, count: int, tenant: int | None) -> tuple[list[Slab], list[Slab]]:
+        """Up to `count` free slabs fit for `tenant`, taken off the list, latest used first; and the unfit
+        ones, left on it."""
+        picked: list[Slab] = []
+        rest: list[tuple[Slab, float]] = []
+        foreign: list[Slab] = []
+        for entry in reversed(self._free):
+            slab = entry[0]
+            if slab.tenant not in (None, tenant):
+                foreign.append(slab)
+                rest.append(entry)
+            elif len(picked) < count:
+                picked.append(slab)
+            else:
+                rest.append(entry)
+        rest.reverse()
+        self._free = rest
+        return picked, foreign
+
+    async def _populate(self, may_go_on: Callable[[], bool]) -> None:
+        while not self._stopped and self._existing < self.max_slabs:
+            if self.available < 1 or not may_go_on():
+                await asyncio.sleep(0.05)
+                continue
+            self._working += 1
+            self._existing += 1
+            self.peak_slabs = max(self.peak_slabs, self._existing)
+            try:
+                slab = await self._run(_make_populated, self.slab_bytes)
+            except OSError as error:
+                self._existing -= 1
+                logger.warning("populating the staging buffer stopped: %s", error)
+                return
+            finally:
+                self._working -= 1
+            self._free.insert(0, (slab, asyncio.get_running_loop().time()))
+            self._on_free()
+
+    async def _retire(self, slabs: Sequence[Slab]) -> None:
+        if not slabs:
+            return
+        await self._run(_close, slabs)
+        self._existing -= len(slabs)
+        self._on_free()
+
+    async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, call, *arguments)
+
+
+def _make(count: int, size_bytes: int) -> list[Slab]:
+    slabs: list[Slab] = []
+    try:
+        for _ in range(count):
+            slabs.append(Slab(size_bytes))
+    except BaseException:
+        _close(slabs)
+        raise
+    return slabs
+
+
+def _make_populated(size_bytes: int) -> Slab:
+    slab = Slab(size_bytes)
+    try:
+        slab.populate()
+    except BaseException:
+        slab.close()
+        raise
+    return slab
+
+
+def _close(slabs: Sequence[Slab]) -> None:
+    for slab in slabs:
+        slab.close()

@@ -1,0 +1,207 @@
+"""The gRPC edge: protobuf to dataclasses and back, errors to statuses. No policy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from penstock.v1 import streamer_pb2 as pb
+from penstock.v1 import streamer_pb2_grpc
+
+from . import load as story
+from .errors import InvalidRequestError, PenstockError, SessionRequiredError
+from .handoff import Session
+from .staging import Group
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "penstock"
+LISTING_TENSORS = 4096
+MAX_NAME_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 1000
+"""Trailers hold about 8 KiB, and the message is in them twice."""
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Daemon(Protocol):
+    """What the service needs of the daemon. Each raises a PenstockError that it answers with."""
+
+    def session(self, token: str | None) -> Session: ...
+
+    def new_load(self, request: story.Request, session: Session) -> story.Load: ...
+
+    async def run_load(self, load: story.Load, emit: story.Emit) -> None: ...
+
+    def status(self, session: Session) -> pb.GetStatusResponse: ...
+
+
+class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
+    """Answers for one daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    async def Load(self, requests: AsyncIterator[pb.LoadRequest], context: _Context) -> None:
+        try:
+            session = self._daemon.session(_token(context))
+            if session.loaded:
+                raise SessionRequiredError("this session's token opened a load already; connect again")
+            session.loaded = True
+            first = await anext(aiter(requests), None)
+            if first is None or first.WhichOneof("request") != "open":
+                raise InvalidRequestError("the first message of a Load call must be OpenLoad")
+            load = self._daemon.new_load(_request(first.open), session)
+        except PenstockError as error:
+            await _abort(context, error, "")
+        listening = asyncio.create_task(_listen(requests, load))
+        try:
+            await self._daemon.run_load(load, lambda event: _emit(context, event))
+        except PenstockError as error:
+            await _abort(context, error, load.id)
+        finally:
+            listening.cancel()
+
+    async def Prefetch(self, request: pb.PrefetchRequest, context: _Context) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Prefetch is not served by this penstockd")
+
+    async def Evict(self, request: pb.EvictRequest, context: _Context) -> pb.EvictResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Evict is not served by this penstockd")
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
+        try:
+            return self._daemon.status(self._daemon.session(_token(context)))
+        except PenstockError as error:
+            await _abort(context, error, "")
+
+
+async def _listen(requests: AsyncIterator[pb.LoadRequest], load: story.Load) -> None:
+    """Passes on what the client says while its load runs."""
+    async for message in requests:
+        kind = message.WhichOneof("request")
+        if kind == "release":
+            load.release(message.release.segments)
+        elif kind == "select":
+            load.choose(message.select.names)
+
+
+async def _emit(context: _Context, event: story.Event) -> None:
+    for message in _messages(event):
+        await context.write(message)
+
+
+def _request(message: pb.OpenLoad) -> story.Request:
+    group = None
+    if message.HasField("group"):
+        if not message.group.name or not 1 <= message.group.size <= 65536:
+            raise InvalidRequestError("group: needs a name, and a size of 1 to 65536")
+        group = Group(message.group.name[:MAX_NAME_CHARACTERS], message.group.size)
+    return story.Request(
+        sources=tuple(message.sources),
+        names=tuple(message.tensors.names) if message.HasField("tensors") else None,
+        list_tensors=message.list_tensors,
+        memory_limit=message.memory_limit_bytes if message.HasField("memory_limit_bytes") else None,
+        group=group,
+        skip_tensors=message.skip_tensors,
+        expect_version=message.expect_version,
+        client_name=message.client_name[:MAX_NAME_CHARACTERS],
+    )
+
+
+def _messages(event: story.Event) -> Iterator[pb.LoadResponse]:
+    if isinstance(event, story.SegmentReady):
+        yield _segment_ready(event)
+    elif isinstance(event, story.Manifest):
+        yield _manifest(event)
+    elif isinstance(event, story.Listing):
+        yield from _listing(event)
+    elif isinstance(event, story.Queued):
+        yield pb.LoadResponse(queued=pb.Queued(place=event.place, reason=event.reason))
+    else:
+        finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
+        yield pb.LoadResponse(finished=finished)
+
+
+def _segment_ready(event: story.SegmentReady) -> pb.LoadResponse:
+    message = pb.SegmentReady(
+        index=event.index, ring_offset=event.ring_offset, size_bytes=event.end - event.start
+    )
+    table, add = event.table, message.tensors.add
+    for index in event.tensors:
+        start = table.start(index)
+        add(
+            name=table.name(index),
+            dtype=table.dtype(index),
+            shape=table.shape(index),
+            offset=start - event.start,
+            size_bytes=table.end(index) - start,
+        )
+    return pb.LoadResponse(segment_ready=message)
+
+
+def _manifest(event: story.Manifest) -> pb.LoadResponse:
+    message = pb.Manifest(
+        load_id=event.load_id,
+        version=event.version,
+        slab_count=event.slab_count,
+        slab_bytes=event.slab_bytes,
+        full=event.full,
+        tensor_count=event.tensor_count,
+        segment_count=event.segment_count,
+        total_bytes=event.total_bytes,
+        warm_bytes=event.warm_bytes,
+    )
+    for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
+        message.files.add(uri=file.uri, size_bytes=file.size_bytes, metadata=dict(header.metadata))
+    return pb.LoadResponse(manifest=message)
+
+
+def _listing(event: story.Listing) -> Iterator[pb.LoadResponse]:
+    listing = pb.Listing()
+    for table in event.tables:
+        for index in range(len(table)):
+            listing.tensors.add(
+                name=table.name(index),
+                dtype=table.dtype(index),
+                shape=table.shape(index),
+                size_bytes=table.end(index) - table.start(index),
+            )
+            if len(listing.tensors) == LISTING_TENSORS:
+                yield pb.LoadResponse(listing=listing)
+                listing = pb.Listing()
+    listing.last = True
+    yield pb.LoadResponse(listing=listing)
+
+
+def _token(context: _Context) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == "penstock-session":
+            return value if isinstance(value, str) else None
+    return None
+
+
+async def _abort(context: _Context, error: PenstockError, load_id: str) -> NoReturn:
+    """Ends the call with the error's status and a google.rpc.ErrorInfo."""
+    details = {**error.details, "retryable": str(error.retryable).lower()}
+    if load_id:
+        details["load"] = load_id
+    message = error.message[:MAX_MESSAGE_CHARACTERS]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
+    packed = any_pb2.Any()
+    packed.Pack(info)
+    code = grpc.StatusCode[error.status]
+    number: int = code.value[0]
+    status = status_pb2.Status(code=number, message=message, details=[packed])
+    await context.abort(
+        code,
+        message,
+        trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
+    )
+    raise AssertionError("abort raises")

@@ -1,0 +1,63 @@
+"""One slab: a sealed memfd that the daemon can write and everyone else can only read."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+
+from . import linux
+
+
+class Slab:
+    """Owns one memfd and the daemon's permanent mapping of it until `close`.
+
+    After construction nobody, the daemon included, can resize the memfd, punch holes into it or map it
+    shared and writable again; only the mapping made here still writes. A descriptor that was handed out
+    cannot be taken back, which is why `tenant` never changes from one uid to another.
+    """
+
+    __slots__ = ("_address", "fd", "populated", "size_bytes", "tenant", "view")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.tenant: int | None = None
+        """uid of the only user that may ever hold this slab; None while nobody has."""
+        self.populated = False
+        self.fd = _memfd("penstock")
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            self._address = linux.map_shared_aligned(self.fd, size_bytes)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        linux.advise(self._address, size_bytes, linux.MADV_HUGEPAGE)
+        fcntl.fcntl(
+            self.fd,
+            fcntl.F_ADD_SEALS,
+            linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_FUTURE_WRITE | linux.F_SEAL_SEAL,
+        )
+        raw = (ctypes.c_char * size_bytes).from_address(self._address)
+        self.view = memoryview(raw).cast("B")
+
+    def populate(self) -> None:
+        """Touches every page, so that reading into the slab never has to wait for a fresh one. Slow."""
+        linux.advise(self._address, self.size_bytes, linux.MADV_POPULATE_WRITE)
+        self.populated = True
+
+    def close(self) -> None:
+        """Unmaps and closes. No view may be in use: a write after this would crash the daemon."""
+        self.view.release()
+        linux.unmap(self._address, self.size_bytes)
+        os.close(self.fd)
+
+
+def _memfd(name: str) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | linux.MFD_NOEXEC_SEAL)
+    except OSError as error:  # kernels before 6.3 do not know the flag
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)

@@ -1,0 +1,213 @@
+"""Files on a disk or any mounted file system.
+
+How a block is read: first `RWF_NOWAIT`, which copies what is in the page cache and never waits; the rest
+by `O_DIRECT` into the slab, which costs a tenth of the CPU and leaves the page cache alone; buffered
+where the file system refuses direct reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from .. import linux
+from ..errors import (
+    AccessDeniedError,
+    CheckpointChangedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from . import Access
+
+_NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+class LocalFile:
+    """One open regular file. Owns its descriptors until `close`."""
+
+    alignment = linux.PAGE_BYTES
+
+    def __init__(self, path: str, fd: int) -> None:
+        """Takes `fd` over, also when it raises."""
+        self.uri = path
+        self._fd = fd
+        self._direct_fd: int | None = None
+        self._cold = False
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointInvalidError(f"{path} is not a regular file", file=path)
+            self.size_bytes = status.st_size
+            self._mtime_ns = status.st_mtime_ns
+            # ctime tells apart a file that was written and then given its old mtime back.
+            self.version = (
+                f"file:{status.st_dev:x}:{status.st_ino}:{status.st_size}"
+                f":{status.st_mtime_ns}:{status.st_ctime_ns}"
+            )
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # what misses the cache is read directly
+            self._direct_fd = _open_direct(fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        end = min(offset + sum(map(len, views)), self.size_bytes)
+        try:
+            position = self._read_cached(offset, end, views)
+            if position < end:
+                position = self._read_direct(offset, position, end, views)
+            while position < end:
+                position += self._read_once(self._fd, offset, position, views)
+        except OSError as error:
+            raise SourceUnavailableError(
+                f"{self.uri}: reading at byte {offset} failed: {error.strerror}", file=self.uri
+            ) from error
+
+    def check_unchanged(self) -> None:
+        """By size and mtime. Not by ctime, which changes when the file is linked, unlinked or replaced by
+        rename, none of which touches the bytes that are being read."""
+        status = os.fstat(self._fd)
+        if (status.st_size, status.st_mtime_ns) != (self.size_bytes, self._mtime_ns):
+            raise self._changed()
+
+    def close(self) -> None:
+        for fd in (self._fd, self._direct_fd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self._fd, self._direct_fd = -1, None
+
+    def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
+        """Copies what the page cache has from `offset` on; returns the position reached.
+
+        Asking for pages that are not cached makes some kernels begin to read them ahead; while the file
+        has been found cold only one page is asked for first.
+        """
+        position = offset
+        try:
+            if self._cold and end - offset > linux.PAGE_BYTES:
+                os.preadv(self._fd, [views[0][: linux.PAGE_BYTES]], offset, os.RWF_NOWAIT)
+                self._cold = False
+            while position < end:
+                count = os.preadv(self._fd, _from(views, position - offset), position, os.RWF_NOWAIT)
+                if count == 0:
+                    break
+                position += count
+        except OSError as error:
+            if error.errno not in _NOT_CACHED:
+                raise
+            self._cold = True
+        return position
+
+    def _read_direct(self, offset: int, position: int, end: int, views: Sequence[memoryview]) -> int:
+        """Whole pages from the one that holds `position`; returns the position reached."""
+        fd = self._direct_fd
+        while fd is not None and position < end:
+            aligned = position // linux.PAGE_BYTES * linux.PAGE_BYTES
+            try:
+                count = os.preadv(fd, _from(views, aligned - offset), aligned)
+            except OSError as error:
+                if error.errno not in _REFUSES_DIRECT:
+                    raise
+                break
+            if aligned + count <= position:
+                break  # the end of the file, or of what can be read so
+            position = aligned + count
+        return position
+
+    def _read_once(self, fd: int, offset: int, position: int, views: Sequence[memoryview]) -> int:
+        count = os.preadv(fd, _from(views, position - offset), position)
+        if count == 0:
+            raise self._changed()
+        return count
+
+    def _changed(self) -> CheckpointChangedError:
+        return CheckpointChangedError(
+            f"{self.uri} was changed while it was read; load it again", file=self.uri
+        )
+
+
+def _from(views: Sequence[memoryview], skip: int) -> list[memoryview]:
+    """The views without their first `skip` bytes."""
+    rest = []
+    for view in views:
+        if skip >= len(view):
+            skip -= len(view)
+        else:
+            rest.append(view[skip:] if skip else view)
+            skip = 0
+    return rest
+
+
+def _open_direct(fd: int) -> int | None:
+    """The same file once more for direct I/O. None where the file system has none."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (*_REFUSES_DIRECT, errno.ENOENT):  # ENOENT: /proc is not mounted
+            return None
+        raise
+
+
+def open_file(path: str, access: Access) -> LocalFile:
+    """Opens a regular file that the caller may read. Raises a PenstockError that names it."""
+    return LocalFile(path, open_path(path, access, os.O_RDONLY))
+
+
+def open_path(path: str, access: Access, flags: int) -> int:
+    """Opens without waiting on FIFOs or devices, and for callers that are not privileged only beneath an
+    allowed prefix. The caller owns the descriptor."""
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        if access.privileged:
+            return os.open(path, flags)
+        return _open_allowed(path, access, flags)
+    except OSError as error:
+        raise _path_error(path, error) from error
+
+
+def list_directory(path: str, access: Access) -> list[str] | None:
+    """Names in a directory, sorted; None if `path` is something else."""
+    fd = open_path(path, access, os.O_RDONLY)
+    try:
+        return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def _open_allowed(path: str, access: Access, flags: int) -> int:
+    for prefix in access.prefixes:
+        top = prefix.rstrip("/") or "/"
+        if path == top:
+            return os.open(path, flags)
+        inside = top if top == "/" else top + "/"
+        if path.startswith(inside):
+            root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return linux.open_beneath(root, path[len(inside) :] or ".", flags)
+            finally:
+                os.close(root)
+    raise AccessDeniedError(
+        f"uid {access.uid} may not load {path}: penstockd has no --allow prefix that holds it",
+        file=path,
+    )
+
+
+def _path_error(path: str, error: OSError) -> PenstockError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CheckpointNotFoundError(f"{path} does not exist where penstockd runs", file=path)
+    if error.errno in (errno.EXDEV, errno.ELOOP):
+        return AccessDeniedError(f"{path} leaves the allowed directory by a link or '..'", file=path)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return AccessDeniedError(
+            f"{path}: penstockd (uid {os.geteuid()}) may not read it; check its permissions", file=path
+        )
+    if error.errno in (errno.ENXIO, errno.ENODEV):
+        return CheckpointInvalidError(f"{path} is not a regular file", file=path)
+    if error.errno == errno.ENAMETOOLONG:
+        return CheckpointNotFoundError(f"{path[:200]}… is too long for a path", file=path)
+    return SourceUnavailableError(f"{path} cannot be opened: {error.strerror}", file=path)

@@ -1,0 +1,138 @@
+"""Where segments live in a ring of slabs, what state each is in, and who still needs it. Pure.
+
+    PLANNED --place--> READING --read--> READY --all consumers released--> FREE
+       ^                  |
+       +------park--------+            (reading stopped because nobody was left to want it)
+
+Position p of the endless ring lives at p mod capacity. A window stage places a segment only where it
+overwrites nothing but FREE ones; a full stage has room for all and frees none.
+
+It does no I/O, wakes nobody and knows no clocks; `staged.py` does all that.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable, Sequence
+
+from .linux import PAGE_BYTES
+from .plan import Segment, ring_bytes, ring_pages, span_bytes
+
+
+class SegmentState(enum.Enum):
+    PLANNED = enum.auto()
+    READING = enum.auto()
+    READY = enum.auto()
+    FREE = enum.auto()
+
+
+_TRANSITIONS = {
+    (SegmentState.PLANNED, SegmentState.READING),
+    (SegmentState.READING, SegmentState.READY),
+    (SegmentState.READING, SegmentState.PLANNED),
+    (SegmentState.READY, SegmentState.FREE),
+}
+
+
+class Stage:
+    """The life of one checkpoint's segments in a ring of `capacity_bytes`.
+
+    Assumes that no single segment needs more than the capacity. `hold_back` keeps a window from being
+    recycled while more consumers are expected; call `recycle` after clearing it.
+    """
+
+    def __init__(self, segments: Sequence[Segment], capacity_bytes: int) -> None:
+        self.segments = segments
+        self.capacity_bytes = capacity_bytes
+        self.full = ring_bytes(segments) <= capacity_bytes
+        self.hold_back = False
+        self._pages = ring_pages(segments)
+        self._states = [SegmentState.PLANNED] * len(segments)
+        self._next = 0
+        """No segment below this is PLANNED."""
+        self._freed = 0
+        """Segments below this are FREE, no others."""
+        self._released: dict[Hashable, int] = {}
+        self.ready_bytes = 0
+        self.total_bytes = sum(segment.size_bytes for segment in segments)
+        self._unready = len(segments)
+
+    @property
+    def complete(self) -> bool:
+        """Every segment has been read, whether or not it was freed since."""
+        return self._unready == 0
+
+    @property
+    def recycled(self) -> bool:
+        """Some bytes are gone: who has not joined by now cannot any more."""
+        return self._freed > 0
+
+    @property
+    def consumers(self) -> int:
+        return len(self._released)
+
+    def state(self, index: int) -> SegmentState:
+        return self._states[index]
+
+    def ring_offset(self, index: int) -> int:
+        return (self._pages[index] + self.segments[index].start % PAGE_BYTES) % self.capacity_bytes
+
+    def join(self, consumer: Hashable) -> None:
+        """From now on nothing is freed that `consumer` has not released."""
+        if self.recycled:
+            raise ValueError("the stage was recycled already")
+        self._released[consumer] = 0
+
+    def leave(self, consumer: Hashable) -> None:
+        self._released.pop(consumer, None)
+        self.recycle()
+
+    def release(self, consumer: Hashable, count: int) -> None:
+        """`consumer` needs no segment below `count` any more. Going back, or past the end, means nothing."""
+        if consumer in self._released:
+            self._released[consumer] = max(self._released[consumer], min(count, len(self.segments)))
+            self.recycle()
+
+    def place(self) -> list[int]:
+        """Moves every segment that has room now to READING, earliest first; returns their indices."""
+        placed = []
+        while self._next < len(self.segments) and self._fits(self._next):
+            if self._states[self._next] is SegmentState.PLANNED:
+                self._move(self._next, SegmentState.READING)
+                placed.append(self._next)
+            self._next += 1
+        return placed
+
+    def read(self, index: int) -> None:
+        """All bytes of the segment are in the ring."""
+        self._move(index, SegmentState.READY)
+        self._unready -= 1
+        self.ready_bytes += self.segments[index].size_bytes
+        self.recycle()
+
+    def park(self, index: int) -> None:
+        """Reading the segment was given up before it was complete."""
+        self._move(index, SegmentState.PLANNED)
+        self._next = min(self._next, index)
+
+    def _fits(self, index: int) -> bool:
+        if self.full or self._freed == len(self.segments):
+            return True
+        segment = self.segments[index]
+        end = self._pages[index] + span_bytes(segment.start, segment.end)
+        return end - self._pages[self._freed] <= self.capacity_bytes
+
+    def recycle(self) -> None:
+        """Frees what every consumer has released."""
+        if self.full or self.hold_back or not self._released:
+            return
+        wanted_from = min(self._released.values())
+        while self._freed < wanted_from and self._states[self._freed] is SegmentState.READY:
+            self._move(self._freed, SegmentState.FREE)
+            self._freed += 1
+
+    def _move(self, index: int, to: SegmentState) -> None:
+        move = (self._states[index], to)
+        if move not in _TRANSITIONS:
+            raise AssertionError(f"segment {index}: {move[0].name} cannot become {to.name}")
+        self._states[index] = to

@@ -1,0 +1,376 @@
+"""One staged checkpoint: a ring of slabs, the stage in it, the reads that fill it, and who holds it.
+
+    admitted --> start: plan against the capacity, read the first segments --> complete
+        consumers wait for segments, release them; a window places more as it is released
+        the last holder leaves --> warm (full), parked (full, not complete), or closed
+
+Lives on the event loop; reads run on the reader threads and come back by `call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from . import plan
+from .catalog import Checkpoint
+from .errors import PenstockError, SourceUnavailableError
+from .plan import Indices, Selection
+from .reader import Dropped, Job, ReaderPool
+from .slab import Slab
+from .stage import SegmentState, Stage
+
+logger = logging.getLogger(__name__)
+_ids = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the slabs, for people. Times are of the loop's clock."""
+
+    uid: int
+    pid: int
+    name: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one load gets of one segment: the segment's index, and the tensors wanted of it."""
+
+    segment: int
+    tensors: Indices
+
+
+class StagedCheckpoint:
+    """Owns the checkpoint's files and, once started, the slabs: `on_idle` is told when nobody holds them."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        *,
+        uid: int | None,
+        readers: ReaderPool,
+        block_bytes: int,
+        group: str,
+        expected_members: int,
+        on_idle: Callable[[StagedCheckpoint], None],
+        on_read: Callable[[int], None],
+    ) -> None:
+        self.id = next(_ids)
+        self.checkpoint = checkpoint
+        self.selection = selection
+        self.version = checkpoint.version
+        self.digest = selection.digest()
+        self.uid = uid
+        self.group = group
+        self.expected_members = expected_members
+        """A window is not recycled before so many loads joined, or `let_go`."""
+        self.members = 0
+        self.pinned = False
+        self.slabs: list[Slab] = []
+        self.stage: Stage | None = None
+        self.error: PenstockError | None = None
+        self.closed = False
+        self.holders: dict[Hashable, Holder] = {}
+        self.last_used = asyncio.get_running_loop().time()
+        self.read_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._lane = readers.lane()
+        self._block_bytes = block_bytes
+        self._on_idle = on_idle
+        self._on_read = on_read
+        self._reading: dict[int, Job | None] = {}
+        """Segments that are being read; None for those without a byte."""
+        self._changed: asyncio.Future[None] = self._loop.create_future()
+
+    # ---- what it is -----------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        return self.stage is not None
+
+    @property
+    def complete(self) -> bool:
+        return self.stage is not None and self.stage.complete
+
+    @property
+    def full(self) -> bool:
+        return self.stage is not None and self.stage.full
+
+    @property
+    def idle(self) -> bool:
+        """Nobody holds it and no read is under way: its slabs can be given to others at once."""
+        return not self.holders and not self._reading
+
+    @property
+    def servable(self) -> bool:
+        """It can take one more load from its beginning."""
+        if self.error is not None or self.closed:
+            return False
+        return self.stage is None or self.stage.full or not self.stage.recycled
+
+    @property
+    def state(self) -> str:
+        if self.error is not None:
+            return "failed"
+        if not self.started:
+            return "waiting"
+        if not self.complete and self.holders:
+            return "reading"
+        return "leased" if self.holders else "warm"
+
+    def serves(self, checkpoint: Checkpoint, selection: Selection) -> bool:
+        """It holds, or will hold, every byte that the selection of that checkpoint needs."""
+        if self.version == checkpoint.version and self.digest == selection.digest():
+            return True
+        return self.full and self._pieces(checkpoint, selection) is not None
+
+    # ---- its life -------------------------------------------------------------------------------
+
+    def start(self, slabs: list[Slab]) -> None:
+        """Takes the slabs over, lays the segments out in them and begins to read."""
+        self.slabs = slabs
+        capacity = sum(slab.size_bytes for slab in slabs)
+        self.stage = Stage(self.plan_for(capacity), capacity)
+        for key in self.holders:
+            self.stage.join(key)
+        self._update_hold_back()
+        self._pump()
+        self.notify()
+
+    def plan_for(self, capacity_bytes: int) -> list[plan.Segment]:
+        """Segments as large as good for a full stage, if that fits; else for a window of that capacity."""
+        tables = self.checkpoint.tables
+        make = functools.partial(plan.segments, tables, self.selection, target_tensors=plan.SEGMENT_TENSORS)
+        segments = make(target_bytes=plan.SEGMENT_BYTES)
+        if plan.ring_bytes(segments) <= capacity_bytes:
+            return segments
+        return make(target_bytes=min(plan.SEGMENT_BYTES, capacity_bytes // 4))
+
+    def fail(self, error: PenstockError) -> None:
+        """Everybody waiting, now or later, gets the error."""
+        if self.error is None:
+            self.error = error
+            self._give_up_reading()
+            self.notify()
+
+    def hold(self, key: Hashable, holder: Holder) -> None:
+        """From now on, until `leave`, the slabs stay and no segment is recycled that `key` has not
+        released. Only when `servable`."""
+        self.holders[key] = holder
+        self.last_used = self._loop.time()
+        self.members += 1
+        if self.stage is not None:
+            self.stage.join(key)
+            self._update_hold_back()
+            self._pump()
+
+    def release(self, key: Hashable, count: int) -> None:
+        """`key` needs no segment below `count` any more."""
+        if self.stage is not None:
+            self.stage.release(key, count)
+            self._pump()
+
+    def let_go(self) -> None:
+        """Stops waiting for more members of the group."""
+        self.expected_members = self.members
+        self._update_hold_back()
+        self._pump()
+
+    def leave(self, key: Hashable) -> None:
+        """Undoes `hold` and `join`. Leaving twice is leaving once."""
+        if self.holders.pop(key, None) is None:
+            return
+        self.last_used = self._loop.time()
+        if self.stage is not None:
+            self.stage.leave(key)
+        if self.holders:
+            self._pump()
+            return
+        if not self.complete:
+            self._give_up_reading()
+        if self.idle:
+            self._on_idle(self)
+
+    def close(self) -> list[Slab]:
+        """Only when idle. Closes the files; returns the slabs, which are the caller's from now on."""
+        assert self.idle
+        assert not self.closed
+        self.closed = True
+        self.checkpoint.close()
+        slabs, self.slabs = self.slabs, []
+        return slabs
+
+    # ---- what consumers see ---------------------------------------------------------------------
+
+    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece]:
+        """What a load of that selection gets, in order. Only when it `serves` it."""
+        assert self.stage is not None
+        if self.version == checkpoint.version and self.digest == selection.digest():
+            return [Piece(index, segment.tensors) for index, segment in enumerate(self.stage.segments)]
+        pieces = self._pieces(checkpoint, selection)
+        assert pieces is not None
+        return pieces
+
+    async def wait_change(self) -> None:
+        """Until anything about it is different."""
+        await asyncio.shield(self._changed)
+
+    async def wait_started(self) -> None:
+        """Raises the error that kept it from starting."""
+        while not self.started:
+            self._raise_error()
+            await self.wait_change()
+
+    async def wait_ready(self, segment: int) -> None:
+        """Until the bytes of that segment are in the ring. Raises the error that ended the reading."""
+        assert self.stage is not None
+        while self.stage.state(segment) is not SegmentState.READY:
+            self._raise_error()
+            await self.wait_change()
+
+    async def wait_complete(self) -> None:
+        while not self.complete:
+            self._raise_error()
+            await self.wait_change()
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        changed, self._changed = self._changed, self._loop.create_future()
+        changed.set_result(None)
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
+        """By file and offset, from segments planned for another selection. None if any is missing."""
+        assert self.stage is not None
+        own = {file.version: number for number, file in enumerate(self.checkpoint.files)}
+        by_file: dict[int, list[int]] = {}
+        for index, segment in enumerate(self.stage.segments):
+            by_file.setdefault(segment.file, []).append(index)
+        pieces: list[Piece] = []
+        for file, wanted in zip(checkpoint.files, selection.files, strict=True):
+            if not len(wanted):
+                continue
+            number = own.get(file.version)
+            if number is None:
+                return None
+            found = _cover(self.stage, by_file.get(number, []), wanted)
+            if found is None:
+                return None
+            pieces += found
+        return pieces
+
+    def _update_hold_back(self) -> None:
+        if self.stage is not None:
+            self.stage.hold_back = self.members < self.expected_members
+            self.stage.recycle()
+
+    def _pump(self) -> None:
+        """Submits every segment that has room to the readers."""
+        if self.stage is None or self.error is not None or not self.holders:
+            return
+        for index in self.stage.place():
+            segment = self.stage.segments[index]
+            if segment.size_bytes == 0:
+                self._reading[index] = None
+                self._loop.call_soon(self._read_ended, index, None)
+                continue
+            job = Job(
+                plan.blocks(segment, self._block_bytes),
+                read=functools.partial(self._read_block, index),
+                check=self.checkpoint.files[segment.file].check_unchanged,
+                done=functools.partial(self._call_back, index),
+            )
+            self._reading[index] = job
+            self._lane.submit(job)
+
+    def _read_block(self, index: int, start: int, end: int) -> None:
+        """On a reader thread. Reads whole pages where the source wants them: the segment owns them."""
+        assert self.stage is not None
+        segment = self.stage.segments[index]
+        file = self.checkpoint.files[segment.file]
+        begin = start // file.alignment * file.alignment
+        finish = -(-end // file.alignment) * file.alignment
+        offset = self.stage.ring_offset(index) + begin - segment.start
+        file.read_into(begin, self._views(offset, finish - begin))
+
+    def _views(self, offset: int, size_bytes: int) -> Sequence[memoryview]:
+        """The ring's bytes from `offset` on, across slab borders and the end of the ring."""
+        views = []
+        slab_bytes = self.slabs[0].size_bytes
+        while size_bytes > 0:
+            number, inside = divmod(offset, slab_bytes)
+            count = min(size_bytes, slab_bytes - inside)
+            views.append(self.slabs[number % len(self.slabs)].view[inside : inside + count])
+            offset += count
+            size_bytes -= count
+        return views
+
+    def _call_back(self, index: int, error: BaseException | None) -> None:
+        """On a reader thread."""
+        self._loop.call_soon_threadsafe(self._read_ended, index, error)
+
+    def _read_ended(self, index: int, error: BaseException | None) -> None:
+        assert self.stage is not None
+        del self._reading[index]
+        if error is None:
+            self.stage.read(index)
+            size_bytes = self.stage.segments[index].size_bytes
+            self.read_bytes += size_bytes
+            self._on_read(size_bytes)
+            self._pump()
+            if self.complete:
+                self.checkpoint.close()
+            self.notify()
+        else:
+            self.stage.park(index)
+            if not isinstance(error, Dropped):
+                self.fail(_told(error))
+            elif self.holders:
+                self._pump()
+        if not self.holders and self.idle:
+            self._on_idle(self)
+
+    def _give_up_reading(self) -> None:
+        """Blocks that are being read are read to their end; `_read_ended` parks their segments then."""
+        if self.stage is None:
+            return
+        idle = self._lane.drop()
+        for index, job in list(self._reading.items()):
+            if job in idle:
+                del self._reading[index]
+                self.stage.park(index)
+
+
+def _cover(stage: Stage, indices: Sequence[int], wanted: Indices) -> list[Piece] | None:
+    """The pieces of those segments of one file that hold the wanted tensors; None if one is missing."""
+    pieces = []
+    position = 0
+    for index in indices:
+        tensors = stage.segments[index].tensors
+        end = bisect_right(wanted, tensors[-1], position)
+        if end > position:
+            part = wanted[position:end]
+            if part[0] < tensors[0] or not (isinstance(tensors, range) or set(part) <= set(tensors)):
+                return None
+            pieces.append(Piece(index, part))
+            position = end
+    return pieces if position == len(wanted) else None
+
+
+def _told(error: BaseException) -> PenstockError:
+    if isinstance(error, PenstockError):
+        return error
+    logger.error("reading failed unexpectedly", exc_info=error)
+    return SourceUnavailableError(f"reading failed: {error!r}")

@@ -1,0 +1,407 @@
+"""The staging buffer: who gets slabs, in which order, and what is given up for them.
+
+A load joins a staged checkpoint that serves it, or a new one is made and queues for slabs. The queue is
+first in, first out: a large load at its head is not overtaken by small ones behind it.
+
+What the head of the queue gets:
+
+- Its whole checkpoint, if that fits what it may take: as soon as so much is free or can be freed by
+  evicting idle checkpoints, least recently used first.
+- Otherwise a window: what keeps the readers busy, four blocks for each of them or twice its largest
+  tensor, but no more than `--window-size`. It starts with less if less is free.
+- A checkpoint that would fit but finds the memory leased, by clients that hold tensors of loads that
+  ended, starts as a window too after `PATIENCE_SECONDS`: such leases may last for ever.
+
+Nobody holds slabs while waiting for others, so there is no deadlock; a load that waits longer than
+the queue timeout fails with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from . import plan
+from .catalog import Checkpoint
+from .config import Config
+from .errors import MemoryLimitTooSmallError, StagingExhaustedError
+from .log import event
+from .metrics import Totals
+from .plan import Selection
+from .pool import SlabPool
+from .reader import ReaderPool
+from .staged import Holder, StagedCheckpoint
+from .units import show_size
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 2.0
+WINDOW_BLOCKS_PER_READER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Loads that will come together; the window waits for `size` of them."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes by state. Their sum never exceeds the limit."""
+
+    free_bytes: int
+    reading_bytes: int
+    leased_bytes: int
+    warm_bytes: int
+    peak_bytes: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many slabs a checkpoint wants: all of it, or a window."""
+
+    whole: int
+    """0: it does not fit."""
+    window: int
+    least: int
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    staged: StagedCheckpoint
+    demand: Demand
+    since: float
+    at_head_since: float | None
+    timer: asyncio.TimerHandle | None = None
+
+
+class Staging:
+    """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
+
+    def __init__(self, config: Config, *, readers: ReaderPool, workers: Executor, totals: Totals) -> None:
+        self._config = config
+        self._readers = readers
+        self._totals = totals
+        self.pool = SlabPool(
+            slab_bytes=config.slab_bytes,
+            max_slabs=config.max_slabs,
+            workers=workers,
+            on_free=self._grant,
+        )
+        self.stages: dict[int, StagedCheckpoint] = {}
+        self._queue: deque[_Waiting] = deque()
+        self._starting: set[StagedCheckpoint] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._granting = False
+
+    # ---- for loads ------------------------------------------------------------------------------
+
+    def demand(self, checkpoint: Checkpoint, selection: Selection, memory_limit: int | None) -> Demand:
+        """Pure, but takes a while for very many tensors. Raises MemoryLimitTooSmallError."""
+        slab = self._config.slab_bytes
+        largest = plan.largest_tensor(checkpoint.tables, selection)
+        if largest is None:
+            return Demand(whole=1, window=1, least=1)
+        needed = max(1, -(-largest.ring_bytes // slab))
+        minimal = memory_limit == 0 or self._config.memory_limit == 0
+        allowed = needed if minimal else self._config.max_slabs
+        if memory_limit:
+            allowed = min(allowed, memory_limit // slab)
+        if needed > min(allowed, self._config.max_slabs):
+            self._refuse(checkpoint, largest, memory_limit)
+        segments = plan.segments(
+            checkpoint.tables,
+            selection,
+            target_bytes=plan.SEGMENT_BYTES,
+            target_tensors=plan.SEGMENT_TENSORS,
+        )
+        whole = max(1, -(-plan.ring_bytes(segments) // slab))
+        busy = -(-WINDOW_BLOCKS_PER_READER * self._config.concurrency * self._config.block_bytes // slab)
+        window = min(max(busy, 2 * needed), max(self._config.window_bytes // slab, needed), allowed)
+        return Demand(whole if whole <= allowed else 0, window, min(window, max(needed, window // 4)))
+
+    def enter(
+        self,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        demand: Demand,
+        *,
+        key: Hashable,
+        holder: Holder,
+        group: Group | None,
+        pin: bool = False,
+    ) -> StagedCheckpoint:
+        """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`.
+
+        `key` holds it from now on; the caller must see to it that `leave(key)` is called.
+        """
+        tenant = None if pin else holder.uid
+        staged = self._find(checkpoint, selection, tenant, group)
+        if staged is not None:
+            self._totals.stage_hits += 1
+            staged.hold(key, holder)
+            staged.pinned = staged.pinned or pin
+            if tenant is not None:
+                self._assign(staged, tenant)
+            return staged
+        self._totals.stage_misses += 1
+        staged = StagedCheckpoint(
+            checkpoint,
+            selection,
+            uid=tenant,
+            readers=self._readers,
+            block_bytes=self._config.block_bytes,
+            group=group.name if group else "",
+            expected_members=self._expected(checkpoint, selection, tenant, group),
+            on_idle=self._idle,
+            on_read=self._read,
+        )
+        staged.pinned = pin
+        staged.hold(key, holder)
+        self.stages[staged.id] = staged
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(staged, demand, loop.time(), None)
+        waiting.timer = loop.call_later(self._config.queue_timeout_seconds, self._expire, waiting)
+        self._queue.append(waiting)
+        self._grant()
+        return staged
+
+    def place(self, staged: StagedCheckpoint) -> int:
+        """Place in the queue; 1 is next, 0 is not waiting."""
+        for number, waiting in enumerate(self._queue, start=1):
+            if waiting.staged is staged:
+                return number
+        return 0
+
+    # ---- for operators --------------------------------------------------------------------------
+
+    def evict(self, match: Callable[[StagedCheckpoint], bool]) -> tuple[int, int]:
+        """Unpins what matches and gives up what of it is idle. Bytes (freed, still leased)."""
+        freed = leased = 0
+        for staged in [staged for staged in self.stages.values() if match(staged)]:
+            staged.pinned = False
+            size = self._bytes(staged)
+            if staged.idle and staged.started:
+                self._evict(staged)
+                freed += size
+            else:
+                leased += size
+        return freed, leased
+
+    def usage(self) -> Usage:
+        by_state = {"waiting": 0, "reading": 0, "leased": 0, "warm": 0, "failed": 0}
+        for staged in self.stages.values():
+            by_state[staged.state] += self._bytes(staged)
+        return Usage(
+            free_bytes=self.pool.free_slabs * self.pool.slab_bytes,
+            reading_bytes=by_state["reading"] + by_state["failed"],
+            leased_bytes=by_state["leased"],
+            warm_bytes=by_state["warm"],
+            peak_bytes=self.pool.peak_slabs * self.pool.slab_bytes,
+            waiting=len(self._queue),
+        )
+
+    async def keep(self) -> None:
+        """The background work: populates the buffer, then trims what nobody uses. Runs for ever."""
+        if self._config.populate:
+            await self.pool.populate(may_go_on=lambda: not self._queue)
+            event(logger, "populated", {"bytes": self.pool.existing_slabs * self.pool.slab_bytes})
+        while self._config.trims:
+            await asyncio.sleep(max(self._config.trim_after_seconds / 4, 0.5))
+            await self._trim()
+
+    async def stop(self) -> None:
+        """Gives up everything that is idle."""
+        for waiting in list(self._queue):
+            waiting.staged.fail(StagingExhaustedError("penstockd stops"))
+        self.evict(lambda staged: True)
+        await self.pool.stop()
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _find(
+        self, checkpoint: Checkpoint, selection: Selection, tenant: int | None, group: Group | None
+    ) -> StagedCheckpoint | None:
+        name = group.name if group else ""
+        for staged in self.stages.values():
+            if staged.uid not in (None, tenant) or not staged.servable:
+                continue
+            if (staged.group == name or staged.full) and staged.serves(checkpoint, selection):
+                return staged
+        return None
+
+    def _expected(
+        self, checkpoint: Checkpoint, selection: Selection, tenant: int | None, group: Group | None
+    ) -> int:
+        """Members that a new window waits for: not those of the group that share an earlier one."""
+        if group is None:
+            return 1
+        earlier = sum(
+            staged.members
+            for staged in self.stages.values()
+            if staged.group == group.name and staged.uid == tenant and staged.version == checkpoint.version
+        )
+        return max(1, group.size - earlier)
+
+    def _assign(self, staged: StagedCheckpoint, uid: int) -> None:
+        """From now on only `uid` may ever hold the slabs of this checkpoint."""
+        staged.uid = uid
+        for slab in staged.slabs:
+            slab.tenant = uid
+
+    def _bytes(self, staged: StagedCheckpoint) -> int:
+        return len(staged.slabs) * self.pool.slab_bytes
+
+    def _read(self, size_bytes: int) -> None:
+        self._totals.read_bytes += size_bytes
+
+    def _grant(self) -> None:
+        """Starts everything at the head of the queue that can have its slabs now."""
+        if self._granting:  # giving up a checkpoint frees slabs, which calls back here
+            return
+        self._granting = True
+        before = len(self._queue)
+        while self._queue:
+            head = self._queue[0]
+            count = self._grantable(head)
+            if not count:
+                break
+            self._queue.popleft()
+            assert head.timer is not None
+            head.timer.cancel()
+            self._starting.add(head.staged)
+            task = asyncio.get_running_loop().create_task(self._start(head.staged, count))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._granting = False
+        if len(self._queue) != before:
+            for waiting in self._queue:
+                waiting.staged.notify()
+
+    def _grantable(self, head: _Waiting) -> int:
+        """How many slabs the head of the queue gets now; 0 is none yet."""
+        loop = asyncio.get_running_loop()
+        if head.at_head_since is None:
+            head.at_head_since = loop.time()
+            loop.call_later(PATIENCE_SECONDS + 0.01, self._grant)
+        demand = head.demand
+        if self._make_room(demand.whole or demand.window):
+            return demand.whole or demand.window
+        if demand.whole and (
+            loop.time() - head.at_head_since < PATIENCE_SECONDS or self._memory_will_return()
+        ):
+            return 0
+        return min(self.pool.available, demand.window) if self._make_room(demand.least) else 0
+
+    def _make_room(self, count: int) -> bool:
+        """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
+        idle = [
+            staged for staged in self.stages.values() if staged.started and staged.idle and not staged.pinned
+        ]
+        if self.pool.available + sum(len(staged.slabs) for staged in idle) < count:
+            return False
+        idle.sort(key=lambda staged: staged.last_used)
+        for staged in idle:
+            if self.pool.available >= count:
+                break
+            self._evict(staged)
+        return True
+
+    def _memory_will_return(self) -> bool:
+        """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
+        return bool(self._starting) or any(
+            staged.started and not (staged.full and staged.complete) for staged in self.stages.values()
+        )
+
+    async def _start(self, staged: StagedCheckpoint, count: int) -> None:
+        try:
+            slabs = await self.pool.take(count, staged.uid)
+        except OSError as error:
+            staged.fail(StagingExhaustedError(f"the system has no memory for {count} slabs: {error}"))
+            self._starting.discard(staged)
+            return
+        self._starting.discard(staged)
+        if not staged.holders:
+            self._forget(staged)
+            self.pool.give_back(slabs)
+            return
+        staged.start(slabs)
+        if staged.uid is not None:
+            self._assign(staged, staged.uid)
+        if staged.expected_members > staged.members and not staged.full:
+            asyncio.get_running_loop().call_later(self._config.group_timeout_seconds, staged.let_go)
+
+    def _idle(self, staged: StagedCheckpoint) -> None:
+        """Nobody holds it any more."""
+        if staged in self._starting or staged.closed:
+            return
+        if not staged.started:
+            self._dequeue(staged)
+            self._forget(staged)
+        elif staged.error is not None or not staged.full or not self._config.keeps_warm:
+            self._give_up(staged)
+        self._grant()
+
+    def _dequeue(self, staged: StagedCheckpoint) -> None:
+        for waiting in list(self._queue):
+            if waiting.staged is staged:
+                self._queue.remove(waiting)
+                assert waiting.timer is not None
+                waiting.timer.cancel()
+
+    def _expire(self, waiting: _Waiting) -> None:
+        if waiting not in self._queue:
+            return
+        self._dequeue(waiting.staged)
+        usage = self.usage()
+        wanted = (waiting.demand.whole or waiting.demand.window) * self.pool.slab_bytes
+        waiting.staged.fail(
+            StagingExhaustedError(
+                f"waited {self._config.queue_timeout_seconds:.0f} s for {show_size(wanted)} of a buffer of "
+                f"{show_size(self._config.capacity_bytes)}, of which {show_size(usage.leased_bytes)} are "
+                f"held by clients and {show_size(usage.reading_bytes)} are being read into; let tensors "
+                "go, raise --memory-limit, or raise --queue-timeout",
+                leased_bytes=usage.leased_bytes,
+                reading_bytes=usage.reading_bytes,
+            )
+        )
+        self._grant()
+
+    def _evict(self, staged: StagedCheckpoint) -> None:
+        self._totals.evictions += 1
+        self._give_up(staged)
+
+    def _give_up(self, staged: StagedCheckpoint) -> None:
+        self.stages.pop(staged.id, None)
+        self.pool.give_back(staged.close())
+
+    def _forget(self, staged: StagedCheckpoint) -> None:
+        """One that never got slabs."""
+        self.stages.pop(staged.id, None)
+        staged.close()
+
+    async def _trim(self) -> None:
+        limit = asyncio.get_running_loop().time() - self._config.trim_after_seconds
+        self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= limit)
+        await self.pool.trim(self._config.trim_after_seconds)
+
+    def _refuse(self, checkpoint: Checkpoint, largest: plan.LargestTensor, memory_limit: int | None) -> None:
+        file = checkpoint.files[largest.file]
+        name = checkpoint.headers[largest.file].tensors.name(largest.index)
+        capacity = self._config.max_slabs * self._config.slab_bytes
+        limit = min(memory_limit or capacity, capacity)
+        whose = "this load's memory_limit" if memory_limit and memory_limit < capacity else "--memory-limit"
+        raise MemoryLimitTooSmallError(
+            f"tensor {name[:200]!r} of {file.uri} has {largest.size_bytes} bytes, more than {whose} of "
+            f"{limit} bytes holds in slabs of {self._config.slab_bytes}; raise it",
+            tensor=name,
+            tensor_bytes=largest.size_bytes,
+            limit_bytes=limit,
+        )

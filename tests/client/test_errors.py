@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import inspect
+
+import grpc
+import pytest
+
+from penstock.client import StreamerClient, errors
+from penstock.server import errors as server_errors
+
+from .conftest import StartDaemon
+
+REASONS = [
+    "CHECKPOINT_NOT_FOUND", "CHECKPOINT_INVALID", "CHECKPOINT_CHANGED", "TENSOR_NOT_FOUND", "ACCESS_DENIED",
+    "MEMORY_LIMIT_TOO_SMALL", "STAGING_EXHAUSTED", "SOURCE_UNAVAILABLE", "SESSION_REQUIRED", "TOO_MANY_LOADS",
+    "SHUTTING_DOWN", "INVALID_REQUEST",
+]  # fmt: skip
+
+
+def server_tree() -> list[type[server_errors.PenstockError]]:
+    return [
+        value
+        for _, value in inspect.getmembers(server_errors, inspect.isclass)
+        if issubclass(value, server_errors.PenstockError) and value is not server_errors.PenstockError
+    ]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_of_the_design_has_an_exception_of_its_own(reason: str) -> None:
+    error = errors.by_reason(reason, "what happened", details={"load_id": "L1", "file": "f"})
+    expected = "".join(word.capitalize() for word in reason.split("_")) + "Error"
+    assert type(error).__name__ == expected
+    assert (error.reason, str(error), error.load_id) == (reason, "what happened", "L1")
+    assert error.details["file"] == "f"
+
+
+@pytest.mark.parametrize("server_error", server_tree(), ids=lambda error: error.reason)
+def test_both_sides_have_the_same_tree(server_error: type[server_errors.PenstockError]) -> None:
+    client_error = type(errors.by_reason(server_error.reason, ""))
+    assert client_error.__name__ == server_error.__name__
+    # What is met by connecting again is known by its class: no other error may have that class.
+    assert issubclass(client_error, errors.DaemonUnavailableError) == (server_error.reason == "SHUTTING_DOWN")
+
+
+def test_an_unknown_reason_is_kept_in_the_base_class() -> None:
+    error = errors.by_reason("NEW_IN_2031", "", load_id="L2")
+    assert type(error) is errors.PenstockError
+    assert (error.reason, str(error), error.load_id) == ("NEW_IN_2031", "NEW_IN_2031", "L2")
+
+
+@pytest.mark.parametrize("reason", [*REASONS, "NEW_IN_2031"])
+def test_reasons_come_through_grpc(reason: str, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon([], refuse_load=(grpc.StatusCode.UNAVAILABLE, reason, "it says so"))
+    with (
+        StreamerClient(daemon.socket_dir) as client,
+        pytest.raises(errors.PenstockError, match="it says so") as caught,
+    ):
+        client.load("/x")
+    assert type(caught.value) is type(errors.by_reason(reason, ""))
+    assert (caught.value.reason, caught.value.load_id) == (reason, "load-9")
+    daemon.await_leases_closed()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, errors.DaemonUnavailableError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.ProtocolError),
+        (grpc.StatusCode.INTERNAL, errors.PenstockError),
+    ],
+)
+def test_a_status_without_a_reason_is_told_by_its_name(
+    status: grpc.StatusCode, error: type[errors.PenstockError], start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon([], refuse_load=(status, "", "plain words"))
+    with pytest.raises(errors.PenstockError, match="plain words") as caught:
+        StreamerClient(daemon.socket_dir).load("/x")
+    assert type(caught.value) is error
+    assert caught.value.reason == ""
