@@ -95,7 +95,10 @@ def test_a_refusal_raises_its_reason(pair: tuple[socket.socket, socket.socket]) 
     [
         (b"\xff\xff\xff", errors.ProtocolError),
         (slabs(0, 1).SerializeToString(), errors.ProtocolError),
-        (pb.HandoffFrame(hello=pb.HandoffHello(daemon_version="1")).SerializeToString(), errors.ProtocolError),
+        (
+            pb.HandoffFrame(hello=pb.HandoffHello(daemon_version="1")).SerializeToString(),
+            errors.ProtocolError,
+        ),
         (b"\0" * 70_000, errors.ProtocolError),
     ],
 )
@@ -196,9 +199,7 @@ def test_descriptors_on_the_first_packet_are_closed(pair: tuple[socket.socket, s
     ours, theirs = pair
     before = open_fds()
     fds = some_fds(1)
-    ours.sendmsg(
-        [HELLO.SerializeToString()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    )
+    ours.sendmsg([HELLO.SerializeToString()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
     close(fds)
     with pytest.raises(errors.ProtocolError):
         Handoff(theirs, "here")

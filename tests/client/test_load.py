@@ -4,7 +4,6 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,9 @@ def process_state() -> tuple[int, int]:
 
 
 @FULL_AND_WINDOW
-def test_every_tensor_comes_once_in_order_with_its_bytes(window_slabs: int, start_daemon: StartDaemon) -> None:
+def test_every_tensor_comes_once_in_order_with_its_bytes(
+    window_slabs: int, start_daemon: StartDaemon
+) -> None:
     daemon = start_daemon(TENSORS, window_slabs=window_slabs)
     with StreamerClient(daemon.socket_dir) as client, client.load("/x") as load:
         assert_equal(dict(load))
@@ -99,6 +100,42 @@ def test_borrowed_views_are_right_until_the_next_even_when_written_into(
         tensor.fill_(-1)
         count += 1
     assert count == 40
+
+
+@FULL_AND_WINDOW
+def test_the_loop_variable_that_is_left_of_a_borrowing_load_holds_no_lease(
+    window_slabs: int, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(TENSORS, window_slabs=window_slabs)
+    for _, tensor in StreamerClient(daemon.socket_dir).load("/x", owned=False):  # noqa: B007
+        pass
+    daemon.await_leases_closed()
+    assert not tensor.any()  # not right any more, but no crash either
+    tensor.fill_(1)
+
+
+def test_a_borrowed_tensor_stays_right_after_a_break(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(TENSORS, window_slabs=WINDOW)
+    for name, tensor in StreamerClient(daemon.socket_dir).load("/x", owned=False):  # noqa: B007
+        if name == "t4":
+            break
+    assert data(tensor) == TENSORS[4].data
+    assert daemon.leased()
+
+
+def test_waiting_for_memory_that_this_process_holds_is_warned_of(
+    start_daemon: StartDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = start_daemon(TENSORS)
+    client = StreamerClient(daemon.socket_dir)
+    gc.collect()
+    with caplog.at_level("INFO", logger="penstock.client"):
+        state = client.load_state_dict("/x")
+        client.load("/x").close()
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "for the test" in caplog.text
+    assert "12582912 bytes" in caplog.text
+    del state
 
 
 def test_a_window_segment_is_released_only_when_the_caller_moved_past_it(start_daemon: StartDaemon) -> None:
@@ -237,16 +274,19 @@ def leave_by_dropping_the_iterator(client: StreamerClient) -> None:
     next(iter(client.load("/x")))
 
 
+def fail_in_loop(client: StreamerClient, error: type[BaseException]) -> None:
+    for _ in client.load("/x"):
+        raise error
+
+
 def leave_by_exception(client: StreamerClient) -> None:
     with pytest.raises(ZeroDivisionError):
-        for _ in client.load("/x"):
-            raise ZeroDivisionError
+        fail_in_loop(client, ZeroDivisionError)
 
 
 def leave_by_interrupt(client: StreamerClient) -> None:
-    with pytest.raises(KeyboardInterrupt), client.load("/x") as load:
-        for _ in load:
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail_in_loop(client, KeyboardInterrupt)
 
 
 def leave_by_closing_the_client(client: StreamerClient) -> None:
@@ -270,7 +310,9 @@ def leave_by_closing_the_client(client: StreamerClient) -> None:
         leave_by_closing_the_client,
     ],
 )
-def test_leaving_early_gives_everything_back(leave: Any, window_slabs: int, start_daemon: StartDaemon) -> None:
+def test_leaving_early_gives_everything_back(
+    leave: Any, window_slabs: int, start_daemon: StartDaemon
+) -> None:
     daemon = start_daemon(TENSORS, window_slabs=window_slabs, stall_before_segment=2)
     leave(StreamerClient(daemon.socket_dir))
     gc.collect()
@@ -357,9 +399,7 @@ def test_two_threads_share_one_client(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(TENSORS, window_slabs=WINDOW)
     client = StreamerClient(daemon.socket_dir)
     states: list[dict[str, torch.Tensor]] = []
-    threads = [
-        threading.Thread(target=lambda: states.append(client.load_state_dict("/x"))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: states.append(client.load_state_dict("/x"))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -369,7 +409,7 @@ def test_two_threads_share_one_client(start_daemon: StartDaemon) -> None:
         assert_equal(state)
 
 
-@pytest.mark.parametrize("how", ["pass", "raise SystemExit(3)", "raise KeyboardInterrupt", "1 / 0"])
+@pytest.mark.parametrize("how", ["pass", "raise KeyboardInterrupt"])
 def test_the_process_may_end_in_mid_load(how: str, start_daemon: StartDaemon) -> None:
     daemon = start_daemon(TENSORS, stall_before_segment=2)
     script = f"""
@@ -387,7 +427,7 @@ if {how!r} != "pass":
     )
     noise = result.stderr.split("Traceback")[0]
     assert noise == ""
-    assert "Error" not in result.stderr or "ZeroDivisionError" in result.stderr
+    assert "Error" not in result.stderr
     daemon.await_leases_closed()
 
 
@@ -576,11 +616,10 @@ def test_another_version_is_seen_even_when_the_daemon_does_not_care(start_daemon
 def test_without_patience_the_death_raises_at_once(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(TENSORS, die_after=[2])
     client = StreamerClient(daemon.socket_dir, reconnect_timeout=0)
-    yielded = []
+    load = client.load("/x")
     with pytest.raises(DaemonUnavailableError) as caught:
-        for name, _ in client.load("/x"):
-            yielded.append(name)
-    assert len(yielded) == 6
+        list(load)
+    assert load.stats.tensors == 6
     assert caught.value.load_id == "load-1"
     assert len(daemon.opens) == 1
 

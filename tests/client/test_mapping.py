@@ -3,7 +3,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,9 +85,7 @@ def test_memory_and_lease_end_with_the_last_tensor(mirrored: bool) -> None:
 def test_writing_changes_neither_the_slab_nor_the_mirror_and_discard_forgets_it() -> None:
     fd, memory = make_slab()
     memory[:3] = b"xyz"
-    mapping = Mapping(
-        [[fd]], slab_count=1, slab_bytes=SLAB_BYTES, mirrored=True, release=Released()
-    )
+    mapping = Mapping([[fd]], slab_count=1, slab_bytes=SLAB_BYTES, mirrored=True, release=Released())
     tensor = torch.frombuffer(mapping.array, dtype=torch.uint8, count=3)
     mirror = torch.frombuffer(mapping.array, dtype=torch.uint8, count=3, offset=SLAB_BYTES)
     tensor.fill_(0)
@@ -121,9 +119,7 @@ def test_slabs_that_could_change_underneath_are_refused(make: Callable[[], int],
     good, memory = make_slab()
     memory.close()
     with pytest.raises(ProtocolError, match=message):
-        Mapping(
-            [[good, make()]], slab_count=2, slab_bytes=SLAB_BYTES, mirrored=False, release=released
-        )
+        Mapping([[good, make()]], slab_count=2, slab_bytes=SLAB_BYTES, mirrored=False, release=released)
     gc.collect()
     assert released.count == 1
     assert (open_fds(), slab_mappings()) == (fds, maps)
@@ -165,7 +161,7 @@ def test_a_failure_while_slabs_come_unmaps_what_was_mapped() -> None:
     maps = slab_mappings()
     released = Released()
 
-    def packets():  # type: ignore[no-untyped-def]
+    def packets() -> Iterator[list[int]]:
         yield [make_slab()[0]]
         raise KeyboardInterrupt
 

@@ -13,15 +13,18 @@ from penstock.client.sizes import absolute_sources, parse_memory_limit, show_byt
     ("limit", "expected"),
     [
         (-1, None), ("-1", None), (" -1 ", None), (0, 0), ("0", 0), (123, 123), ("4000000000", 4_000_000_000),
-        ("4GB", 4 * 10**9), ("4GiB", 4 * 2**30), ("4gib", 4 * 2**30), ("64 MB", 64 * 10**6), ("1.5GB", 1_500_000_000),
-        ("4G", 4 * 10**9), ("4Gi", 4 * 2**30), ("10kB", 10_000), ("10KiB", 10_240), ("2TB", 2 * 10**12), ("7B", 7),
+        ("4GB", 4 * 10**9), ("4GiB", 4 * 2**30), ("4gib", 4 * 2**30), ("64 MB", 64 * 10**6), 
+        ("1.5GB", 1_500_000_000), ("4G", 4 * 10**9), ("4Gi", 4 * 2**30), ("10kB", 10_000), ("10KiB", 10_240), ("2TB", 2 * 10**12),
+        ("7B", 7),
     ],
 )  # fmt: skip
 def test_limits_as_people_write_them(limit: int | str, expected: int | None) -> None:
     assert parse_memory_limit(limit) == expected
 
 
-@pytest.mark.parametrize("limit", [-2, "-5", "", "GB", "4 GBs", "4XB", "1e9", "4GB!", "٤GB", 2**63, "99999999999TB"])
+@pytest.mark.parametrize(
+    "limit", [-2, "-5", "", "GB", "4 GBs", "4XB", "1e9", "4GB!", "٤GB", 2**63, "99999999999TB"]
+)
 def test_what_is_no_limit_is_refused_with_a_hint(limit: int | str) -> None:
     with pytest.raises(ValueError, match="memory limit"):
         parse_memory_limit(limit)
@@ -47,7 +50,9 @@ def test_the_environment_stands_in_for_none(monkeypatch: pytest.MonkeyPatch) -> 
         parse_memory_limit(None)
 
 
-def test_relative_paths_become_absolute_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_become_absolute_and_the_rest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "link").symlink_to("/elsewhere")
     monkeypatch.chdir(tmp_path)
     here = os.fspath(tmp_path)

@@ -20,7 +20,7 @@ BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32,
     "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-SHAPES = ([], [1], [16], [2, 8], [3, 2, 4], [0], [4, 0, 2])
+SHAPES: tuple[list[int], ...] = ([], [1], [16], [2, 8], [3, 2, 4], [0], [4, 0, 2])
 
 
 def wrap(data: bytes, *entries: pb.Tensor, copy: bool = False, shift: int = 0) -> dict[str, torch.Tensor]:
@@ -130,3 +130,20 @@ def test_an_empty_shape_beyond_torch_is_an_invalid_checkpoint() -> None:
 
 def test_this_torch_knows_every_dtype_of_the_table() -> None:
     assert set(BITS) - set(DTYPES) == {"F6_E2M3", "F6_E3M2"}
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_the_caller_s_default_device_and_dtype_do_not_matter(copy: bool) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = wrap(
+                bytes(range(16)),
+                pb.Tensor(name="a", dtype="U8", shape=[2, 8], size_bytes=16),
+                pb.Tensor(name="b", dtype="F32", shape=[0], size_bytes=0),
+                copy=copy,
+            )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got["a"].flatten().tolist() == list(range(16))
+    assert got["b"].device.type == "cpu"

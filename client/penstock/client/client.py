@@ -96,9 +96,10 @@ class StreamerClient:
         memory_limit: what this load may take of the staging buffer: bytes, "4GB", 0 for as little as
             the largest tensor needs, -1 for what the daemon allows; None takes PENSTOCK_MEMORY_LIMIT
             or RUNAI_STREAMER_MEMORY_LIMIT from the environment, else -1.
-        owned: a yielded tensor stays right for as long as it is held. False saves a copy when the
-            staging buffer is smaller than the checkpoint; a tensor is then good until the next
-            iteration only.
+        owned: a yielded tensor stays right for as long as it is held, and may keep the checkpoint's
+            staging memory with it. False saves a copy when the staging buffer is smaller than the
+            checkpoint; a tensor is then good until the next iteration only, and shows zeros or
+            another tensor's bytes after it.
         group: (name, size): `size` loads under this name share one pass over the storage.
         progress: shows a bar on stderr; needs tqdm.
 

@@ -184,6 +184,10 @@ class Load:
                 raise errors.ProtocolError(
                     f"the daemon sent {self._tensors} of {self.tensor_count} tensors", load_id=self.load_id
                 )
+            if not self._owned:
+                # The caller's loop variable still holds the last view. Its lease would make this
+                # process wait for itself when it loads the next checkpoint.
+                self._streams[0].revoke()
         except errors.PenstockError as error:
             error.load_id = error.load_id or self.load_id
             raise

@@ -48,6 +48,11 @@ _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
+def leased_bytes() -> int:
+    """Bytes of slabs that this process has mapped, for loads under way or tensors that it kept."""
+    return sum(addresses.leased_bytes for addresses in list(_mapped))
+
+
 class Mapping:
     """The ring of one load as memory.
 
@@ -55,7 +60,7 @@ class Mapping:
     itself is disposable; the memory lives as long as `array` or a tensor made from it.
     """
 
-    __slots__ = ("address", "array", "capacity_bytes", "mapped_bytes")
+    __slots__ = ("_addresses", "address", "array", "capacity_bytes", "mapped_bytes")
 
     def __init__(
         self,
@@ -78,7 +83,7 @@ class Mapping:
             raise errors.ProtocolError(f"a ring of {slab_count} slabs of {slab_bytes} bytes cannot be mapped")
         self.capacity_bytes = slab_count * slab_bytes
         self.mapped_bytes = self.capacity_bytes * (2 if mirrored else 1)
-        addresses = _Addresses(self.mapped_bytes, release)
+        self._addresses = addresses = _Addresses(self.mapped_bytes, release)
         self.address = addresses.start
         try:
             self._map_slabs(packets, slab_count, slab_bytes, mirrored)
@@ -95,6 +100,10 @@ class Mapping:
         end = -(-(offset + size_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         if end > start and _madvise(self.address + start, end - start, mmap.MADV_DONTNEED):
             raise _os_error("cannot drop the private pages of a segment")
+
+    def revoke(self) -> None:
+        """Puts zeros in the place of the slabs and releases them, whatever still refers to the array."""
+        self._addresses.revoke()
 
     def _map_slabs(
         self, packets: Iterable[list[int]], slab_count: int, slab_bytes: int, mirrored: bool
@@ -119,7 +128,7 @@ class Mapping:
 
 
 class _Addresses:
-    """A reserved range that starts at a multiple of 2 MiB; `unmap` works once, however often it is called."""
+    """A reserved range that starts at a multiple of 2 MiB; `unmap` and the release work once."""
 
     def __init__(self, size_bytes: int, release: Callable[[], None]) -> None:
         self._size_bytes = size_bytes
@@ -135,12 +144,32 @@ class _Addresses:
         if before:
             _munmap(reserved, before)
         _munmap(self.start + size_bytes, _HUGE_PAGE_BYTES - before)
+        _mapped.add(self)
+
+    @property
+    def leased_bytes(self) -> int:
+        return self._size_bytes if self._release is not None else 0
 
     def unmap(self) -> None:
+        size_bytes, self._size_bytes = self._size_bytes, 0
+        if size_bytes:
+            _munmap(self.start, size_bytes)
+            self._release_once()
+
+    def revoke(self) -> None:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+        if _mmap(self.start, self._size_bytes, protection, flags, -1, 0) != self.start:
+            raise _os_error("cannot give slabs back")
+        self._release_once()
+
+    def _release_once(self) -> None:
         release, self._release = self._release, None
         if release is not None:
-            _munmap(self.start, self._size_bytes)
             release()
+
+
+_mapped: weakref.WeakSet[_Addresses] = weakref.WeakSet()
 
 
 def _map_slab(address: int, fd: int, size_bytes: int) -> None:

@@ -38,7 +38,7 @@ class Session:
         self.handoff = Handoff.connect(socket_dir)
         try:
             self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-            self.service: Any = streamer_pb2_grpc.StreamerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self.service: Any = streamer_pb2_grpc.StreamerServiceStub(self._channel)
         except BaseException:
             self.handoff.close()
             raise

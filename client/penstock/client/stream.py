@@ -6,6 +6,7 @@ caller, and what happens when the daemon dies, is `load.py`'s affair.
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from . import errors, tensors
-from .mapping import Mapping
+from .mapping import Mapping, leased_bytes
 from .rpc import Session
+
+_log = logging.getLogger("penstock.client")
 
 # Gets all names of the checkpoint, returns those to load.
 Choose = Callable[[list[str]], Sequence[str]]
@@ -94,6 +97,11 @@ class Stream:
             self._mapping.discard(segment.ring_offset, segment.size_bytes)
         self._requests.send(pb.LoadRequest(release=pb.Release(segments=segment.index + 1)))
 
+    def revoke(self) -> None:
+        """Ends the lease although views may still live; they show zeros from now on."""
+        if self._mapping is not None:
+            self._mapping.revoke()
+
     def close(self) -> None:
         """Ends the call, and the lease once the last view died. May be called again, by any thread."""
         self.closed = True
@@ -120,7 +128,9 @@ class Stream:
                     request.tensors.CopyFrom(pb.SelectTensors(names=choose(names)))
                     self._requests.send(pb.LoadRequest(select=request.tensors))
                     choose = None
-            elif kind not in ("queued", None):
+            elif kind == "queued":
+                _tell_queued(response.queued)
+            elif kind is not None:
                 raise self._broken(f"{kind} where the manifest should come")
 
     def _map_slabs(self) -> None:
@@ -161,6 +171,17 @@ class Stream:
 
     def _broken(self, what: str) -> errors.ProtocolError:
         return errors.ProtocolError(f"the daemon sent {what}", load_id=self.manifest.load_id)
+
+
+def _tell_queued(queued: pb.Queued) -> None:
+    own = leased_bytes()
+    _log.log(
+        logging.WARNING if own else logging.INFO,
+        "waiting for staging memory, place %d: %s%s",
+        queued.place,
+        queued.reason or "no reason given",
+        f" (tensors that this process still holds keep {own} bytes of it)" if own else "",
+    )
 
 
 class _Requests:

@@ -1,0 +1,99 @@
+"""StreamerClient.embedded() with the real daemon: it comes, serves and goes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from penstock.client import DaemonUnavailableError, StreamerClient
+
+TENSORS = {f"t{index}": torch.arange(index, index + 1000) for index in range(10)}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path, metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def tempdir(monkeypatch: pytest.MonkeyPatch, socket_dir: Path) -> Path:
+    """Where the private directories come to lie, to see that they go."""
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(socket_dir))
+    return socket_dir
+
+
+def test_it_serves_and_leaves_nothing_behind(checkpoint: Path, tempdir: Path) -> None:
+    fds = len(os.listdir("/proc/self/fd"))
+    with StreamerClient.embedded(memory_limit="64MB", concurrency=2) as client:
+        assert client.socket_dir.parent == tempdir
+        assert client.socket_dir.stat().st_mode & 0o777 == 0o700
+        status = client.status()
+        assert status["staging"]["limit_bytes"] == 64_000_000
+        assert status["readers"]["threads"] == 2
+        state = client.load_state_dict(checkpoint)
+        assert "embedded" in repr(client)
+    assert not Path(f"/proc/{status['pid']}").exists()
+    assert list(tempdir.iterdir()) == []
+    for name, tensor in TENSORS.items():
+        assert torch.equal(state[name], tensor)
+    del state, tensor
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= fds + 2  # gRPC's own
+    client.close()
+
+
+def test_dropping_the_client_ends_the_daemon(tempdir: Path) -> None:
+    client = StreamerClient.embedded()
+    pid = client.status()["pid"]
+    del client
+    gc.collect()
+    assert not Path(f"/proc/{pid}").exists()
+    assert list(tempdir.iterdir()) == []
+
+
+def test_the_end_of_the_process_ends_the_daemon_silently(checkpoint: Path, tempdir: Path) -> None:
+    script = f"""
+from penstock.client import StreamerClient
+client = StreamerClient.embedded()
+kept = next(iter(client.load({os.fspath(checkpoint)!r})))
+state = client.load_state_dict({os.fspath(checkpoint)!r})
+print(client.status()["pid"])
+"""
+    result = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script],
+        env={**os.environ, "TMPDIR": os.fspath(tempdir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stderr == ""
+    assert not Path(f"/proc/{int(result.stdout)}").exists()
+    assert list(tempdir.iterdir()) == []
+
+
+def test_a_daemon_that_cannot_start_says_why(tempdir: Path) -> None:
+    with pytest.raises(DaemonUnavailableError, match="--no-such-flag"):
+        StreamerClient.embedded(no_such_flag=3)
+    assert list(tempdir.iterdir()) == []
+
+
+def test_a_daemon_that_dies_under_a_load_is_not_waited_for(checkpoint: Path) -> None:
+    with StreamerClient.embedded() as client:
+        pid = client.status()["pid"]
+        state = client.load_state_dict(checkpoint)
+        os.kill(pid, 9)
+        with pytest.raises(DaemonUnavailableError):
+            client.load_state_dict(checkpoint)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(state[name], tensor)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .support import DaemonProcess
+
+StartDaemon = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def socket_dir() -> Iterator[Path]:
+    """Not tmp_path: the path of a socket has to be short."""
+    top = Path(tempfile.mkdtemp(prefix="pst-"))
+    top.chmod(0o755)
+    yield top / "s"
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def start_daemon(socket_dir: Path) -> Iterator[StartDaemon]:
+    """Starts daemons; at the end each that still runs has to be idle and to stop cleanly."""
+    daemons: list[DaemonProcess] = []
+
+    def start(*flags: str, **options: object) -> DaemonProcess:
+        daemon = DaemonProcess(socket_dir, *flags, **options)  # type: ignore[arg-type]
+        daemons.append(daemon)
+        return daemon.wait_ready()
+
+    yield start
+    try:
+        for daemon in daemons:
+            if daemon.process.poll() is None:
+                daemon.wait_idle()
+                assert daemon.terminate() == 0, daemon.log()
+    finally:
+        for daemon in daemons:
+            daemon.kill()
