@@ -13,9 +13,9 @@ from penstock.client.sizes import absolute_sources, parse_memory_limit, show_byt
     ("limit", "expected"),
     [
         (-1, None), ("-1", None), (" -1 ", None), (0, 0), ("0", 0), (123, 123), ("4000000000", 4_000_000_000),
-        ("4GB", 4 * 10**9), ("4GiB", 4 * 2**30), ("4gib", 4 * 2**30), ("64 MB", 64 * 10**6), 
-        ("1.5GB", 1_500_000_000), ("4G", 4 * 10**9), ("4Gi", 4 * 2**30), ("10kB", 10_000), ("10KiB", 10_240), ("2TB", 2 * 10**12),
-        ("7B", 7),
+        ("4GB", 4 * 10**9), ("4GiB", 4 * 2**30), ("4gib", 4 * 2**30), ("64 MB", 64 * 10**6),
+        ("1.5GB", 1_500_000_000), ("4G", 4 * 10**9), ("4Gi", 4 * 2**30), ("10kB", 10_000), ("10KiB", 10_240),
+        ("2TB", 2 * 10**12), ("7B", 7),
     ],
 )  # fmt: skip
 def test_limits_as_people_write_them(limit: int | str, expected: int | None) -> None:

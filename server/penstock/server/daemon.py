@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
@@ -21,14 +21,16 @@ from grpc_reflection.v1alpha import reflection
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
-from .catalog import Catalog
+from .admission import Admission, Emit, Parts, Request
+from .catalog import Catalog, local_path
 from .config import Config, distribution_version
-from .errors import ConfigError, PenstockError, ShuttingDownError, TooManyLoadsError
+from .errors import AccessDeniedError, ConfigError, PenstockError, ShuttingDownError, TooManyLoadsError
 from .handoff import HandoffServer, Session
 from .limits import is_privileged, raise_open_files, shmem_huge_pages
-from .load import Emit, Load, Parts, Request
+from .load import Load
 from .log import event
 from .metrics import Totals
+from .prefetch import Prefetch
 from .reader import ReaderPool
 from .service import StreamerService
 from .sources import Access
@@ -61,7 +63,7 @@ class Daemon:
             allows=lambda uid: is_privileged(uid) or bool(config.allow),
         )
         self._health = health.aio.HealthServicer()
-        self._loads: dict[Load, asyncio.Task[None]] = {}
+        self._loads: dict[Admission, asyncio.Task[None]] = {}
         self._no_loads = asyncio.Event()
         self._no_loads.set()
         self._draining = False
@@ -74,20 +76,51 @@ class Daemon:
         return self._handoff.session(token)
 
     def new_load(self, request: Request, session: Session) -> Load:
+        return Load(request, session, self._admit(session), self._parts)
+
+    def new_prefetch(self, request: Request, session: Session, *, pin: bool) -> Prefetch:
+        access = self._admit(session)
+        if pin and not access.privileged:
+            raise AccessDeniedError(
+                f"uid {session.uid} may prefetch but not pin: that is for root and for penstockd's own user"
+            )
+        return Prefetch(request, session, access, self._parts, pin=pin)
+
+    def evict(self, session: Session, sources: Sequence[str]) -> tuple[int, int]:
+        """Bytes (freed, still leased)."""
+        if not is_privileged(session.uid):
+            raise AccessDeniedError(
+                f"uid {session.uid} may not evict: that is for root and for penstockd's own user"
+            )
+        wanted = tuple(local_path(source) for source in sources)
+        freed, leased = self.staging.evict(
+            lambda staged: not wanted or tuple(map(local_path, staged.checkpoint.sources)) == wanted
+        )
+        event(logger, "evict", {"source": ",".join(sources[:3]), "freed": freed, "leased": leased})
+        return freed, leased
+
+    def _admit(self, session: Session) -> Access:
+        """What the caller may read. Raises if the daemon takes nothing more."""
         if self._draining:
             raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
         if len(self._loads) >= self.config.max_loads:
             raise TooManyLoadsError(
                 f"{len(self._loads)} loads run or wait already; try again, or raise --max-loads"
             )
-        access = Access(session.uid, is_privileged(session.uid), self.config.allow)
-        return Load(request, session, access, self._parts)
+        return Access(session.uid, is_privileged(session.uid), self.config.allow)
 
-    async def run_load(self, load: Load, emit: Emit) -> None:
+    async def run_load(self, load: Load | Prefetch, emit: Emit) -> None:
+        """Runs it, counts it, logs it; ends it when the caller's connection closes."""
         task = asyncio.current_task()
         assert task is not None
         self._loads[load] = task
         self._no_loads.clear()
+
+        def caller_gone() -> None:
+            if not load.finished:
+                task.cancel()
+
+        load.caller.on_close(caller_gone)
         result = "cancelled"
         try:
             await load.run(emit)
@@ -104,7 +137,7 @@ class Daemon:
             else:
                 self.totals.loads_failed += 1
             level = logging.INFO if result in ("ok", "cancelled") else logging.WARNING
-            event(logger, "load", {"result": result, **load.log_line()}, level=level)
+            event(logger, type(load).__name__.lower(), {"result": result, **load.log_line()}, level=level)
 
     def status(self, session: Session) -> pb.GetStatusResponse:
         return build_status(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -15,9 +15,11 @@ from google.rpc import error_details_pb2, status_pb2
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
-from . import load as story
+from .admission import Emit, Listing, Queued, Request
 from .errors import InvalidRequestError, PenstockError, SessionRequiredError
 from .handoff import Session
+from .load import Event, Load, Manifest, SegmentReady
+from .prefetch import Prefetch, Progress
 from .staging import Group
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,13 @@ class Daemon(Protocol):
 
     def session(self, token: str | None) -> Session: ...
 
-    def new_load(self, request: story.Request, session: Session) -> story.Load: ...
+    def new_load(self, request: Request, session: Session) -> Load: ...
 
-    async def run_load(self, load: story.Load, emit: story.Emit) -> None: ...
+    def new_prefetch(self, request: Request, session: Session, *, pin: bool) -> Prefetch: ...
+
+    async def run_load(self, load: Load | Prefetch, emit: Emit) -> None: ...
+
+    def evict(self, session: Session, sources: Sequence[str]) -> tuple[int, int]: ...
 
     def status(self, session: Session) -> pb.GetStatusResponse: ...
 
@@ -69,11 +75,26 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
         finally:
             listening.cancel()
 
-    async def Prefetch(self, request: pb.PrefetchRequest, context: _Context) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Prefetch is not served by this penstockd")
+    async def Prefetch(self, message: pb.PrefetchRequest, context: _Context) -> None:
+        prefetch = None
+        try:
+            session = self._daemon.session(_token(context))
+            request = Request(
+                sources=tuple(message.sources),
+                names=tuple(message.tensors.names) if message.HasField("tensors") else None,
+            )
+            prefetch = self._daemon.new_prefetch(request, session, pin=message.pin)
+            await self._daemon.run_load(prefetch, lambda event: context.write(_progress(event)))
+        except PenstockError as error:
+            await _abort(context, error, prefetch.id if prefetch else "")
 
-    async def Evict(self, request: pb.EvictRequest, context: _Context) -> pb.EvictResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Evict is not served by this penstockd")
+    async def Evict(self, message: pb.EvictRequest, context: _Context) -> pb.EvictResponse:
+        try:
+            session = self._daemon.session(_token(context))
+            freed, leased = self._daemon.evict(session, message.sources)
+            return pb.EvictResponse(freed_bytes=freed, leased_bytes=leased)
+        except PenstockError as error:
+            await _abort(context, error, "")
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
         try:
@@ -82,7 +103,7 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
             await _abort(context, error, "")
 
 
-async def _listen(requests: AsyncIterator[pb.LoadRequest], load: story.Load) -> None:
+async def _listen(requests: AsyncIterator[pb.LoadRequest], load: Load) -> None:
     """Passes on what the client says while its load runs."""
     async for message in requests:
         kind = message.WhichOneof("request")
@@ -92,18 +113,18 @@ async def _listen(requests: AsyncIterator[pb.LoadRequest], load: story.Load) -> 
             load.choose(message.select.names)
 
 
-async def _emit(context: _Context, event: story.Event) -> None:
+async def _emit(context: _Context, event: Event) -> None:
     for message in _messages(event):
         await context.write(message)
 
 
-def _request(message: pb.OpenLoad) -> story.Request:
+def _request(message: pb.OpenLoad) -> Request:
     group = None
     if message.HasField("group"):
         if not message.group.name or not 1 <= message.group.size <= 65536:
             raise InvalidRequestError("group: needs a name, and a size of 1 to 65536")
         group = Group(message.group.name[:MAX_NAME_CHARACTERS], message.group.size)
-    return story.Request(
+    return Request(
         sources=tuple(message.sources),
         names=tuple(message.tensors.names) if message.HasField("tensors") else None,
         list_tensors=message.list_tensors,
@@ -115,21 +136,21 @@ def _request(message: pb.OpenLoad) -> story.Request:
     )
 
 
-def _messages(event: story.Event) -> Iterator[pb.LoadResponse]:
-    if isinstance(event, story.SegmentReady):
+def _messages(event: Event) -> Iterator[pb.LoadResponse]:
+    if isinstance(event, SegmentReady):
         yield _segment_ready(event)
-    elif isinstance(event, story.Manifest):
+    elif isinstance(event, Manifest):
         yield _manifest(event)
-    elif isinstance(event, story.Listing):
+    elif isinstance(event, Listing):
         yield from _listing(event)
-    elif isinstance(event, story.Queued):
+    elif isinstance(event, Queued):
         yield pb.LoadResponse(queued=pb.Queued(place=event.place, reason=event.reason))
     else:
         finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
         yield pb.LoadResponse(finished=finished)
 
 
-def _segment_ready(event: story.SegmentReady) -> pb.LoadResponse:
+def _segment_ready(event: SegmentReady) -> pb.LoadResponse:
     message = pb.SegmentReady(
         index=event.index, ring_offset=event.ring_offset, size_bytes=event.end - event.start
     )
@@ -146,7 +167,7 @@ def _segment_ready(event: story.SegmentReady) -> pb.LoadResponse:
     return pb.LoadResponse(segment_ready=message)
 
 
-def _manifest(event: story.Manifest) -> pb.LoadResponse:
+def _manifest(event: Manifest) -> pb.LoadResponse:
     message = pb.Manifest(
         load_id=event.load_id,
         version=event.version,
@@ -163,7 +184,7 @@ def _manifest(event: story.Manifest) -> pb.LoadResponse:
     return pb.LoadResponse(manifest=message)
 
 
-def _listing(event: story.Listing) -> Iterator[pb.LoadResponse]:
+def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
     listing = pb.Listing()
     for table in event.tables:
         for index in range(len(table)):
@@ -178,6 +199,12 @@ def _listing(event: story.Listing) -> Iterator[pb.LoadResponse]:
                 listing = pb.Listing()
     listing.last = True
     yield pb.LoadResponse(listing=listing)
+
+
+def _progress(event: Progress | Queued) -> pb.PrefetchResponse:
+    if isinstance(event, Queued):
+        return pb.PrefetchResponse(queued=pb.Queued(place=event.place, reason=event.reason))
+    return pb.PrefetchResponse(ready_bytes=event.ready_bytes, total_bytes=event.total_bytes, done=event.done)
 
 
 def _token(context: _Context) -> str | None:

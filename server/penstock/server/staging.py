@@ -72,6 +72,16 @@ class Demand:
     window: int
     least: int
 
+    def only_whole(self, capacity_bytes: int) -> Demand:
+        """The same without settling for a window. Raises MemoryLimitTooSmallError."""
+        if not self.whole:
+            raise MemoryLimitTooSmallError(
+                f"the checkpoint does not fit as a whole into the staging buffer of {capacity_bytes} bytes, "
+                "and only whole ones can be kept; raise --memory-limit, or load it, through a window",
+                limit_bytes=capacity_bytes,
+            )
+        return Demand(self.whole, self.whole, self.whole)
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -100,6 +110,10 @@ class Staging:
         self._starting: set[StagedCheckpoint] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.pool.max_slabs * self.pool.slab_bytes
 
     # ---- for loads ------------------------------------------------------------------------------
 
@@ -136,14 +150,15 @@ class Staging:
         key: Hashable,
         holder: Holder,
         group: Group | None,
+        tenant: int | None,
         pin: bool = False,
     ) -> StagedCheckpoint:
         """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`.
 
-        `key` holds it from now on; the caller must see to it that `leave(key)` is called.
+        `key` holds it from now on; the caller must see to it that `leave(key)` is called. `tenant` is the
+        uid that will get the slabs; None: nobody yet.
         """
-        tenant = None if pin else holder.uid
-        staged = self._find(checkpoint, selection, tenant, group)
+        staged = self._find(checkpoint, selection, holder.uid, group)
         if staged is not None:
             self._totals.stage_hits += 1
             staged.hold(key, holder)
@@ -227,11 +242,11 @@ class Staging:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _find(
-        self, checkpoint: Checkpoint, selection: Selection, tenant: int | None, group: Group | None
+        self, checkpoint: Checkpoint, selection: Selection, uid: int, group: Group | None
     ) -> StagedCheckpoint | None:
         name = group.name if group else ""
         for staged in self.stages.values():
-            if staged.uid not in (None, tenant) or not staged.servable:
+            if staged.uid not in (None, uid) or not staged.servable:
                 continue
             if (staged.group == name or staged.full) and staged.serves(checkpoint, selection):
                 return staged
@@ -395,7 +410,7 @@ class Staging:
     def _refuse(self, checkpoint: Checkpoint, largest: plan.LargestTensor, memory_limit: int | None) -> None:
         file = checkpoint.files[largest.file]
         name = checkpoint.headers[largest.file].tensors.name(largest.index)
-        capacity = self._config.max_slabs * self._config.slab_bytes
+        capacity = self.capacity_bytes
         limit = min(memory_limit or capacity, capacity)
         whose = "this load's memory_limit" if memory_limit and memory_limit < capacity else "--memory-limit"
         raise MemoryLimitTooSmallError(

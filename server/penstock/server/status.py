@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from penstock.v1 import streamer_pb2 as pb
 
+from .admission import Admission
 from .config import UNLIMITED, Config
-from .load import Load
 from .metrics import Totals
 from .reader import ReaderPool
 from .staged import StagedCheckpoint
@@ -26,7 +26,7 @@ def build_status(
     staging: Staging,
     readers: ReaderPool,
     totals: Totals,
-    loads: Iterable[Load],
+    loads: Iterable[Admission],
     only_uid: int | None,
 ) -> pb.GetStatusResponse:
     """`now` and `began` are of the loop's clock; `only_uid` None means everything."""
@@ -54,7 +54,7 @@ def build_status(
         if only_uid is None or any(holder.uid == only_uid for holder in staged.holders.values()):
             answer.stages.append(_stage(staged, now, only_uid))
     for load in loads:
-        if only_uid is None or load.session.uid == only_uid:
+        if only_uid is None or load.caller.uid == only_uid:
             answer.loads.append(_load(load, now, staging))
     return answer
 
@@ -81,12 +81,12 @@ def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.Sta
     return message
 
 
-def _load(load: Load, now: float, staging: Staging) -> pb.LoadStatus:
+def _load(load: Admission, now: float, staging: Staging) -> pb.LoadStatus:
     return pb.LoadStatus(
         load_id=load.id,
         sources=load.request.sources,
-        uid=load.session.uid,
-        pid=load.session.pid,
+        uid=load.caller.uid,
+        pid=load.caller.pid,
         state=load.state,
         delivered_bytes=load.delivered_bytes,
         total_bytes=load.total_bytes,

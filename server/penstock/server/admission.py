@@ -1,0 +1,205 @@
+"""From what a client asked for to a place in the staging buffer: resolve, choose, admit.
+
+Loads and prefetches begin alike; what they do with their place is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from . import plan
+from .catalog import Catalog, Checkpoint
+from .checkpoint import TensorTable
+from .errors import CheckpointChangedError, InvalidRequestError
+from .metrics import Totals
+from .plan import Selection
+from .sources import Access
+from .staged import Holder, StagedCheckpoint
+from .staging import Group, Staging
+from .units import show_size
+
+_T = TypeVar("_T")
+
+
+class Caller(Protocol):
+    """Who asks, and how to learn that it is gone: a session, or the daemon itself."""
+
+    uid: int
+    pid: int
+    closed: bool
+
+    def on_close(self, release: Callable[[], None]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the client asked for."""
+
+    sources: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    list_tensors: bool = False
+    memory_limit: int | None = None
+    group: Group | None = None
+    skip_tensors: int = 0
+    expect_version: str = ""
+    client_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    place: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    tables: tuple[TensorTable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every load of the daemon works with. `resolvers` runs what takes long."""
+
+    catalog: Catalog
+    staging: Staging
+    totals: Totals
+    resolvers: Executor
+
+
+Emit = Callable[[Any], Awaitable[None]]
+"""Passes an event on to the client."""
+
+
+class Admission:
+    """One client's way into the staging buffer. `state` and the figures are for status and log."""
+
+    def __init__(self, request: Request, caller: Caller, access: Access, parts: Parts) -> None:
+        self.id = secrets.token_hex(4)
+        self.request = request
+        self.caller = caller
+        self.state = "resolving"
+        self.staged: StagedCheckpoint | None = None
+        self.delivered_bytes = 0
+        self.total_bytes = 0
+        self.began = asyncio.get_running_loop().time()
+        self.waited_seconds = 0.0
+        self.finished = False
+        """It has all it came for: the caller going away now is no loss."""
+        self._access = access
+        self._parts = parts
+        self._choice: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+
+    def choose(self, names: Sequence[str]) -> None:
+        """The client's answer to the listing."""
+        if not self._choice.done():
+            self._choice.set_result(tuple(names))
+
+    async def _enter(
+        self, emit: Emit, *, tenant: int | None, whole: bool = False, pin: bool = False
+    ) -> tuple[Checkpoint, Selection, StagedCheckpoint]:
+        """Holds a staged checkpoint that has its slabs, under the key `self`; the caller must see to it
+        that it is left. `tenant` is the uid that gets the slabs, if that is known. `whole` refuses a
+        window."""
+        checkpoint = await self._resolve()
+        try:
+            selection = await self._select(checkpoint, emit)
+            staged = await self._admit(checkpoint, selection, tenant=tenant, whole=whole, pin=pin)
+        finally:
+            if self.staged is None or self.staged.checkpoint is not checkpoint:
+                checkpoint.close()
+        await self._wait_for_memory(staged, emit)
+        return checkpoint, selection, staged
+
+    async def _resolve(self) -> Checkpoint:
+        catalog, request = self._parts.catalog, self.request
+        loop = asyncio.get_running_loop()
+        resolving = loop.run_in_executor(
+            self._parts.resolvers, catalog.resolve, request.sources, self._access
+        )
+        try:
+            checkpoint = await asyncio.shield(resolving)
+        except asyncio.CancelledError:
+            resolving.add_done_callback(_close_unwanted)
+            raise
+        if request.expect_version and request.expect_version != checkpoint.version:
+            checkpoint.close()
+            raise CheckpointChangedError(
+                f"{', '.join(request.sources[:3])} changed since the load to be resumed began; load it again"
+            )
+        return checkpoint
+
+    async def _select(self, checkpoint: Checkpoint, emit: Emit) -> Selection:
+        names = self.request.names
+        if self.request.list_tensors:
+            await emit(Listing(checkpoint.tables))
+            names = await self._choice
+        selection = await self._in_thread(plan.select, checkpoint.tables, names)
+        return plan.skip(selection, self.request.skip_tensors)
+
+    async def _admit(
+        self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool, pin: bool
+    ) -> StagedCheckpoint:
+        staging, request = self._parts.staging, self.request
+        demand = await self._in_thread(staging.demand, checkpoint, selection, request.memory_limit)
+        if whole:
+            demand = demand.only_whole(staging.capacity_bytes)
+        if self.caller.closed:
+            raise InvalidRequestError("the handoff connection closed before the load began")
+        holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
+        self.staged = staged = staging.enter(
+            checkpoint,
+            selection,
+            demand,
+            key=self,
+            holder=holder,
+            group=request.group,
+            tenant=tenant,
+            pin=pin,
+        )
+        self.caller.on_close(functools.partial(staged.leave, self))
+        return staged
+
+    async def _wait_for_memory(self, staged: StagedCheckpoint, emit: Emit) -> None:
+        self.state = "waiting"
+        began = asyncio.get_running_loop().time()
+        told = 0
+        while not staged.started and staged.error is None:
+            place = self._parts.staging.place(staged)
+            if place not in (0, told):
+                await emit(Queued(place, "waiting for staging memory that other loads use"))
+                told = place
+            else:
+                await staged.wait_change()
+        await staged.wait_started()
+        self.waited_seconds = asyncio.get_running_loop().time() - began
+
+    async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._parts.resolvers, call, *arguments)
+
+    def log_line(self) -> dict[str, object]:
+        """What the log says of it when it ended."""
+        seconds = asyncio.get_running_loop().time() - self.began
+        rate = self.delivered_bytes / seconds / 1e9 if seconds > 0 else 0.0
+        return {
+            "load": self.id,
+            "source": ",".join(self.request.sources[:3]),
+            "uid": self.caller.uid,
+            "pid": self.caller.pid,
+            "bytes": self.delivered_bytes,
+            "size": show_size(self.delivered_bytes),
+            "seconds": round(seconds, 4),
+            "gb_per_second": round(rate, 2),
+            "waited_seconds": round(self.waited_seconds, 4),
+            "stage": self.staged.id if self.staged else 0,
+        }
+
+
+def _close_unwanted(resolving: asyncio.Future[Checkpoint]) -> None:
+    if not resolving.cancelled() and resolving.exception() is None:
+        resolving.result().close()

@@ -1,0 +1,71 @@
+"""Reading a checkpoint into the staging buffer before anybody asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .admission import Admission, Caller, Emit, Parts, Request
+from .sources import Access
+from .staged import StagedCheckpoint
+
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    ready_bytes: int
+    total_bytes: int
+    done: bool
+
+
+@dataclass(slots=True)
+class DaemonItself:
+    """The caller of what the daemon was told to do by its flags."""
+
+    uid: int
+    pid: int
+    closed: bool = False
+
+    def on_close(self, release: Callable[[], None]) -> None:
+        """It never closes before the daemon ends."""
+
+
+class Prefetch(Admission):
+    """Stages one checkpoint whole. `run` it once."""
+
+    def __init__(self, request: Request, caller: Caller, access: Access, parts: Parts, *, pin: bool) -> None:
+        super().__init__(request, caller, access, parts)
+        self._pin = pin
+        self._tenant = None if access.privileged else caller.uid
+
+    async def run(self, emit: Emit) -> None:
+        """Raises PenstockError, and CancelledError when the caller goes."""
+        try:
+            _, _, staged = await self._enter(emit, tenant=self._tenant, whole=True, pin=self._pin)
+            self.state = "streaming"
+            await self._follow(staged, emit)
+        finally:
+            if self.staged is not None:
+                self.staged.leave(self)
+
+    async def _follow(self, staged: StagedCheckpoint, emit: Emit) -> None:
+        stage = staged.stage
+        assert stage is not None
+        self.total_bytes = stage.total_bytes
+        waiting = asyncio.ensure_future(staged.wait_complete())
+        try:
+            while not waiting.done():
+                self.delivered_bytes = stage.ready_bytes
+                await emit(Progress(stage.ready_bytes, stage.total_bytes, done=False))
+                await asyncio.wait([waiting], timeout=PROGRESS_SECONDS)
+            await waiting
+        finally:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+        self.delivered_bytes = stage.ready_bytes
+        self.finished = True
+        await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))
