@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from penstock.client.copies import CopyPool
 from penstock.client.errors import CheckpointInvalidError, ProtocolError, UnsupportedDtypeError
 from penstock.client.tensors import DTYPES, wrap_segment
 from penstock.v1 import streamer_pb2 as pb
@@ -28,7 +29,9 @@ def wrap(data: bytes, *entries: pb.Tensor, copy: bool = False, shift: int = 0) -
     array = (ctypes.c_ubyte * (len(data) + 64 + shift))()
     start = -ctypes.addressof(array) % 64 + shift
     ctypes.memmove(ctypes.addressof(array) + start, data, len(data))
-    return dict(wrap_segment(array, entries, start=start, size_bytes=len(data), copy=copy))
+    return dict(
+        wrap_segment(array, entries, start=start, size_bytes=len(data), copies=CopyPool() if copy else None)
+    )
 
 
 def raw(tensor: torch.Tensor) -> list[int]:
@@ -72,8 +75,8 @@ def test_every_dtype_equals_what_safetensors_gives(
 def test_views_share_memory_and_copies_do_not() -> None:
     array = (ctypes.c_ubyte * 64)()
     entry = pb.Tensor(name="t", dtype="U8", shape=[8], size_bytes=8)
-    view = dict(wrap_segment(array, [entry], start=0, size_bytes=8, copy=False))["t"]
-    copy = dict(wrap_segment(array, [entry], start=0, size_bytes=8, copy=True))["t"]
+    view = dict(wrap_segment(array, [entry], start=0, size_bytes=8, copies=None))["t"]
+    copy = dict(wrap_segment(array, [entry], start=0, size_bytes=8, copies=CopyPool()))["t"]
     array[3] = 9
     assert view[3] == 9
     assert copy[3] == 0

@@ -31,6 +31,7 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from . import cuda, errors
+from .copies import CopyPool
 from .stream import Choose, Stream
 
 _FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.05, 1.0
@@ -98,7 +99,8 @@ class Load:
         bar = _progress_bar() if progress else None
         # A cell, so that the finalizer closes the stream of the day without keeping this Load alive.
         self._streams = [Stream(socket_dir, request, choose)]
-        self._finalizer = weakref.finalize(self, _close_all, self._streams)
+        self._copies = CopyPool()
+        self._finalizer = weakref.finalize(self, _close_all, self._streams, self._copies)
         self._manifest = self._streams[0].manifest
         self._progress = bar(total=self.total_bytes, desc="load", unit="B", unit_scale=True) if bar else None
 
@@ -219,7 +221,7 @@ class Load:
             self._first_tensor = time.monotonic()
         count, done = len(segment.tensors), 0
         try:
-            for name, tensor in stream.wrap(segment, copy=copy):
+            for name, tensor in stream.wrap(segment, copies=self._copies if copy else None):
                 if device is not None:
                     tensor = cuda.to_device(tensor, device)
                 if stream.closed:  # so the daemon may have reused the space while it was copied
@@ -267,7 +269,8 @@ class Load:
             )
 
 
-def _close_all(streams: list[Stream]) -> None:
+def _close_all(streams: list[Stream], copies: CopyPool) -> None:
+    copies.close()
     for stream in streams:
         stream.close()
 

@@ -127,6 +127,22 @@ class Mapping:
             raise errors.ProtocolError(f"{mapped} slabs came instead of {slab_count}")
 
 
+def map_anonymous(size_bytes: int) -> int:
+    """The address of fresh private memory, of huge pages where the system has them on request."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    address = _mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    if address is None or address == _MAP_FAILED:
+        raise _os_error(f"cannot map {size_bytes} bytes")
+    _madvise(address, size_bytes, mmap.MADV_HUGEPAGE)
+    return int(address)
+
+
+def unmap(address: int, size_bytes: int) -> None:
+    """Only when nothing refers to the range any more."""
+    if _munmap(address, size_bytes):
+        raise _os_error(f"cannot unmap {size_bytes} bytes")
+
+
 class _Addresses:
     """A reserved range that starts at a multiple of 2 MiB; `unmap` and the release work once."""
 

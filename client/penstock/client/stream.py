@@ -17,6 +17,7 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from . import errors, tensors
+from .copies import CopyPool
 from .mapping import Mapping, leased_bytes
 from .rpc import Session
 
@@ -78,14 +79,16 @@ class Stream:
             raise self._broken("a message after the last")
         return None
 
-    def wrap(self, segment: pb.SegmentReady, *, copy: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    def wrap(
+        self, segment: pb.SegmentReady, *, copies: CopyPool | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a segment of this stream: views of the ring, or copies."""
         if self._mapping is None:  # a checkpoint of nothing but zero-size tensors
             array = tensors.NO_BYTES
         else:
             array = self._mapping.array
         return tensors.wrap_segment(
-            array, segment.tensors, start=segment.ring_offset, size_bytes=segment.size_bytes, copy=copy
+            array, segment.tensors, start=segment.ring_offset, size_bytes=segment.size_bytes, copies=copies
         )
 
     def release(self, segment: pb.SegmentReady, *, written: bool) -> None:

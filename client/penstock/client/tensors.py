@@ -20,6 +20,7 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from . import errors
+from .copies import CopyPool
 
 
 class _Dtype(NamedTuple):
@@ -72,12 +73,12 @@ def wrap_segment(
     *,
     start: int,
     size_bytes: int,
-    copy: bool,
+    copies: CopyPool | None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields (name, tensor) for every tensor of the segment that lies at `start` in `array`.
 
     The caller has checked that the segment lies within the array. Views of `array`, or tensors
-    with memory of their own where `copy`. Raises ProtocolError for a tensor that leaves the segment
+    with memory of their own from `copies`. Raises ProtocolError for a tensor that leaves the segment
     or is not as long as its dtype and shape say, UnsupportedDtypeError for an unknown dtype.
     """
     frombuffer, dtypes = torch.frombuffer, DTYPES
@@ -101,9 +102,10 @@ def wrap_segment(
         if not bytes_:
             yield entry.name, _empty(entry, shape, dtype)
             continue
-        if copy or (address + offset) % item_bytes:
-            # Not clone(): torch copies with all cores, which then wait for each other spinning, while
-            # the daemon's readers need them. Four to five times slower on two cores.
+        if copies is not None:
+            tensor = copies.copy(shape, dtype, address + offset, bytes_)
+            yield entry.name, tensor
+        elif (address + offset) % item_bytes:
             tensor = torch.empty(shape, dtype=dtype, device="cpu")
             ctypes.memmove(tensor.data_ptr(), address + offset, bytes_)
             yield entry.name, tensor

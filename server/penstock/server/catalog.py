@@ -11,7 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -26,8 +26,8 @@ WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_SOURCES = 10_000
-CACHED_TENSORS = 250_000
-"""Headers of checkpoints used lately are kept up to this many tensors: some 25 MB."""
+CACHED_HEADER_BYTES = 32 << 20
+"""Headers of checkpoints used lately are kept up to so many bytes in all: some 400,000 tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Catalog:
         self._workers = workers
         self._lock = threading.Lock()
         self._headers: OrderedDict[str, Header] = OrderedDict()
-        self._cached_tensors = 0
+        self._cached_bytes = 0
 
     def resolve(self, sources: Sequence[str], access: Access) -> Checkpoint:
         """Opens every file that the sources name, and reads what it holds.
@@ -86,7 +86,7 @@ class Catalog:
                     members = [os.path.join(os.path.dirname(index_path), name) for name in index]
                 for member in members:
                     files.append(_open_member(member, index_path, access))
-            headers = tuple(self._workers.map(self._header, files))
+            headers = self._read_headers(files)
             for index_path, index, first in indexes:
                 _check_index(index_path, index, headers[first : first + len(index)])
             return Checkpoint(tuple(sources), tuple(files), headers)
@@ -94,6 +94,16 @@ class Catalog:
             for file in files:
                 file.close()
             raise
+
+    def _read_headers(self, files: Sequence[SourceFile]) -> tuple[Header, ...]:
+        """No file is being read any more when this ends, also when it raises."""
+        reading = [self._workers.submit(self._header, file) for file in files]
+        try:
+            return tuple(future.result() for future in reading)
+        finally:
+            for future in reading:
+                future.cancel()
+            wait(reading)
 
     def _header(self, file: SourceFile) -> Header:
         with self._lock:
@@ -107,24 +117,38 @@ class Catalog:
             raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
         file.check_unchanged()
         with self._lock:
-            if file.version not in self._headers and len(header.tensors) <= CACHED_TENSORS:
+            if file.version not in self._headers and _held_bytes(header) <= CACHED_HEADER_BYTES:
                 self._headers[file.version] = header
-                self._cached_tensors += len(header.tensors)
-                while self._cached_tensors > CACHED_TENSORS:
+                self._cached_bytes += _held_bytes(header)
+                while self._cached_bytes > CACHED_HEADER_BYTES:
                     _, old = self._headers.popitem(last=False)
-                    self._cached_tensors -= len(old.tensors)
+                    self._cached_bytes -= _held_bytes(old)
         return header
+
+
+def _held_bytes(header: Header) -> int:
+    """What keeping the header costs, its objects included."""
+    return len(header.tensors.to_bytes()) + len(header.metadata.to_bytes()) + 2048
 
 
 def local_path(source: str) -> str:
     """The path that a path or a `file://` URI names. Raises InvalidRequestError."""
-    if "\0" in source:
+    path = source
+    if not source.startswith("/"):
+        path = _uri_path(source)
+    if "\0" in path:
         raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character")
-    if source.startswith("/"):
-        return source
-    parts = urlsplit(source)
+    return path
+
+
+def _uri_path(source: str) -> str:
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        raise InvalidRequestError(f"sources: {source[:200]!r} is neither a path nor a URI") from None
     if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
+        if not local or parts.query or parts.fragment:
             raise InvalidRequestError(f"sources: {source[:200]!r} is not of the form file:///path")
         return unquote(parts.path)
     if parts.scheme and "://" in source:
@@ -143,6 +167,9 @@ def _expand(path: str, access: Access) -> tuple[str | None, list[str]]:
     names = list_directory(path, access)
     if names is None:
         return None, [path]
+    for name in names:
+        if name.endswith((INDEX_SUFFIX, WEIGHTS_SUFFIX)) and not _is_text(name):
+            raise CheckpointInvalidError(f"{path} holds {name!a}, a name that is not UTF-8", file=path)
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indexes) > 1:
         raise CheckpointInvalidError(
@@ -154,6 +181,14 @@ def _expand(path: str, access: Access) -> tuple[str | None, list[str]]:
     if not weights:
         raise CheckpointNotFoundError(f"{path} holds no *{WEIGHTS_SUFFIX} file", file=path)
     return None, weights
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_index(path: str, access: Access) -> dict[str, tuple[str, ...]]:

@@ -222,7 +222,7 @@ class Header:
     """What a safetensors header says: tensors, metadata (empty where absent), and where the data starts."""
 
     tensors: TensorTable
-    metadata: Mapping[str, str]
+    metadata: PackedMetadata
     data_start: int
     """Absolute offset of the data in the file: 8 plus the header's bytes."""
 

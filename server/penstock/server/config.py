@@ -194,8 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             option.flag,
             help=text,
-            metavar=option.metavar,
-            choices=option.choices or None,
+            metavar=option.metavar or f"{{{','.join(option.choices)}}}",
             action="append" if option.field == "allow" else "store",
         )
     parser.add_argument(

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_FDS_PER_PACKET = 253
 """The kernel's SCM_MAX_FD."""
 SEND_TIMEOUT_SECONDS = 30.0
+ACCEPT_PAUSE_SECONDS = 1.0
 MAX_SESSIONS = 4096
 MAX_SESSIONS_PER_UID = 1024
 
@@ -138,13 +139,14 @@ class HandoffServer:
             listener.close()
             raise
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+        self._listen()
 
     def stop(self) -> None:
         """Ends every session. Clients keep what they have mapped."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
+            self._listener = None
             self._path.unlink(missing_ok=True)
         for session in list(self._sessions.values()):
             self._end(session)
@@ -159,6 +161,10 @@ class HandoffServer:
             )
         return session
 
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(64):  # a flood of connections must not starve the loop
             try:
@@ -167,6 +173,9 @@ class HandoffServer:
                 return
             except OSError as error:  # out of descriptors: the clients wait in the backlog
                 logger.warning("a handoff connection could not be accepted: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)  # else the loop would turn for nothing but this
+                loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen)
                 return
             connection.setblocking(False)
             self._begin(connection)

@@ -42,8 +42,12 @@ def _physical_bytes(root: Path) -> int:
 def _cgroup_limits(root: Path) -> list[tuple[Path, str]]:
     """Every (directory, file) that may hold a limit. In a container the cgroup's own path may not be
     visible; its mount point then shows it as the root, and is looked at too."""
-    found = []
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    found: list[tuple[Path, str]] = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # a kernel without control groups
+        return found
+    for line in lines:
         _, controllers, path = line.split(":", 2)
         tops: tuple[str, ...]
         if controllers == "":

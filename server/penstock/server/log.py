@@ -27,11 +27,16 @@ class _Formatter(logging.Formatter):
         stamp = f"{moment}.{int(record.msecs):03d}Z"
         fields: dict[str, Any] = getattr(record, "fields", {})
         error = self.formatException(record.exc_info) if record.exc_info else ""
+        message = record.getMessage()
         if self._as_json:
-            line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage(), **fields}
+            line = {"time": stamp, "level": record.levelname.lower(), "event": message, **fields}
             return json.dumps({**line, "error": error} if error else line, default=str)
         pairs = "".join(f" {key}={_text(value)}" for key, value in fields.items())
-        return f"{stamp} {record.levelname.lower()} {record.getMessage()}{pairs}{error and chr(10)}{error}"
+        if not message.isprintable():
+            message = json.dumps(message)
+        # Indented, a traceback whose message holds a line break cannot be taken for another event.
+        trace = "".join(f"\n  {line}" for line in error.splitlines())
+        return f"{stamp} {record.levelname.lower()} {message}{pairs}{trace}"
 
 
 def _text(value: Any) -> str:

@@ -124,8 +124,9 @@ def largest_tensor(tables: Sequence[TensorTable], selection: Selection) -> Large
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
         for index in indices:
             start, end = table.start(index), table.end(index)
-            if best is None or end - start > best.size_bytes:
-                best = LargestTensor(file, index, end - start, span_bytes(start, end))
+            ring = span_bytes(start, end)  # not always the longest: an unaligned one takes a page more
+            if best is None or ring > best.ring_bytes:
+                best = LargestTensor(file, index, end - start, ring)
     return best
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .slab import Slab
 
@@ -36,9 +36,9 @@ class SlabPool:
         self._free: list[tuple[Slab, float]] = []
         """Slabs nobody uses, with the time since when; oldest first."""
         self._taken = 0
+        """Slabs with takers, those included that are still being made for them."""
         self._working = 0
         """Slabs being populated or closed: they exist but cannot be taken."""
-        self._existing = 0
         self.peak_slabs = 0
         self._stopped = False
 
@@ -53,33 +53,25 @@ class SlabPool:
 
     @property
     def existing_slabs(self) -> int:
-        return self._existing
+        """Those that exist or are being made."""
+        return self._taken + self._working + len(self._free)
 
-    async def take(self, count: int, tenant: int | None) -> list[Slab]:
+    def take(self, count: int, tenant: int | None) -> Coroutine[Any, Any, list[Slab]]:
         """`count` slabs, at most `available`, that no one but `tenant` ever held: the caller's until
-        `give_back`. Must not be cancelled: slabs that are being made would be lost. Raises OSError when
-        the system has no more; nothing is taken then."""
+        `give_back`. They are taken at once; awaiting the result brings them, and must not be left out or
+        cancelled: slabs that are being made would be lost. Raises OSError when the system has no more;
+        nothing is taken then."""
         if count > self.available:
             raise AssertionError(f"{count} slabs asked for, {self.available} available")
         self._taken += count
         slabs, foreign = self._pick(count, tenant)
-        missing = count - len(slabs)
-        doomed = foreign[: max(0, missing - (self.max_slabs - self._existing))]
+        # What is promised here counts already, so that whoever comes next, before these are closed and
+        # those made, closes as many more as it needs.
+        doomed = foreign[: max(0, self.existing_slabs - self.max_slabs)]
         doomed_ids = {id(slab) for slab in doomed}
         self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
-        try:
-            await self._retire(doomed)
-            self._existing += missing
-            self.peak_slabs = max(self.peak_slabs, self._existing)
-            try:
-                slabs += await self._run(_make, missing, self.slab_bytes)
-            except OSError:
-                self._existing -= missing
-                raise
-        except BaseException:
-            self.give_back(slabs, missing=count - len(slabs))
-            raise
-        return slabs
+        self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
+        return self._bring(slabs, doomed, count - len(slabs))
 
     def give_back(self, slabs: Sequence[Slab], *, missing: int = 0) -> None:
         """Takes slabs back for reuse. `missing` more were promised but never made."""
@@ -93,9 +85,7 @@ class SlabPool:
         limit = asyncio.get_running_loop().time() - older_than_seconds
         old = [slab for slab, since in self._free if since <= limit]
         self._free = [entry for entry in self._free if entry[1] > limit]
-        self._working += len(old)
         await self._retire(old)
-        self._working -= len(old)
 
     async def populate(self, may_go_on: Callable[[], bool]) -> None:
         """Makes every slab that the limit allows and touches its pages, pausing while not `may_go_on()`."""
@@ -127,30 +117,43 @@ class SlabPool:
         return picked, foreign
 
     async def _populate(self, may_go_on: Callable[[], bool]) -> None:
-        while not self._stopped and self._existing < self.max_slabs:
-            if self.available < 1 or not may_go_on():
+        while not self._stopped and self.existing_slabs < self.max_slabs:
+            if not may_go_on():
                 await asyncio.sleep(0.05)
                 continue
             self._working += 1
-            self._existing += 1
-            self.peak_slabs = max(self.peak_slabs, self._existing)
+            self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
             try:
                 slab = await self._run(_make_populated, self.slab_bytes)
             except OSError as error:
-                self._existing -= 1
                 logger.warning("populating the staging buffer stopped: %s", error)
                 return
+            else:
+                self._free.insert(0, (slab, asyncio.get_running_loop().time()))
             finally:
                 self._working -= 1
-            self._free.insert(0, (slab, asyncio.get_running_loop().time()))
-            self._on_free()
+                self._on_free()
+
+    async def _bring(self, slabs: list[Slab], doomed: Sequence[Slab], missing: int) -> list[Slab]:
+        try:
+            if doomed:
+                await self._run(_close, doomed)
+            if missing:
+                slabs += await self._run(_make, missing, self.slab_bytes)
+        except BaseException:
+            self.give_back(slabs, missing=missing)
+            raise
+        return slabs
 
     async def _retire(self, slabs: Sequence[Slab]) -> None:
         if not slabs:
             return
-        await self._run(_close, slabs)
-        self._existing -= len(slabs)
-        self._on_free()
+        self._working += len(slabs)
+        try:
+            await self._run(_close, slabs)
+        finally:
+            self._working -= len(slabs)
+            self._on_free()
 
     async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, call, *arguments)

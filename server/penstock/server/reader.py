@@ -1,8 +1,8 @@
 """A bounded set of threads that read blocks, earliest first within a lane, fairly between lanes.
 
 Each stage has a lane. The next block comes from the lane that has been served the fewest bytes; a lane
-that joins, or comes back after having had nothing to read, starts level with the least served one, so
-that it neither starves the others nor is owed anything.
+that joins, or comes back after having had nothing to read, starts level with the lane served last, also
+where that has nothing to read just then: so it neither starves the others nor is owed anything.
 
 The threads hold no locks while they read and never touch the event loop's state: what they have to tell
 is called back, on the reading thread.
@@ -52,7 +52,6 @@ class Lane:
         self._pool = pool
         self.jobs: deque[Job] = deque()
         self.served_bytes = 0
-        self.in_flight = 0
 
     def submit(self, job: Job) -> None:
         self._pool._submit(self, job)
@@ -73,6 +72,8 @@ class ReaderPool:
     def __init__(self, threads: int) -> None:
         self._wake = threading.Condition()
         self._lanes: list[Lane] = []
+        self._level_bytes = 0
+        """What the lane that was served last had been served before."""
         self._stopping = False
         self.busy = 0
         self.read_bytes = 0
@@ -98,10 +99,7 @@ class ReaderPool:
             raise ValueError("a job needs a block")
         with self._wake:
             if lane not in self._lanes:
-                if self._lanes:
-                    lane.served_bytes = max(
-                        lane.served_bytes, min(other.served_bytes for other in self._lanes)
-                    )
+                lane.served_bytes = max(lane.served_bytes, self._level_bytes)
                 self._lanes.append(lane)
             lane.jobs.append(job)
             self._wake.notify(len(job.blocks))
@@ -129,6 +127,7 @@ class ReaderPool:
                         lane.jobs.popleft()
                         if not lane.jobs:
                             self._lanes.remove(lane)
+                    self._level_bytes = lane.served_bytes
                     lane.served_bytes += end - start
                     job.in_flight += 1
                     self.busy += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -29,15 +30,20 @@ class Slab:
         try:
             os.ftruncate(self.fd, size_bytes)
             self._address = linux.map_shared_aligned(self.fd, size_bytes)
+            try:
+                with contextlib.suppress(OSError):  # kernels without huge pages refuse the word itself
+                    linux.advise(self._address, size_bytes, linux.MADV_HUGEPAGE)
+                fcntl.fcntl(
+                    self.fd,
+                    fcntl.F_ADD_SEALS,
+                    linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_FUTURE_WRITE | linux.F_SEAL_SEAL,
+                )
+            except BaseException:
+                linux.unmap(self._address, size_bytes)
+                raise
         except BaseException:
             os.close(self.fd)
             raise
-        linux.advise(self._address, size_bytes, linux.MADV_HUGEPAGE)
-        fcntl.fcntl(
-            self.fd,
-            fcntl.F_ADD_SEALS,
-            linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_FUTURE_WRITE | linux.F_SEAL_SEAL,
-        )
         raw = (ctypes.c_char * size_bytes).from_address(self._address)
         self.view = memoryview(raw).cast("B")
 

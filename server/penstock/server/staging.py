@@ -21,19 +21,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from . import plan
 from .catalog import Checkpoint
 from .config import Config
-from .errors import MemoryLimitTooSmallError, StagingExhaustedError
+from .errors import MemoryLimitTooSmallError, ShuttingDownError, StagingExhaustedError
 from .log import event
 from .metrics import Totals
 from .plan import Selection
 from .pool import SlabPool
 from .reader import ReaderPool
+from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
 
@@ -235,7 +236,8 @@ class Staging:
     async def stop(self) -> None:
         """Gives up everything that is idle."""
         for waiting in list(self._queue):
-            waiting.staged.fail(StagingExhaustedError("penstockd stops"))
+            self._dequeue(waiting.staged)
+            waiting.staged.fail(ShuttingDownError("penstockd stopped while the load waited for memory"))
         self.evict(lambda staged: True)
         await self.pool.stop()
 
@@ -276,6 +278,7 @@ class Staging:
 
     def _read(self, size_bytes: int) -> None:
         self._totals.read_bytes += size_bytes
+        self._grant()  # once a checkpoint is complete its memory will not return by itself
 
     def _grant(self) -> None:
         """Starts everything at the head of the queue that can have its slabs now."""
@@ -283,19 +286,23 @@ class Staging:
             return
         self._granting = True
         before = len(self._queue)
-        while self._queue:
-            head = self._queue[0]
-            count = self._grantable(head)
-            if not count:
-                break
-            self._queue.popleft()
-            assert head.timer is not None
-            head.timer.cancel()
-            self._starting.add(head.staged)
-            task = asyncio.get_running_loop().create_task(self._start(head.staged, count))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._granting = False
+        try:
+            while self._queue:
+                head = self._queue[0]
+                count = self._grantable(head)
+                if not count:
+                    break
+                self._queue.popleft()
+                assert head.timer is not None
+                head.timer.cancel()
+                self._starting.add(head.staged)
+                # Taken here and not in the task: the next one in the queue must not be granted them too.
+                slabs = self.pool.take(count, head.staged.uid)
+                task = asyncio.get_running_loop().create_task(self._start(head.staged, count, slabs))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        finally:
+            self._granting = False
         if len(self._queue) != before:
             for waiting in self._queue:
                 waiting.staged.notify()
@@ -335,12 +342,15 @@ class Staging:
             staged.started and not (staged.full and staged.complete) for staged in self.stages.values()
         )
 
-    async def _start(self, staged: StagedCheckpoint, count: int) -> None:
+    async def _start(self, staged: StagedCheckpoint, count: int, taken: Awaitable[list[Slab]]) -> None:
         try:
-            slabs = await self.pool.take(count, staged.uid)
+            slabs = await taken
         except OSError as error:
-            staged.fail(StagingExhaustedError(f"the system has no memory for {count} slabs: {error}"))
             self._starting.discard(staged)
+            staged.fail(StagingExhaustedError(f"the system has no memory for {count} slabs: {error}"))
+            if not staged.holders:
+                self._forget(staged)
+            self._grant()
             return
         self._starting.discard(staged)
         if not staged.holders:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 _FACTORS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
@@ -20,7 +21,7 @@ def parse_size(text: str) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write bytes, or a number with a unit such as 4GB or 4GiB")
-    return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    return int(Decimal(match[1]) * factor)
 
 
 def show_size(size_bytes: int) -> str:

@@ -108,6 +108,8 @@ class LocalFile:
         fd = self._direct_fd
         while fd is not None and position < end:
             aligned = position // linux.PAGE_BYTES * linux.PAGE_BYTES
+            if aligned < offset:
+                break
             try:
                 count = os.preadv(fd, _from(views, aligned - offset), aligned)
             except OSError as error:
@@ -144,13 +146,12 @@ def _from(views: Sequence[memoryview], skip: int) -> list[memoryview]:
 
 
 def _open_direct(fd: int) -> int | None:
-    """The same file once more for direct I/O. None where the file system has none."""
+    """The same file once more for direct I/O. None where that cannot be: the file system has none, /proc is
+    not mounted, the file's mode changed since it was opened."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (*_REFUSES_DIRECT, errno.ENOENT):  # ENOENT: /proc is not mounted
-            return None
-        raise
+    except OSError:
+        return None
 
 
 def open_file(path: str, access: Access) -> LocalFile:
@@ -180,7 +181,7 @@ def list_directory(path: str, access: Access) -> list[str] | None:
 
 
 def _open_allowed(path: str, access: Access, flags: int) -> int:
-    for prefix in access.prefixes:
+    for prefix in sorted(access.prefixes, key=len, reverse=True):  # the most particular one decides
         top = prefix.rstrip("/") or "/"
         if path == top:
             return os.open(path, flags)
@@ -188,7 +189,7 @@ def _open_allowed(path: str, access: Access, flags: int) -> int:
         if path.startswith(inside):
             root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                return linux.open_beneath(root, path[len(inside) :] or ".", flags)
+                return linux.open_beneath(root, path[len(inside) :].lstrip("/") or ".", flags)
             finally:
                 os.close(root)
     raise AccessDeniedError(

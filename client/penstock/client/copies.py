@@ -1,0 +1,74 @@
+"""Memory for tensors that are copied out of a window.
+
+Most of what such a copy costs is the kernel giving fresh pages. A caller that copies every tensor on, into
+a module say, lets go of each before it takes the next: the memory of one is then used for another, as long
+as the load lasts. Memory of a tensor that lives is never touched, and what is fresh asks for huge pages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import weakref
+from collections import deque
+
+import torch
+
+from .mapping import map_anonymous, unmap
+
+SMALL_BYTES = 1 << 20
+"""Below this the allocator of torch is as good."""
+SPARE_BYTES = 512 << 20
+"""Most that is kept for reuse."""
+
+
+class CopyPool:
+    """The copies of one load. `close` at its end; tensors that live keep their memory.
+
+    Finalizers give memory back from whatever thread lets a tensor go, so that path only appends to a deque.
+    """
+
+    def __init__(self) -> None:
+        self._spares: deque[tuple[int, int]] = deque()
+        self._closed = False
+
+    def copy(self, shape: list[int], dtype: torch.dtype, address: int, size_bytes: int) -> torch.Tensor:
+        """A tensor of its own with the `size_bytes` bytes at `address`.
+
+        Not by clone(): torch copies with all cores, which then wait for each other spinning, while the
+        daemon's readers need them; four to five times slower on two cores.
+        """
+        if size_bytes < SMALL_BYTES:
+            tensor = torch.empty(shape, dtype=dtype, device="cpu")
+            ctypes.memmove(tensor.data_ptr(), address, size_bytes)
+            return tensor
+        start, room = self._take(size_bytes)
+        ctypes.memmove(start, address, size_bytes)
+        array = (ctypes.c_ubyte * size_bytes).from_address(start)
+        weakref.finalize(array, self._give_back, start, room).atexit = False
+        return torch.frombuffer(array, dtype=dtype).view(shape)
+
+    def close(self) -> None:
+        """Gives what nobody uses back to the system; the rest follows when its tensors die."""
+        self._closed = True
+        while self._spares:
+            unmap(*self._spares.pop())
+
+    def _take(self, size_bytes: int) -> tuple[int, int]:
+        """(address, bytes) of memory that fits and is not much too large."""
+        for spare in list(self._spares):
+            if size_bytes <= spare[1] <= 2 * size_bytes:
+                self._spares.remove(spare)
+                return spare
+        room = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        while self._spares and sum(spare[1] for spare in list(self._spares)) + room > SPARE_BYTES:
+            unmap(*self._spares.popleft())
+        return map_anonymous(room), room
+
+    def _give_back(self, address: int, size_bytes: int) -> None:
+        if self._closed:
+            unmap(address, size_bytes)
+        else:
+            self._spares.append((address, size_bytes))
+            if self._closed:  # meanwhile, by another thread
+                self.close()
