@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import DaemonProcess
+from .support import DaemonProcess, Nursery
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -34,9 +34,21 @@ def start_daemon(socket_dir: Path) -> Iterator[StartDaemon]:
     yield start
     try:
         for daemon in daemons:
-            if daemon.process.poll() is None:
-                daemon.wait_idle()
-                assert daemon.terminate() == 0, daemon.log()
+            daemon.end()
     finally:
         for daemon in daemons:
             daemon.kill()
+
+
+@pytest.fixture(scope="session")
+def nursery_process() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def nursery(nursery_process: Nursery, start_daemon: StartDaemon) -> Iterator[Nursery]:
+    """Starts client processes. Those that still run at the end are killed, before daemons have to be idle."""
+    yield nursery_process
+    nursery_process.end_all()

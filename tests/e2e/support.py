@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +21,10 @@ import safetensors.torch
 import torch
 from penstock.client import StreamerClient
 
+from .programs import digests
+
 DEADLINE_SECONDS = 60.0
+HERE = Path(__file__).parent
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -37,10 +46,11 @@ class DaemonProcess:
         *flags: str,
         environment: Mapping[str, str] | None = None,
         wrapper: tuple[str, ...] = (),
+        log_name: str = "",
     ) -> None:
         """`wrapper` is put before the command, to run it in namespaces or as another user."""
         self.socket_dir = socket_dir
-        self._log_path = socket_dir.parent / f"{socket_dir.name}.log"
+        self._log_path = socket_dir.parent / f"{log_name or socket_dir.name}.log"
         command = [*wrapper, sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir), *flags]
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
@@ -81,22 +91,25 @@ class DaemonProcess:
         result: dict[str, Any] = wait_until(idle, "every lease and load to be gone")
         return result
 
+    def assert_log_clean(self) -> None:
+        """Fails when anything went wrong that nobody expected."""
+        for sign in ("Traceback", "never retrieved", "never awaited", "Error in", "was destroyed"):
+            assert sign not in self.log(), self.log()
+
     def fds(self) -> list[str]:
         """What every open descriptor of the daemon is."""
-        found = []
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            try:
-                found.append(str(entry.readlink()))
-            except FileNotFoundError:  # closed meanwhile
-                continue
-        return found
+        return open_fds(self.process.pid)
 
     def memory_kib(self, field: str) -> int:
         """A field such as RssAnon of /proc/PID/status."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1])
-        raise AssertionError(f"no {field}")
+        return process_figure(self.process.pid, field)
+
+    def end(self) -> None:
+        """Unless it ended before, it has to be idle and to stop cleanly."""
+        if self.process.poll() is None:
+            self.wait_idle()
+            assert self.terminate() == 0, self.log()
+        self.assert_log_clean()
 
     def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
@@ -107,6 +120,142 @@ class DaemonProcess:
         """SIGTERM; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE_SECONDS)
+
+
+@contextlib.contextmanager
+def running_daemon(*flags: str) -> Iterator[DaemonProcess]:
+    """A daemon for several tests, checked as `start_daemon` does."""
+    top = Path(tempfile.mkdtemp(prefix="pst-"))
+    top.chmod(0o755)
+    daemon = DaemonProcess(top / "s", *flags)
+    try:
+        yield daemon.wait_ready()
+        daemon.end()
+    finally:
+        daemon.kill()
+        shutil.rmtree(top)
+
+
+def open_fds(pid: int) -> list[str]:
+    """What every open descriptor of a process is."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(entry.readlink()))
+    return found
+
+
+def process_figure(pid: int, field: str) -> int:
+    """A number of /proc/PID/status, such as RssAnon (in KiB) or Threads."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise AssertionError(f"no {field}")
+
+
+class Nursery:
+    """Starts client processes; see `nursery.py`."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "nursery.py"), str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            )
+        self._clients: list[ClientProcess] = []
+
+    def start(self, program: str, **arguments: Any) -> ClientProcess:
+        """Runs a function of `programs.py`; paths may be given as such."""
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+        client = ClientProcess(self, {"program": program, "arguments": plain})
+        self._clients.append(client)
+        return client
+
+    def ask(self, request: dict[str, Any], fds: list[int]) -> Any:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+        return json.loads(self._socket.recv(1 << 16))
+
+    def end_all(self) -> None:
+        """Kills what still runs."""
+        for client in self._clients:
+            client.end()
+        self._clients.clear()
+
+    def close(self) -> None:
+        self.end_all()
+        self._socket.close()
+        self._process.wait(DEADLINE_SECONDS)
+
+
+class ClientProcess:
+    """A process that runs a program of `programs.py`."""
+
+    def __init__(self, nursery: Nursery, request: dict[str, Any]) -> None:
+        self._nursery = nursery
+        self._code: int | None = None
+        self._buffer = b""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        their_input, self._input = os.pipe()
+        self._output, their_output = os.pipe()
+        try:
+            self.pid: int = nursery.ask(request, [their_input, their_output, self._errors.fileno()])
+        finally:
+            os.close(their_input)
+            os.close(their_output)
+
+    def go(self, line: str = "go") -> None:
+        """What `await_go` waits for."""
+        os.write(self._input, f"{line}\n".encode())
+
+    def hear(self, word: str) -> dict[str, Any]:
+        """The next thing the process says, which has to be `word`."""
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._output], [], [], DEADLINE_SECONDS)
+            assert ready, f"the client says nothing; so far: {self.errors()}"
+            data = os.read(self._output, 1 << 20)
+            assert data, f"the client ended instead of saying {word!r}: {self.errors()}"
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        said: dict[str, Any] = json.loads(line)
+        assert said["word"] == word, said
+        return said
+
+    def errors(self) -> str:
+        """Its standard error."""
+        return os.pread(self._errors.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def exit_code(self) -> int | None:
+        """None while it runs; -9 for SIGKILL."""
+        if self._code is None:
+            self._code = self._nursery.ask({"poll": self.pid}, [])
+        return self._code
+
+    def wait(self) -> int:
+        wait_until(lambda: self.exit_code() is not None, "a client to end")
+        assert self._code is not None
+        return self._code
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def end(self) -> None:
+        if self._input >= 0:
+            if self.exit_code() is None:
+                self.kill()
+            os.close(self._input)
+            os.close(self._output)
+            self._errors.close()
+            self._input = self._output = -1
+
+
+def expected(tensors: dict[str, torch.Tensor]) -> list[list[str]]:
+    """What a client process says that it found when it found these, in the order of the file."""
+    return [list(pair) for pair in digests(sorted(tensors.items()))]
 
 
 def random_tensors(count: int, elements: int, *, seed: int = 0) -> dict[str, torch.Tensor]:

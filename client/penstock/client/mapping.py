@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterable
 
 from . import errors
+from .written import may_be_written
 
 _HUGE_PAGE_BYTES = 2 * 1024 * 1024
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # not in `mmap`; the same on x86-64 and arm64
@@ -98,7 +99,9 @@ class Mapping:
         """Forgets what was written into this range, rounded out to pages: it shows the slabs again."""
         start = offset - offset % mmap.PAGESIZE
         end = -(-(offset + size_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-        if end > start and _madvise(self.address + start, end - start, mmap.MADV_DONTNEED):
+        if end == start or not may_be_written(self.address + start, self.address + end):
+            return
+        if _madvise(self.address + start, end - start, mmap.MADV_DONTNEED):
             raise _os_error("cannot drop the private pages of a segment")
 
     def revoke(self) -> None:

@@ -1,0 +1,171 @@
+"""What client processes do. They speak to their test in lines of JSON: `say` to it, `await_go` for it.
+
+Every function is one program; see `nursery.py` and `support.ClientProcess`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from penstock.client import StreamerClient, errors
+from penstock.v1 import streamer_pb2 as pb
+
+
+def say(word: str, **values: Any) -> None:
+    print(json.dumps({"word": word, **values}), flush=True)
+
+
+def await_go() -> None:
+    """Until the test says so; ends the process when the test is gone."""
+    if not sys.stdin.readline():
+        os._exit(3)
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Of dtype, shape and bytes."""
+    state = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    if tensor.numel():
+        state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def digests(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, str]]:
+    return [(name, digest(tensor)) for name, tensor in tensors]
+
+
+def load(socket_dir: str, source: str | list[str], pause_after: int | None = None, **options: Any) -> None:
+    """Loads, pausing after the manifest (0) or after so many tensors; says what it got, or what it raised."""
+    found: list[tuple[str, str]] = []
+    try:
+        client = StreamerClient(socket_dir, reconnect_timeout=options.pop("reconnect_timeout", 60.0))
+        with client.load(source, **options) as opened:
+            if pause_after == 0:
+                say("paused")
+                await_go()
+            for name, tensor in opened:
+                found.append((name, digest(tensor)))
+                if len(found) == pause_after:
+                    del tensor
+                    say("paused")
+                    await_go()
+    except errors.PenstockError as error:
+        say("failed", error=type(error).__name__, message=str(error), found=found)
+        return
+    say("loaded", found=found)
+
+
+def hold(socket_dir: str, source: str, **options: Any) -> None:
+    """Loads all, says what it holds, and once more when told to."""
+    state = StreamerClient(socket_dir).load_state_dict(source, **options)
+    while True:
+        say("holds", found=digests(state.items()))
+        await_go()
+
+
+def connect_only(socket_dir: str) -> None:
+    """Connects to the handoff socket and does not even read the token."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(str(Path(socket_dir) / "handoff.sock"))
+        say("paused")
+        await_go()
+
+
+def session_only(socket_dir: str) -> None:
+    """Has a session and asks for nothing."""
+    from penstock.client.rpc import Session
+
+    with Session(Path(socket_dir)):
+        say("paused")
+        await_go()
+
+
+def choose_for_ever(socket_dir: str, source: str) -> None:
+    """Has the listing and does not answer it."""
+
+    def choose(name: str) -> bool:
+        say("paused")
+        await_go()
+        return False
+
+    StreamerClient(socket_dir).load(source, tensors=choose)
+
+
+def queue_up(socket_dir: str, source: str) -> None:
+    """Says so before it asks for memory that is not there."""
+    say("paused")
+    StreamerClient(socket_dir).load(source)
+    raise AssertionError("there should have been no memory")
+
+
+def leave_the_slabs(socket_dir: str, source: str, **fields: Any) -> None:
+    """Gets the manifest and never takes its slabs."""
+    from penstock.client.rpc import Session
+
+    def requests() -> Any:
+        yield pb.LoadRequest(open=pb.OpenLoad(sources=[source], **fields))
+        threading.Event().wait()
+
+    session = Session(Path(socket_dir))
+    call = session.service.Load(requests(), metadata=session.metadata)
+    assert next(call).HasField("manifest")
+    say("paused")
+    await_go()
+
+
+def iterate_until_interrupted(socket_dir: str, source: str, **options: Any) -> None:
+    """Reads tensor after tensor, for ever; KeyboardInterrupt is not caught."""
+    client = StreamerClient(socket_dir)
+    told = False
+    while True:
+        for _ in client.load(source, **options):
+            if not told:
+                say("paused")
+                told = True
+
+
+def exit_without_close(socket_dir: str, source: str, **options: Any) -> None:
+    """Ends in the middle of a load, with tensors of an earlier one in a global."""
+    client = StreamerClient(socket_dir)
+    globals()["_kept"] = client.load_state_dict(source, **options)
+    globals()["_load"] = load = client.load(source, **options)
+    globals()["_iterator"] = iterator = iter(load)
+    globals()["_tensor"] = next(iterator)
+    say("exits")
+
+
+def many_loads(socket_dir: str, sources: list[str], owned: bool = True, **options: Any) -> None:
+    """Loads all sources each time it is told how many rounds; then says what this process has in use."""
+    client = StreamerClient(socket_dir)
+    while line := sys.stdin.readline():
+        failures = 0
+        for _ in range(int(line)):
+            for source in sources:
+                try:
+                    with client.load(source, owned=owned, **options) as opened:
+                        for _name, _tensor in opened:
+                            pass
+                except errors.PenstockError:
+                    failures += 1
+        say("done", failures=failures, fds=len(os.listdir("/proc/self/fd")), threads=threading.active_count())
+    os._exit(0)
+
+
+def status(socket_dir: str) -> None:
+    say("status", status=StreamerClient(socket_dir).status())
+
+
+def as_user(uid: int, program: str, **arguments: Any) -> None:
+    """Another program of this file, as another user."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    globals()[program](**arguments)

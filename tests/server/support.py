@@ -1,0 +1,171 @@
+"""What the tests of the server share: real files, counted descriptors, and a loop whose clock can be moved."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from penstock.server.checkpoint import Header, parse_header
+from penstock.server.config import Config
+from penstock.server.sources import Access
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+MIB = 1 << 20
+SLAB_BYTES = 2 * MIB
+ROOT = Access(uid=0, privileged=True, prefixes=())
+
+
+def header_json(sizes: Sequence[int], *, pad_bytes: int = 0, prefix: str = "t") -> bytes:
+    """A header of U8 tensors of these sizes, in order, padded with spaces."""
+    entries: dict[str, object] = {}
+    at = 0
+    for number, size in enumerate(sizes):
+        entries[f"{prefix}{number}"] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    return json.dumps(entries).encode() + b" " * pad_bytes
+
+
+def header_of(sizes: Sequence[int], *, pad_bytes: int = 0) -> Header:
+    raw = header_json(sizes, pad_bytes=pad_bytes)
+    return parse_header(raw, file_bytes=8 + len(raw) + sum(sizes))
+
+
+def checkpoint_bytes(sizes: Sequence[int], *, pad_bytes: int = 0, seed: int = 1, prefix: str = "t") -> bytes:
+    """A safetensors file, no two ranges of which are alike."""
+    raw = header_json(sizes, pad_bytes=pad_bytes, prefix=prefix)
+    return len(raw).to_bytes(8, "little") + raw + random.Random(seed).randbytes(sum(sizes))
+
+
+def write_checkpoint(
+    path: Path, sizes: Sequence[int], *, pad_bytes: int = 0, seed: int = 1, prefix: str = "t"
+) -> Path:
+    path.write_bytes(checkpoint_bytes(sizes, pad_bytes=pad_bytes, seed=seed, prefix=prefix))
+    return path
+
+
+def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Config:
+    """A limit of 8 slabs of 2 MiB, unless `changes` says otherwise."""
+    values: dict[str, Any] = {
+        "socket_dir": socket_dir,
+        "memory_limit": 8 * SLAB_BYTES,
+        "capacity_bytes": 8 * SLAB_BYTES,
+        "slab_bytes": SLAB_BYTES,
+        "concurrency": 2,
+        "block_bytes": 256 << 10,
+        "window_bytes": 4 << 30,
+        "allow": (),
+        "trim_after_seconds": 60.0,
+        "queue_timeout_seconds": 600.0,
+        "group_timeout_seconds": 60.0,
+        "grace_seconds": 30.0,
+        "max_loads": 256,
+        "populate": False,
+        "log_format": "text",
+        "log_level": "info",
+        "exit_with_stdin": False,
+    }
+    fields = Config.__dataclass_fields__
+    values.update({name: () for name in fields if name not in values})
+    return Config(**{**values, **changes})
+
+
+def open_fds() -> dict[int, str]:
+    """This process's descriptors and what they refer to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the one that listed the directory
+            continue
+    return found
+
+
+def open_slabs() -> int:
+    """How many slabs this process has, by the kernel's count."""
+    return sum(target.startswith("/memfd:penstock") for target in open_fds().values())
+
+
+class WatchedExecutor(Executor):
+    """Runs calls on threads of its own and records the most slabs that existed after any of them."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads)
+        self._lock = threading.Lock()
+        self.most_slabs = 0
+
+    def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        return self._executor.submit(self._watched, functools.partial(call, *args, **kwargs))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+    def _watched(self, call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self.most_slabs = max(self.most_slabs, open_slabs())
+
+
+class ClockLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock a test can set forward, so that it need not wait for timeouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead_seconds = 0.0
+
+    def time(self) -> float:
+        return super().time() + self._ahead_seconds
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_seconds += seconds
+
+
+def advance(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, ClockLoop)
+    loop.advance(seconds)
+
+
+def on_clock_loop(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
+    """Runs an async test on a ClockLoop; an error that only reached the loop's handler fails the test."""
+
+    @functools.wraps(test)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        loop = ClockLoop()
+        unhandled: list[dict[str, Any]] = []
+        loop.set_exception_handler(lambda _, context: unhandled.append(context))
+        try:
+            loop.run_until_complete(test(*args, **kwargs))
+            assert not unhandled
+        finally:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    return run
+
+
+async def turns(count: int = 20) -> None:
+    """Lets everything run that is ready to."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Turns the loop until the condition holds; the test's own timeout is the bound."""
+    while not condition():
+        await asyncio.sleep(0.0005)

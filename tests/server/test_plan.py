@@ -1,0 +1,212 @@
+"""Planning, compared with naive models over generated headers."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penstock.server import plan
+from penstock.server.checkpoint import TensorTable
+from penstock.server.errors import TensorNotFoundError
+from penstock.server.linux import PAGE_BYTES
+from penstock.server.plan import Selection
+
+from .support import header_of
+
+EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+# Sizes around what matters: nothing, a page, the gap, a target.
+sizes = st.one_of(
+    st.integers(0, 40),
+    st.integers(PAGE_BYTES - 2, PAGE_BYTES + 2),
+    st.sampled_from([3 * PAGE_BYTES, 50_001, plan.GAP_BYTES, plan.GAP_BYTES + 1, 300_000]),
+)
+tables = st.lists(
+    st.builds(
+        lambda sizes, pad: header_of(sizes, pad_bytes=pad).tensors,
+        st.lists(sizes, max_size=25),
+        st.integers(0, PAGE_BYTES),
+    ),
+    min_size=1,
+    max_size=3,
+)
+targets = st.sampled_from([1, 5_000, 64 << 10, 1 << 20, 64 << 20])
+counts = st.sampled_from([1, 2, 3, 4096])
+
+Picked = tuple[list[TensorTable], Selection]
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> Picked:
+    made = draw(tables)
+    files: list[plan.Indices] = []
+    for table in made:
+        if draw(st.booleans()):
+            files.append(range(len(table)))
+        else:
+            wanted = draw(st.sets(st.sampled_from(range(len(table))))) if len(table) else set()
+            files.append(array("I", sorted(wanted)))
+    return made, Selection(tuple(files))
+
+
+def chosen(selection: Selection) -> list[tuple[int, int]]:
+    return [(file, index) for file, indices in enumerate(selection.files) for index in indices]
+
+
+@given(selections(), targets, counts)
+@EXAMPLES
+def test_segments_hold_exactly_the_selected_tensors_in_order(
+    picked: Picked, target: int, count: int
+) -> None:
+    tables, selection = picked
+    segments = plan.segments(tables, selection, target_bytes=target, target_tensors=count)
+    assert [(s.file, index) for s in segments for index in s.tensors] == chosen(selection)
+    for segment in segments:
+        table = tables[segment.file]
+        assert segment.start == table.start(segment.tensors[0])
+        assert segment.end == max(table.end(index) for index in segment.tensors)
+        assert 1 <= len(segment.tensors) <= count
+        for one, other in pairwise(segment.tensors):
+            assert 0 <= table.start(other) - table.end(one) <= plan.GAP_BYTES
+        assert segment.size_bytes <= target or len({table.end(i) for i in segment.tensors}) == 1
+
+
+@given(selections(), targets, counts)
+@EXAMPLES
+def test_segments_are_no_smaller_than_the_target_allows(picked: Picked, target: int, count: int) -> None:
+    tables, selection = picked
+    segments = plan.segments(tables, selection, target_bytes=target, target_tensors=count)
+    for one, other in pairwise(segments):
+        if one.file != other.file or len(one.tensors) == count:
+            continue
+        table = tables[one.file]
+        fits = table.end(other.tensors[0]) - one.start <= target
+        near = table.start(other.tensors[0]) - one.end <= plan.GAP_BYTES
+        assert not (fits and near)
+
+
+@given(selections(), targets)
+@EXAMPLES
+def test_ring_pages_are_disjoint_and_as_many_as_ring_bytes_says(picked: Picked, target: int) -> None:
+    tables, selection = picked
+    segments = plan.segments(tables, selection, target_bytes=target, target_tensors=4096)
+    used: set[int] = set()
+    for segment, page in zip(segments, plan.ring_pages(segments), strict=True):
+        assert page % PAGE_BYTES == 0
+        first = page + segment.start % PAGE_BYTES
+        mine = set(range(first // PAGE_BYTES, -(-(first + segment.size_bytes) // PAGE_BYTES)))
+        if not segment.size_bytes:
+            mine = set()
+        assert not mine & used
+        used |= mine
+    assert used == set(range(len(used)))
+    assert plan.ring_bytes(segments) == len(used) * PAGE_BYTES
+
+
+@given(selections(), targets, st.sampled_from([4096, 8192, 64 << 10, 1 << 20]))
+@EXAMPLES
+def test_blocks_tile_their_segment_and_share_no_page(picked: Picked, target: int, block_bytes: int) -> None:
+    tables, selection = picked
+    for segment in plan.segments(tables, selection, target_bytes=target, target_tensors=4096):
+        blocks = list(plan.blocks(segment, block_bytes))
+        if not segment.size_bytes:
+            assert not blocks
+            continue
+        assert blocks[0][0] == segment.start
+        assert blocks[-1][1] == segment.end
+        for (_, end), (start, _) in pairwise(blocks):
+            assert end == start
+            assert start % block_bytes == 0
+        assert all(0 < end - start <= block_bytes for start, end in blocks)
+
+
+@given(tables, st.data())
+@EXAMPLES
+def test_select_finds_names_in_every_file_that_has_them(tables: list[TensorTable], data: st.DataObject) -> None:
+    names = sorted({name for table in tables for name in table.names()})
+    wanted = data.draw(st.lists(st.sampled_from(names)) if names else st.just([]))
+    expected = [
+        (file, index)
+        for file, table in enumerate(tables)
+        for index in range(len(table))
+        if table.name(index) in wanted
+    ]
+    assert chosen(plan.select(tables, wanted)) == expected
+    assert plan.select(tables, wanted).tensor_count == len(expected)
+
+
+@given(tables)
+@EXAMPLES
+def test_select_of_none_is_select_of_every_name(tables: list[TensorTable]) -> None:
+    names = [name for table in tables for name in table.names()]
+    everything = plan.select(tables, None)
+    assert chosen(everything) == [(f, i) for f, table in enumerate(tables) for i in range(len(table))]
+    assert everything.digest() == plan.select(tables, names).digest()
+
+
+def test_select_names_what_is_missing_and_how_much_more() -> None:
+    table = header_of([1]).tensors
+    with pytest.raises(TensorNotFoundError, match=r"'a', 'b', 'c' and 2 more") as caught:
+        plan.select([table], ["t0", "e", "d", "c", "b", "a"])
+    assert caught.value.details == {"tensor": "a"}
+
+
+@given(selections(), selections())
+@EXAMPLES
+def test_digests_are_equal_for_equal_selections_only(one: Picked, other: Picked) -> None:
+    same = [list(indices) for indices in one[1].files] == [list(indices) for indices in other[1].files]
+    if same and [type(indices) for indices in one[1].files] == [type(i) for i in other[1].files]:
+        assert one[1].digest() == other[1].digest()
+    if not same:
+        assert one[1].digest() != other[1].digest()
+
+
+@given(selections(), st.integers(0, 80))
+@EXAMPLES
+def test_skip_leaves_out_the_first_tensors(picked: Picked, count: int) -> None:
+    _, selection = picked
+    assert chosen(plan.skip(selection, count)) == chosen(selection)[count:]
+
+
+@given(selections())
+@EXAMPLES
+def test_selected_bytes_is_the_sum_of_the_tensors(picked: Picked) -> None:
+    tables, selection = picked
+    expected = sum(tables[file].end(index) - tables[file].start(index) for file, index in chosen(selection))
+    assert plan.selected_bytes(tables, selection) == expected
+
+
+@given(selections())
+@EXAMPLES
+def test_the_largest_tensor_is_the_one_that_takes_most_pages(picked: Picked) -> None:
+    tables, selection = picked
+    largest = plan.largest_tensor(tables, selection)
+
+    def pages(file: int, index: int) -> int:
+        start, end = tables[file].start(index), tables[file].end(index)
+        return len(range(start // PAGE_BYTES, -(-end // PAGE_BYTES))) if end > start else 0
+
+    if largest is None:
+        assert not chosen(selection)
+        return
+    assert (largest.file, largest.index) in chosen(selection)
+    assert largest.ring_bytes == PAGE_BYTES * max(pages(*tensor) for tensor in chosen(selection))
+    assert largest.ring_bytes == PAGE_BYTES * pages(largest.file, largest.index)
+    table = tables[largest.file]
+    assert largest.size_bytes == table.end(largest.index) - table.start(largest.index)
+
+
+@given(selections(), st.sampled_from([PAGE_BYTES, 1 << 20]))
+@EXAMPLES
+def test_every_segment_of_a_window_fits_where_the_largest_tensor_does(picked: Picked, room: int) -> None:
+    """What `Stage` assumes, and `Staging.demand` grants."""
+    tables, selection = picked
+    largest = plan.largest_tensor(tables, selection)
+    if largest is None:
+        return
+    capacity = max(largest.ring_bytes, 16 * PAGE_BYTES) // room * room + room
+    for segment in plan.segments(tables, selection, target_bytes=capacity // 4, target_tensors=4096):
+        assert plan.span_bytes(segment.start, segment.end) <= capacity

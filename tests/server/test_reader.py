@@ -1,0 +1,322 @@
+"""The reader pool with real threads. Reads wait on events that the tests set, never on the clock."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from penstock.server.reader import Dropped, Job, Lane, ReaderPool
+
+
+class Gate:
+    """A read that says what it was asked for, and ends when told to."""
+
+    def __init__(self) -> None:
+        self.begun: queue.Queue[tuple[int, int]] = queue.Queue()
+        self._go: queue.Queue[BaseException | None] = queue.Queue()
+
+    def read(self, start: int, end: int) -> None:
+        self.begun.put((start, end))
+        error = self._go.get(timeout=60)
+        if error is not None:
+            raise error
+
+    def let(self, count: int = 1, error: BaseException | None = None) -> None:
+        for _ in range(count):
+            self._go.put(error)
+
+
+class Outcome:
+    """Collects what `done` was called with: once, whatever happens."""
+
+    def __init__(self) -> None:
+        self.calls: list[BaseException | None] = []
+        self._called = threading.Event()
+
+    def done(self, error: BaseException | None) -> None:
+        self.calls.append(error)
+        self._called.set()
+
+    def wait(self) -> BaseException | None:
+        assert self._called.wait(60)
+        return self.calls[0]
+
+
+Pools = Callable[[int], ReaderPool]
+
+
+@pytest.fixture
+def pools() -> Iterator[Pools]:
+    made: list[ReaderPool] = []
+
+    def make(threads: int) -> ReaderPool:
+        made.append(ReaderPool(threads))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.stop()
+        for thread in pool.threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def nothing() -> None:
+    pass
+
+
+def job(
+    outcome: Outcome,
+    read: Callable[[int, int], None],
+    count: int = 1,
+    size: int = 10,
+    check: Callable[[], None] = nothing,
+) -> Job:
+    return Job(((n * size, (n + 1) * size) for n in range(count)), read=read, check=check, done=outcome.done)
+
+
+def settle(pool: ReaderPool) -> None:
+    """Until every thread has come back for more: `done` of all that ended has been called then."""
+    gate, outcome = Gate(), Outcome()
+    gate.let(len(pool.threads))
+    barrier = threading.Barrier(len(pool.threads))
+
+    def read(start: int, end: int) -> None:
+        barrier.wait(60)
+        gate.read(start, end)
+
+    pool.lane().submit(job(outcome, read, count=len(pool.threads)))
+    outcome.wait()
+
+
+def test_blocks_are_read_in_order_and_done_is_called_after_the_last(pools: Pools) -> None:
+    pool, outcome, read = pools(1), Outcome(), list[tuple[int, int]]()
+    checked: list[int] = []
+    pool.lane().submit(
+        job(outcome, lambda *block: read.append(block), count=3, check=lambda: checked.append(len(read)))
+    )
+    assert outcome.wait() is None
+    assert read == [(0, 10), (10, 20), (20, 30)]
+    assert checked == [3]
+    assert pool.read_bytes == 30
+
+
+def test_a_job_without_blocks_is_refused(pools: Pools) -> None:
+    with pytest.raises(ValueError):
+        pools(1).lane().submit(job(Outcome(), Gate().read, count=0))
+
+
+def serve(pool: ReaderPool, lanes: dict[str, Lane], jobs: int, size: dict[str, int]) -> list[str]:
+    """Queues `jobs` of one block for every lane behind a block that holds up the pool's only thread, and
+    returns whose were read, in order."""
+    order: list[str] = []
+    gate, gated = Gate(), Outcome()
+    holding = pool.lane()
+    holding.submit(job(gated, gate.read, size=1))
+    gate.begun.get(timeout=60)
+    outcomes = []
+    for name, lane in lanes.items():
+        for _ in range(jobs):
+            outcomes.append(Outcome())
+
+            def read(start: int, end: int, name: str = name) -> None:
+                order.append(name)
+
+            lane.submit(job(outcomes[-1], read, size=size[name]))
+    gate.let()
+    for outcome in (gated, *outcomes):
+        assert outcome.wait() is None
+    return order
+
+
+def shares(order: list[str], size: dict[str, int], count: int) -> dict[str, float]:
+    served = {name: sum(size[name] for one in order[:count] if one == name) for name in size}
+    return {name: bytes_ / sum(served.values()) for name, bytes_ in served.items()}
+
+
+@pytest.mark.parametrize("size", [{"a": 10, "b": 10}, {"a": 10, "b": 70}, {"a": 999, "b": 10}])
+def test_two_lanes_get_the_same_bytes(pools: Pools, size: dict[str, int]) -> None:
+    pool = pools(1)
+    lanes = {name: pool.lane() for name in size}
+    order = serve(pool, lanes, 1000, size)
+    until_one_is_out = min(max(i for i, name in enumerate(order) if name == lane) for lane in size)
+    assert until_one_is_out > 100
+    for share in shares(order, size, until_one_is_out).values():
+        assert 0.4 <= share <= 0.6
+
+
+def test_a_lane_that_comes_late_is_owed_nothing_and_owes_nothing(pools: Pools) -> None:
+    pool = pools(1)
+    size = {"old": 10, "new": 10}
+    old = pool.lane()
+    serve(pool, {"old": old}, 500, {"old": 10})
+    order = serve(pool, {"old": old, "new": pool.lane()}, 100, size)
+    assert 0.4 <= shares(order, size, 20)["old"] <= 0.6
+
+
+def test_a_lane_that_ran_dry_is_not_starved_by_one_that_began_meanwhile(pools: Pools) -> None:
+    """A window is dry whenever its client is slow; what it has read before must not count against it."""
+    pool = pools(1)
+    size = {"old": 10, "new": 10}
+    old = pool.lane()
+    serve(pool, {"old": old}, 500, {"old": 10})
+    order = serve(pool, {"new": pool.lane(), "old": old}, 100, size)
+    assert shares(order, size, 20)["old"] >= 0.4
+
+
+def test_dropping_forgets_what_was_not_begun(pools: Pools) -> None:
+    pool, gate = pools(1), Gate()
+    lane, running, waiting = pool.lane(), Outcome(), Outcome()
+    lane.submit(job(running, gate.read, count=3))
+    lane.submit(second := job(waiting, gate.read))
+    gate.begun.get(timeout=60)
+    assert lane.drop() == [second]
+    assert not running.calls
+    gate.let()
+    assert isinstance(running.wait(), Dropped)
+    settle(pool)
+    assert gate.begun.empty()
+    assert (len(running.calls), len(waiting.calls)) == (1, 0)
+
+
+def test_dropping_between_two_blocks_of_a_job_returns_it(pools: Pools) -> None:
+    """None of its reads is in flight, so nobody else would ever end it."""
+    pool, gate, other_gate = pools(1), Gate(), Gate()
+    lane, outcome = pool.lane(), Outcome()
+    lane.submit(only := job(outcome, gate.read, count=2, size=100))
+    gate.begun.get(timeout=60)
+    pool.lane().submit(job(Outcome(), other_gate.read, size=10))
+    gate.let()
+    other_gate.begun.get(timeout=60)
+    assert lane.drop() == [only]
+    other_gate.let()
+    settle(pool)
+    assert not outcome.calls
+
+
+def test_a_job_whose_last_block_is_being_read_when_dropped_ends_well(pools: Pools) -> None:
+    pool, gate, outcome = pools(1), Gate(), Outcome()
+    lane = pool.lane()
+    lane.submit(job(outcome, gate.read))
+    gate.begun.get(timeout=60)
+    assert lane.drop() == []
+    gate.let()
+    assert outcome.wait() is None
+
+
+def test_a_lane_works_again_after_a_drop(pools: Pools) -> None:
+    pool = pools(2)
+    lane = pool.lane()
+    assert lane.drop() == []
+    gate, first = Gate(), Outcome()
+    lane.submit(job(first, gate.read, count=8))
+    gate.begun.get(timeout=60)
+    gate.begun.get(timeout=60)
+    lane.drop()
+    gate.let(2)
+    assert isinstance(first.wait(), Dropped)
+    second = Outcome()
+    lane.submit(job(second, lambda *_: None, count=5))
+    assert second.wait() is None
+    settle(pool)
+    assert len(first.calls) == len(second.calls) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_error_ends_the_job_once_and_leaves_its_other_blocks_unread(pools: Pools, threads: int) -> None:
+    pool, gate, outcome = pools(threads), Gate(), Outcome()
+    pool.lane().submit(job(outcome, gate.read, count=20))
+    for _ in range(threads):
+        gate.begun.get(timeout=60)
+    boom = OSError("boom")
+    gate.let(error=boom)
+    gate.let(threads - 1, error=OSError("another"))
+    error = outcome.wait()
+    settle(pool)
+    assert isinstance(error, OSError)
+    assert len(outcome.calls) == 1
+    assert gate.begun.empty()
+
+
+def test_an_error_waits_for_the_reads_that_are_under_way(pools: Pools) -> None:
+    """Their views are in use until then."""
+    pool, gate, outcome = pools(2), Gate(), Outcome()
+    pool.lane().submit(job(outcome, gate.read, count=2))
+    gate.begun.get(timeout=60)
+    gate.begun.get(timeout=60)
+    gate.let(error=OSError("boom"))
+    probe = Outcome()
+    pool.lane().submit(job(probe, lambda *_: None))
+    probe.wait()
+    assert not outcome.calls
+    gate.let()
+    assert isinstance(outcome.wait(), OSError)
+
+
+def test_a_failed_check_fails_the_job(pools: Pools) -> None:
+    outcome = Outcome()
+
+    def check() -> None:
+        raise OSError("changed")
+
+    pools(1).lane().submit(job(outcome, lambda *_: None, count=3, check=check))
+    assert isinstance(outcome.wait(), OSError)
+
+
+def test_a_failed_read_is_not_checked(pools: Pools) -> None:
+    pool, outcome, gate = pools(1), Outcome(), Gate()
+    checked = threading.Event()
+    gate.let(error=OSError("boom"))
+    pool.lane().submit(job(outcome, gate.read, check=checked.set))
+    outcome.wait()
+    assert not checked.is_set()
+
+
+def test_other_jobs_go_on_after_one_failed(pools: Pools) -> None:
+    pool, bad, good, gate = pools(1), Outcome(), Outcome(), Gate()
+    lane = pool.lane()
+    gate.let(error=MemoryError())
+    lane.submit(job(bad, gate.read, count=3))
+    lane.submit(job(good, lambda *_: None, count=3))
+    assert isinstance(bad.wait(), MemoryError)
+    assert good.wait() is None
+
+
+def test_a_done_that_finds_its_loop_closed_does_not_end_the_thread(pools: Pools) -> None:
+    pool, outcome = pools(1), Outcome()
+
+    def closed(error: BaseException | None) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    lane = pool.lane()
+    lane.submit(Job([(0, 1)], read=lambda *_: None, check=nothing, done=closed))
+    lane.submit(job(outcome, lambda *_: None))
+    assert outcome.wait() is None
+
+
+def test_stopping_ends_the_threads_after_the_read_they_are_in(pools: Pools) -> None:
+    pool, gate, outcome = pools(2), Gate(), Outcome()
+    pool.lane().submit(job(outcome, gate.read, count=10))
+    gate.begun.get(timeout=60)
+    gate.begun.get(timeout=60)
+    pool.stop()
+    gate.let(2)
+    for thread in pool.threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert gate.begun.empty()
+    assert not outcome.calls
+
+
+def test_busy_counts_the_reads_under_way(pools: Pools) -> None:
+    pool, gate, outcome = pools(3), Gate(), Outcome()
+    pool.lane().submit(job(outcome, gate.read, count=2))
+    gate.begun.get(timeout=60)
+    gate.begun.get(timeout=60)
+    assert pool.busy == 2
+    gate.let(2)
+    outcome.wait()
+    assert pool.busy == 0
+    assert pool.read_bytes == 20
