@@ -23,7 +23,7 @@ from penstock.client import StreamerClient
 
 from .programs import digests
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 45.0
 HERE = Path(__file__).parent
 
 
@@ -51,6 +51,7 @@ class DaemonProcess:
         """`wrapper` is put before the command, to run it in namespaces or as another user."""
         self.socket_dir = socket_dir
         self._log_path = socket_dir.parent / f"{log_name or socket_dir.name}.log"
+        self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         command = [*wrapper, sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir), *flags]
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
@@ -67,7 +68,8 @@ class DaemonProcess:
         return self
 
     def log(self) -> str:
-        return self._log_path.read_text()
+        """What it wrote, without what earlier daemons of the directory did."""
+        return self._log_path.read_bytes()[self._log_start :].decode()
 
     def client(self) -> StreamerClient:
         return StreamerClient(self.socket_dir)

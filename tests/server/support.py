@@ -152,8 +152,8 @@ def on_clock_loop(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P,
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_default_executor())
+            if left:
+                loop.run_until_complete(asyncio.wait(left))
             loop.close()
 
     return run

@@ -147,7 +147,7 @@ class Manifest(_message.Message):
     def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
-    __slots__ = ("uri", "size_bytes", "metadata")
+    __slots__ = ("uri", "size_bytes", "metadata", "metadata_omitted")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -158,10 +158,12 @@ class CheckpointFile(_message.Message):
     URI_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    METADATA_OMITTED_FIELD_NUMBER: _ClassVar[int]
     uri: str
     size_bytes: int
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    metadata_omitted: bool
+    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., metadata_omitted: bool = ...) -> None: ...
 
 class SegmentReady(_message.Message):
     __slots__ = ("index", "ring_offset", "size_bytes", "tensors")

@@ -26,6 +26,9 @@ WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_SOURCES = 10_000
+HEADERS_AT_ONCE = 64
+HEADER_BYTES = 80 << 20
+"""Most that the headers of one load may take: some 1,300,000 tensors."""
 CACHED_HEADER_BYTES = 32 << 20
 """Headers of checkpoints used lately are kept up to so many bytes in all: some 400,000 tensors."""
 
@@ -96,10 +99,24 @@ class Catalog:
             raise
 
     def _read_headers(self, files: Sequence[SourceFile]) -> tuple[Header, ...]:
+        """Many at a time: hundreds of shards must not add up their latencies, nor all their memory."""
+        headers: list[Header] = []
+        for first in range(0, len(files), HEADERS_AT_ONCE):
+            headers += self._read_some_headers(files[first : first + HEADERS_AT_ONCE])
+            total_bytes = sum(header.size_bytes for header in headers)
+            if total_bytes > HEADER_BYTES:
+                raise CheckpointInvalidError(
+                    f"the headers of the first {len(headers)} of {len(files)} files take "
+                    f"{show_size(total_bytes)}, more than the {show_size(HEADER_BYTES)} that one load may "
+                    "have; load fewer files at a time"
+                )
+        return tuple(headers)
+
+    def _read_some_headers(self, files: Sequence[SourceFile]) -> list[Header]:
         """No file is being read any more when this ends, also when it raises."""
         reading = [self._workers.submit(self._header, file) for file in files]
         try:
-            return tuple(future.result() for future in reading)
+            return [future.result() for future in reading]
         finally:
             for future in reading:
                 future.cancel()
@@ -117,18 +134,13 @@ class Catalog:
             raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
         file.check_unchanged()
         with self._lock:
-            if file.version not in self._headers and _held_bytes(header) <= CACHED_HEADER_BYTES:
+            if file.version not in self._headers and header.size_bytes <= CACHED_HEADER_BYTES:
                 self._headers[file.version] = header
-                self._cached_bytes += _held_bytes(header)
+                self._cached_bytes += header.size_bytes
                 while self._cached_bytes > CACHED_HEADER_BYTES:
                     _, old = self._headers.popitem(last=False)
-                    self._cached_bytes -= _held_bytes(old)
+                    self._cached_bytes -= old.size_bytes
         return header
-
-
-def _held_bytes(header: Header) -> int:
-    """What keeping the header costs, its objects included."""
-    return len(header.tensors.to_bytes()) + len(header.metadata.to_bytes()) + 2048
 
 
 def local_path(source: str) -> str:

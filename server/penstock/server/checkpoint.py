@@ -225,6 +225,13 @@ class Header:
     metadata: PackedMetadata
     data_start: int
     """Absolute offset of the data in the file: 8 plus the header's bytes."""
+    metadata_omitted: bool = False
+    """There is more metadata than is worth keeping; `metadata` is empty."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it costs to keep, its objects included."""
+        return len(self.tensors.to_bytes()) + len(self.metadata.to_bytes()) + 2048
 
 
 def parse_header_length(first8: bytes, *, file_bytes: int) -> int:

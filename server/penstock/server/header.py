@@ -55,9 +55,13 @@ CHILD_ADDRESS_BYTES = 1280 * 1024 * 1024
 RESULT_BYTES = 256 * 1024 * 1024
 """Most that a child may give back. A header of 100 MB with a million tensors gives 60 MB."""
 
+METADATA_BYTES = 1024 * 1024
+"""Most `__metadata__` that is kept. A file may have 100 MB of it, which nobody needs to load tensors; the
+daemon would hold it several times over while it passes it on."""
+
 _CHUNK_BYTES = 1024 * 1024
 _FRAME = struct.Struct("=cQQ")  # kind; bytes of the table and of the metadata, or of the message and 0
-_TABLES, _INVALID = b"T", b"E"
+_TABLES, _TABLES_ALONE, _INVALID = b"T", b"A", b"E"
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from penstock.server.header import child_main; child_main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -166,7 +170,9 @@ def _read_result(fd: int, header_bytes: int) -> Header:
     if kind == _INVALID:
         raise InvalidHeaderError(str(first, "utf-8", "replace"))
     metadata = PackedMetadata.from_bytes(_read(fd, second_bytes, deadline))
-    return Header(TensorTable.from_bytes(first), metadata, 8 + header_bytes)
+    return Header(
+        TensorTable.from_bytes(first), metadata, 8 + header_bytes, metadata_omitted=kind == _TABLES_ALONE
+    )
 
 
 def _read(fd: int, count: int, deadline: float) -> bytearray:
@@ -213,7 +219,10 @@ def child_main(header_bytes: int, file_bytes: int) -> None:
         else:
             assert isinstance(header.metadata, PackedMetadata)
             table, metadata = header.tensors.to_bytes(), header.metadata.to_bytes()
-            parts = (_FRAME.pack(_TABLES, len(table), len(metadata)), table, metadata)
+            kind = _TABLES
+            if len(metadata) > METADATA_BYTES:
+                kind, metadata = _TABLES_ALONE, PackedMetadata.pack({}).to_bytes()
+            parts = (_FRAME.pack(kind, len(table), len(metadata)), table, metadata)
         with open(1, "wb", buffering=0) as stdout:
             for part in parts:
                 _write_out(stdout, part)

@@ -180,7 +180,12 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         warm_bytes=event.warm_bytes,
     )
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
-        message.files.add(uri=file.uri, size_bytes=file.size_bytes, metadata=dict(header.metadata))
+        message.files.add(
+            uri=file.uri,
+            size_bytes=file.size_bytes,
+            metadata=dict(header.metadata),
+            metadata_omitted=header.metadata_omitted,
+        )
     return pb.LoadResponse(manifest=message)
 
 
