@@ -19,6 +19,7 @@ import penstock.client.load  # noqa: F401  (so that children need not import it)
 
 programs = importlib.import_module("programs")  # beside this file, which is not in a package here
 
+
 def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         while True:
@@ -44,6 +45,10 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)
+    if (uid := request["uid"]) is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     try:
         getattr(programs, request["program"])(**request["arguments"])
     except SystemExit:

@@ -46,11 +46,11 @@ class DaemonProcess:
         *flags: str,
         environment: Mapping[str, str] | None = None,
         wrapper: tuple[str, ...] = (),
-        log_name: str = "",
+        log_path: Path | None = None,
     ) -> None:
         """`wrapper` is put before the command, to run it in namespaces or as another user."""
         self.socket_dir = socket_dir
-        self._log_path = socket_dir.parent / f"{log_name or socket_dir.name}.log"
+        self._log_path = log_path or socket_dir.parent / f"{socket_dir.name}.log"
         self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         command = [*wrapper, sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir), *flags]
         with self._log_path.open("ab") as log:
@@ -166,10 +166,10 @@ class Nursery:
             )
         self._clients: list[ClientProcess] = []
 
-    def start(self, program: str, **arguments: Any) -> ClientProcess:
-        """Runs a function of `programs.py`; paths may be given as such."""
+    def start(self, program: str, *, uid: int | None = None, **arguments: Any) -> ClientProcess:
+        """Runs a function of `programs.py`, perhaps as another user; paths may be given as such."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-        client = ClientProcess(self, {"program": program, "arguments": plain})
+        client = ClientProcess(self, {"program": program, "uid": uid, "arguments": plain})
         self._clients.append(client)
         return client
 

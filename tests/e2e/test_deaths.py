@@ -81,7 +81,12 @@ VICTIMS = {
 
 @pytest.mark.parametrize("stage", VICTIMS)
 def test_a_client_killed_at_any_stage_costs_nobody_anything(
-    stage: str, daemon: DaemonProcess, nursery: Nursery, small: Checkpoint, large: Checkpoint, other: Checkpoint
+    stage: str,
+    daemon: DaemonProcess,
+    nursery: Nursery,
+    small: Checkpoint,
+    large: Checkpoint,
+    other: Checkpoint,
 ) -> None:
     program, source, options = VICTIMS[stage]
     path, tensors = other
@@ -135,8 +140,10 @@ def test_a_client_killed_while_its_header_is_parsed_leaves_nothing_running(
     path.write_bytes(len(deep).to_bytes(8, "little") + deep)
     victim = nursery.start("load", socket_dir=daemon.socket_dir, source=path)
     wait_until(
-        lambda: any(load["state"] == "resolving" for load in daemon.status()["loads"])
-        or victim.exit_code() is not None,
+        lambda: (
+            any(load["state"] == "resolving" for load in daemon.status()["loads"])
+            or victim.exit_code() is not None
+        ),
         "the victim to be resolved",
     )
     if victim.exit_code() is None:
@@ -225,9 +232,7 @@ def test_a_client_that_stops_reading_costs_the_daemon_little_memory(
     daemon = start_daemon("--memory-limit", "64MiB")
     assert len(daemon.client().load_state_dict(path)) == len(names)
     before = daemon.memory_kib("RssAnon")
-    stalled = [
-        nursery.start("leave_the_slabs", socket_dir=daemon.socket_dir, source=path) for _ in range(4)
-    ]
+    stalled = [nursery.start("leave_the_slabs", socket_dir=daemon.socket_dir, source=path) for _ in range(4)]
     for client in stalled:
         client.hear("paused")
         client.signal(signal.SIGSTOP)
@@ -342,9 +347,7 @@ def test_a_checkpoint_changed_while_the_daemon_was_away_is_not_resumed(
     assert client.hear("failed")["error"] == "CheckpointChangedError"
 
 
-def test_a_load_whose_daemon_never_comes_back_says_so(
-    start_daemon: StartDaemon, large: Checkpoint
-) -> None:
+def test_a_load_whose_daemon_never_comes_back_says_so(start_daemon: StartDaemon, large: Checkpoint) -> None:
     daemon = start_daemon("--memory-limit", "8MiB")
     client = StreamerClient(daemon.socket_dir, reconnect_timeout=0.2)
     with client.load(large[0]) as load:
@@ -405,9 +408,9 @@ def test_tensors_outlive_a_daemon_that_stopped(start_daemon: StartDaemon, large:
 
 
 def test_a_second_daemon_in_the_directory_is_refused_and_the_first_serves_on(
-    daemon: DaemonProcess, small: Checkpoint
+    daemon: DaemonProcess, small: Checkpoint, tmp_path: Path
 ) -> None:
-    second = DaemonProcess(daemon.socket_dir, log_name="second")
+    second = DaemonProcess(daemon.socket_dir, log_path=tmp_path / "second.log")
     assert second.process.wait(60) == 1
     assert second.log().splitlines() == [
         f"penstockd: --socket-dir: another penstockd serves {daemon.socket_dir}; stop it, or choose another"

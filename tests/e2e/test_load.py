@@ -35,7 +35,9 @@ def test_every_limit_mode_yields_the_file_s_bytes(
             assert load.metadata == {"format": "pt"}
             assert load.stats.bytes == 40 * MIB
     peak = daemon.status()["staging"]["peak_bytes"]
-    assert peak <= {"-1": 64 * MIB, "0": 6 * MIB, "8MiB": 8 * MIB, "16MiB": 16 * MIB, "64MiB": 64 * MIB}[limit]
+    assert (
+        peak <= {"-1": 64 * MIB, "0": 6 * MIB, "8MiB": 8 * MIB, "16MiB": 16 * MIB, "64MiB": 64 * MIB}[limit]
+    )
 
 
 def test_a_second_load_of_an_unchanged_checkpoint_reads_nothing(

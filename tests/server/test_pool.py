@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
 from penstock.server.pool import SlabPool
 from penstock.server.slab import Slab
 

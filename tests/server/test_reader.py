@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from penstock.server.reader import Dropped, Job, Lane, ReaderPool
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from penstock.server.slab import Slab
 
 from .support import MIB, SLAB_BYTES, open_fds

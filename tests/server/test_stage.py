@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from penstock.server import plan
 from penstock.server.linux import PAGE_BYTES
 from penstock.server.stage import SegmentState, Stage

@@ -63,6 +63,8 @@ class LoadedFile:
     uri: str
     size_bytes: int
     metadata: dict[str, str]
+    # There is metadata that is too large to be passed on.
+    metadata_omitted: bool
 
 
 class Load:
@@ -123,7 +125,8 @@ class Load:
     def files(self) -> tuple[LoadedFile, ...]:
         """The checkpoint's files, in the order of the sources."""
         return tuple(
-            LoadedFile(file.uri, file.size_bytes, dict(file.metadata)) for file in self._manifest.files
+            LoadedFile(file.uri, file.size_bytes, dict(file.metadata), file.metadata_omitted)
+            for file in self._manifest.files
         )
 
     @property

@@ -89,6 +89,8 @@ class Admission:
         self.total_bytes = 0
         self.began = asyncio.get_running_loop().time()
         self.waited_seconds = 0.0
+        self.warm_segments: frozenset[int] = frozenset()
+        """Segments that were in the staging buffer already when it came."""
         self.finished = False
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
@@ -146,7 +148,9 @@ class Admission:
         self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool, pin: bool
     ) -> StagedCheckpoint:
         staging, request = self._parts.staging, self.request
-        demand = await self._in_thread(staging.demand, checkpoint, selection, request.memory_limit)
+        demand = await self._in_thread(
+            staging.demand, checkpoint, selection, request.memory_limit, self.caller.uid
+        )
         if whole:
             demand = demand.only_whole(staging.capacity_bytes)
         if self.caller.closed:
@@ -162,6 +166,7 @@ class Admission:
             tenant=tenant,
             pin=pin,
         )
+        self.warm_segments = staged.ready_segments()
         self.caller.on_close(functools.partial(staged.leave, self))
         return staged
 

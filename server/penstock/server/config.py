@@ -41,6 +41,8 @@ class Config:
     block_bytes: int
     window_bytes: int
     allow: tuple[str, ...]
+    prefetch: tuple[str, ...]
+    ready_after_prefetch: bool
     trim_after_seconds: float
     queue_timeout_seconds: float
     group_timeout_seconds: float
@@ -76,6 +78,7 @@ class _Option:
     metavar: str | None = None
     variables: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    repeatable: bool = False
 
     @property
     def field(self) -> str:
@@ -116,12 +119,12 @@ def _block_size(text: str) -> int:
     return size
 
 
-def _allow(text: str) -> tuple[str, ...]:
-    prefixes = tuple(line.strip() for line in text.splitlines() if line.strip())
-    for prefix in prefixes:
-        if not prefix.startswith(("/", "s3://")):
-            raise ValueError(f"{prefix!r} is neither an absolute path nor an s3:// prefix")
-    return prefixes
+def _locations(text: str) -> tuple[str, ...]:
+    locations = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for location in locations:
+        if not location.startswith(("/", "file:///", "s3://")):
+            raise ValueError(f"{location!r} is neither an absolute path nor an s3:// URI")
+    return locations
 
 
 _OPTIONS = (
@@ -160,10 +163,19 @@ _OPTIONS = (
     _Option(
         "--allow",
         "",
-        _allow,
+        _locations,
         "path prefix that users other than root and the daemon's own may load from; repeatable, in the "
         "variable one a line",
         "PREFIX",
+        repeatable=True,
+    ),
+    _Option(
+        "--prefetch",
+        "",
+        _locations,
+        "checkpoint to stage at start and to keep staged; repeatable, in the variable one a line",
+        "URI",
+        repeatable=True,
     ),
     _Option(
         "--trim-after",
@@ -195,8 +207,13 @@ def _parser() -> argparse.ArgumentParser:
             option.flag,
             help=text,
             metavar=option.metavar or f"{{{','.join(option.choices)}}}",
-            action="append" if option.field == "allow" else "store",
+            action="append" if option.repeatable else "store",
         )
+    parser.add_argument(
+        "--ready-after-prefetch",
+        action="store_true",
+        help="report health only when every --prefetch is staged",
+    )
     parser.add_argument(
         "--no-populate", action="store_true", help="do not touch the buffer's pages ahead of the first load"
     )
@@ -231,6 +248,8 @@ def load_config(
         block_bytes=values["block_size"],
         window_bytes=values["window_size"],
         allow=values["allow"],
+        prefetch=values["prefetch"],
+        ready_after_prefetch=flags["ready_after_prefetch"],
         trim_after_seconds=values["trim_after"],
         queue_timeout_seconds=values["queue_timeout"],
         group_timeout_seconds=values["group_timeout"],

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import logging
 import os
+import random
 import signal
 import stat
 import sys
@@ -26,11 +27,11 @@ from .catalog import Catalog, local_path
 from .config import Config, distribution_version
 from .errors import AccessDeniedError, ConfigError, PenstockError, ShuttingDownError, TooManyLoadsError
 from .handoff import HandoffServer, Session
-from .limits import is_privileged, raise_open_files, shmem_huge_pages
+from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
 from .metrics import Totals
-from .prefetch import Prefetch
+from .prefetch import DaemonItself, Prefetch
 from .reader import ReaderPool
 from .service import StreamerService
 from .sources import Access
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
 RESOLVERS = 8
 HEADER_READERS = 16
+PREFETCH_RETRY_SECONDS = 1.0
+PREFETCH_RETRY_MAX_SECONDS = 60.0
 
 
 class Daemon:
@@ -103,11 +106,16 @@ class Daemon:
         """What the caller may read. Raises if the daemon takes nothing more."""
         if self._draining:
             raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
-        if len(self._loads) >= self.config.max_loads:
+        privileged = is_privileged(session.uid)
+        own = sum(load.caller.uid == session.uid for load in self._loads)
+        if len(self._loads) >= self.config.max_loads or (
+            not privileged and own >= user_share(self.config.max_loads)
+        ):
             raise TooManyLoadsError(
-                f"{len(self._loads)} loads run or wait already; try again, or raise --max-loads"
+                f"{len(self._loads)} loads run or wait already, {own} of them of uid {session.uid}; try "
+                "again later, or raise --max-loads"
             )
-        return Access(session.uid, is_privileged(session.uid), self.config.allow)
+        return Access(session.uid, privileged, self.config.allow)
 
     async def run_load(self, load: Load | Prefetch, emit: Emit) -> None:
         """Runs it, counts it, logs it; ends it when the caller's connection closes."""
@@ -160,11 +168,14 @@ class Daemon:
         with _locked(self.config):
             server = await self._serve()
             keeper = asyncio.create_task(self.staging.keep())
+            prefetching = asyncio.create_task(self._prefetch_all())
             try:
                 await self._stop_asked.wait()
+                prefetching.cancel()
                 await self._drain()
             finally:
                 keeper.cancel()
+                prefetching.cancel()
                 self._handoff.stop()
                 await server.stop(None)
                 await self.staging.stop()
@@ -196,10 +207,38 @@ class Daemon:
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         path.chmod(stat.S_IRUSR | stat.S_IWUSR | 0o066)  # the session token decides, not the mode
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._handoff.start()
+        if self.config.ready_after_prefetch:
+            await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        else:
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         event(logger, "serving", {"version": self.version, **_effective(self.config), **_huge_pages()})
         return server
+
+    async def _prefetch_all(self) -> None:
+        """Stages what the flags name, each pinned, retrying for as long as it takes."""
+        await asyncio.gather(*(self._prefetch(source) for source in self.config.prefetch))
+        if self.config.ready_after_prefetch and not self._draining:
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _prefetch(self, source: str) -> None:
+        caller = DaemonItself(os.geteuid(), os.getpid())
+        access = Access(caller.uid, privileged=True, prefixes=())
+        delay = PREFETCH_RETRY_SECONDS
+        while True:
+            prefetch = Prefetch(Request((source,)), caller, access, self._parts, pin=True)
+            try:
+                await self.run_load(prefetch, _ignore)
+                return
+            except PenstockError as error:
+                event(
+                    logger,
+                    "prefetch failed",
+                    {"source": source, "error": error.message, "retry_seconds": round(delay, 1)},
+                    level=logging.WARNING,
+                )
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, PREFETCH_RETRY_MAX_SECONDS)
 
     async def _drain(self) -> None:
         self._draining = True
@@ -223,7 +262,11 @@ class Daemon:
 def _effective(config: Config) -> dict[str, object]:
     """Every value that the daemon runs with."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {**values, "allow": ",".join(config.allow)}
+    return {**values, "allow": ",".join(config.allow), "prefetch": ",".join(config.prefetch)}
+
+
+async def _ignore(_: object) -> None:
+    """Progress that nobody watches."""
 
 
 def _huge_pages() -> dict[str, str]:
@@ -252,6 +295,10 @@ def _locked(config: Config) -> Iterator[None]:
                 f"--socket-dir: another penstockd serves {config.socket_dir}; stop it, or choose another"
             ) from None
         yield
+        if config.exit_with_stdin:  # a private directory, whose owner may be gone without cleaning up
+            with contextlib.suppress(OSError):
+                (config.socket_dir / "penstockd.lock").unlink()
+                config.socket_dir.rmdir()
     finally:
         os.close(fd)
 

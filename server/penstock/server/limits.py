@@ -86,6 +86,11 @@ def shmem_huge_pages() -> str:
     return text[text.find("[") + 1 : text.find("]")]
 
 
+def user_share(count: int) -> int:
+    """How much of `count` one user may take who is not privileged: never all, so that another can go on."""
+    return max(1, count * 7 // 8)
+
+
 def is_privileged(uid: int) -> bool:
     """Root and the daemon's own user may do everything."""
     return uid in (0, os.geteuid())

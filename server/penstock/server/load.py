@@ -19,7 +19,6 @@ from .checkpoint import TensorTable
 from .handoff import Session
 from .plan import Indices, Selection
 from .sources import Access
-from .stage import SegmentState
 from .staged import Piece, StagedCheckpoint
 
 
@@ -99,13 +98,13 @@ class Load(Admission):
         stage = staged.stage
         assert stage is not None
         self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
-        if all(stage.state(piece.segment) is SegmentState.READY for piece in pieces):
+        if self.warm_segments.issuperset(piece.segment for piece in pieces):
             warm = self.total_bytes
         else:
             warm = sum(
                 stage.segments[piece.segment].size_bytes
                 for piece in pieces
-                if stage.state(piece.segment) is SegmentState.READY
+                if piece.segment in self.warm_segments
             )
         self.state = "streaming"
         return Manifest(

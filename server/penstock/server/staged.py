@@ -132,6 +132,15 @@ class StagedCheckpoint:
             return True
         return self.full and self._pieces(checkpoint, selection) is not None
 
+    def ready_segments(self) -> frozenset[int]:
+        """Whose bytes are in the ring now."""
+        if self.stage is None:
+            return frozenset()
+        stage = self.stage
+        return frozenset(
+            index for index in range(len(stage.segments)) if stage.state(index) is SegmentState.READY
+        )
+
     # ---- its life -------------------------------------------------------------------------------
 
     def start(self, slabs: list[Slab]) -> None:

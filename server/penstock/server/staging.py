@@ -10,7 +10,10 @@ What the head of the queue gets:
 - Otherwise a window: what keeps the readers busy, four blocks for each of them or twice its largest
   tensor, but no more than `--window-size`. It starts with less if less is free.
 - A checkpoint that would fit but finds the memory leased, by clients that hold tensors of loads that
-  ended, starts as a window too after `PATIENCE_SECONDS`: such leases may last for ever.
+  ended, starts as a window too after `PATIENCE_SECONDS` of that: such leases may last for ever.
+
+A user who is not privileged takes at most seven eighths of what other users leave (`user_share`), so that
+whatever one user holds, and for however long, another's load finds room for a window.
 
 Nobody holds slabs while waiting for others, so there is no deadlock; a load that waits longer than
 the queue timeout fails with the reason.
@@ -29,6 +32,7 @@ from . import plan
 from .catalog import Checkpoint
 from .config import Config
 from .errors import MemoryLimitTooSmallError, ShuttingDownError, StagingExhaustedError
+from .limits import is_privileged, user_share
 from .log import event
 from .metrics import Totals
 from .plan import Selection
@@ -88,8 +92,8 @@ class Demand:
 class _Waiting:
     staged: StagedCheckpoint
     demand: Demand
-    since: float
-    at_head_since: float | None
+    patient_since: float | None = None
+    """At the head of the queue, and no memory will return by itself."""
     timer: asyncio.TimerHandle | None = None
 
 
@@ -108,7 +112,8 @@ class Staging:
         )
         self.stages: dict[int, StagedCheckpoint] = {}
         self._queue: deque[_Waiting] = deque()
-        self._starting: set[StagedCheckpoint] = set()
+        self._starting: dict[StagedCheckpoint, int] = {}
+        """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
 
@@ -118,7 +123,9 @@ class Staging:
 
     # ---- for loads ------------------------------------------------------------------------------
 
-    def demand(self, checkpoint: Checkpoint, selection: Selection, memory_limit: int | None) -> Demand:
+    def demand(
+        self, checkpoint: Checkpoint, selection: Selection, memory_limit: int | None, uid: int
+    ) -> Demand:
         """Pure, but takes a while for very many tensors. Raises MemoryLimitTooSmallError."""
         slab = self._config.slab_bytes
         largest = plan.largest_tensor(checkpoint.tables, selection)
@@ -126,11 +133,12 @@ class Staging:
             return Demand(whole=1, window=1, least=1)
         needed = max(1, -(-largest.ring_bytes // slab))
         minimal = memory_limit == 0 or self._config.memory_limit == 0
-        allowed = needed if minimal else self._config.max_slabs
+        ceiling = self._config.max_slabs if is_privileged(uid) else user_share(self._config.max_slabs)
+        allowed = min(needed, ceiling) if minimal else ceiling
         if memory_limit:
             allowed = min(allowed, memory_limit // slab)
-        if needed > min(allowed, self._config.max_slabs):
-            self._refuse(checkpoint, largest, memory_limit)
+        if needed > allowed:
+            self._refuse(checkpoint, largest, allowed * slab, asked=memory_limit or 0)
         segments = plan.segments(
             checkpoint.tables,
             selection,
@@ -183,7 +191,7 @@ class Staging:
         staged.hold(key, holder)
         self.stages[staged.id] = staged
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(staged, demand, loop.time(), None)
+        waiting = _Waiting(staged, demand)
         waiting.timer = loop.call_later(self._config.queue_timeout_seconds, self._expire, waiting)
         self._queue.append(waiting)
         self._grant()
@@ -287,15 +295,14 @@ class Staging:
         self._granting = True
         before = len(self._queue)
         try:
-            while self._queue:
-                head = self._queue[0]
+            while (head := next(filter(self._within_share, self._queue), None)) is not None:
                 count = self._grantable(head)
                 if not count:
                     break
-                self._queue.popleft()
+                self._queue.remove(head)
                 assert head.timer is not None
                 head.timer.cancel()
-                self._starting.add(head.staged)
+                self._starting[head.staged] = count
                 # Taken here and not in the task: the next one in the queue must not be granted them too.
                 slabs = self.pool.take(count, head.staged.uid)
                 task = asyncio.get_running_loop().create_task(self._start(head.staged, count, slabs))
@@ -310,17 +317,40 @@ class Staging:
     def _grantable(self, head: _Waiting) -> int:
         """How many slabs the head of the queue gets now; 0 is none yet."""
         loop = asyncio.get_running_loop()
-        if head.at_head_since is None:
-            head.at_head_since = loop.time()
-            loop.call_later(PATIENCE_SECONDS + 0.01, self._grant)
-        demand = head.demand
-        if self._make_room(demand.whole or demand.window):
-            return demand.whole or demand.window
-        if demand.whole and (
-            loop.time() - head.at_head_since < PATIENCE_SECONDS or self._memory_will_return()
-        ):
-            return 0
-        return min(self.pool.available, demand.window) if self._make_room(demand.least) else 0
+        demand, share = head.demand, self._share_left(head.staged.uid)
+        window = min(demand.window, share)
+        whole = demand.whole if demand.whole <= share else 0
+        if self._make_room(whole or window):
+            return whole or window
+        if whole:
+            if self._memory_will_return():
+                head.patient_since = None
+                return 0
+            if head.patient_since is None:
+                head.patient_since = loop.time()
+                loop.call_later(PATIENCE_SECONDS + 0.01, self._grant)
+            if loop.time() - head.patient_since < PATIENCE_SECONDS:
+                return 0
+        return min(self.pool.available, window) if self._make_room(demand.least) else 0
+
+    def _within_share(self, waiting: _Waiting) -> bool:
+        """One whose user holds too much already waits aside: it must not hold up the others behind it."""
+        return self._share_left(waiting.staged.uid) >= waiting.demand.least
+
+    def _share_left(self, uid: int | None) -> int:
+        """Slabs that loads of `uid` may take beyond what they hold: of what other users leave, a user who
+        is not privileged gets at most `user_share`."""
+        if uid is None or is_privileged(uid):
+            return self.pool.max_slabs
+        own = others = 0
+        for staged in self.stages.values():
+            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
+            count = self._starting.get(staged, count)
+            if staged.uid == uid:
+                own += count
+            else:
+                others += count
+        return max(0, user_share(self.pool.max_slabs - others) - own)
 
     def _make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
@@ -346,13 +376,13 @@ class Staging:
         try:
             slabs = await taken
         except OSError as error:
-            self._starting.discard(staged)
+            self._starting.pop(staged, None)
             staged.fail(StagingExhaustedError(f"the system has no memory for {count} slabs: {error}"))
             if not staged.holders:
                 self._forget(staged)
             self._grant()
             return
-        self._starting.discard(staged)
+        self._starting.pop(staged, None)
         if not staged.holders:
             self._forget(staged)
             self.pool.give_back(slabs)
@@ -417,16 +447,17 @@ class Staging:
         self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= limit)
         await self.pool.trim(self._config.trim_after_seconds)
 
-    def _refuse(self, checkpoint: Checkpoint, largest: plan.LargestTensor, memory_limit: int | None) -> None:
+    def _refuse(
+        self, checkpoint: Checkpoint, largest: plan.LargestTensor, allowed_bytes: int, *, asked: int
+    ) -> None:
         file = checkpoint.files[largest.file]
         name = checkpoint.headers[largest.file].tensors.name(largest.index)
-        capacity = self.capacity_bytes
-        limit = min(memory_limit or capacity, capacity)
-        whose = "this load's memory_limit" if memory_limit and memory_limit < capacity else "--memory-limit"
+        whose = "this load's memory_limit" if 0 < asked < self.capacity_bytes else "--memory-limit"
         raise MemoryLimitTooSmallError(
-            f"tensor {name[:200]!r} of {file.uri} has {largest.size_bytes} bytes, more than {whose} of "
-            f"{limit} bytes holds in slabs of {self._config.slab_bytes}; raise it",
+            f"tensor {name[:200]!r} of {file.uri} has {largest.size_bytes} bytes, more than the "
+            f"{allowed_bytes} bytes that the load may take of the staging buffer ({self.capacity_bytes} "
+            f"bytes in slabs of {self._config.slab_bytes}); raise {whose}",
             tensor=name,
             tensor_bytes=largest.size_bytes,
-            limit_bytes=limit,
+            limit_bytes=allowed_bytes,
         )

@@ -1,0 +1,344 @@
+"""Daemon and clients that share a machine and little else: namespaces, root file systems, users."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .conftest import StartDaemon
+from .support import (
+    HERE,
+    DaemonProcess,
+    Nursery,
+    expected,
+    random_tensors,
+    running_daemon,
+    same,
+    wait_until,
+    write_checkpoint,
+)
+
+MIB = 1 << 20
+NOBODY, SOMEBODY = 65534, 54321
+REPOSITORY = HERE.parents[1]
+Checkpoint = tuple[Path, dict[str, torch.Tensor]]
+
+
+def _cannot(reason: str) -> None:
+    """Skips; where the tests must be complete, fails."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0:
+        _cannot("needs root, to become other users and to make namespaces")
+
+
+@pytest.fixture
+def unshare(root: None, require_tool: Callable[[str], str]) -> tuple[str, ...]:
+    """Runs a command as the first process of namespaces of its own."""
+    flags = ("--mount", "--ipc", "--pid", "--net", "--uts", "--fork", "--kill-child", "--propagation=private")
+    command = (require_tool("unshare"), *flags)
+    if subprocess.run([*command, "true"], check=False).returncode != 0:
+        _cannot("namespaces cannot be made here")
+    return command
+
+
+def container(unshare: tuple[str, ...], top: Path, shared: dict[Path, str], code: list[Path]) -> list[str]:
+    """A command prefix that runs Python in namespaces and a root file system of its own.
+
+    That root, mounted on `top`, holds the interpreter and the `code` at their places, `shared` where their
+    values say, an empty /tmp, and an empty /dev/shm of 64 KiB.
+    """
+    top.mkdir()
+    interpreter = {Path("/usr"), Path("/lib"), Path("/lib64"), Path("/bin"), Path(sys.prefix)}
+    interpreter |= {Path(sys.base_prefix)} if not sys.base_prefix.startswith("/usr") else set()
+    mounts = {path: str(path) for path in (*sorted(interpreter), *code) if path.exists()}
+    lines = ["set -e", f"mount -t tmpfs -o mode=755 tmpfs {top}"]
+    for path, place in {**mounts, **shared}.items():
+        target = shlex.quote(f"{top}{place}")
+        make = "mkdir -p" if path.is_dir() else f"mkdir -p $(dirname {target}) && touch"
+        lines.append(f"{make} {target} && mount --bind {shlex.quote(str(path))} {target}")
+    lines += [
+        f"mkdir -p -m 1777 {top}/tmp && mkdir -p {top}/dev/shm {top}/proc",
+        f"for name in null zero urandom; do touch {top}/dev/$name && mount --bind /dev/$name {top}/dev/$name; done",
+        f"mount -t tmpfs -o size=64k tmpfs {top}/dev/shm",
+        f"mount -t proc proc {top}/proc",
+        f'exec chroot {top} "$@"',
+    ]
+    path = ":".join(str(directory) for directory in code if directory.is_dir())
+    return [*unshare, "sh", "-c", "\n".join(lines), "sh", "/usr/bin/env", f"PYTHONPATH={path}"]
+
+
+def child_of(process: subprocess.Popen[Any]) -> int:
+    """The one child of `unshare`."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(wait_until(lambda: children.read_text().split(), "the first process of the namespaces")[0])
+
+
+@pytest.mark.parametrize("limit", ["16MiB", "64MiB"])
+def test_containers_that_share_two_directories_and_nothing_else(
+    limit: str, unshare: tuple[str, ...], socket_dir: Path, tmp_path: Path
+) -> None:
+    tensors = random_tensors(10, MIB)
+    models = tmp_path / "models"
+    models.mkdir()
+    write_checkpoint(models / "m.safetensors", tensors)
+    socket_dir.mkdir()
+    proto, programs = REPOSITORY / "proto", HERE / "programs.py"
+    in_daemon = container(
+        unshare,
+        tmp_path / "daemon",
+        {socket_dir: "/run/penstock", models: "/models"},
+        [proto, REPOSITORY / "server"],
+    )
+    daemon = DaemonProcess(
+        Path("/run/penstock"),
+        "--memory-limit",
+        limit,
+        wrapper=tuple(in_daemon),
+        log_path=tmp_path / "daemon.log",
+    )
+    try:
+        daemon.wait_ready()
+        in_client = container(
+            unshare,
+            tmp_path / "client",
+            {socket_dir: "/sockets", models: "/models", programs: "/code/programs.py"},
+            [proto, REPOSITORY / "client"],
+        )
+        arguments = {
+            "socket_dir": "/sockets",
+            "source": "/models/m.safetensors",
+            "absent": [
+                str(socket_dir),
+                str(models),
+                str(REPOSITORY / "server"),
+                "/run/penstock",
+                "/etc",
+                "/home",
+            ],
+        }
+        code = "import sys; sys.path.insert(0, '/code'); import json, programs; "
+        code += "programs.look_around(**json.loads(sys.argv[1]))"
+        client = subprocess.run(
+            [*in_client, sys.executable, "-c", code, json.dumps(arguments)],
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=60,
+        )
+        sees, loaded = [json.loads(line) for line in client.stdout.splitlines()]
+        assert loaded["found"] == expected(tensors)
+        assert sees["pid"] == 1
+        assert (sees["shm_bytes"], sees["shm_names"], sees["tmp_names"]) == (65536, [], [])
+        assert sees["interfaces"] == ["lo"]
+        assert sees["present"] == []
+        inner = child_of(daemon.process)
+        for name, mine in sees["namespaces"].items():
+            others = {os.readlink(f"/proc/{pid}/ns/{name}") for pid in (inner, os.getpid())}
+            assert len(others) == 2
+            assert mine not in others
+        assert os.listdir(f"/proc/{inner}/root/dev/shm") == []
+        daemon.assert_log_clean()
+        os.kill(inner, 15)
+        assert daemon.process.wait(60) == 0
+    finally:
+        daemon.kill()
+
+
+# ---- users ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the daemon is allowed to serve, beside what it is not."""
+    top = tmp_path_factory.mktemp("users")
+    for name in ("allowed", "allowed/empty", "allowed/inner", "allowed-not", "secret"):
+        (top / name).mkdir()
+    for name in ("allowed/m", "allowed/inner/x", "allowed-not/m", "secret/m"):
+        write_checkpoint(top / f"{name}.safetensors", random_tensors(4, 1000))
+    allowed = top / "allowed"
+    (allowed / "out.safetensors").symlink_to("../secret/m.safetensors")
+    (allowed / "absolute.safetensors").symlink_to(top / "secret" / "m.safetensors")
+    (allowed / "up").symlink_to("../secret")
+    (allowed / "self.safetensors").symlink_to("self.safetensors")
+    (allowed / "magic.safetensors").symlink_to("/proc/self/mem")
+    (allowed / "within.safetensors").symlink_to("inner/x.safetensors")
+    os.mkfifo(allowed / "fifo.safetensors")
+    (allowed / "shards").mkdir()
+    index = allowed / "shards" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"layer.0.weight": "../../secret/m.safetensors"}}))
+    return top
+
+
+@pytest.fixture(scope="module")
+def module_daemon(models: Path) -> Iterator[DaemonProcess]:
+    with running_daemon("--memory-limit", "16MiB", "--allow", str(models / "allowed") + "/") as daemon:
+        yield daemon
+
+
+def test_another_user_is_refused_where_nothing_is_allowed(
+    root: None, start_daemon: StartDaemon, nursery: Nursery, models: Path
+) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB")
+    path = models / "allowed" / "m.safetensors"
+    client = nursery.start("load", uid=NOBODY, socket_dir=daemon.socket_dir, source=path)
+    failed = client.hear("failed")
+    assert failed["error"] == "AccessDeniedError"
+    assert str(NOBODY) in failed["message"]
+    assert "--allow" in failed["message"]
+    owner = nursery.start("load", socket_dir=daemon.socket_dir, source=path)
+    assert owner.hear("loaded")["found"] == expected(random_tensors(4, 1000))
+
+
+@pytest.mark.parametrize("source", ["m.safetensors", "within.safetensors", "inner", "inner/../m.safetensors"])
+def test_another_user_is_served_what_is_allowed(
+    source: str, root: None, module_daemon: DaemonProcess, nursery: Nursery, models: Path
+) -> None:
+    uri = f"file://{models}/allowed/{source}"
+    client = nursery.start("load", uid=NOBODY, socket_dir=module_daemon.socket_dir, source=uri)
+    assert client.hear("loaded")["found"] == expected(random_tensors(4, 1000))
+
+
+REFUSED = {
+    "out.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "absolute.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "magic.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "self.safetensors": ("AccessDeniedError", "link"),
+    "up/m.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "../secret/m.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "%2e%2e/secret/m.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "../allowed-not/m.safetensors": ("AccessDeniedError", "leaves the allowed directory"),
+    "fifo.safetensors": ("CheckpointInvalidError", "not a regular file"),
+    "device.safetensors": ("CheckpointInvalidError", "not a regular file"),
+    "empty": ("CheckpointNotFoundError", "holds no"),
+    "gone.safetensors": ("CheckpointNotFoundError", "does not exist"),
+    "m.safetensors/x": ("CheckpointNotFoundError", "does not exist"),
+    "shards": ("CheckpointInvalidError", "../../secret/m.safetensors"),
+}
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_another_user_is_refused_what_is_not_a_checkpoint_beneath_the_prefix(
+    source: str, root: None, module_daemon: DaemonProcess, nursery: Nursery, models: Path
+) -> None:
+    device = models / "allowed" / "device.safetensors"
+    if not device.exists():
+        os.mknod(device, 0o20666, os.makedev(1, 3))
+    error, words = REFUSED[source]
+    uri = f"file://{models}/allowed/{source}"
+    client = nursery.start("load", uid=NOBODY, socket_dir=module_daemon.socket_dir, source=uri)
+    failed = client.hear("failed")
+    assert failed["error"] == error, failed
+    assert words in failed["message"]
+    assert f"{models}/allowed/{source}".replace("%2e", ".") in failed["message"]
+    assert "layer" not in failed["message"]
+
+
+@pytest.mark.parametrize("source", ["secret/m.safetensors", "allowed-not/m.safetensors", "secret", "nothing"])
+def test_another_user_is_refused_what_no_prefix_names_and_not_told_whether_it_exists(
+    source: str, root: None, module_daemon: DaemonProcess, nursery: Nursery, models: Path
+) -> None:
+    path = models / source
+    client = nursery.start("load", uid=NOBODY, socket_dir=module_daemon.socket_dir, source=path)
+    failed = client.hear("failed")
+    assert failed["error"] == "AccessDeniedError"
+    assert f"may not load {path}: penstockd has no --allow prefix" in failed["message"]
+
+
+def test_the_daemon_s_own_user_may_load_anything_but_what_is_no_file(
+    module_daemon: DaemonProcess, nursery: Nursery, models: Path
+) -> None:
+    with module_daemon.client() as client:
+        same(client.load_state_dict(models / "allowed" / "out.safetensors").items(), random_tensors(4, 1000))
+    for name in ("fifo", "magic", "self"):
+        path = models / "allowed" / f"{name}.safetensors"
+        failing = nursery.start("load", socket_dir=module_daemon.socket_dir, source=path)
+        assert str(path) in failing.hear("failed")["message"]
+
+
+def test_a_prefix_that_is_a_file_allows_just_that(
+    root: None, start_daemon: StartDaemon, nursery: Nursery, models: Path
+) -> None:
+    path = models / "secret" / "m.safetensors"
+    daemon = start_daemon("--memory-limit", "16MiB", "--allow", str(path))
+    for source, word in ((path, "loaded"), (models / "secret", "failed"), (f"{path}/..", "failed")):
+        client = nursery.start("load", uid=NOBODY, socket_dir=daemon.socket_dir, source=f"file://{source}")
+        client.hear(word)
+
+
+def test_a_user_sees_own_loads_only(
+    root: None, module_daemon: DaemonProcess, nursery: Nursery, models: Path
+) -> None:
+    path = models / "allowed" / "m.safetensors"
+    socket_dir = module_daemon.socket_dir
+    holders = {
+        uid: nursery.start("hold", uid=uid, socket_dir=socket_dir, source=path) for uid in (NOBODY, SOMEBODY)
+    }
+    pausing = {
+        uid: nursery.start("load", uid=uid, socket_dir=socket_dir, source=path, pause_after=1)
+        for uid in (NOBODY, SOMEBODY)
+    }
+    for holder in holders.values():
+        holder.hear("holds")
+    for client in pausing.values():
+        client.hear("paused")
+    for uid, holder in holders.items():
+        asking = nursery.start("status", uid=uid, socket_dir=socket_dir)
+        status = asking.hear("status")["status"]
+        assert [load["uid"] for load in status["loads"]] in ([], [uid])  # none: all of it was sent
+        seen = {(one["uid"], one["pid"]) for stage in status["stages"] for one in stage["holders"]}
+        assert seen == {(uid, holder.pid), (uid, pausing[uid].pid)}
+    everything = module_daemon.status()
+    seen = {one["uid"] for stage in everything["stages"] for one in stage["holders"]}
+    assert seen == {NOBODY, SOMEBODY}
+    nursery.end_all()
+    module_daemon.wait_idle()
+
+
+def test_no_slab_of_one_user_ever_reaches_another(
+    root: None, start_daemon: StartDaemon, nursery: Nursery, models: Path
+) -> None:
+    """And while users take memory from each other, the limit holds."""
+    daemon = start_daemon("--memory-limit", "8MiB", "--allow", str(models / "allowed"))
+    allowed = models / "allowed"
+    large = write_checkpoint(allowed / "large.safetensors", random_tensors(24, MIB // 4))
+    seen: dict[int, set[str]] = {NOBODY: set(), SOMEBODY: set(), 0: set()}
+    for source in (allowed / "m.safetensors", large, large):
+        clients = [
+            (
+                uid,
+                nursery.start(
+                    "mapped_slabs", uid=uid, socket_dir=daemon.socket_dir, source=source, memory_limit="4MiB"
+                ),
+            )
+            for uid in seen
+        ]
+        for uid, client in clients:
+            seen[uid].update(client.hear("slabs")["inodes"])
+    assert all(seen.values())
+    assert not seen[NOBODY] & seen[SOMEBODY]
+    assert not seen[0] & (seen[NOBODY] | seen[SOMEBODY])
+    assert daemon.status()["staging"]["peak_bytes"] <= 8 * MIB
+
+
+def test_a_user_cannot_listen_in_the_daemon_s_place(root: None, module_daemon: DaemonProcess) -> None:
+    """The directory is the daemon's: only it can bind or remove sockets there."""
+    status = module_daemon.socket_dir.stat()
+    assert status.st_uid == 0
+    assert status.st_mode & 0o022 == 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other, pytest.raises(OSError):
+        other.bind(str(module_daemon.socket_dir / "handoff.sock"))
