@@ -186,3 +186,17 @@ def look_around(socket_dir: str, source: str, absent: list[str], **options: Any)
         namespaces={name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "ipc", "pid", "net")},
     )
     load(socket_dir, source, **options)
+
+
+def flood(socket_dir: str, count: int) -> None:
+    """Opens connections and keeps them; says how many were refused, and why."""
+    from penstock.client.handoff import Handoff
+
+    kept, messages = [], []
+    for _ in range(count):
+        try:
+            kept.append(Handoff.connect(Path(socket_dir)))
+        except errors.PenstockError as error:
+            messages.append(str(error))
+    say("flooded", refused=len(messages), message=messages[0] if messages else "")
+    await_go()

@@ -962,7 +962,7 @@ async def test_a_slab_that_one_user_held_never_goes_to_another(make: Callable[..
     async with running() as bench:
         held: dict[int, set[int]] = {}
         for uid in (1, 2, 1, 2):
-            visit = bench.enter(make("a", 8), uid=uid)
+            visit = bench.enter(make("a", 7), uid=uid)
             await visit.read()
             held.setdefault(uid, set()).update(identities(visit.staged.slabs))
             visit.leave()

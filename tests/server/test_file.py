@@ -1,0 +1,447 @@
+"""The file source with real files, on a disk and on tmpfs, and what a user may open."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from penstock.server.errors import (
+    AccessDeniedError,
+    CheckpointChangedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from penstock.server.sources import Access
+from penstock.server.sources.file import LocalFile, list_directory, open_file, open_path
+
+from .support import MIB, ROOT, open_fds
+
+CONTENT = random.Random(3).randbytes(MIB + 12_345)
+SIZES = [0, 1, 511, 512, 513, 4095, 4096, 4097, 12_345, 65_536, MIB, MIB + 12_345]
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Where direct I/O works, as a rule, and where it may be refused."""
+    if request.param == "disk":
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield Path(path)
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_is_leaked() -> Iterator[None]:
+    before = open_fds()
+    yield
+    assert open_fds() == before
+
+
+def write_cold(path: Path, content: bytes) -> Path:
+    """A file of which nothing is in the page cache, where that can be arranged."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+def write_warm(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    assert path.read_bytes() == content
+    return path
+
+
+def aligned_buffer(size: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, max(size, 1)))[:size]
+
+
+def read(file: LocalFile, start: int, end: int) -> bytes:
+    """As the staging buffer reads: whole pages, into memory that is aligned as the file is."""
+    begin, finish = start // 4096 * 4096, -(-end // 4096) * 4096
+    buffer = aligned_buffer(finish - begin)
+    half = (finish - begin) // 8192 * 4096
+    file.read_into(begin, [buffer[:half], buffer[half:]])
+    return bytes(buffer[start - begin : end - begin])
+
+
+@pytest.mark.parametrize("write", [write_cold, write_warm])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_whole_file_is_read_right(directory: Path, size: int, write: Callable[[Path, bytes], Path]) -> None:
+    file = open_file(str(write(directory / "f", CONTENT[:size])), ROOT)
+    try:
+        assert file.size_bytes == size
+        assert read(file, 0, size) == CONTENT[:size]
+        file.check_unchanged()
+    finally:
+        file.close()
+
+
+@given(st.integers(0, len(CONTENT)), st.integers(0, 300_000), st.booleans())
+@settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_range_is_read_right(tmp_path: Path, start: int, count: int, cold: bool) -> None:
+    path = tmp_path / "f"
+    (write_cold if cold else write_warm)(path, CONTENT)
+    file = open_file(str(path), ROOT)
+    try:
+        end = min(start + count, len(CONTENT))
+        assert read(file, start, end) == CONTENT[start:end]
+        assert read(file, len(CONTENT) - 1, len(CONTENT)) == CONTENT[-1:]
+    finally:
+        file.close()
+
+
+@pytest.mark.parametrize("write", [write_cold, write_warm])
+@pytest.mark.parametrize("offset", [1, 511, 512, 4095, 4097, 5000])
+def test_reading_from_an_odd_offset_into_several_views_is_right(
+    tmp_path: Path, offset: int, write: Callable[[Path, bytes], Path]
+) -> None:
+    file = open_file(str(write(tmp_path / "f", CONTENT)), ROOT)
+    buffer = aligned_buffer(40_960)
+    try:
+        file.read_into(offset, [buffer[:4096], buffer[4096:8192], buffer[8192:]])
+    finally:
+        file.close()
+    assert bytes(buffer) == CONTENT[offset : offset + 40_960]
+
+
+def test_reading_into_memory_that_is_not_aligned_is_right(tmp_path: Path) -> None:
+    file = open_file(str(write_cold(tmp_path / "f", CONTENT)), ROOT)
+    buffer = aligned_buffer(40_961)
+    try:
+        file.read_into(4096, [buffer[1:]])
+    finally:
+        file.close()
+    assert bytes(buffer[1:]) == CONTENT[4096 : 4096 + 40_960]
+
+
+def test_what_lies_beyond_the_end_of_the_file_is_left_alone(directory: Path) -> None:
+    file = open_file(str(write_warm(directory / "f", CONTENT[:5000])), ROOT)
+    buffer = aligned_buffer(8192)
+    buffer[:] = b"\xaa" * 8192
+    try:
+        file.read_into(0, [buffer])
+    finally:
+        file.close()
+    assert bytes(buffer) == CONTENT[:5000] + b"\xaa" * 3192
+
+
+def cached_pages(path: Path) -> int:
+    """How many of the file's pages RWF_NOWAIT finds in the page cache."""
+    count = 0
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for offset in range(0, os.fstat(fd).st_size, 4096):
+            try:
+                os.preadv(fd, [bytearray(4096)], offset, os.RWF_NOWAIT)
+                count += 1
+            except BlockingIOError:
+                continue
+    finally:
+        os.close(fd)
+    return count
+
+
+def test_reading_a_cold_file_leaves_the_page_cache_alone(tmp_path: Path) -> None:
+    path = write_cold(tmp_path / "f", CONTENT[:MIB])
+    if cached_pages(write_cold(tmp_path / "probe", CONTENT[:MIB])) > 200:
+        pytest.skip("this file system does not drop pages from the cache, or knows no RWF_NOWAIT")
+    file = open_file(str(path), ROOT)
+    try:
+        if file._direct_fd is None:
+            pytest.skip("this file system has no direct I/O")
+        for start in range(0, MIB, 128 << 10):
+            assert read(file, start, start + (128 << 10)) == CONTENT[start : start + (128 << 10)]
+    finally:
+        file.close()
+    assert cached_pages(path) <= 64
+
+
+@pytest.mark.parametrize("left", [0, 1, 4096, 5000, 9999])
+def test_a_file_that_is_cut_short_while_it_is_read_has_changed(directory: Path, left: int) -> None:
+    path = write_cold(directory / "f", CONTENT[:10_000])
+    file = open_file(str(path), ROOT)
+    try:
+        os.truncate(path, left)
+        with pytest.raises(CheckpointChangedError, match=re.escape(str(path))):
+            read(file, 0, 10_000)
+    finally:
+        file.close()
+
+
+def test_a_file_that_grows_has_changed(directory: Path) -> None:
+    path = write_warm(directory / "f", CONTENT[:5000])
+    file = open_file(str(path), ROOT)
+    try:
+        with open(path, "ab") as other:
+            other.write(b"more")
+        assert read(file, 0, 5000) == CONTENT[:5000]
+        with pytest.raises(CheckpointChangedError):
+            file.check_unchanged()
+    finally:
+        file.close()
+
+
+def test_a_file_that_is_written_to_has_changed(directory: Path) -> None:
+    path = write_warm(directory / "f", CONTENT[:5000])
+    os.utime(path, ns=(1, 1))
+    file = open_file(str(path), ROOT)
+    try:
+        with open(path, "r+b") as other:
+            other.write(b"X")
+        with pytest.raises(CheckpointChangedError):
+            file.check_unchanged()
+    finally:
+        file.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.chmod(0o600),
+        lambda path: path.rename(path.with_name("renamed")),
+        lambda path: path.unlink(),
+        lambda path: os.replace(write_warm(path.with_name("new"), b"other bytes"), path),
+        lambda path: os.link(path, path.with_name("linked")),
+    ],
+    ids=["chmod", "rename", "unlink", "replace", "link"],
+)
+def test_what_does_not_touch_the_bytes_does_not_disturb_a_read(
+    directory: Path, change: Callable[[Path], object]
+) -> None:
+    path = write_cold(directory / "f", CONTENT)
+    file = open_file(str(path), ROOT)
+    try:
+        assert read(file, 0, 100_000) == CONTENT[:100_000]
+        change(path)
+        assert read(file, 100_000, len(CONTENT)) == CONTENT[100_000:]
+        file.check_unchanged()
+    finally:
+        file.close()
+
+
+def test_versions_differ_after_any_change_even_with_the_old_mtime(tmp_path: Path) -> None:
+    path = write_warm(tmp_path / "f", b"old bytes")
+    versions = set()
+    for change in (
+        lambda: None,
+        lambda: path.write_bytes(b"new bytes"),
+        lambda: path.write_bytes(b"more bytes"),
+        lambda: os.replace(write_warm(tmp_path / "g", b"more bytes"), path),
+    ):
+        change()
+        os.utime(path, ns=(1, 1))
+        file = open_file(str(path), ROOT)
+        versions.add(file.version)
+        file.close()
+    assert len(versions) == 4
+
+
+def test_versions_are_equal_while_nothing_changes(tmp_path: Path) -> None:
+    path = str(write_warm(tmp_path / "f", b"bytes"))
+    first, second = open_file(path, ROOT), open_file(path, ROOT)
+    first.close()
+    second.close()
+    assert first.version == second.version
+
+
+def test_a_failing_disk_is_a_source_that_is_unavailable() -> None:
+    """Reading /proc/self/mem at an address that is not mapped gives EIO."""
+    file = LocalFile("/proc/self/mem", os.open("/proc/self/mem", os.O_RDONLY))
+    file.size_bytes = 8192
+    try:
+        with pytest.raises(SourceUnavailableError, match=r"/proc/self/mem: reading at byte 0 failed"):
+            file.read_into(0, [aligned_buffer(8192)])
+    finally:
+        file.close()
+
+
+def test_closing_twice_is_closing_once(tmp_path: Path) -> None:
+    file = open_file(str(write_warm(tmp_path / "f", b"bytes")), ROOT)
+    file.close()
+    file.close()
+    with pytest.raises(SourceUnavailableError):
+        file.read_into(0, [aligned_buffer(5)])
+
+
+# ---- who may open what --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """What a user may load, and around it what not."""
+    models = tmp_path / "models"
+    (models / "deep").mkdir(parents=True)
+    (models / "deep" / "f").write_bytes(b"allowed")
+    (models / "f").write_bytes(b"allowed")
+    (models / "inside").symlink_to("deep/f")
+    (models / "up").symlink_to("../secret/f")
+    (models / "absolute").symlink_to(tmp_path / "secret" / "f")
+    (models / "absolute-inside").symlink_to(models / "f")
+    (models / "directory-out").symlink_to("../secret")
+    (models / "loop").symlink_to("loop")
+    (models / "magic").symlink_to("/proc/self/root/etc/passwd")
+    os.mkfifo(models / "fifo")
+    for name in ("secret", "models-secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_bytes(b"secret")
+    return models
+
+
+def user(*prefixes: Path | str) -> Access:
+    return Access(uid=1000, privileged=False, prefixes=tuple(map(str, prefixes)))
+
+
+def content(path: Path | str, access: Access) -> bytes:
+    file = open_file(str(path), access)
+    try:
+        buffer = bytearray(file.size_bytes)
+        file.read_into(0, [memoryview(buffer)])
+        return bytes(buffer)
+    finally:
+        file.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["f", "deep/f", "inside", "deep/../f", "deep/../deep/f", "./f", "/f", "deep//f", "//deep///f"]
+)
+def test_what_lies_beneath_an_allowed_prefix_is_served(models: Path, path: str) -> None:
+    assert content(f"{models}/{path}", user(models)) == b"allowed"
+    assert content(f"{models}/{path}", user(f"{models}/")) == b"allowed"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "up",
+        "absolute",
+        "absolute-inside",
+        "directory-out/f",
+        "../secret/f",
+        "deep/../../secret/f",
+        "deep/../../models/f",
+        "loop",
+        "magic",
+        "//../secret/f",
+    ],
+)
+def test_every_way_out_of_an_allowed_prefix_is_refused(models: Path, path: str) -> None:
+    with pytest.raises(AccessDeniedError):
+        content(f"{models}/{path}", user(models))
+
+
+@pytest.mark.parametrize("path", ["../models-secret/f", "../secret/f", "..", "../models-secret"])
+def test_what_lies_beside_an_allowed_prefix_is_refused(models: Path, path: str) -> None:
+    target = os.path.normpath(models / path)
+    with pytest.raises(AccessDeniedError, match="no --allow prefix"):
+        content(target, user(models))
+
+
+def test_who_is_allowed_nothing_is_refused(models: Path) -> None:
+    with pytest.raises(AccessDeniedError, match="uid 1000"):
+        content(models / "f", user())
+
+
+def test_a_prefix_may_name_one_file(models: Path) -> None:
+    access = user(models / "f")
+    assert content(models / "f", access) == b"allowed"
+    for path in (models / "f2", models / "deep" / "f", models):
+        with pytest.raises(AccessDeniedError):
+            content(path, access)
+    with pytest.raises(CheckpointNotFoundError):
+        content(f"{models}/f/", access)
+
+
+def test_the_prefix_that_names_more_of_the_path_decides(models: Path) -> None:
+    """The link leaves /models, but what it leads to is allowed by its own name."""
+    linked = models / "directory-out"
+    for access in (user(models, linked), user(linked, models)):
+        assert content(linked / "f", access) == b"secret"
+
+
+def test_the_root_as_a_prefix_allows_every_path_without_links_out_of_it(models: Path) -> None:
+    assert content(models / "f", user("/")) == b"allowed"
+    assert content(f"/{models}/f", user("/")) == b"allowed"
+
+
+def test_object_prefixes_allow_no_path(models: Path) -> None:
+    for prefix in ("s3://", "s3://bucket/"):
+        with pytest.raises(AccessDeniedError):
+            content(models / "f", user(prefix))
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_only_regular_files_are_opened_and_nothing_waits(models: Path, privileged: bool) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        short = os.open(models, os.O_PATH)
+        try:
+            listener.bind(f"/proc/self/fd/{short}/socket")
+        finally:
+            os.close(short)
+        access = ROOT if privileged else user(models, "/dev")
+        for path in (models / "fifo", models / "deep", models / "socket", "/dev/null", "/dev/zero"):
+            with pytest.raises(CheckpointInvalidError, match="is not a regular file"):
+                content(path, access)
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("missing", CheckpointNotFoundError),
+        ("missing/f", CheckpointNotFoundError),
+        ("f/", CheckpointNotFoundError),
+        ("f/f", CheckpointNotFoundError),
+        ("x" * 300, CheckpointNotFoundError),
+        ("d/" * 2500, CheckpointNotFoundError),
+    ],
+)
+def test_what_is_not_there_is_not_found(
+    models: Path, path: str, expected: type[PenstockError], privileged: bool
+) -> None:
+    with pytest.raises(expected) as caught:
+        content(f"{models}/{path}", ROOT if privileged else user(models))
+    assert len(caught.value.message) < 5300
+
+
+def test_a_privileged_caller_may_follow_links_anywhere(models: Path) -> None:
+    assert content(models / "up", ROOT) == b"secret"
+    assert content(models / "absolute-inside", ROOT) == b"allowed"
+
+
+def test_the_descriptor_is_not_inherited(models: Path) -> None:
+    for access in (ROOT, user(models)):
+        fd = open_path(str(models / "f"), access, os.O_RDONLY)
+        inheritable = os.get_inheritable(fd)
+        os.close(fd)
+        assert not inheritable
+
+
+def test_a_directory_is_listed_in_order_and_anything_else_is_not(models: Path) -> None:
+    for access in (ROOT, user(models)):
+        assert list_directory(str(models / "deep"), access) == ["f"]
+        names = list_directory(str(models), access)
+        assert names == sorted(os.listdir(models))
+        assert list_directory(str(models / "f"), access) is None
+        assert list_directory(str(models / "fifo"), access) is None
+    with pytest.raises(AccessDeniedError):
+        list_directory(str(models / "directory-out"), user(models))
