@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from penstock.client import StreamerClient, errors
 from penstock.v1 import streamer_pb2 as pb
 
@@ -152,7 +154,7 @@ def many_loads(socket_dir: str, sources: list[str], owned: bool = True, **option
                 try:
                     with client.load(source, owned=owned, **options) as opened:
                         for _name, _tensor in opened:
-                            pass
+                            del _tensor  # or its lease would outlive the load
                 except errors.PenstockError:
                     failures += 1
         say("done", failures=failures, fds=len(os.listdir("/proc/self/fd")), threads=threading.active_count())
@@ -200,3 +202,109 @@ def flood(socket_dir: str, count: int) -> None:
             messages.append(str(error))
     say("flooded", refused=len(messages), message=messages[0] if messages else "")
     await_go()
+
+
+def wrong_tokens(socket_dir: str, source: str) -> None:
+    """Each time it is told how many: loads with made-up tokens, each on a channel of its own."""
+    import grpc
+
+    from penstock.client.rpc import Session
+
+    while line := sys.stdin.readline():
+        failures = 0
+        for number in range(int(line)):
+            with Session(Path(socket_dir)) as session:
+                opening = pb.LoadRequest(open=pb.OpenLoad(sources=[source]))
+                metadata = (("penstock-session", f"{number:032x}"),)
+                try:
+                    list(session.service.Load(iter([opening]), metadata=metadata))
+                except grpc.RpcError:
+                    failures += 1
+        say("done", failures=failures, fds=len(os.listdir("/proc/self/fd")), threads=threading.active_count())
+    os._exit(0)
+
+
+def call(socket_dir: str, method: str, **arguments: Any) -> None:
+    """Calls a method of StreamerClient; says what it returned or raised."""
+    try:
+        result = getattr(StreamerClient(socket_dir), method)(**arguments)
+    except errors.PenstockError as error:
+        say("failed", error=type(error).__name__, message=str(error))
+        return
+    say("returned", result=vars(result) if hasattr(result, "__dict__") else str(result))
+
+
+def fork_with_tensors(socket_dir: str, source: str) -> None:
+    """A forked child has the tensors too; told to, this process drops its own, then ends the child."""
+    context = multiprocessing.get_context("fork")
+    state = StreamerClient(socket_dir).load_state_dict(source)
+    look, end = context.Event(), context.Event()
+
+    def child() -> None:
+        say("child", pid=os.getpid(), found=digests(state.items()))
+        look.wait()
+        say("child", pid=os.getpid(), found=digests(state.items()))
+        end.wait()
+
+    process = context.Process(target=child)
+    process.start()
+    await_go()
+    state.clear()
+    say("dropped")
+    await_go()
+    look.set()
+    await_go()
+    end.set()
+    process.join()
+    say("joined", code=process.exitcode)
+    await_go()
+
+
+def fork_in_mid_load(socket_dir: str, source: str, how: str, **options: Any) -> None:
+    """Forks with the load open; the child stays, or ends in the way told, while this process goes on."""
+    found: list[tuple[str, str]] = []
+    with StreamerClient(socket_dir).load(source, **options) as opened:
+        for name, tensor in opened:
+            found.append((name, digest(tensor)))
+            if len(found) == 3:
+                pid = os.fork()
+                if not pid:
+                    child_in_mid_load(opened, how)
+                if how != "stays":
+                    _, status = os.waitpid(pid, 0)
+                    assert os.waitstatus_to_exitcode(status) == 0
+                say("forked", pid=pid)
+    del tensor, opened
+    say("loaded", found=found)
+    await_go()
+
+
+def child_in_mid_load(opened: Any, how: str) -> None:
+    if how == "stays":
+        threading.Event().wait()
+    if how == "closes":
+        opened.close()
+        os._exit(0)
+    sys.exit(0)  # runs finalizers
+
+
+def spawn_with_tensors(socket_dir: str, source: str) -> None:
+    """A spawned child gets the tensors as arguments; then this process drops its own."""
+    import torch.multiprocessing
+
+    context = torch.multiprocessing.get_context("spawn")
+    state = StreamerClient(socket_dir).load_state_dict(source)
+    go_on = context.Event()
+    process = context.Process(target=spawned, args=(state, go_on))
+    process.start()
+    state.clear()
+    await_go()
+    go_on.set()
+    process.join()
+    say("joined", code=process.exitcode)
+
+
+def spawned(state: dict[str, torch.Tensor], go_on: Any) -> None:
+    say("child", pid=os.getpid(), found=digests(state.items()))
+    go_on.wait()
+    say("child", pid=os.getpid(), found=digests(state.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import shutil
 import signal
@@ -17,9 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import grpc
 import safetensors.torch
 import torch
+
 from penstock.client import StreamerClient
+from penstock.v1 import streamer_pb2 as pb
+from penstock.v1 import streamer_pb2_grpc
 
 from .programs import digests
 
@@ -253,6 +258,57 @@ class ClientProcess:
             os.close(self._output)
             self._errors.close()
             self._input = self._output = -1
+
+
+class RawLoad:
+    """One Load call spoken by hand, with the handoff connection that its token came from."""
+
+    def __init__(self, daemon: DaemonProcess, source: Path | str, **fields: Any) -> None:
+        self.handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.handoff.settimeout(DEADLINE_SECONDS)
+        self.handoff.connect(str(daemon.socket_dir / "handoff.sock"))
+        self.token = pb.HandoffFrame.FromString(self.handoff.recv(1 << 16)).hello.token
+        self._channel = grpc.insecure_channel(
+            f"unix:{daemon.socket_dir / 'penstock.sock'}", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        self._requests: queue.SimpleQueue[pb.LoadRequest | None] = queue.SimpleQueue()
+        self._requests.put(pb.LoadRequest(open=pb.OpenLoad(sources=[str(source)], **fields)))
+        service: Any = streamer_pb2_grpc.StreamerServiceStub(self._channel)
+        self._call = service.Load(
+            iter(self._requests.get, None),
+            metadata=[("penstock-session", self.token)],
+            timeout=DEADLINE_SECONDS,
+        )
+
+    def next(self, kind: str) -> Any:
+        """The next message, which has to be of that kind."""
+        response = next(self._call)
+        assert response.WhichOneof("response") == kind, response
+        return getattr(response, kind)
+
+    def select(self, names: list[str]) -> None:
+        self._requests.put(pb.LoadRequest(select=pb.SelectTensors(names=names)))
+
+    def release(self, segments: int) -> None:
+        self._requests.put(pb.LoadRequest(release=pb.Release(segments=segments)))
+
+    def finish(self) -> None:
+        """Takes what is left, releasing it; the lease stays."""
+        for response in self._call:
+            if response.WhichOneof("response") == "segment_ready":
+                self.release(response.segment_ready.index + 1)
+
+    def close(self) -> None:
+        self._requests.put(None)
+        self._call.cancel()
+        self._channel.close()
+        self.handoff.close()
+
+    def __enter__(self) -> RawLoad:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def expected(tensors: dict[str, torch.Tensor]) -> list[list[str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from penstock.client import StreamerClient, errors
 
 from .conftest import StartDaemon

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from penstock.client import StreamerClient, errors
 
 from .conftest import StartDaemon
@@ -166,7 +167,7 @@ def test_sources_are_files_lists_directories_and_indexes(start_daemon: StartDaem
     assert list(client.load_state_dict([one, two])) == [*sorted(first), *sorted(second)]
     assert list(client.load_state_dict(tmp_path)) == [*sorted(second), *sorted(first)]
     write_checkpoint(tmp_path / "c.safetensors", {"stray": torch.ones(1)})
-    weight_map = {name: "b.safetensors" for name in first} | {name: "a.safetensors" for name in second}
+    weight_map = dict.fromkeys(first, "b.safetensors") | dict.fromkeys(second, "a.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     same(client.load_state_dict(tmp_path).items(), both)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from penstock.server import catalog as catalog_module
+
 from penstock.server.catalog import CACHED_HEADER_BYTES, Catalog, local_path
 from penstock.server.errors import (
     AccessDeniedError,
@@ -71,7 +71,9 @@ def test_a_directory_stands_for_its_safetensors_in_order(catalog: Catalog, tmp_p
     assert names(catalog, f"{tmp_path}/") == expected
 
 
-def test_a_directory_with_an_index_stands_for_the_files_that_it_names(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_directory_with_an_index_stands_for_the_files_that_it_names(
+    catalog: Catalog, tmp_path: Path
+) -> None:
     for name in ("x", "y", "left-out"):
         write_checkpoint(tmp_path / f"{name}.safetensors", [1, 1], prefix=name)
     (tmp_path / "sub").mkdir()
@@ -289,7 +291,7 @@ def test_a_changed_file_is_parsed_again(catalog: Catalog, tmp_path: Path) -> Non
 
 
 def cached_bytes(catalog: Catalog) -> int:
-    return sum(catalog_module._held_bytes(header) for header in catalog._headers.values())
+    return sum(header.size_bytes for header in catalog._headers.values())
 
 
 def write_with_metadata(path: Path, metadata_bytes: int) -> Path:
@@ -312,5 +314,5 @@ def test_the_cache_is_bounded_in_bytes_and_forgets_what_was_not_used_lately(
         again.close()
         assert again.headers[0] is first.headers[0]
         assert cached_bytes(catalog) <= CACHED_HEADER_BYTES
-    assert len(catalog._headers) == CACHED_HEADER_BYTES // (each + 2500)
+    assert len(catalog._headers) == CACHED_HEADER_BYTES // first.headers[0].size_bytes
     assert catalog._cached_bytes == cached_bytes(catalog)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+
 from penstock.client import errors as client_errors
 from penstock.server import errors
 from penstock.server.errors import PenstockError

@@ -134,7 +134,7 @@ async def test_slabs_are_taken_before_the_first_await() -> None:
     taking = bench.pool.take(3, 1)
     assert bench.pool.available == 1
     with pytest.raises(AssertionError, match="2 slabs asked for, 1 available"):
-        bench.pool.take(2, 1)
+        await bench.pool.take(2, 1)
     bench.pool.give_back(await taking)
     assert bench.pool.available == 4
     await bench.close()

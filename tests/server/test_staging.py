@@ -1067,7 +1067,7 @@ async def test_segments_read_before_a_failure_are_still_delivered(make: Callable
 # ---- everything at once -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @on_clock_loop
 async def test_any_mixture_of_loads_stays_within_the_limit_and_leaves_nothing(
     tmp_path: Path, seed: int
@@ -1122,7 +1122,7 @@ async def test_any_mixture_of_loads_stays_within_the_limit_and_leaves_nothing(
             if choose.random() < 0.1:
                 bench.staging.evict(lambda staged: staged.id % 2 == 0)
 
-        clients = asyncio.gather(*(client() for _ in range(40)))
+        clients = asyncio.gather(*(client() for _ in range(30)))
 
         def done() -> bool:
             advance(0.05)  # patience and the groups' timeouts pass
@@ -1132,5 +1132,5 @@ async def test_any_mixture_of_loads_stays_within_the_limit_and_leaves_nothing(
         await until(done)
         await clients
         await keeping
-        assert outcomes.count("read") > 15
+        assert outcomes.count("read") > 10
         assert set(outcomes) <= {"read", "left"}

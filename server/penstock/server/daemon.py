@@ -25,7 +25,14 @@ from penstock.v1 import streamer_pb2_grpc
 from .admission import Admission, Emit, Parts, Request
 from .catalog import Catalog, local_path
 from .config import Config, distribution_version
-from .errors import AccessDeniedError, ConfigError, PenstockError, ShuttingDownError, TooManyLoadsError
+from .errors import (
+    AccessDeniedError,
+    ConfigError,
+    PenstockError,
+    SessionRequiredError,
+    ShuttingDownError,
+    TooManyLoadsError,
+)
 from .handoff import HandoffServer, Session
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
@@ -135,6 +142,13 @@ class Daemon:
             result = "ok"
         except PenstockError as error:
             result = error.reason
+            raise
+        except asyncio.CancelledError:
+            # gRPC sends no status for a call that is cancelled here: the client would wait for ever.
+            if load.caller.closed and self._draining:
+                raise ShuttingDownError("penstockd stops, and this load was cut off") from None
+            if load.caller.closed:
+                raise SessionRequiredError("the load's handoff connection was closed") from None
             raise
         finally:
             del self._loads[load]

@@ -114,8 +114,11 @@ async def _listen(requests: AsyncIterator[pb.LoadRequest], load: Load) -> None:
 
 
 async def _emit(context: _Context, event: Event) -> None:
-    for message in _messages(event):
-        await context.write(message)
+    try:
+        for message in _messages(event):
+            await context.write(message)
+    except grpc.aio.InternalError:  # nobody is there any more to be told
+        raise asyncio.CancelledError from None
 
 
 def _request(message: pb.OpenLoad) -> Request:
@@ -231,9 +234,12 @@ async def _abort(context: _Context, error: PenstockError, load_id: str) -> NoRet
     code = grpc.StatusCode[error.status]
     number: int = code.value[0]
     status = status_pb2.Status(code=number, message=message, details=[packed])
-    await context.abort(
-        code,
-        message,
-        trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
-    )
+    try:
+        await context.abort(
+            code,
+            message,
+            trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
+        )
+    except grpc.aio.InternalError:  # nobody is there any more to be told
+        raise asyncio.CancelledError from None
     raise AssertionError("abort raises")

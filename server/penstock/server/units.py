@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from fractions import Fraction
 
 _FACTORS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _FACTORS[_letter] = _FACTORS[f"{_letter}b"] = 1000**_power
     _FACTORS[f"{_letter}i"] = _FACTORS[f"{_letter}ib"] = 1024**_power
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
 def parse_size(text: str) -> int:
@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write bytes, or a number with a unit such as 4GB or 4GiB")
-    return int(Decimal(match[1]) * factor)
+    return int(Fraction(match[1]) * factor)
 
 
 def show_size(size_bytes: int) -> str:

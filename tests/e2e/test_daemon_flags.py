@@ -1,0 +1,299 @@
+"""penstockd's command line, its log and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.client import errors
+
+from .conftest import StartDaemon
+from .support import DaemonProcess, random_tensors, same, wait_until, write_checkpoint
+
+MIB = 1 << 20
+FLAGS = [
+    "--socket-dir",
+    "--memory-limit",
+    "--concurrency",
+    "--block-size",
+    "--allow",
+    "--trim-after",
+    "--queue-timeout",
+    "--group-timeout",
+    "--grace",
+    "--max-loads",
+    "--log-format",
+    "--log-level",
+    "--no-populate",
+    "--exit-with-stdin",
+    "--version",
+]
+
+
+def penstockd(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "penstock.server", *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_help_names_every_flag_its_default_and_its_variables() -> None:
+    done = penstockd("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = " ".join(done.stdout.split())
+    for flag in FLAGS:
+        assert flag in text
+    for words in ("RUNAI_STREAMER_MEMORY_LIMIT", "PENSTOCK_ALLOW", "default: 8MiB", "default: /run/penstock"):
+        assert words in text
+
+
+def test_version_is_one_line() -> None:
+    done = penstockd("--version")
+    assert (done.returncode, done.stdout.split()[0], len(done.stdout.splitlines())) == (0, "penstockd", 1)
+
+
+@pytest.mark.parametrize("flags", [["--nonsense"], ["--memory-limit"], ["stray"], ["--mem", "1GB"]])
+def test_wrong_usage_exits_with_2_and_names_it(flags: list[str]) -> None:
+    done = penstockd(*flags)
+    assert done.returncode == 2
+    assert flags[0] in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--memory-limit", "much"),
+        ("--memory-limit", "-2"),
+        ("--memory-limit", ""),
+        ("--memory-limit", "1MiB"),
+        ("--memory-limit", "1e9"),
+        ("--memory-limit", "99999TB"),
+        ("--concurrency", "0"),
+        ("--concurrency", "-1"),
+        ("--concurrency", "many"),
+        ("--block-size", "1"),
+        ("--block-size", "65537"),
+        ("--block-size", "2GiB"),
+        ("--allow", "relative/path"),
+        ("--queue-timeout", "-1"),
+        ("--queue-timeout", "nan"),
+        ("--grace", "soon"),
+        ("--max-loads", "0"),
+        ("--log-format", "xml"),
+        ("--log-level", "loud"),
+        ("--socket-dir", "/" + "x" * 120),
+        ("--socket-dir", "/dev/null/here"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_the_flag(
+    flag: str, value: str, socket_dir: Path
+) -> None:
+    where = () if flag == "--socket-dir" else (f"--socket-dir={socket_dir}",)
+    done = penstockd(*where, f"{flag}={value}")
+    assert done.returncode == 1, done
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"penstockd: {flag}: ")
+    assert not socket_dir.exists()
+
+
+def test_a_bad_variable_is_named() -> None:
+    done = penstockd(RUNAI_STREAMER_MEMORY_LIMIT="plenty")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "RUNAI_STREAMER_MEMORY_LIMIT" in done.stderr
+
+
+def test_the_log_tells_of_start_loads_and_stop(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(2, MIB))
+    daemon = start_daemon("--memory-limit", "16MiB", "--concurrency", "5")
+    with daemon.client() as client:
+        client.load_state_dict(path)
+        with pytest.raises(errors.CheckpointNotFoundError):
+            client.load(tmp_path / "gone with spaces.safetensors")
+    daemon.wait_idle()
+    assert daemon.terminate() == 0
+    lines = daemon.log().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info|warning) ", line) for line in lines)
+    start = next(line for line in lines if " serving " in line)
+    for words in (
+        "memory_limit=16777216",
+        "slab_bytes=2097152",
+        "concurrency=5",
+        f"socket_dir={daemon.socket_dir}",
+    ):
+        assert words in start
+    good, bad = [line for line in lines if " load " in line]
+    for words in (
+        "result=ok",
+        f"source={path}",
+        f"bytes={8 * MIB}",
+        "seconds=",
+        "gb_per_second=",
+        "waited_seconds=",
+    ):
+        assert words in good
+    assert "result=CHECKPOINT_NOT_FOUND" in bad
+    assert f'source="{tmp_path}/gone with spaces.safetensors"' in bad
+    assert " stopped " in lines[-1]
+
+
+def test_json_logs_parse(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / 'quoted "name"\n.safetensors', random_tensors(1, 10))
+    daemon = DaemonProcess(tmp_path / "s", "--memory-limit", "16MiB", "--log-format", "json")
+    try:
+        wait_until(lambda: '"serving"' in daemon.log(), "the daemon to serve")
+        with daemon.client() as client:
+            client.load_state_dict(path)
+        daemon.wait_idle()
+        assert daemon.terminate() == 0
+        events = [json.loads(line) for line in daemon.log().splitlines()]
+    finally:
+        daemon.kill()
+    assert events[0]["event"] == "serving"
+    load = next(event for event in events if event["event"] == "load")
+    assert (load["source"], load["result"], load["bytes"]) == (str(path), "ok", 40)
+    assert events[-1]["event"] == "stopped"
+
+
+@pytest.mark.parametrize("limit", ["RUNAI_STREAMER_MEMORY_LIMIT", "PENSTOCK_MEMORY_LIMIT", "flag"])
+def test_the_memory_limit_comes_from_the_flag_or_else_its_variables(
+    limit: str, start_daemon: StartDaemon
+) -> None:
+    environment = {"RUNAI_STREAMER_MEMORY_LIMIT": "10MiB"}
+    if limit != "RUNAI_STREAMER_MEMORY_LIMIT":
+        environment["PENSTOCK_MEMORY_LIMIT"] = "20MiB"
+    flags = ("--memory-limit", "30MiB") if limit == "flag" else ()
+    daemon = start_daemon(*flags, environment=environment)
+    want = {"RUNAI_STREAMER_MEMORY_LIMIT": 10, "PENSTOCK_MEMORY_LIMIT": 20, "flag": 30}[limit] * MIB
+    assert daemon.status()["staging"]["limit_bytes"] == want
+    daemon.wait_populated()
+    assert daemon.status()["staging"]["peak_bytes"] == want
+
+
+def test_it_ends_with_its_standard_input_and_leaves_no_sockets(socket_dir: Path) -> None:
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir), "--exit-with-stdin"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert daemon.stdin is not None
+    try:
+        wait_until((socket_dir / "handoff.sock").exists, "the daemon to serve")
+        daemon.stdin.write(b"anything else is ignored\n")
+        daemon.stdin.flush()
+        assert daemon.poll() is None
+        daemon.stdin.close()
+        assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert not (socket_dir / "handoff.sock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_with_0_when_signalled(number: signal.Signals, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB")
+    daemon.process.send_signal(number)
+    assert daemon.process.wait(60) == 0
+
+
+def test_loads_above_the_bound_are_refused(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(20, MIB // 4))
+    daemon = start_daemon("--memory-limit", "16MiB", "--max-loads", "1")
+    with daemon.client() as client, client.load(path, memory_limit=0) as load:
+        with pytest.raises(errors.TooManyLoadsError, match="--max-loads"):
+            client.load(path)
+        same(load, random_tensors(20, MIB // 4))
+
+
+def test_a_load_that_waits_too_long_for_memory_is_told_what_holds_it(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(40, MIB // 4))
+    other = write_checkpoint(tmp_path / "o.safetensors", random_tensors(40, MIB // 4, seed=1))
+    daemon = start_daemon("--memory-limit", "4MiB", "--queue-timeout", "0.3")
+    with daemon.client() as client, client.load(path) as load:
+        iterator = iter(load)
+        next(iterator)
+        with pytest.raises(errors.StagingExhaustedError, match="--queue-timeout"):
+            client.load(other)
+
+
+# ---- cgroups -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A memory cgroup of 512 MiB: version 1 or 2, whatever this machine has and lets us make."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    top, name = (
+        (version_1, "memory.limit_in_bytes") if version_1.is_dir() else (version_1.parent, "memory.max")
+    )
+    group = top / f"penstock-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / name).write_text(str(512 * MIB))
+    except OSError as error:
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield group
+    wait_until(lambda: not (group / "cgroup.procs").read_text(), "the cgroup to be empty")
+    group.rmdir()
+
+
+def inside(cgroup: Path) -> tuple[str, ...]:
+    return ("sh", "-c", f'echo $$ > {cgroup}/cgroup.procs && exec "$@"', "sh")
+
+
+def test_a_limit_above_the_cgroup_s_is_refused_with_both_numbers(cgroup: Path, socket_dir: Path) -> None:
+    command = [*inside(cgroup), sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir)]
+    done = subprocess.run(
+        [*command, "--memory-limit", "600MiB"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert str(600 * MIB) in done.stderr
+    assert str(512 * MIB) in done.stderr
+    assert "cgroup" in done.stderr
+
+
+def test_without_a_limit_the_cgroup_s_is_never_reached(
+    cgroup: Path, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """A checkpoint larger than the container goes through a window."""
+    path = tmp_path / "sparse.safetensors"
+    size = 700 * MIB
+    entries = {
+        f"t{number}": {
+            "dtype": "U8",
+            "shape": [size // 100],
+            "data_offsets": [number * (size // 100), (number + 1) * (size // 100)],
+        }
+        for number in range(100)
+    }
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size // 100 * 100)
+    daemon = start_daemon(wrapper=inside(cgroup))
+    count = 0
+    with daemon.client() as client, client.load(path, owned=False) as load:
+        for _name, tensor in load:
+            assert not tensor[::4096].any()
+            count += 1
+            del tensor
+    assert count == 100
+    assert daemon.status()["staging"]["peak_bytes"] <= 256 * MIB

@@ -1,0 +1,114 @@
+"""What a thousand loads leave behind: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from .conftest import StartDaemon
+from .support import (
+    ClientProcess,
+    DaemonProcess,
+    Nursery,
+    process_figure,
+    random_tensors,
+    write_checkpoint,
+)
+
+MIB = 1 << 20
+GROWTH_KIB = 6 * 1024
+"""Allocators round up; a leak of 6 KiB a load would be more than this in a thousand."""
+
+
+class Figures:
+    """What both processes have in use."""
+
+    def __init__(self, daemon: DaemonProcess, client: ClientProcess) -> None:
+        daemon.wait_idle()
+        self.fds = sorted(_kind(name) for name in daemon.fds())
+        self.threads = process_figure(daemon.process.pid, "Threads")
+        self.daemon_kib = daemon.memory_kib("RssAnon")
+        self.client_kib = process_figure(client.pid, "RssAnon")
+        self.shared = sorted(os.listdir("/dev/shm"))
+
+
+def _kind(name: str) -> str:
+    return name.split(":")[0]
+
+
+def run(client: ClientProcess, rounds: int) -> tuple[int, int, int]:
+    """Failures, descriptors and threads of the client."""
+    client.go(str(rounds))
+    said = client.hear("done")
+    return said["failures"], said["fds"], said["threads"]
+
+
+def hostile_files(directory: Path) -> list[str]:
+    """A file that is missing, one that is no checkpoint, one that is mean, and a tensor that is too large."""
+    invalid = directory / "invalid.safetensors"
+    invalid.write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
+    mean = directory / "mean.safetensors"
+    deep = b'{"a":' * 100_000
+    mean.write_bytes(len(deep).to_bytes(8, "little") + deep)
+    large = directory / "large.safetensors"
+    header = json.dumps({"x": {"dtype": "U8", "shape": [99 * MIB], "data_offsets": [0, 99 * MIB]}}).encode()
+    with large.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 99 * MIB)
+    return [str(directory / "gone.safetensors"), str(invalid), str(mean), str(large)]
+
+
+@pytest.mark.parametrize("kind", ["full", "window", "failing"])
+def test_hundreds_of_loads_in_a_row_leave_nothing_behind(
+    kind: str, start_daemon: StartDaemon, nursery: Nursery, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB")
+    daemon.wait_populated()
+    options: dict[str, object] = {"owned": True}
+    if kind == "failing":
+        sources, warm_up, rounds = hostile_files(tmp_path), 20, 50
+    else:
+        size = 100 if kind == "full" else MIB // 4
+        paths = [
+            write_checkpoint(tmp_path / f"{n}.safetensors", random_tensors(3, size, seed=n)) for n in range(2)
+        ]
+        sources, warm_up, rounds = [str(path) for path in paths], 150, 500
+        if kind == "window":
+            options = {"owned": False, "memory_limit": 0}
+            warm_up, rounds = 60, 150
+    client = nursery.start("many_loads", socket_dir=daemon.socket_dir, sources=sources, **options)
+    mine = run(client, warm_up)
+    before = Figures(daemon, client)
+    after_mine = run(client, rounds)
+    after = Figures(daemon, client)
+    expected_failures = len(sources) if kind == "failing" else 0
+    assert (mine[0], after_mine[0]) == (expected_failures * warm_up, expected_failures * rounds)
+    assert after_mine[1] <= mine[1] + 1
+    assert after_mine[2] <= mine[2]
+    assert after.fds == before.fds
+    assert after.threads <= before.threads
+    assert after.shared == before.shared
+    assert after.daemon_kib < before.daemon_kib + GROWTH_KIB
+    assert after.client_kib < before.client_kib + GROWTH_KIB
+    totals = daemon.status()["totals"]
+    total = len(sources) * (warm_up + rounds)
+    assert (totals["loads_ok"], totals["loads_failed"]) == ((0, total) if kind == "failing" else (total, 0))
+
+
+def test_calls_with_wrong_tokens_leave_nothing_behind(
+    start_daemon: StartDaemon, nursery: Nursery, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(1, 10))
+    daemon = start_daemon("--memory-limit", "16MiB")
+    daemon.wait_populated()
+    client = nursery.start("wrong_tokens", socket_dir=daemon.socket_dir, source=path)
+    run(client, 100)
+    before = Figures(daemon, client)
+    assert run(client, 300)[0] == 300
+    after = Figures(daemon, client)
+    assert after.fds == before.fds
+    assert after.threads <= before.threads
+    assert after.daemon_kib < before.daemon_kib + GROWTH_KIB

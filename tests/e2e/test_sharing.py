@@ -1,0 +1,232 @@
+"""Clients that load the same checkpoint at the same time: its bytes are read once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .support import (
+    DaemonProcess,
+    Nursery,
+    RawLoad,
+    expected,
+    random_tensors,
+    running_daemon,
+    same,
+    wait_until,
+    write_checkpoint,
+)
+
+MIB = 1 << 20
+Checkpoint = tuple[Path, dict[str, torch.Tensor]]
+Write = Callable[[int], Checkpoint]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A fresh checkpoint of so many tensors of 1 MiB."""
+
+    def make(count: int) -> Checkpoint:
+        tensors = random_tensors(count, MIB // 4, seed=count)
+        return write_checkpoint(tmp_path / f"{count}.safetensors", tensors), tensors
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def module_daemon() -> Iterator[DaemonProcess]:
+    with running_daemon("--memory-limit", "16MiB") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
+    """16 MiB of memory; empty before and idle after every test."""
+    with module_daemon.client() as client:
+        client.evict()
+    yield module_daemon
+    module_daemon.wait_idle()
+
+
+class BytesRead:
+    """What the daemon has read since this was made."""
+
+    def __init__(self, daemon: DaemonProcess) -> None:
+        self._daemon = daemon
+        self._before = self._total()
+
+    def _total(self) -> int:
+        total: int = self._daemon.status()["totals"]["read_bytes"]
+        return total
+
+    def __call__(self) -> int:
+        return self._total() - self._before
+
+
+@pytest.mark.parametrize(("count", "what"), [(12, "full"), (32, "window")])
+def test_processes_that_load_a_checkpoint_at_once_read_it_once(
+    count: int, what: str, daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, tensors = write(count)
+    read = BytesRead(daemon)
+    clients = [
+        nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0) for _ in range(6)
+    ]
+    for client in clients:
+        client.hear("paused")
+    stages = daemon.status()["stages"]
+    assert [(stage["full"], len(stage["holders"])) for stage in stages] == [(what == "full", 6)]
+    for client in clients:
+        client.go()
+    for client in clients:
+        assert client.hear("loaded")["found"] == expected(tensors)
+    assert read() == count * MIB
+
+
+@pytest.mark.parametrize("count", [12, 32])
+def test_threads_that_load_a_checkpoint_at_once_read_it_once(
+    count: int, daemon: DaemonProcess, write: Write
+) -> None:
+    path, tensors = write(count)
+    read = BytesRead(daemon)
+    together = threading.Barrier(4)
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with daemon.client().load(path) as load:
+                together.wait(30)
+                same(load, tensors)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert read() == count * MIB
+
+
+def test_loads_of_a_full_stage_that_is_being_consumed_join_it_at_any_time(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, tensors = write(12)
+    read = BytesRead(daemon)
+    first = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=7)
+    first.hear("paused")
+    same(daemon.client().load_state_dict(path).items(), tensors)
+    first.go()
+    assert first.hear("loaded")["found"] == expected(tensors)
+    assert read() == 12 * MIB
+
+
+def test_a_load_that_comes_after_a_window_was_recycled_reads_anew_and_gets_every_tensor(
+    daemon: DaemonProcess, write: Write
+) -> None:
+    path, tensors = write(32)
+    read = BytesRead(daemon)
+    with daemon.client().load(path, memory_limit="8MiB") as load:
+        iterator = iter(load)
+        found = [next(iterator) for _ in range(20)]
+        same(daemon.client().load_state_dict(path, memory_limit="8MiB").items(), tensors)
+        found += iterator
+        same(found, tensors)
+    assert read() == 64 * MIB
+
+
+def test_a_member_of_a_window_that_dies_neither_holds_up_the_others_nor_makes_them_read_again(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, tensors = write(32)
+    read = BytesRead(daemon)
+    clients = [
+        nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=pause)
+        for pause in (0, 0, 2)
+    ]
+    for client in clients:
+        client.hear("paused")
+    first, second, victim = clients
+    first.go()
+    victim.kill()
+    second.go()
+    for client in (first, second):
+        assert client.hear("loaded")["found"] == expected(tensors)
+    assert read() == 32 * MIB
+
+
+def test_the_one_that_began_a_stage_may_die_and_the_others_go_on(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    for count in (12, 32):
+        path, tensors = write(count)
+        read = BytesRead(daemon)
+        first = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
+        first.hear("paused")
+        second = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
+        second.hear("paused")
+        first.kill()
+        second.go()
+        assert second.hear("loaded")["found"] == expected(tensors)
+        assert read() == count * MIB
+
+
+def test_loads_that_wait_for_memory_share_the_stage_they_get(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    blocker, _ = write(40)
+    path, tensors = write(12)
+    with RawLoad(daemon, blocker) as holder:  # a window of all the memory
+        holder.next("manifest")
+        read = BytesRead(daemon)
+        clients = [nursery.start("load", socket_dir=daemon.socket_dir, source=path) for _ in range(3)]
+
+        def waiting() -> bool:
+            loads = daemon.status()["loads"]
+            return sum(load["state"] == "waiting" for load in loads) == 3
+
+        wait_until(waiting, "three loads to wait")
+        status = daemon.status()
+        assert status["staging"]["waiting"] == 1
+        assert {load["queue_place"] for load in status["loads"] if load["state"] == "waiting"} == {1}
+        before = read()
+    for client in clients:
+        assert client.hear("loaded")["found"] == expected(tensors)
+    assert read() - before == 12 * MIB
+
+
+def test_a_part_of_a_checkpoint_that_is_being_loaded_whole_is_not_read_again(
+    daemon: DaemonProcess, write: Write
+) -> None:
+    path, tensors = write(12)
+    read = BytesRead(daemon)
+    names = ["layer.10.weight", "layer.3.weight"]
+    with daemon.client().load(path) as whole:
+        wanted = daemon.client().load_state_dict(path, tensors=names)
+        same(whole, tensors)
+    same(wanted.items(), {name: tensors[name] for name in names})
+    assert read() == 12 * MIB
+    del wanted
+
+
+def test_different_parts_that_are_loaded_at_once_come_out_right(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, tensors = write(32)
+    parts: list[dict[str, Any]] = [
+        {name: tensors[name] for name in sorted(tensors)[start::3]} for start in range(3)
+    ]
+    clients = [
+        nursery.start(
+            "load", socket_dir=daemon.socket_dir, source=path, tensors=sorted(part), memory_limit="4MiB"
+        )
+        for part in parts
+    ]
+    for client, part in zip(clients, parts, strict=True):
+        assert client.hear("loaded")["found"] == expected(part)

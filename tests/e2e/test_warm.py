@@ -1,0 +1,359 @@
+"""What stays in the staging buffer after its loads: when it is served, and when it has to go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from penstock.client import cli
+
+from .support import (
+    DaemonProcess,
+    Nursery,
+    RawLoad,
+    expected,
+    random_tensors,
+    running_daemon,
+    same,
+    wait_until,
+    write_checkpoint,
+)
+
+MIB = 1 << 20
+Checkpoint = tuple[Path, dict[str, torch.Tensor]]
+Write = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A checkpoint of that name, of so many tensors of 1 MiB; written when first asked for."""
+    made: dict[str, Checkpoint] = {}
+
+    def make(name: str, count: int = 5) -> Checkpoint:
+        if name not in made:
+            tensors = random_tensors(count, MIB // 4, seed=len(made))
+            made[name] = write_checkpoint(tmp_path / f"{name}.safetensors", tensors), tensors
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def module_daemon() -> Iterator[DaemonProcess]:
+    with running_daemon("--memory-limit", "16MiB", "--concurrency", "1", "--block-size", "64KiB") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
+    """16 MiB of memory in 8 slabs, one slow reader; nothing staged before the test, idle after it."""
+    with module_daemon.client() as client:
+        client.evict()
+    wait_until(lambda: not module_daemon.status()["stages"], "nothing to be staged")
+    yield module_daemon
+    module_daemon.wait_idle()
+    with module_daemon.client() as client:
+        client.evict()
+
+
+def staged(daemon: DaemonProcess) -> set[str]:
+    """Names of what is staged."""
+    stages = daemon.status()["stages"]
+    return {Path(source).name.removesuffix(".safetensors") for stage in stages for source in stage["sources"]}
+
+
+def read_bytes(daemon: DaemonProcess) -> int:
+    total: int = daemon.status()["totals"]["read_bytes"]
+    return total
+
+
+def touch(path: Path) -> None:
+    os.utime(path)
+
+
+# ---- served warm ---------------------------------------------------------------------------------
+
+
+def test_another_process_s_second_load_reads_nothing_from_the_file(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, tensors = write("a", 12)
+    first = nursery.start("load", socket_dir=daemon.socket_dir, source=path)
+    assert first.hear("loaded")["found"] == expected(tensors)
+    first.wait()
+    daemon.wait_idle()
+    assert daemon.status()["staging"]["warm_bytes"] >= 12 * MIB
+    before, system_before = read_bytes(daemon), bytes_read_by_system(daemon)
+    second = nursery.start("load", socket_dir=daemon.socket_dir, source=path)
+    assert second.hear("loaded")["found"] == expected(tensors)
+    assert read_bytes(daemon) == before
+    assert bytes_read_by_system(daemon) - system_before < MIB // 4
+
+
+def bytes_read_by_system(daemon: DaemonProcess) -> int:
+    """By the kernel's count: every read, from whatever file."""
+    for line in Path(f"/proc/{daemon.process.pid}/io").read_text().splitlines():
+        if line.startswith("rchar:"):
+            return int(line.split()[1])
+    raise AssertionError("no rchar")
+
+
+def test_what_became_of_the_file_decides_whether_it_is_read_again(
+    daemon: DaemonProcess, write: Write, tmp_path: Path
+) -> None:
+    path, tensors = write("a", 6)
+    held = daemon.client().load_state_dict(path)
+    before = read_bytes(daemon)
+    load_and_compare(daemon, path, tensors)
+    assert read_bytes(daemon) == before
+    touch(path)
+    load_and_compare(daemon, path, tensors)
+    assert read_bytes(daemon) == before + 6 * MIB
+    replacement, changed = write("b", 6)
+    replacement.rename(path)
+    load_and_compare(daemon, path, changed)
+    assert read_bytes(daemon) == before + 12 * MIB
+    same(held.items(), tensors)
+    del held
+
+
+def load_and_compare(daemon: DaemonProcess, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    same(daemon.client().load_state_dict(path).items(), tensors)
+
+
+def test_any_part_of_a_warm_directory_is_served_without_reading(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    """One of its files, two in another order, one tensor."""
+    parts = []
+    (tmp_path / "model").mkdir()
+    for number in range(3):
+        tensors = {f"{number}.{name}": tensor for name, tensor in random_tensors(3, MIB // 4).items()}
+        parts.append((write_checkpoint(tmp_path / "model" / f"{number}.safetensors", tensors), tensors))
+    everything = {name: tensor for _, tensors in parts for name, tensor in tensors.items()}
+    load_and_compare(daemon, tmp_path / "model", everything)
+    before = read_bytes(daemon)
+    load_and_compare(daemon, parts[1][0], parts[1][1])
+    swapped = daemon.client().load_state_dict([parts[2][0], parts[0][0]])
+    assert list(swapped) == [*sorted(parts[2][1]), *sorted(parts[0][1])]
+    same(swapped.items(), {**parts[2][1], **parts[0][1]})
+    del swapped
+    one = daemon.client().load_state_dict(tmp_path / "model", tensors=["1.layer.2.weight"])
+    same(one.items(), {"1.layer.2.weight": everything["1.layer.2.weight"]})
+    assert read_bytes(daemon) == before
+
+
+def test_more_than_what_is_staged_is_read(daemon: DaemonProcess, write: Write) -> None:
+    path, tensors = write("a", 6)
+    names = ["layer.0.weight", "layer.4.weight"]
+    same(
+        daemon.client().load_state_dict(path, tensors=names).items(), {name: tensors[name] for name in names}
+    )
+    before = read_bytes(daemon)
+    with daemon.client().load(path) as load:
+        same(load, tensors)
+    assert not load.stats.cache_hit
+    assert read_bytes(daemon) == before + 6 * MIB
+
+
+def test_with_the_minimal_limit_nothing_stays(nursery: Nursery, write: Write) -> None:
+    path, tensors = write("a", 1)
+    with running_daemon("--memory-limit", "0") as daemon:
+        load_and_compare(daemon, path, tensors)
+        daemon.wait_idle()
+        assert daemon.status()["stages"] == []
+
+
+# ---- never served as whole -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Checkpoint:
+    """14 MiB in 28 files, each a segment."""
+    everything = {}
+    (tmp_path / "sharded").mkdir()
+    for number in range(28):
+        tensors = {f"{number:02}.{name}": t for name, t in random_tensors(2, MIB // 16, seed=number).items()}
+        write_checkpoint(tmp_path / "sharded" / f"{number:02}.safetensors", tensors)
+        everything.update(tensors)
+    return tmp_path / "sharded", everything
+
+
+def leave_partial(daemon: DaemonProcess, path: Path) -> int:
+    """Cancels loads until one left a part of the checkpoint behind; how much."""
+    with daemon.client() as client:
+        while True:
+            with client.load(path) as load:
+                assert not load.stats.cache_hit
+            daemon.wait_idle()
+            (stage,) = daemon.status()["stages"]
+            if 0 < stage["ready_bytes"] < stage["total_bytes"]:
+                return int(stage["ready_bytes"])
+            client.evict()
+
+
+def test_a_cancelled_load_is_gone_on_with_from_what_is_there(
+    daemon: DaemonProcess, sharded: Checkpoint
+) -> None:
+    path, tensors = sharded
+    left = leave_partial(daemon, path)
+    before = read_bytes(daemon)
+    with daemon.client().load(path) as load:
+        assert not load.stats.cache_hit
+        same(load, tensors)
+    assert read_bytes(daemon) - before == sum(tensor.nbytes for tensor in tensors.values()) - left
+    with daemon.client().load(path) as load:
+        same(load, tensors)
+    assert load.stats.cache_hit
+
+
+def test_a_part_of_a_cancelled_load_is_complete_only_with_the_rest(
+    daemon: DaemonProcess, sharded: Checkpoint
+) -> None:
+    path, tensors = sharded
+    leave_partial(daemon, path)
+    name = max(tensors)  # in the last file, which is not there
+    same(daemon.client().load_state_dict(path, tensors=[name]).items(), {name: tensors[name]})
+
+
+def test_a_load_that_failed_leaves_nothing_that_is_served(daemon: DaemonProcess, sharded: Checkpoint) -> None:
+    """A file shrinks while it is read, after its header was."""
+    path, tensors = sharded
+    victim = path / "27.safetensors"
+    whole = victim.read_bytes()
+    with RawLoad(daemon, path, list_tensors=True) as load:
+        load.next("listing")
+        os.truncate(victim, len(whole) - 4096)
+        load.select(sorted(tensors))
+        with pytest.raises(Exception, match="changed while it was read"):
+            load.finish()
+    victim.write_bytes(whole)
+    daemon.wait_idle()
+    assert daemon.status()["stages"] == []
+    load_and_compare(daemon, path, tensors)
+
+
+# ---- what goes, and what stays -------------------------------------------------------------------
+
+
+def test_the_least_recently_used_idle_checkpoint_goes_first(daemon: DaemonProcess, write: Write) -> None:
+    for name in ("a", "b", "a", "c"):  # three slabs each; there are eight
+        load_and_compare(daemon, *write(name))
+    assert staged(daemon) == {"a", "c"}
+    for name in ("a", "d"):
+        load_and_compare(daemon, *write(name))
+    assert staged(daemon) == {"a", "d"}
+    assert daemon.status()["staging"]["peak_bytes"] <= 16 * MIB
+
+
+def test_no_more_goes_than_has_to(daemon: DaemonProcess, write: Write) -> None:
+    for name, count in (("a", 3), ("b", 3), ("c", 3), ("d", 3)):  # two slabs each
+        load_and_compare(daemon, *write(name, count))
+    assert staged(daemon) == {"a", "b", "c", "d"}
+    load_and_compare(daemon, *write("e", 1))  # one slab
+    assert staged(daemon) == {"b", "c", "d", "e"}
+
+
+def test_what_is_pinned_stays_whatever_else_needs_the_memory(daemon: DaemonProcess, write: Write) -> None:
+    path, tensors = write("pinned", 5)
+    with daemon.client() as client:
+        client.prefetch(path, pin=True)
+        for name in "bcdb":
+            load_and_compare(daemon, *write(name))
+        load_and_compare(daemon, *write("large", 40))  # through a window of what is left
+        assert "pinned" in staged(daemon)
+        before = read_bytes(daemon)
+        load_and_compare(daemon, path, tensors)
+        assert read_bytes(daemon) == before
+        client.evict(path)
+    for name in "bcd":
+        load_and_compare(daemon, *write(name))
+    assert "pinned" not in staged(daemon)
+
+
+def test_what_is_held_stays_whatever_else_needs_the_memory(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, tensors = write("held", 5)
+    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=path)
+    holder.hear("holds")
+    for name in "bcdb":
+        load_and_compare(daemon, *write(name))
+    load_and_compare(daemon, *write("large", 40))
+    holder.go()
+    assert holder.hear("holds")["found"] == expected(tensors)
+    assert "held" in staged(daemon)
+
+
+def test_evict_says_what_it_freed_and_what_is_still_in_use(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    """What is in use is given back when its last client lets go."""
+    held, _ = write("held", 5)
+    idle, tensors = write("idle", 3)
+    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=held)
+    holder.hear("holds")
+    load_and_compare(daemon, idle, tensors)
+    wait_until(lambda: daemon.status()["staging"]["warm_bytes"], "the idle one to be idle")
+    with daemon.client() as client:
+        nothing = client.evict(held.with_name("other.safetensors"))
+        assert (nothing.freed_bytes, nothing.leased_bytes) == (0, 0)
+        one = client.evict(idle)
+        assert (one.freed_bytes, one.leased_bytes) == (4 * MIB, 0)
+        other = client.evict(held)
+        assert (other.freed_bytes, other.leased_bytes) == (0, 6 * MIB)
+    assert staged(daemon) == {"held"}
+    holder.kill()
+    wait_until(lambda: not staged(daemon), "the memory to be given back")
+
+
+def test_evict_without_a_source_takes_everything_idle(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    with daemon.client() as client:
+        client.prefetch(write("pinned", 3)[0], pin=True)
+        holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=write("held", 3)[0])
+        holder.hear("holds")
+        load_and_compare(daemon, *write("idle", 3))
+        wait_until(lambda: daemon.status()["staging"]["warm_bytes"] == 8 * MIB, "the load to be idle")
+        evicted = client.evict()
+    assert (evicted.freed_bytes, evicted.leased_bytes) == (8 * MIB, 4 * MIB)
+    assert staged(daemon) == {"held"}
+
+
+def test_a_pin_that_is_held_is_unpinned_and_goes_when_it_is_let_go(
+    daemon: DaemonProcess, nursery: Nursery, write: Write
+) -> None:
+    path, _ = write("pinned", 3)
+    with daemon.client() as client:
+        client.prefetch(path, pin=True)
+        holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=path)
+        holder.hear("holds")
+        assert [stage["pinned"] for stage in daemon.status()["stages"]] == [True]
+        assert client.evict(path).leased_bytes == 4 * MIB
+    assert [stage["pinned"] for stage in daemon.status()["stages"]] == [False]
+    holder.kill()
+    wait_until(lambda: not staged(daemon), "the memory to be given back")
+
+
+def test_what_was_evicted_is_read_anew(daemon: DaemonProcess, write: Write) -> None:
+    path, tensors = write("a", 5)
+    load_and_compare(daemon, path, tensors)
+    daemon.client().evict(path)
+    before = read_bytes(daemon)
+    load_and_compare(daemon, path, tensors)
+    assert read_bytes(daemon) == before + 5 * MIB
+
+
+def test_the_command_line_evicts(
+    daemon: DaemonProcess, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, tensors = write("a")
+    load_and_compare(daemon, path, tensors)
+    daemon.wait_idle()
+    assert cli.main(["evict", "--socket-dir", str(daemon.socket_dir), str(path)]) == 0
+    assert capsys.readouterr().out == "freed 6.29 MB, in use 0 B\n"
+    assert staged(daemon) == set()

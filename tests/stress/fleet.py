@@ -1,0 +1,119 @@
+"""Worker processes, as their test sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+class Fleet:
+    """Starts workers, each in milliseconds, from one process that has torch imported."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "worker.py"), str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            )
+
+    def start(self, socket_dir: Path, *, uid: int, reconnect_timeout: float) -> WorkerProcess:
+        request = {"socket_dir": str(socket_dir), "uid": uid, "reconnect_timeout": reconnect_timeout}
+        return WorkerProcess(self, request)
+
+    def ask(self, request: dict[str, Any], fds: list[int]) -> Any:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+        return json.loads(self._socket.recv(1 << 16))
+
+    def children(self) -> list[int]:
+        """Workers that exist, zombies included."""
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(30)
+
+
+class WorkerProcess:
+    """One worker. It does one order at a time."""
+
+    def __init__(self, fleet: Fleet, request: dict[str, Any]) -> None:
+        self.uid: int = request["uid"]
+        self.order: Any = None
+        """What it works on; the test's affair."""
+        self._fleet = fleet
+        self._buffer = b""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        their_input, self._input = os.pipe()
+        self._output, their_output = os.pipe()
+        try:
+            self.pid: int = fleet.ask(request, [their_input, their_output, self._errors.fileno()])
+        finally:
+            os.close(their_input)
+            os.close(their_output)
+
+    def fileno(self) -> int:
+        return self._output
+
+    def tell(self, operation: str, arguments: dict[str, Any]) -> None:
+        os.write(self._input, json.dumps({"do": operation, "with": arguments}).encode() + b"\n")
+
+    def hear(self, timeout: float) -> dict[str, Any] | None:
+        """Its answer; None if it has not come by then. Raises EOFError when the process ended."""
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._buffer:
+            if not select.select([self._output], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
+            data = os.read(self._output, 1 << 20)
+            if not data:
+                raise EOFError(self.errors())
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def stacks(self) -> str:
+        """Where its threads are now, and whatever else it wrote to standard error."""
+        os.kill(self.pid, signal.SIGUSR1)
+        time.sleep(0.3)
+        return self.errors()
+
+    def errors(self) -> str:
+        return os.pread(self._errors.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._reap()
+        self._errors.close()
+
+    def end(self) -> None:
+        """By the end of its input, as a program ends. Raises AssertionError unless it does so in peace."""
+        os.close(self._input)
+        self._input = -1
+        code = self._reap()
+        errors = self.errors()
+        self._errors.close()
+        assert code == 0, f"a worker ended with {code}: {errors}"
+
+    def _reap(self) -> int:
+        deadline = time.monotonic() + 30
+        while (code := self._fleet.ask({"poll": self.pid}, [])) is None:
+            assert time.monotonic() < deadline, f"worker {self.pid} does not end:\n{self.errors()}"
+            time.sleep(0.005)
+        for fd in (self._input, self._output):
+            if fd >= 0:
+                os.close(fd)
+        self._input = self._output = -1
+        return int(code)
