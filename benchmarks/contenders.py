@@ -5,7 +5,9 @@
 imports torch and the loader, starts the clock, loads, touches and drops every tensor as it comes, and
 prints one JSON object (`Measurement`). Touching reads one byte of every 4 KiB of every tensor and sums them:
 it makes lazily mapped pages real, and the sums of all contenders must agree. A tensor counts when it was
-touched.
+touched. `--hold` keeps every tensor instead of dropping it, `--untouched` only takes them, and `--barrier`
+lets several processes start at once (`crowd.py`): "ready" on standard output, a line on standard input before
+the clock starts, and the tensors held until standard input ends.
 
 What the peers do with memory, since it decides what they cost (read from the packages' source):
 
@@ -73,6 +75,8 @@ class Measurement:
     touch_cpu_seconds: float
     # Highest resident set while the clock ran, less the resident set when it started.
     peak_rss_bytes: int
+    # When the last tensor was there, on the clock that all processes of a machine share.
+    finished_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,9 @@ class Contender:
     has_checksum: bool = True
 
 
-def _penstock(*, owned: bool, memory_limit: int | None = None) -> Callable[[Task], Callable[[], Tensors]]:
+def _penstock(
+    *, owned: bool, group: tuple[str, int] | None = None
+) -> Callable[[Task], Callable[[], Tensors]]:
     def prepare(task: Task) -> Callable[[], Tensors]:
         from penstock.client import StreamerClient
 
@@ -102,7 +108,7 @@ def _penstock(*, owned: bool, memory_limit: int | None = None) -> Callable[[Task
 
         def load() -> Tensors:
             client = StreamerClient(socket_dir)
-            with client.load(task.paths, owned=owned, memory_limit=memory_limit) as tensors:
+            with client.load(task.paths, owned=owned, group=group) as tensors:
                 yield from tensors
 
         return load
@@ -210,6 +216,9 @@ def _raw_o_direct(task: Task) -> Callable[[], Tensors]:
     return load
 
 
+# Processes of the scenario in which several load the same checkpoint.
+NODE_PROCESSES = 4
+
 _ONE_GB = {"RUNAI_STREAMER_MEMORY_LIMIT": "1000000000"}
 _ZERO = {"RUNAI_STREAMER_MEMORY_LIMIT": "0"}
 _BUFFERED = {"FASTSAFETENSORS_ODIRECT": "0"}
@@ -223,6 +232,13 @@ CONTENDERS = {
         Contender("penstock-0", "penstock, 0", _penstock(owned=True), "zero"),
         Contender("penstock-default", "penstock, -1 (default), first load", _penstock(owned=True), "fresh"),
         Contender("penstock-again", "penstock, loaded again", _penstock(owned=True), "roomy"),
+        Contender("penstock-full", "penstock, limit above the checkpoint", _penstock(owned=True), "roomy"),
+        Contender(
+            "penstock-1gb-group",
+            "penstock, 1 GB, owned=False, group",
+            _penstock(owned=False, group=("node", NODE_PROCESSES)),
+            "1gb",
+        ),
         Contender("runai-default", "Run:ai, 40 GB (default)", _runai(owned=True)),
         Contender("runai-1gb-views", "Run:ai, 1 GB, owned=False", _runai(owned=False), environment=_ONE_GB),
         Contender("runai-1gb", "Run:ai, 1 GB", _runai(owned=True), environment=_ONE_GB),
@@ -243,21 +259,34 @@ CONTENDERS = {
 }
 
 
-def measure(contender: Contender, task: Task) -> Measurement:
-    import torch
+def measure(
+    contender: Contender,
+    task: Task,
+    *,
+    touch: bool = True,
+    held: "list[torch.Tensor] | None" = None,
+    barrier: Callable[[], None] = lambda: None,
+) -> Measurement:
+    """Runs the contender once. `held` gets every tensor; `barrier` returns when the clock may start."""
+    if contender.has_checksum:
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
     load = contender.prepare(task)
     tensors = size_bytes = checksum = 0
     first_seconds = 0.0
-    shapes: dict[tuple[torch.Size, torch.dtype], int] = {}
+    shapes: "dict[tuple[torch.Size, torch.dtype], int]" = {}
 
+    barrier()
     _reset_peak_rss()
     rss_before = _status_bytes("VmRSS")
     cpu_before = _cpu_seconds()
     start = time.perf_counter()
     for _, tensor in load():
-        checksum += _touch(tensor)
+        if touch:
+            checksum += touch(tensor)
+        if held is not None:
+            held.append(tensor)
         if not tensors:
             first_seconds = time.perf_counter() - start
         tensors += 1
@@ -266,6 +295,7 @@ def measure(contender: Contender, task: Task) -> Measurement:
         shapes[key] = shapes.get(key, 0) + 1
     # A generator that ran to its end has given everything back: the clock covers that too.
     last_seconds = time.perf_counter() - start
+    finished_at = time.monotonic()
     cpu_seconds = _cpu_seconds() - cpu_before
     peak_rss_bytes = _status_bytes("VmHWM") - rss_before
 
@@ -279,10 +309,11 @@ def measure(contender: Contender, task: Task) -> Measurement:
         cpu_seconds=cpu_seconds,
         touch_cpu_seconds=_touch_cpu_seconds(shapes) if tensors >= 1000 else 0.0,
         peak_rss_bytes=peak_rss_bytes,
+        finished_at=finished_at,
     )
 
 
-def _touch(tensor: "torch.Tensor") -> int:
+def touch(tensor: "torch.Tensor") -> int:
     import torch
 
     return int(tensor.reshape(-1).view(torch.uint8).numpy()[::PAGE_BYTES].sum(dtype="u8"))
@@ -297,7 +328,7 @@ def _touch_cpu_seconds(shapes: "dict[tuple[torch.Size, torch.dtype], int]") -> f
         repeats = min(count, 20_000)
         before = time.thread_time()
         for _ in range(repeats):
-            _touch(tensor)
+            touch(tensor)
         seconds += (time.thread_time() - before) * count / repeats
     return seconds
 
@@ -329,9 +360,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--socket-dir")
     parser.add_argument("--raw-threads", type=int, default=16)
     parser.add_argument("--raw-block-bytes", type=int, default=8 << 20)
+    parser.add_argument("--hold", action="store_true", help="keep every tensor")
+    parser.add_argument("--untouched", action="store_true", help="read no byte of any tensor")
+    parser.add_argument("--barrier", action="store_true", help="wait for a line, and for the end of input")
     options = parser.parse_args(arguments)
     task = Task(options.paths, options.socket_dir, options.raw_threads, options.raw_block_bytes)
-    print(json.dumps(dataclasses.asdict(measure(CONTENDERS[options.contender], task))))
+    held: list[torch.Tensor] = []
+    measurement = measure(
+        CONTENDERS[options.contender],
+        task,
+        touch=not options.untouched,
+        held=held if options.hold else None,
+        barrier=_wait_for_line if options.barrier else lambda: None,
+    )
+    print(json.dumps(dataclasses.asdict(measurement)), flush=True)
+    if options.barrier:
+        sys.stdin.read()
+
+
+def _wait_for_line() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The daemons that a benchmark runs against: started, waited for, watched and stopped."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,23 +24,35 @@ def clean_environment() -> dict[str, str]:
 
 
 class Daemon:
-    """A penstockd of its own socket directory; both are gone when the context ends."""
+    """A penstockd of its own socket directory; both are gone when the context ends.
 
-    def __init__(self, *flags: str) -> None:
+    `log` is a file that gets every event as a line of JSON; without it warnings go to standard error.
+    """
+
+    def __init__(self, *flags: str, log: Path | None = None) -> None:
         self._flags = flags
+        self._log = log
         self.ready_seconds = 0.0
 
     def __enter__(self) -> "Daemon":
         # Short: the path of a Unix socket has 107 bytes.
         self.socket_dir = tempfile.mkdtemp(prefix="penstock-bench-")
         command = [sys.executable, "-m", "penstock.server", "--socket-dir", self.socket_dir, *self._flags]
-        start = time.perf_counter()
-        self._process = subprocess.Popen(
-            [*command, "--log-level", "warning"],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        with contextlib.ExitStack() as stack:
+            stderr = None
+            if self._log is None:
+                command += ["--log-level", "warning"]
+            else:
+                command += ["--log-format", "json"]
+                stderr = stack.enter_context(self._log.open("wb"))
+            start = time.perf_counter()
+            self._process = subprocess.Popen(
+                command,
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
         try:
             self._wait_until_ready(start)
         except BaseException:

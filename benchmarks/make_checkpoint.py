@@ -153,6 +153,17 @@ def llama_checkpoint(size_bytes: int, *, shards: int = 1) -> Path:
     return directory
 
 
+def different_checkpoints(count: int, size_bytes: int) -> list[Path]:
+    """Llama-shaped checkpoints, each a file with bytes of its own."""
+    tensors = llama_tensors(size_bytes)
+    directory = DATA_DIR / f"different-{size_bytes}-g{GENERATION}"
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{number:03}.safetensors" for number in range(count)]
+    for number, path in enumerate(paths):
+        _write_file(path, tensors, first_block=number << 20)
+    return paths
+
+
 def small_checkpoint(count: int) -> Path:
     path = DATA_DIR / f"small-{count}-g{GENERATION}.safetensors"
     _write_file(path, small_tensors(count))

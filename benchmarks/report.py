@@ -36,6 +36,9 @@ _TITLES = {
     "startup": "From the start of the daemon",
     "small": "Many small tensors",
     "sparse": "A checkpoint far larger than the limit",
+    "node": "Several processes of one node at once",
+    "warm10": "A new process, and a checkpoint that is staged",
+    "queue": "Many clients, and memory for two",
 }
 
 
@@ -65,6 +68,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def median_last_seconds(runs: list[Run]) -> float:
     return statistics.median(run.measurement.last_seconds for run in runs)
+
+
+def ratios(seconds: Sequence[float], other: Sequence[float]) -> str:
+    """How many times as long as `other` it took, round by round: `1.50 (1.40-1.70)`."""
+    return spread([ours / theirs for ours, theirs in zip(seconds, other, strict=False)])
 
 
 def table(runs: dict[str, list[Run]]) -> list[str]:
@@ -121,7 +129,11 @@ def update_page(scenario: str, lines: list[str]) -> None:
     begin, end = f"<!-- {scenario}: written by `make bench` -->", f"<!-- {scenario}: end -->"
     text = PAGE.read_text() if PAGE.exists() else _NEW_PAGE
     if begin not in text:
-        text += f"\n## {_TITLES[scenario]}\n\n{begin}\n{end}\n"
+        # In the order of the titles, whichever scenario was measured first.
+        names = list(_TITLES)
+        later = [text.find(f"\n## {_TITLES[name]}\n") for name in names[names.index(scenario) + 1 :]]
+        at = min((place for place in later if place >= 0), default=len(text))
+        text = f"{text[:at]}\n## {_TITLES[scenario]}\n\n{begin}\n{end}\n{text[at:]}"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     PAGE.parent.mkdir(exist_ok=True)

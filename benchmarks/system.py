@@ -40,6 +40,24 @@ def drops_all_caches() -> bool:
     return os.access(_DROP_CACHES, os.W_OK)
 
 
+def available_bytes() -> int:
+    """What processes can still take: free memory and page cache that can go."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise LookupError("MemAvailable")
+
+
+def pss_bytes(pid: int) -> int:
+    """What the process maps and has touched, a page that n processes share counted as an n-th."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    raise LookupError("Pss")
+
+
 def shmem_huge_pages() -> str:
     """The setting of huge pages for shared memory: "never", "advise", ..."""
     try:
@@ -91,7 +109,7 @@ def describe() -> list[str]:
     date = datetime.datetime.now(datetime.timezone.utc).date()
     return [
         f"- Machine: {os.cpu_count()} cores of {_cpu_model()}, {memory_bytes / 2**30:.0f} GiB of memory, "
-        f"Linux {platform.release()}",
+        f"Linux {platform.release()}, shmem_enabled={shmem_huge_pages()}",
         f"- Versions: {', '.join(versions)}",
         f"- Penstock: commit {commit()}, measured on {date}",
     ]

@@ -131,8 +131,8 @@ def test_the_defaults() -> None:
     ("flag", "bad"),
     [
         ("--memory-limit", ["-2", "4XB", "lots", "", "1e9", "--", "9" * 5000, "4G\nB", "1MiB", "99TB"]),
-        ("--concurrency", ["0", "-1", "1.5", "many", "9" * 5000]),
-        ("--block-size", ["0", "4095", "65537", "2GiB", "x"]),
+        ("--concurrency", ["1025", "0", "-1", "1.5", "many", "9" * 5000]),
+        ("--block-size", ["0", "4095", "2GiB", "x"]),
         ("--window-size", ["-1", "x"]),
         ("--allow", ["models", "./x", "http://x", "/a\nb"]),
         ("--prefetch", ["models"]),
@@ -417,3 +417,8 @@ def test_root_and_the_daemons_own_user_are_privileged() -> None:
 @EXAMPLES
 def test_a_users_share_leaves_something_for_another(count: int) -> None:
     assert 1 <= user_share(count) < count
+
+
+def test_a_block_size_is_rounded_up_to_whole_pages() -> None:
+    """Run:ai's variable takes any number of bytes."""
+    assert load("--block-size", "65537").block_bytes == 69632

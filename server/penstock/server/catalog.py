@@ -15,7 +15,14 @@ from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from .checkpoint import Header, InvalidHeaderError, InvalidIndexError, TensorTable, parse_index
+from .checkpoint import (
+    MAX_INDEX_BYTES,
+    Header,
+    InvalidHeaderError,
+    InvalidIndexError,
+    TensorTable,
+    parse_index,
+)
 from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
 from .header import read_header
 from .sources import Access, SourceFile
@@ -24,8 +31,9 @@ from .units import show_size
 
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
-MAX_INDEX_BYTES = 64 << 20
-MAX_SOURCES = 10_000
+MAX_SOURCES = 2_000
+MAX_FILES = 2_000
+"""Files of one load, each of which takes two descriptors while it is read."""
 HEADERS_AT_ONCE = 64
 HEADER_BYTES = 80 << 20
 """Most that the headers of one load may take: some 1,300,000 tensors."""
@@ -87,6 +95,10 @@ class Catalog:
                     index = _read_index(index_path, access)
                     indexes.append((index_path, index, len(files)))
                     members = [os.path.join(os.path.dirname(index_path), name) for name in index]
+                if len(files) + len(members) > MAX_FILES:
+                    raise CheckpointInvalidError(
+                        f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
+                    )
                 for member in members:
                     files.append(_open_member(member, index_path, access))
             headers = self._read_headers(files)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .limits import OVERHEAD_BYTES, MemoryBound
-from .linux import HUGE_PAGE_BYTES
+from .linux import HUGE_PAGE_BYTES, PAGE_BYTES
 from .units import parse_size, show_size
 
 DEFAULT_SOCKET_DIR = "/run/penstock"
@@ -20,6 +20,7 @@ SLABS_PER_LIMIT = 64
 MIN_SLAB_BYTES = HUGE_PAGE_BYTES
 MAX_SLAB_BYTES = 1 << 30
 UNLIMITED_SLAB_BYTES = 64 << 20
+MAX_CONCURRENCY = 1024
 UNIX_PATH_BYTES = 107
 """Longer socket paths fail in the kernel."""
 
@@ -102,6 +103,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _concurrency(text: str) -> int:
+    threads = _positive(text)
+    if threads > MAX_CONCURRENCY:
+        raise ValueError(f"{text!r}: at most {MAX_CONCURRENCY} reader threads")
+    return threads
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -114,9 +122,9 @@ def _seconds(text: str) -> float:
 
 def _block_size(text: str) -> int:
     size = parse_size(text)
-    if size < 64 << 10 or size > 1 << 30 or size % 4096:
-        raise ValueError(f"{text!r}: a block has 64KiB to 1GiB and is a multiple of 4096 bytes")
-    return size
+    if not 64 << 10 <= size <= 1 << 30:
+        raise ValueError(f"{text!r}: a block has 64KiB to 1GiB")
+    return -(-size // PAGE_BYTES) * PAGE_BYTES
 
 
 def _locations(text: str) -> tuple[str, ...]:
@@ -144,7 +152,7 @@ _OPTIONS = (
         "SIZE",
         ("RUNAI_STREAMER_MEMORY_LIMIT",),
     ),
-    _Option("--concurrency", "16", _positive, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)),
+    _Option("--concurrency", "16", _concurrency, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)),
     _Option(
         "--block-size",
         "8MiB",

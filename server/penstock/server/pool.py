@@ -73,10 +73,11 @@ class SlabPool:
         self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
         return self._bring(slabs, doomed, count - len(slabs))
 
-    def give_back(self, slabs: Sequence[Slab], *, missing: int = 0) -> None:
-        """Takes slabs back for reuse. `missing` more were promised but never made."""
-        now = asyncio.get_running_loop().time()
-        self._free += [(slab, now) for slab in slabs]
+    def give_back(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
+        """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when
+        they were last of use, if not just now."""
+        since = asyncio.get_running_loop().time() if idle_since is None else idle_since
+        self._free += [(slab, since) for slab in slabs]
         self._taken -= len(slabs) + missing
         self._on_free()
 

@@ -143,11 +143,10 @@ class StagedCheckpoint:
 
     # ---- its life -------------------------------------------------------------------------------
 
-    def start(self, slabs: list[Slab]) -> None:
+    def start(self, slabs: list[Slab], segments: Sequence[plan.Segment]) -> None:
         """Takes the slabs over, lays the segments out in them and begins to read."""
         self.slabs = slabs
-        capacity = sum(slab.size_bytes for slab in slabs)
-        self.stage = Stage(self.plan_for(capacity), capacity)
+        self.stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
         for key in self.holders:
             self.stage.join(key)
         self._update_hold_back()
@@ -155,7 +154,8 @@ class StagedCheckpoint:
         self.notify()
 
     def plan_for(self, capacity_bytes: int) -> list[plan.Segment]:
-        """Segments as large as good for a full stage, if that fits; else for a window of that capacity."""
+        """Segments as large as good for a full stage, if that fits; else for a window of that capacity.
+        Pure, but takes a while for very many tensors."""
         tables = self.checkpoint.tables
         make = functools.partial(plan.segments, tables, self.selection, target_tensors=plan.SEGMENT_TENSORS)
         segments = make(target_bytes=plan.SEGMENT_BYTES)

@@ -103,6 +103,7 @@ class Staging:
     def __init__(self, config: Config, *, readers: ReaderPool, workers: Executor, totals: Totals) -> None:
         self._config = config
         self._readers = readers
+        self._workers = workers
         self._totals = totals
         self.pool = SlabPool(
             slab_bytes=config.slab_bytes,
@@ -135,10 +136,11 @@ class Staging:
         minimal = memory_limit == 0 or self._config.memory_limit == 0
         ceiling = self._config.max_slabs if is_privileged(uid) else user_share(self._config.max_slabs)
         allowed = min(needed, ceiling) if minimal else ceiling
-        if memory_limit:
-            allowed = min(allowed, memory_limit // slab)
-        if needed > allowed:
-            self._refuse(checkpoint, largest, allowed * slab, asked=memory_limit or 0)
+        if memory_limit:  # what a load asks for is rounded up to slabs; the daemon's own limit never is
+            allowed = min(allowed, -(-memory_limit // slab))
+        if needed > allowed or (memory_limit and largest.size_bytes > memory_limit):
+            limit = min(allowed * slab, memory_limit or allowed * slab)
+            self._refuse(checkpoint, largest, limit, asked=memory_limit or 0)
         segments = plan.segments(
             checkpoint.tables,
             selection,
@@ -311,8 +313,11 @@ class Staging:
         finally:
             self._granting = False
         if len(self._queue) != before:
-            for waiting in self._queue:
-                waiting.staged.notify()
+            self._tell_places()
+
+    def _tell_places(self) -> None:
+        for waiting in self._queue:
+            waiting.staged.notify()
 
     def _grantable(self, head: _Waiting) -> int:
         """How many slabs the head of the queue gets now; 0 is none yet."""
@@ -369,7 +374,8 @@ class Staging:
     def _memory_will_return(self) -> bool:
         """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
         return bool(self._starting) or any(
-            staged.started and not (staged.full and staged.complete) for staged in self.stages.values()
+            staged.started and not staged.idle and not (staged.full and staged.complete)
+            for staged in self.stages.values()
         )
 
     async def _start(self, staged: StagedCheckpoint, count: int, taken: Awaitable[list[Slab]]) -> None:
@@ -382,16 +388,19 @@ class Staging:
                 self._forget(staged)
             self._grant()
             return
+        loop = asyncio.get_running_loop()
+        capacity = count * self.pool.slab_bytes
+        segments = await loop.run_in_executor(self._workers, staged.plan_for, capacity)
         self._starting.pop(staged, None)
         if not staged.holders:
             self._forget(staged)
             self.pool.give_back(slabs)
             return
-        staged.start(slabs)
+        staged.start(slabs, segments)
         if staged.uid is not None:
             self._assign(staged, staged.uid)
         if staged.expected_members > staged.members and not staged.full:
-            asyncio.get_running_loop().call_later(self._config.group_timeout_seconds, staged.let_go)
+            loop.call_later(self._config.group_timeout_seconds, staged.let_go)
 
     def _idle(self, staged: StagedCheckpoint) -> None:
         """Nobody holds it any more."""
@@ -410,6 +419,7 @@ class Staging:
                 self._queue.remove(waiting)
                 assert waiting.timer is not None
                 waiting.timer.cancel()
+        self._tell_places()
 
     def _expire(self, waiting: _Waiting) -> None:
         if waiting not in self._queue:
@@ -435,7 +445,7 @@ class Staging:
 
     def _give_up(self, staged: StagedCheckpoint) -> None:
         self.stages.pop(staged.id, None)
-        self.pool.give_back(staged.close())
+        self.pool.give_back(staged.close(), idle_since=staged.last_used)
 
     def _forget(self, staged: StagedCheckpoint) -> None:
         """One that never got slabs."""

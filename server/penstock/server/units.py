@@ -28,7 +28,7 @@ def show_size(size_bytes: int) -> str:
     """`4.0 GB`, `1.2 MB`: decimal, for people."""
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
+        if value < 999.95:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"

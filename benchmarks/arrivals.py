@@ -1,0 +1,208 @@
+"""Many client processes at once, each with a checkpoint of its own, and the order in which they are served.
+
+    python benchmarks/arrivals.py --socket-dir DIR PATH...
+
+forks a client for each path from one process that has imported torch, lets all of them load at the same
+moment, or with `--one-by-one` one after the other, and prints a JSON list of `Arrival`. Times are on the clock
+that all processes of a machine share.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+from contenders import touch
+from daemons import Daemon, clean_environment
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One client's load."""
+
+    load_id: str
+    # Before load(); when it returned, so that the load had its memory; when nothing was held any more.
+    asked_at: float
+    admitted_at: float
+    finished_at: float
+    tensors: int
+    size_bytes: int
+    checksum: int
+    # In the queue, as the daemon told.
+    places: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a crowd of clients saw."""
+
+    clients: int
+    # From the first question to the end of the last.
+    seconds: float
+    # How far from its turn a client was admitted: by the order in which the daemon began their calls, and by
+    # that in which it put them into its queue, which comes after reading their headers.
+    most_places_from_call: int
+    most_places_from_queue: int
+    # Clients that were told a place behind an earlier one of theirs.
+    fell_back: int
+    longest_queue: int
+    # From the end of a load to the admission of the next: nobody used that memory while others waited.
+    handovers: list[float]
+
+
+def run(paths: Sequence[Path], daemon: Daemon, *, one_by_one: bool = False) -> list[Arrival]:
+    command = [sys.executable, __file__, "--socket-dir", daemon.socket_dir, *map(str, paths)]
+    command += ["--one-by-one"] if one_by_one else []
+    finished = subprocess.run(
+        command, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return [Arrival(**arrival) for arrival in json.loads(finished.stdout.splitlines()[-1])]
+
+
+def order(arrivals: Sequence[Arrival], log: Path, *, at_once: int) -> Order:
+    """`at_once` loads fit into the daemon's memory; `log` is what it wrote."""
+    called, queued = _daemon_order(log)
+    admitted = [a.load_id for a in sorted(arrivals, key=lambda a: a.admitted_at)]
+    ended = sorted(a.finished_at for a in arrivals)
+    began = sorted(a.admitted_at for a in arrivals)
+    return Order(
+        clients=len(arrivals),
+        seconds=ended[-1] - min(a.asked_at for a in arrivals),
+        most_places_from_call=_most_places(admitted, called),
+        most_places_from_queue=_most_places(admitted, queued),
+        fell_back=sum(a.places != sorted(a.places, reverse=True) for a in arrivals),
+        longest_queue=max((max(a.places, default=0) for a in arrivals), default=0),
+        handovers=[start - end for start, end in zip(began[at_once:], ended, strict=False)],
+    )
+
+
+def median_seconds(arrivals: Sequence[Arrival]) -> float:
+    return statistics.median(a.finished_at - a.asked_at for a in arrivals)
+
+
+def _daemon_order(log: Path) -> tuple[list[str], list[str]]:
+    """Ids of loads, by the time when their calls began and by their turn in the queue."""
+    called, queued = {}, {}
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["event"] == "load":
+            clock = entry["time"].rpartition("T")[2].rstrip("Z").split(":")
+            ended_at = sum(float(part) * unit for part, unit in zip(clock, (3600, 60, 1), strict=True))
+            called[entry["load"]] = ended_at - entry["seconds"]
+            # Numbered as they enter the queue.
+            queued[entry["load"]] = entry["stage"]
+    return sorted(called, key=called.__getitem__), sorted(queued, key=queued.__getitem__)
+
+
+def _most_places(ids: Sequence[str], others: Sequence[str]) -> int:
+    others = [other for other in others if other in set(ids)]
+    return max(abs(number - others.index(load_id)) for number, load_id in enumerate(ids))
+
+
+class _Places(logging.Handler):
+    """Picks the places out of what the client logs while it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "place %d" in str(record.msg) and isinstance(record.args, tuple):
+            self.places.append(int(str(record.args[0])))
+
+
+def _client(socket_dir: str, path: str, start_fds: tuple[int, int], results: "SimpleQueue[Any]") -> None:
+    from penstock.client import StreamerClient
+
+    start, other_end = start_fds
+    os.close(other_end)
+    places = _Places()
+    logger = logging.getLogger("penstock.client")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(places)
+    logger.propagate = False
+    client = StreamerClient(socket_dir)
+    client.status()  # what a first call alone costs
+    results.put(None)
+    os.read(start, 1)
+
+    tensors = size_bytes = checksum = 0
+    asked_at = time.monotonic()
+    with client.load(path) as load:
+        admitted_at = time.monotonic()
+        for _, tensor in load:
+            checksum += touch(tensor)
+            tensors += 1
+            size_bytes += tensor.nbytes
+        del tensor
+    finished_at = time.monotonic()
+    results.put(
+        Arrival(
+            load.load_id, asked_at, admitted_at, finished_at, tensors, size_bytes, checksum, places.places
+        )
+    )
+
+
+def _fork(socket_dir: str, paths: Sequence[str]) -> list[Arrival]:
+    """Loads all paths at once."""
+    context = multiprocessing.get_context("fork")
+    results: SimpleQueue[Any] = context.SimpleQueue()
+    # Closing its other end wakes all that read from it.
+    start_fds = os.pipe()
+    processes = [
+        context.Process(target=_client, args=(socket_dir, path, start_fds, results), daemon=True)
+        for path in paths
+    ]
+    for process in processes:
+        process.start()
+    os.close(start_fds[0])
+    for _ in processes:
+        _next(processes, results)
+    os.close(start_fds[1])
+    arrivals = [_next(processes, results) for _ in processes]
+    for process in processes:
+        process.join()
+    return arrivals
+
+
+def _next(processes: "Sequence[multiprocessing.process.BaseProcess]", results: "SimpleQueue[Any]") -> Any:
+    while results.empty():
+        if any(process.exitcode for process in processes):
+            raise SystemExit("a client failed")
+        time.sleep(0.01)
+    return results.get()
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--socket-dir", required=True)
+    parser.add_argument("--one-by-one", action="store_true")
+    options = parser.parse_args(arguments)
+
+    # Once for all clients: they are forked from here.
+    import torch
+
+    torch.set_num_threads(1)
+    importlib.import_module("penstock.client.load")
+    crowds = [[path] for path in options.paths] if options.one_by_one else [options.paths]
+    arrivals = [arrival for paths in crowds for arrival in _fork(options.socket_dir, paths)]
+    print(json.dumps([dataclasses.asdict(arrival) for arrival in arrivals]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
