@@ -9,6 +9,7 @@ that all processes of a machine share.
 
 import argparse
 import dataclasses
+import datetime
 import importlib
 import json
 import logging
@@ -66,7 +67,12 @@ def run(paths: Sequence[Path], daemon: Daemon, *, one_by_one: bool = False) -> l
     command = [sys.executable, __file__, "--socket-dir", daemon.socket_dir, *map(str, paths)]
     command += ["--one-by-one"] if one_by_one else []
     finished = subprocess.run(
-        command, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True
+        command,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return [Arrival(**arrival) for arrival in json.loads(finished.stdout.splitlines()[-1])]
 
@@ -98,9 +104,8 @@ def _daemon_order(log: Path) -> tuple[list[str], list[str]]:
     for line in log.read_text().splitlines():
         entry = json.loads(line)
         if entry["event"] == "load":
-            clock = entry["time"].rpartition("T")[2].rstrip("Z").split(":")
-            ended_at = sum(float(part) * unit for part, unit in zip(clock, (3600, 60, 1), strict=True))
-            called[entry["load"]] = ended_at - entry["seconds"]
+            ended = datetime.datetime.fromisoformat(entry["time"].rstrip("Z"))
+            called[entry["load"]] = ended - datetime.timedelta(seconds=entry["seconds"])
             # Numbered as they enter the queue.
             queued[entry["load"]] = entry["stage"]
     return sorted(called, key=called.__getitem__), sorted(queued, key=queued.__getitem__)

@@ -3,25 +3,31 @@
     python benchmarks/bench.py --only warm cold
     python benchmarks/bench.py --only warm --size 1GB --rounds 3 --no-page
 
-Prints tables, and writes docs/benchmarks.md and docs/benchmarks.png. Run it on a machine that does nothing
+Prints tables, and writes docs/benchmarks.md and docs/benchmarks.png. A run of some scenarios leaves the others
+on the page as they were, so that they may be measured one by one; each says of which commit it is. Run it on a machine that does nothing
 else. As root it also drops all caches for the cold scenario, and measures huge pages for shared memory, for
 which it changes a setting of the machine and puts it back.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+import arrivals
+import crowd
 import make_checkpoint
 import report
 import system
-from contenders import CONTENDERS, Measurement
+from contenders import CONTENDERS, NODE_PROCESSES, Measurement
+from crowd import CrowdRun, Setup
 from daemons import Daemon, MemoryWatch, clean_environment
 from make_checkpoint import parse_size
 from report import Group, Run
@@ -48,16 +54,18 @@ _WARM = [
     "fastsafetensors",
     "fastsafetensors-buffered",
 ]
-_COLD = [
-    "raw-o-direct",
-    "penstock-1gb-views",
-    "penstock-1gb",
-    "runai-default",
-    "runai-1gb",
-    "safetensors-load",
+_WARM_SELDOM = {
+    "penstock-0-views",
+    "penstock-0",
+    "runai-0-views",
+    "runai-0",
     "safetensors-pread",
     "fastsafetensors",
-]
+    "fastsafetensors-buffered",
+}
+_RAW = "raw-o-direct"
+_COLD = ["penstock-1gb-views", "penstock-1gb", "runai-default", "runai-1gb", "safetensors-load"]
+_COLD_SELDOM = {"runai-default", "runai-1gb", "safetensors-load"}
 _AGAIN = ["penstock-again", "runai-default", "runai-1gb", "safetensors-load"]
 _SMALL = [
     "penstock-1gb-views",
@@ -67,6 +75,23 @@ _SMALL = [
     "safetensors-load",
     "fastsafetensors",
 ]
+_SMALL_SELDOM = {"runai-default", "fastsafetensors"}
+_NODE = [
+    Setup("penstock-full", 1, hold=True),
+    Setup("penstock-full", NODE_PROCESSES, hold=True),
+    Setup("penstock-1gb-views", 1, hold=False),
+    Setup("penstock-1gb-group", NODE_PROCESSES, hold=False),
+    Setup("runai-default", NODE_PROCESSES, hold=True),
+    Setup("runai-1gb", NODE_PROCESSES, hold=False),
+    Setup("runai-1gb-views", NODE_PROCESSES, hold=False),
+    Setup("safetensors-load", NODE_PROCESSES, hold=True),
+]
+# Of Penstock: what must hold (issue 3).
+_NODE_TARGETS = "at most 1.60 times one process, at least 5 times as fast as Run:ai"
+_PRIVATE_BYTES = 200_000_000
+# Contenders that are slow, or of which less depends, are measured in no more rounds than this.
+_SELDOM_ROUNDS = 3
+_CLIENTS_AT_ONCE = 2
 
 
 class ChecksumError(Exception):
@@ -79,6 +104,8 @@ class Bench:
         self.size_bytes: int = options.size
         self.small_tensors: int = options.small_tensors
         self.sparse_bytes: int = options.sparse
+        self.staged_bytes: int = options.staged_size
+        self.clients: int = options.clients
         self._only_contenders: list[str] = options.contenders or sorted(CONTENDERS)
         self._write_page: bool = options.page
 
@@ -86,7 +113,7 @@ class Bench:
         path = make_checkpoint.llama_checkpoint(self.size_bytes)
         names = self._chosen(_WARM)
         with self._daemons(names, path) as daemons:
-            runs = self._alternate(names, path, daemons, before=system.fill_page_cache)
+            runs = self._alternate(names, path, daemons, before=system.fill_page_cache, seldom=_WARM_SELDOM)
         pairs = [
             ("penstock-1gb-views", "runai-1gb-views"),
             ("penstock-1gb-views", "runai-1gb"),
@@ -98,13 +125,35 @@ class Bench:
         self._publish("warm", [Group("", runs)], pairs)
 
     def cold(self) -> None:
+        """Each run lies between two raw reads and is compared with these: the rate of a disk changes."""
         path = make_checkpoint.llama_checkpoint(self.size_bytes)
         names = self._chosen(_COLD)
+        runs: dict[str, list[Run]] = {name: [] for name in [_RAW, *names]}
+        raw_seconds: dict[str, list[float]] = {name: [] for name in names}
+
         with self._daemons(names, path) as daemons:
-            runs = self._alternate(names, path, daemons, before=system.drop_page_cache)
-        pairs = [(name, "raw-o-direct") for name in names if name != "raw-o-direct"]
+
+            def measure(name: str) -> float:
+                system.drop_page_cache(_files(path))
+                runs[name].append(self._run(name, path, daemons))
+                self._tell(name, runs[name])
+                return runs[name][-1].measurement.last_seconds
+
+            raw_before = measure(_RAW)
+            for name in self._turns(names, _COLD_SELDOM):
+                measure(name)
+                raw_after = measure(_RAW)
+                raw_seconds[name].append((raw_before + raw_after) / 2)
+                raw_before = raw_after
+        _compare_checksums(runs)
+        own_seconds = {name: [run.measurement.last_seconds for run in runs[name]] for name in names}
+        compared = [
+            f"- {CONTENDERS[name].label}: {report.ratios(raw_seconds[name], own_seconds[name])} of the rate of "
+            "the raw reads right before and after it"
+            for name in names
+        ]
         dropped = "all caches" if system.drops_all_caches() else "the checkpoint's pages"
-        self._publish("cold", [Group("", runs)], pairs, f"Dropped before every run: {dropped}.")
+        self._publish("cold", [Group("", runs)], [], f"Dropped before every run: {dropped}.", compared)
 
     def again(self) -> None:
         path = make_checkpoint.llama_checkpoint(self.size_bytes)
@@ -114,13 +163,15 @@ class Bench:
             settings += [other for other in ("never", "advise") if other not in settings]
         groups = []
         for setting in settings:
+            # The setting is nothing to the others.
+            names = names if setting == settings[0] else self._chosen(["penstock-again"])
             with system.shmem_huge_pages_set_to(setting), self._daemons(names, path) as daemons:
                 if "roomy" in daemons:
                     # The load that the measured ones find in the staging buffer.
                     self._run("penstock-again", path, daemons)
                 runs = self._alternate(names, path, daemons, before=system.fill_page_cache)
             groups.append(Group(f"shmem_enabled={setting}", runs))
-        pairs = [("penstock-again", other) for other in names if other != "penstock-again"]
+        pairs = [("penstock-again", other) for other in _AGAIN if other != "penstock-again"]
         self._publish("again", groups, pairs)
 
     def startup(self) -> None:
@@ -153,8 +204,10 @@ class Bench:
         few = make_checkpoint.llama_checkpoint(path.stat().st_size)
         names = self._chosen(_SMALL)
         with self._daemons(names, path) as daemons:
-            many_runs = self._alternate(names, path, daemons, before=system.fill_page_cache)
-            few_runs = self._alternate(names, few, daemons, before=system.fill_page_cache)
+            many_runs = self._alternate(
+                names, path, daemons, before=system.fill_page_cache, seldom=_SMALL_SELDOM
+            )
+            few_runs = self._alternate(names, few, daemons, before=system.fill_page_cache, seldom=names)
         rows = []
         for name in names:
             few_cpu = statistics.median(
@@ -197,6 +250,170 @@ class Bench:
         ]
         self._publish_lines("sparse", report.markdown_table(["sparse file", ""], rows))
 
+    def node(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        by_label = {
+            setup.label: setup
+            for setup in _NODE
+            if setup.contender in self._only_contenders and self._fits(setup, path)
+        }
+        seldom = {label for label, setup in by_label.items() if not CONTENDERS[setup.contender].daemon}
+        runs: dict[str, list[CrowdRun]] = {label: [] for label in by_label}
+        for label in self._turns(list(by_label), seldom):
+            setup = by_label[label]
+            system.fill_page_cache(_files(path))
+            with contextlib.ExitStack() as stack:
+                # A daemon that has not read anything.
+                kind = CONTENDERS[setup.contender].daemon
+                daemon = stack.enter_context(_started(kind, path)) if kind else None
+                runs[label].append(crowd.run(setup, _files(path), daemon))
+            print(f"  round {len(runs[label])} {label:<50} {runs[label][-1].seconds:8.3f} s", file=sys.stderr)
+        _compare_measurements({label: [m for run in runs[label] for m in run.measurements] for label in runs})
+        self._publish_lines("node", _node_lines(runs, _checkpoint_bytes(path)))
+
+    def warm10(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.staged_bytes)
+        needed = _roomy_bytes(path) + 2 * _ONE_GB
+        if system.available_bytes() < needed:
+            print(
+                f"warm10 left out: it needs {needed / 1e9:.1f} GB of memory, "
+                f"{system.available_bytes() / 1e9:.1f} GB are available",
+                file=sys.stderr,
+            )
+            return
+        name = "penstock-full"
+        # What the bytes are, and what another loader needs that has them in the page cache.
+        system.drop_page_cache(_files(path))
+        runs = {"safetensors-load": [self._run("safetensors-load", path, {})], name: []}
+        untouched: dict[str, list[Run]] = {name: [], "safetensors-load": []}
+        system.drop_page_cache(_files(path))
+        with self._daemons([name], path) as daemons:
+            daemon = daemons["roomy"]
+            prefetch_seconds = daemon.prefetch(path)
+            for _ in range(self.rounds):
+                for each in untouched:
+                    untouched[each].append(self._run(each, path, daemons, "--hold", "--untouched"))
+                    self._tell(f"{each} untouched", untouched[each])
+                runs[name].append(self._run(name, path, daemons, "--hold"))
+                self._tell(name, runs[name])
+            status = daemon.status()
+        _compare_checksums(runs)
+        data_bytes = runs[name][0].measurement.size_bytes
+        rows = [
+            [what, report.spread([getattr(run.measurement, field) for run in measured], 4), target]
+            for what, measured, field, target in (
+                ("load() to first tensor", untouched[name], "first_seconds", "0.05"),
+                ("load() to all tensors wrapped, all kept", untouched[name], "last_seconds", "0.3"),
+                ("load() to all tensors touched, all kept", runs[name], "last_seconds", ""),
+                (
+                    "safetensors load_file to all tensors wrapped",
+                    untouched["safetensors-load"],
+                    "last_seconds",
+                    "",
+                ),
+            )
+        ]
+        loads = len(untouched[name]) + len(runs[name])
+        lines = [
+            f"{data_bytes / 1e9:.2f} GB in {runs[name][0].measurement.tensors} tensors, prefetched in "
+            f"{prefetch_seconds:.1f} s into a limit of {status['staging']['limit_bytes'] / 1e9:.1f} GB. Every "
+            "load is a new process.",
+            "",
+            *report.markdown_table(["seconds", "median (range)", "target"], rows),
+            "",
+            f"- Read from the file for the prefetch and {loads} loads: "
+            f"{status['totals']['read_bytes'] / data_bytes:.6f} times its tensors' bytes",
+        ]
+        self._publish_lines("warm10", lines)
+
+    def queue(self) -> None:
+        paths = make_checkpoint.different_checkpoints(self.clients, 40_000_000)
+        files = [str(path) for path in paths]
+        slab_bytes = 2 << 20
+        # Two checkpoints, each with its share of a slab and of alignment; no third.
+        limit = _CLIENTS_AT_ONCE * (paths[0].stat().st_size // slab_bytes + 2) * slab_bytes
+        orders, singles, peaks, summed = [], [], [], set()
+        for _ in range(self.rounds):
+            system.fill_page_cache(files)
+            with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
+                log = Path(directory, "log")
+                with Daemon("--memory-limit", str(limit), log=log) as daemon:
+                    daemon.wait_until_populated()
+                    singles.append(arrivals.median_seconds(arrivals.run(paths[:8], daemon, one_by_one=True)))
+                    crowd_arrivals = arrivals.run(paths, daemon)
+                    peaks.append(daemon.status()["staging"]["peak_bytes"])
+                orders.append(arrivals.order(crowd_arrivals, log, at_once=_CLIENTS_AT_ONCE))
+            summed.add(sum(arrival.checksum for arrival in crowd_arrivals))
+            print(f"  round {len(orders)}/{self.rounds} {orders[-1].seconds:8.3f} s", file=sys.stderr)
+        summed.add(self._run("safetensors-load", paths[0].parent, {}, files=files).measurement.checksum)
+        if len(summed) > 1:
+            raise ChecksumError(f"queue: different sums of the same files: {summed}")
+        handovers = [max(order.handovers) for order in orders]
+        medians = [statistics.median(order.handovers) for order in orders]
+        alone = [single * self.clients for single in singles]
+        seconds = [order.seconds for order in orders]
+        rows = [
+            [
+                "clients that finished, each with the right bytes",
+                f"{min(o.clients for o in orders)}",
+                f"{self.clients}",
+            ],
+            [
+                "places from its turn, by the daemon's queue",
+                _most(o.most_places_from_queue for o in orders),
+                "1",
+            ],
+            [
+                "places from its turn, by the begin of the call",
+                _most(o.most_places_from_call for o in orders),
+                "",
+            ],
+            ["clients told a worse place than before", _most(o.fell_back for o in orders), "0"],
+            ["longest queue", _most(o.longest_queue for o in orders), ""],
+            ["seconds until all had finished", report.spread(seconds), ""],
+            ["one client alone, seconds", report.spread(singles, 3), ""],
+            [f"all, to {self.clients} times one alone", report.ratios(seconds, alone), ""],
+            [
+                "memory given back to memory given out, ms, median",
+                report.spread([s * 1e3 for s in medians], 1),
+                "",
+            ],
+            [
+                "memory given back to memory given out, ms, longest",
+                report.spread([s * 1e3 for s in handovers], 1),
+                "",
+            ],
+            ["peak of the staging buffer", f"{max(peaks) / 1e6:.1f} MB", f"{limit / 1e6:.1f} MB"],
+        ]
+        lines = [
+            f"{self.clients} processes start at the same moment, each with a checkpoint of its own of "
+            f"{paths[0].stat().st_size / 1e6:.0f} MB, page cache warm. Times are the clients'.",
+            "",
+            *report.markdown_table(["memory for two", "", "target"], rows),
+        ]
+        self._publish_lines("queue", lines)
+
+    def _fits(self, setup: Setup, path: Path) -> bool:
+        """Whether what the processes keep for themselves fits beside the page cache."""
+        private = setup.hold and setup.contender.startswith("runai")
+        needed = (setup.processes * private + 1) * _checkpoint_bytes(path) + _ONE_GB
+        if system.available_bytes() >= needed:
+            return True
+        print(f"{setup.label} left out: it needs {needed / 1e9:.1f} GB of memory", file=sys.stderr)
+        return False
+
+    def _turns(self, names: list[str], seldom: Collection[str]) -> Iterator[str]:
+        for number in range(self.rounds):
+            # Each round starts with another one, so that nobody always comes after the same.
+            turn = number % len(names) if names else 0
+            for name in names[turn:] + names[:turn]:
+                if number < _SELDOM_ROUNDS or name not in seldom:
+                    yield name
+
+    def _tell(self, name: str, runs: list[Run]) -> None:
+        seconds = runs[-1].measurement.last_seconds
+        print(f"  round {len(runs)} {name:<35} {seconds:8.3f} s", file=sys.stderr)
+
     def _chosen(self, names: list[str]) -> list[str]:
         return [name for name in names if name in self._only_contenders]
 
@@ -217,23 +434,24 @@ class Bench:
         daemons: dict[str, Daemon],
         *,
         before: Callable[[list[str]], None],
+        seldom: Collection[str] = (),
     ) -> dict[str, list[Run]]:
         runs: dict[str, list[Run]] = {name: [] for name in names}
-        for number in range(self.rounds):
-            # Each round starts with another one, so that nobody always comes after the same.
-            turn = number % len(names) if names else 0
-            for name in names[turn:] + names[:turn]:
-                before(_files(path))
-                run = self._run(name, path, daemons)
-                runs[name].append(run)
-                print(
-                    f"  round {number + 1}/{self.rounds} {name:<25} {run.measurement.last_seconds:8.3f} s",
-                    file=sys.stderr,
-                )
+        for name in self._turns(names, seldom):
+            before(_files(path))
+            runs[name].append(self._run(name, path, daemons))
+            self._tell(name, runs[name])
         _compare_checksums(runs)
         return runs
 
-    def _run(self, name: str, path: Path, daemons: dict[str, Daemon]) -> Run:
+    def _run(
+        self,
+        name: str,
+        path: Path,
+        daemons: dict[str, Daemon],
+        *flags: str,
+        files: list[str] | None = None,
+    ) -> Run:
         contender = CONTENDERS[name]
         with contextlib.ExitStack() as stack:
             daemon = None
@@ -241,7 +459,7 @@ class Bench:
                 daemon = daemons[contender.daemon]
             elif contender.daemon is not None:
                 daemon = stack.enter_context(_started(contender.daemon, path))
-            command = [sys.executable, _CONTENDERS_SCRIPT, name, *_files(path)]
+            command = [sys.executable, _CONTENDERS_SCRIPT, name, *(files or _files(path)), *flags]
             threads = 16
             if daemon is not None:
                 command += ["--socket-dir", daemon.socket_dir]
@@ -283,10 +501,12 @@ class Bench:
         self._publish_lines(scenario, lines[:-1])
 
     def _publish_lines(self, scenario: str, lines: list[str]) -> None:
+        seldom = self.rounds > _SELDOM_ROUNDS and scenario in ("warm", "cold", "small", "node")
+        rounds_note = f"; {_SELDOM_ROUNDS} of loaders that are slow or matter less" if seldom else ""
         lines = [
             "",
             *system.describe(),
-            f"- Rounds: {self.rounds if scenario != 'sparse' else 1}",
+            f"- Rounds: {self.rounds if scenario != 'sparse' else 1}{rounds_note}",
             "",
             *lines,
             "",
@@ -304,12 +524,25 @@ def _started(kind: str, path: Path) -> Iterator[Daemon]:
         with Daemon() as daemon:
             yield daemon
         return
-    # "roomy" has room for a whole checkpoint, however it is cut into segments and slabs.
-    limits = {"1gb": _ONE_GB, "zero": 0, "roomy": _checkpoint_bytes(path) * 5 // 4}
+    limits = {"1gb": _ONE_GB, "zero": 0, "roomy": _roomy_bytes(path)}
     with Daemon("--memory-limit", str(limits[kind])) as daemon:
         if limits[kind]:
             daemon.wait_until_populated()
         yield daemon
+
+
+def _roomy_bytes(path: Path) -> int:
+    """Room for a whole checkpoint, however it is cut into segments and slabs."""
+    return _checkpoint_bytes(path) * 26 // 25
+
+
+def _node_lines(runs: dict[str, list[CrowdRun]], checkpoint_bytes: int) -> list[str]:
+    return []
+
+
+def _most(values: "Iterator[int] | Collection[int]") -> str:
+    numbers = list(values)
+    return f"{statistics.median(numbers):g} ({min(numbers)}-{max(numbers)})"
 
 
 def _checkpoint_bytes(path: Path) -> int:
@@ -321,17 +554,25 @@ def _files(path: Path) -> list[str]:
 
 
 def _compare_checksums(runs: dict[str, list[Run]]) -> None:
+    _compare_measurements(
+        {
+            name: [run.measurement for run in rounds]
+            for name, rounds in runs.items()
+            if CONTENDERS[name].has_checksum
+        }
+    )
+
+
+def _compare_measurements(measurements: dict[str, list[Measurement]]) -> None:
     sums: dict[tuple[int, int, int], set[str]] = {}
-    for name, rounds in runs.items():
-        if CONTENDERS[name].has_checksum:
-            for run in rounds:
-                m = run.measurement
-                sums.setdefault((m.checksum, m.tensors, m.size_bytes), set()).add(name)
+    for name, measured in measurements.items():
+        for m in measured:
+            sums.setdefault((m.checksum, m.tensors, m.size_bytes), set()).add(name)
     if len(sums) > 1:
         raise ChecksumError(f"contenders read different bytes (checksum, tensors, bytes): {sums}")
 
 
-_SCENARIOS = ("warm", "cold", "again", "startup", "small", "sparse")
+_SCENARIOS = ("warm", "cold", "again", "startup", "small", "sparse", "node", "warm10", "queue")
 
 
 def main(arguments: list[str]) -> None:
@@ -344,6 +585,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--size", type=parse_size, default=4 * 10**9, help="of the checkpoint (4GB)")
     parser.add_argument("--small-tensors", type=int, default=100_000, metavar="COUNT")
     parser.add_argument("--sparse", type=parse_size, default=200 * 10**9, metavar="SIZE")
+    parser.add_argument("--staged-size", type=parse_size, default=10 * 10**9, help="of warm10's (10GB)")
+    parser.add_argument("--clients", type=int, default=64, help="of the queue (64)")
     parser.add_argument("--no-page", dest="page", action="store_false", help="only print")
     options = parser.parse_args(arguments)
 

@@ -263,7 +263,7 @@ def measure(
     contender: Contender,
     task: Task,
     *,
-    touch: bool = True,
+    touched: bool = True,
     held: "list[torch.Tensor] | None" = None,
     barrier: Callable[[], None] = lambda: None,
 ) -> Measurement:
@@ -283,7 +283,7 @@ def measure(
     cpu_before = _cpu_seconds()
     start = time.perf_counter()
     for _, tensor in load():
-        if touch:
+        if touched:
             checksum += touch(tensor)
         if held is not None:
             held.append(tensor)
@@ -369,7 +369,7 @@ def main(arguments: list[str]) -> None:
     measurement = measure(
         CONTENDERS[options.contender],
         task,
-        touch=not options.untouched,
+        touched=not options.untouched,
         held=held if options.hold else None,
         barrier=_wait_for_line if options.barrier else lambda: None,
     )

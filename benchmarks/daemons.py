@@ -75,6 +75,14 @@ class Daemon:
 
         return StreamerClient(self.socket_dir).status()
 
+    def prefetch(self, path: Path) -> float:
+        """Stages a checkpoint, and returns the seconds that it took."""
+        from penstock.client import StreamerClient
+
+        start = time.perf_counter()
+        StreamerClient(self.socket_dir).prefetch(path)
+        return time.perf_counter() - start
+
     def wait_until_populated(self, timeout_seconds: float = 60) -> None:
         """Until every slab that the limit allows is there, with its pages, and unused."""
         deadline = time.monotonic() + timeout_seconds

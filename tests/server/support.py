@@ -13,9 +13,10 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from penstock.server.checkpoint import Header, parse_header
+from penstock.server.checkpoint import parse_header
 from penstock.server.config import Config
 from penstock.server.sources import Access
+from penstock.server.table import Header
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -12,18 +12,9 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.server.checkpoint import (
-    DTYPE_BITS,
-    MAX_HEADER_BYTES,
-    MAX_INDEX_BYTES,
-    InvalidHeaderError,
-    InvalidIndexError,
-    PackedMetadata,
-    TensorTable,
-    parse_header,
-    parse_header_length,
-    parse_index,
-)
+from penstock.server.checkpoint import MAX_HEADER_BYTES, InvalidHeaderError, parse_header, parse_header_length
+from penstock.server.index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
+from penstock.server.table import DTYPE_BITS, PackedMetadata, TensorTable
 
 deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.checkpoint import Header, InvalidHeaderError, parse_header
+from penstock.server.checkpoint import InvalidHeaderError, parse_header
 from penstock.server.header import INLINE_BYTES, SPECULATIVE_BYTES, read_header
+from penstock.server.table import Header
 
 
 class MemoryFile:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.server import plan
-from penstock.server.checkpoint import TensorTable
 from penstock.server.errors import TensorNotFoundError
 from penstock.server.linux import PAGE_BYTES
 from penstock.server.plan import Selection
+from penstock.server.table import TensorTable
 
 from .support import header_of
 

@@ -17,7 +17,7 @@ from ..e2e.support import DaemonProcess, wait_until
 from . import checkpoints
 from .fleet import Fleet, WorkerProcess
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 12.0
 """Far more than any of these needs."""
 
 

@@ -15,13 +15,13 @@ from typing import Any, Protocol, TypeVar
 
 from . import plan
 from .catalog import Catalog, Checkpoint
-from .checkpoint import TensorTable
 from .errors import CheckpointChangedError, InvalidRequestError
 from .metrics import Totals
 from .plan import Selection
 from .sources import Access
 from .staged import Holder, StagedCheckpoint
 from .staging import Group, Staging
+from .table import TensorTable
 from .units import show_size
 
 _T = TypeVar("_T")

@@ -15,18 +15,13 @@ from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from .checkpoint import (
-    MAX_INDEX_BYTES,
-    Header,
-    InvalidHeaderError,
-    InvalidIndexError,
-    TensorTable,
-    parse_index,
-)
+from .checkpoint import InvalidHeaderError
 from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
 from .header import read_header
+from .index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
 from .sources import Access, SourceFile
 from .sources.file import list_directory, open_file
+from .table import Header, TensorTable
 from .units import show_size
 
 WEIGHTS_SUFFIX = ".safetensors"

@@ -30,14 +30,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from penstock.server.checkpoint import (
-    Header,
-    InvalidHeaderError,
-    PackedMetadata,
-    TensorTable,
-    parse_header,
-    parse_header_length,
-)
+from .checkpoint import InvalidHeaderError, parse_header, parse_header_length
+from .table import Header, PackedMetadata, TensorTable
 
 SPECULATIVE_BYTES = 256 * 1024
 """What the first read asks for: the headers of all but a few files are shorter."""

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from . import plan
 from .admission import Admission, Emit, Listing, Parts, Queued, Request
 from .catalog import Checkpoint
-from .checkpoint import TensorTable
 from .handoff import Session
 from .plan import Indices, Selection
 from .sources import Access
 from .staged import Piece, StagedCheckpoint
+from .table import TensorTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .checkpoint import TensorTable
 from .errors import TensorNotFoundError
 from .linux import PAGE_BYTES
+from .table import TensorTable
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TENSORS = 4096

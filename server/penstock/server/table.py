@@ -1,0 +1,229 @@
+"""What a header says, packed: the tensors of a file as columns, and its metadata. Pure.
+
+A million tensors must cost the daemon tens of megabytes, not hundreds, and pass between processes as bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+Buffer = bytes | bytearray | memoryview
+
+DTYPE_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "BOOL": 8,
+        "F4": 4,
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
+        "U8": 8,
+        "I8": 8,
+        "F8_E5M2": 8,
+        "F8_E4M3": 8,
+        "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "I16": 16,
+        "U16": 16,
+        "F16": 16,
+        "BF16": 16,
+        "I32": 32,
+        "U32": 32,
+        "F32": 32,
+        "C64": 64,
+        "F64": 64,
+        "I64": 64,
+        "U64": 64,
+    }
+)
+"""Every dtype of safetensors 0.8.0 and the bits of one element."""
+
+_DTYPES = tuple(DTYPE_BITS)
+DTYPE_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
+
+U64_MAX = 2**64 - 1
+_SHOWN_CHARS = 200
+
+
+def shown(name: str) -> str:
+    """A name fit for a message: printable and of bounded length."""
+    return repr(name) if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]!r}... ({len(name)} characters)"
+
+
+class TensorTable:
+    """The tensors of one file in file order: by start, then end, then name. Immutable.
+
+    Columns of one buffer, read in place, so that a million tensors cost one allocation and no objects.
+    Not a container of tensor objects: ask for the fields of tensor `i`.
+    """
+
+    # magic, tensors, data start, dims, bytes of names; then the columns in the order of `__init__`
+    _HEAD = struct.Struct("=5Q")
+    _MAGIC = 0x31656C6261546E50
+
+    __slots__ = ("_buffer", "_data_start", "_dim_ends", "_dims", "_dtypes", "_ends", "_name_ends", "_names")
+
+    def __init__(self, buffer: Buffer) -> None:
+        """Wraps `buffer` (kept, not copied; it must not change). Use `from_bytes`."""
+        view = memoryview(buffer).toreadonly()
+        if len(view) < self._HEAD.size:
+            raise ValueError("not a tensor table: too short")
+        magic, count, data_start, dims, names_bytes = self._HEAD.unpack_from(view)
+        if magic != self._MAGIC or len(view) != self._HEAD.size + 17 * count + 8 * dims + names_bytes:
+            raise ValueError("not a tensor table: wrong magic or length")
+        at = self._HEAD.size
+        self._buffer = view
+        self._data_start: int = data_start
+        self._ends = view[at : (at := at + 8 * count)].cast("Q")
+        self._dims = view[at : (at := at + 8 * dims)].cast("Q")
+        self._dim_ends = view[at : (at := at + 4 * count)].cast("I")
+        self._name_ends = view[at : (at := at + 4 * count)].cast("I")
+        self._dtypes = view[at : (at := at + count)]
+        self._names = view[at:]
+        if count and (self._dim_ends[-1] != dims or self._name_ends[-1] != names_bytes):
+            raise ValueError("not a tensor table: columns disagree")
+
+    @classmethod
+    def pack(
+        cls,
+        *,
+        data_start: int,
+        ends: array[int],
+        dims: array[int],
+        dim_ends: array[int],
+        name_ends: array[int],
+        dtypes: bytearray,
+        names: bytearray,
+    ) -> TensorTable:
+        """A table of columns in file order: `ends` are absolute file offsets, `dim_ends` and `name_ends`
+        say where a tensor's part of `dims` and of `names` ends, `dtypes` are DTYPE_CODES."""
+        head = cls._HEAD.pack(cls._MAGIC, len(ends), data_start, len(dims), len(names))
+        return cls(b"".join((head, ends, dims, dim_ends, name_ends, dtypes, names)))
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> TensorTable:
+        """The table that `to_bytes` gave. Keeps `data`; raises `ValueError` where it is no table.
+
+        Checks the shape of the columns, not every value: the bytes come from a process of our own.
+        """
+        return cls(data)
+
+    def to_bytes(self) -> memoryview:
+        """The table as bytes for another process of this machine (native byte order). Not a copy."""
+        return self._buffer
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def name(self, i: int) -> str:
+        """The tensor's name."""
+        return str(self._names[self._name_ends[i - 1] if i else 0 : self._name_ends[i]], "utf-8")
+
+    def names(self) -> Iterator[str]:
+        """All names, in file order."""
+        return map(self.name, range(len(self)))
+
+    def dtype(self, i: int) -> str:
+        """The dtype as the file spells it, a key of `DTYPE_BITS`."""
+        return _DTYPES[self._dtypes[i]]
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """The shape in elements, `()` for a scalar."""
+        return tuple(self._dims[self._dim_ends[i - 1] if i else 0 : self._dim_ends[i]])
+
+    def start(self, i: int) -> int:
+        """Absolute offset in the file of the tensor's first byte."""
+        # Valid files have no holes: where one tensor ends the next one starts.
+        return self._ends[i - 1] if i else self._data_start
+
+    def end(self, i: int) -> int:
+        """Absolute offset in the file just after the tensor's last byte."""
+        return self._ends[i]
+
+
+class PackedMetadata(Mapping[str, str]):
+    """The `__metadata__` of one file: a read-only mapping over one buffer, sorted by key.
+
+    Packed because hostile metadata may hold millions of pairs, which as a `dict` would cost the daemon
+    hundreds of MB and a long hold of the GIL.
+    """
+
+    _HEAD = struct.Struct("=Q")
+
+    __slots__ = ("_buffer", "_ends", "_text")
+
+    def __init__(self, buffer: Buffer) -> None:
+        """Wraps `buffer` (kept, not copied; it must not change). Use `from_bytes`."""
+        view = memoryview(buffer).toreadonly()
+        count = self._HEAD.unpack_from(view)[0] if len(view) >= self._HEAD.size else U64_MAX
+        text_at = self._HEAD.size + 8 * count  # two ends of 4 bytes a pair
+        if len(view) < text_at:
+            raise ValueError("not packed metadata: too short")
+        self._buffer = view
+        self._ends = view[self._HEAD.size : text_at].cast("I")
+        self._text = view[text_at:]
+        if (self._ends[-1] if count else 0) != len(self._text):
+            raise ValueError("not packed metadata: wrong length")
+
+    @classmethod
+    def pack(cls, pairs: Mapping[str, str]) -> PackedMetadata:
+        """Copies `pairs`."""
+        ends = array("I")
+        text = bytearray()
+        for key in sorted(pairs):
+            text += key.encode()
+            ends.append(len(text))
+            text += pairs[key].encode()
+            ends.append(len(text))
+        return cls(b"".join((cls._HEAD.pack(len(pairs)), ends, text)))
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> PackedMetadata:
+        """The mapping that `to_bytes` gave. Keeps `data`; raises `ValueError` where it is none."""
+        return cls(data)
+
+    def to_bytes(self) -> memoryview:
+        """The mapping as bytes for another process of this machine. Not a copy."""
+        return self._buffer
+
+    def _string(self, i: int) -> str:
+        return str(self._text[self._ends[i - 1] if i else 0 : self._ends[i]], "utf-8")
+
+    def __len__(self) -> int:
+        return len(self._ends) // 2
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._string, range(0, len(self._ends), 2))
+
+    def __getitem__(self, key: str) -> str:
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            found = self._string(2 * middle)
+            if found == key:
+                return self._string(2 * middle + 1)
+            low, high = (middle + 1, high) if found < key else (low, middle)
+        raise KeyError(key)
+
+    def __repr__(self) -> str:
+        return f"PackedMetadata({len(self)} pairs, {len(self._text)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors header says: tensors, metadata (empty where absent), and where the data starts."""
+
+    tensors: TensorTable
+    metadata: PackedMetadata
+    data_start: int
+    """Absolute offset of the data in the file: 8 plus the header's bytes."""
+    metadata_omitted: bool = False
+    """There is more metadata than is worth keeping; `metadata` is empty."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it costs to keep, its objects included."""
+        return len(self.tensors.to_bytes()) + len(self.metadata.to_bytes()) + 2048
