@@ -55,10 +55,10 @@ lint: venv  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: venv  ## Run the tests, without the stress tests
+test: venv  ## Run the tests, with the short form of the stress tests
 	@$(BIN)/python -m pytest -m 'not stress' $(ARGS)
 
-stress: venv  ## Run the stress tests
+stress: venv  ## Run the long stress tests (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
 
 demo: venv  ## Load a real model through a private daemon and check every bit

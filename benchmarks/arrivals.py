@@ -3,8 +3,8 @@
     python benchmarks/arrivals.py --socket-dir DIR PATH...
 
 forks a client for each path from one process that has imported torch, lets all of them load at the same
-moment, or with `--one-by-one` one after the other, and prints a JSON list of `Arrival`. Times are on the clock
-that all processes of a machine share.
+moment, or with `--one-by-one` one after the other, and prints a JSON list of `Arrival`. Times are on the
+clock that all processes of a machine share.
 """
 
 import argparse
@@ -19,12 +19,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
+import report
 from contenders import touch
 from daemons import Daemon, clean_environment
 
@@ -61,6 +62,8 @@ class Order:
     longest_queue: int
     # From the end of a load to the admission of the next: nobody used that memory while others waited.
     handovers: list[float]
+    # Messages that told a client its place.
+    places_told: int
 
 
 def run(paths: Sequence[Path], daemon: Daemon, *, one_by_one: bool = False) -> list[Arrival]:
@@ -91,7 +94,47 @@ def order(arrivals: Sequence[Arrival], log: Path, *, at_once: int) -> Order:
         fell_back=sum(a.places != sorted(a.places, reverse=True) for a in arrivals),
         longest_queue=max((max(a.places, default=0) for a in arrivals), default=0),
         handovers=[start - end for start, end in zip(began[at_once:], ended, strict=False)],
+        places_told=sum(len(a.places) for a in arrivals),
     )
+
+
+def lines(
+    orders: Sequence[Order], singles: Sequence[float], daemon_cpu: Sequence[float], peaks: Sequence[int]
+) -> list[str]:
+    """A table of rounds: with the seconds of one client alone, CPU seconds of the daemon while it served all,
+    and the staging buffer's peak in bytes."""
+    clients = orders[0].clients
+    seconds = [order.seconds for order in orders]
+    alone = [single * clients for single in singles]
+
+    def milliseconds(choose: Callable[[Sequence[float]], float]) -> str:
+        return report.spread([choose(order.handovers) * 1e3 for order in orders], 1)
+
+    rows = [
+        ["clients that finished with the right bytes", f"{clients}", f"{clients}"],
+        *(
+            [what, report.spread([getattr(order, field) for order in orders], 0), target]
+            for what, field, target in (
+                ("most places from its turn in the daemon's queue", "most_places_from_queue", "1"),
+                ("most places from the turn of its call", "most_places_from_call", ""),
+                ("clients that were told a worse place than before", "fell_back", "0"),
+                ("longest queue", "longest_queue", ""),
+            )
+        ),
+        [
+            "messages that told a client its place",
+            report.spread([order.places_told for order in orders], 0),
+            "",
+        ],
+        ["CPU seconds of the daemon", report.spread(daemon_cpu), ""],
+        ["seconds until all had finished", report.spread(seconds), ""],
+        ["seconds of one client alone", report.spread(singles, 3), ""],
+        [f"all, to {clients} times one alone", report.ratios(seconds, alone), ""],
+        ["from the end of one load to memory for the next, median, ms", milliseconds(statistics.median), ""],
+        ["the same, longest, ms", milliseconds(max), ""],
+        ["peak of the staging buffer, MB", f"{max(peaks) / 1e6:.1f}", ""],
+    ]
+    return report.markdown_table(["", "median (range)", "target"], rows)
 
 
 def median_seconds(arrivals: Sequence[Arrival]) -> float:

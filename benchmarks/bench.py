@@ -3,15 +3,14 @@
     python benchmarks/bench.py --only warm cold
     python benchmarks/bench.py --only warm --size 1GB --rounds 3 --no-page
 
-Prints tables, and writes docs/benchmarks.md and docs/benchmarks.png. A run of some scenarios leaves the others
-on the page as they were, so that they may be measured one by one; each says of which commit it is. Run it on a machine that does nothing
-else. As root it also drops all caches for the cold scenario, and measures huge pages for shared memory, for
-which it changes a setting of the machine and puts it back.
+Prints tables, and writes docs/benchmarks.md and docs/benchmarks.png. A run of some scenarios leaves the
+others on the page as they were, so that they may be measured one by one; each says of which commit it is. Run
+it on a machine that does nothing else. As root it also drops all caches for the cold scenario, and measures
+huge pages for shared memory, for which it changes a setting of the machine and puts it back.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import signal
 import statistics
@@ -20,13 +19,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import arrivals
 import crowd
 import make_checkpoint
 import report
 import system
-from contenders import CONTENDERS, NODE_PROCESSES, Measurement
+from contenders import CONTENDERS, Measurement
 from crowd import CrowdRun, Setup
 from daemons import Daemon, MemoryWatch, clean_environment
 from make_checkpoint import parse_size
@@ -76,22 +76,12 @@ _SMALL = [
     "fastsafetensors",
 ]
 _SMALL_SELDOM = {"runai-default", "fastsafetensors"}
-_NODE = [
-    Setup("penstock-full", 1, hold=True),
-    Setup("penstock-full", NODE_PROCESSES, hold=True),
-    Setup("penstock-1gb-views", 1, hold=False),
-    Setup("penstock-1gb-group", NODE_PROCESSES, hold=False),
-    Setup("runai-default", NODE_PROCESSES, hold=True),
-    Setup("runai-1gb", NODE_PROCESSES, hold=False),
-    Setup("runai-1gb-views", NODE_PROCESSES, hold=False),
-    Setup("safetensors-load", NODE_PROCESSES, hold=True),
-]
-# Of Penstock: what must hold (issue 3).
-_NODE_TARGETS = "at most 1.60 times one process, at least 5 times as fast as Run:ai"
-_PRIVATE_BYTES = 200_000_000
 # Contenders that are slow, or of which less depends, are measured in no more rounds than this.
 _SELDOM_ROUNDS = 3
 _CLIENTS_AT_ONCE = 2
+
+
+_T = TypeVar("_T")
 
 
 class ChecksumError(Exception):
@@ -136,7 +126,7 @@ class Bench:
             def measure(name: str) -> float:
                 system.drop_page_cache(_files(path))
                 runs[name].append(self._run(name, path, daemons))
-                self._tell(name, runs[name])
+                _tell_run(name, runs[name])
                 return runs[name][-1].measurement.last_seconds
 
             raw_before = measure(_RAW)
@@ -148,8 +138,8 @@ class Bench:
         _compare_checksums(runs)
         own_seconds = {name: [run.measurement.last_seconds for run in runs[name]] for name in names}
         compared = [
-            f"- {CONTENDERS[name].label}: {report.ratios(raw_seconds[name], own_seconds[name])} of the rate of "
-            "the raw reads right before and after it"
+            f"- {CONTENDERS[name].label}: {report.ratios(raw_seconds[name], own_seconds[name])} of the rate "
+            "of the raw reads right before and after it"
             for name in names
         ]
         dropped = "all caches" if system.drops_all_caches() else "the checkpoint's pages"
@@ -252,28 +242,26 @@ class Bench:
 
     def node(self) -> None:
         path = make_checkpoint.llama_checkpoint(self.size_bytes)
-        by_label = {
-            setup.label: setup
-            for setup in _NODE
-            if setup.contender in self._only_contenders and self._fits(setup, path)
-        }
-        seldom = {label for label, setup in by_label.items() if not CONTENDERS[setup.contender].daemon}
-        runs: dict[str, list[CrowdRun]] = {label: [] for label in by_label}
-        for label in self._turns(list(by_label), seldom):
-            setup = by_label[label]
+        setups = [
+            setup for setup in crowd.SETUPS if setup.contender in self._only_contenders and _fits(setup, path)
+        ]
+        seldom = {setup for setup in setups if not CONTENDERS[setup.contender].daemon}
+        runs: dict[Setup, list[CrowdRun]] = {setup: [] for setup in setups}
+        for setup in self._turns(setups, seldom):
             system.fill_page_cache(_files(path))
             with contextlib.ExitStack() as stack:
                 # A daemon that has not read anything.
                 kind = CONTENDERS[setup.contender].daemon
                 daemon = stack.enter_context(_started(kind, path)) if kind else None
-                runs[label].append(crowd.run(setup, _files(path), daemon))
-            print(f"  round {len(runs[label])} {label:<50} {runs[label][-1].seconds:8.3f} s", file=sys.stderr)
-        _compare_measurements({label: [m for run in runs[label] for m in run.measurements] for label in runs})
-        self._publish_lines("node", _node_lines(runs, _checkpoint_bytes(path)))
+                runs[setup].append(crowd.run(setup, _files(path), daemon))
+            _tell(setup.label, len(runs[setup]), runs[setup][-1].seconds)
+        _compare_measurements(
+            {setup.label: [m for run in runs[setup] for m in run.measurements] for setup in setups}
+        )
+        self._publish_lines("node", crowd.lines(runs))
 
     def warm10(self) -> None:
-        path = make_checkpoint.llama_checkpoint(self.staged_bytes)
-        needed = _roomy_bytes(path) + 2 * _ONE_GB
+        needed = self.staged_bytes * 21 // 20 + 2 * _ONE_GB
         if system.available_bytes() < needed:
             print(
                 f"warm10 left out: it needs {needed / 1e9:.1f} GB of memory, "
@@ -281,6 +269,7 @@ class Bench:
                 file=sys.stderr,
             )
             return
+        path = make_checkpoint.llama_checkpoint(self.staged_bytes)
         name = "penstock-full"
         # What the bytes are, and what another loader needs that has them in the page cache.
         system.drop_page_cache(_files(path))
@@ -293,9 +282,13 @@ class Bench:
             for _ in range(self.rounds):
                 for each in untouched:
                     untouched[each].append(self._run(each, path, daemons, "--hold", "--untouched"))
-                    self._tell(f"{each} untouched", untouched[each])
+                    _tell(
+                        f"{each} untouched",
+                        len(untouched[each]),
+                        untouched[each][-1].measurement.last_seconds,
+                    )
                 runs[name].append(self._run(name, path, daemons, "--hold"))
-                self._tell(name, runs[name])
+                _tell_run(name, runs[name])
             status = daemon.status()
         _compare_checksums(runs)
         data_bytes = runs[name][0].measurement.size_bytes
@@ -316,8 +309,8 @@ class Bench:
         loads = len(untouched[name]) + len(runs[name])
         lines = [
             f"{data_bytes / 1e9:.2f} GB in {runs[name][0].measurement.tensors} tensors, prefetched in "
-            f"{prefetch_seconds:.1f} s into a limit of {status['staging']['limit_bytes'] / 1e9:.1f} GB. Every "
-            "load is a new process.",
+            f"{prefetch_seconds:.1f} s into a limit of {status['staging']['limit_bytes'] / 1e9:.1f} GB. "
+            "Every load is a new process.",
             "",
             *report.markdown_table(["seconds", "median (range)", "target"], rows),
             "",
@@ -332,7 +325,7 @@ class Bench:
         slab_bytes = 2 << 20
         # Two checkpoints, each with its share of a slab and of alignment; no third.
         limit = _CLIENTS_AT_ONCE * (paths[0].stat().st_size // slab_bytes + 2) * slab_bytes
-        orders, singles, peaks, summed = [], [], [], set()
+        orders, singles, daemon_cpu, peaks, summed = [], [], [], [], set()
         for _ in range(self.rounds):
             system.fill_page_cache(files)
             with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
@@ -340,79 +333,30 @@ class Bench:
                 with Daemon("--memory-limit", str(limit), log=log) as daemon:
                     daemon.wait_until_populated()
                     singles.append(arrivals.median_seconds(arrivals.run(paths[:8], daemon, one_by_one=True)))
+                    cpu_before = daemon.cpu_seconds()
                     crowd_arrivals = arrivals.run(paths, daemon)
+                    daemon_cpu.append(daemon.cpu_seconds() - cpu_before)
                     peaks.append(daemon.status()["staging"]["peak_bytes"])
                 orders.append(arrivals.order(crowd_arrivals, log, at_once=_CLIENTS_AT_ONCE))
             summed.add(sum(arrival.checksum for arrival in crowd_arrivals))
-            print(f"  round {len(orders)}/{self.rounds} {orders[-1].seconds:8.3f} s", file=sys.stderr)
+            _tell(f"{self.clients} clients", len(orders), orders[-1].seconds)
         summed.add(self._run("safetensors-load", paths[0].parent, {}, files=files).measurement.checksum)
         if len(summed) > 1:
             raise ChecksumError(f"queue: different sums of the same files: {summed}")
-        handovers = [max(order.handovers) for order in orders]
-        medians = [statistics.median(order.handovers) for order in orders]
-        alone = [single * self.clients for single in singles]
-        seconds = [order.seconds for order in orders]
-        rows = [
-            [
-                "clients that finished, each with the right bytes",
-                f"{min(o.clients for o in orders)}",
-                f"{self.clients}",
-            ],
-            [
-                "places from its turn, by the daemon's queue",
-                _most(o.most_places_from_queue for o in orders),
-                "1",
-            ],
-            [
-                "places from its turn, by the begin of the call",
-                _most(o.most_places_from_call for o in orders),
-                "",
-            ],
-            ["clients told a worse place than before", _most(o.fell_back for o in orders), "0"],
-            ["longest queue", _most(o.longest_queue for o in orders), ""],
-            ["seconds until all had finished", report.spread(seconds), ""],
-            ["one client alone, seconds", report.spread(singles, 3), ""],
-            [f"all, to {self.clients} times one alone", report.ratios(seconds, alone), ""],
-            [
-                "memory given back to memory given out, ms, median",
-                report.spread([s * 1e3 for s in medians], 1),
-                "",
-            ],
-            [
-                "memory given back to memory given out, ms, longest",
-                report.spread([s * 1e3 for s in handovers], 1),
-                "",
-            ],
-            ["peak of the staging buffer", f"{max(peaks) / 1e6:.1f} MB", f"{limit / 1e6:.1f} MB"],
-        ]
-        lines = [
-            f"{self.clients} processes start at the same moment, each with a checkpoint of its own of "
-            f"{paths[0].stat().st_size / 1e6:.0f} MB, page cache warm. Times are the clients'.",
-            "",
-            *report.markdown_table(["memory for two", "", "target"], rows),
-        ]
-        self._publish_lines("queue", lines)
+        text = (
+            f"{self.clients} processes load at the same moment, each a checkpoint of its own of "
+            f"{paths[0].stat().st_size / 1e6:.0f} MB, page cache warm, under a limit of {limit / 1e6:.1f} "
+            "MB, which fits two. Times are the clients'."
+        )
+        self._publish_lines("queue", [text, "", *arrivals.lines(orders, singles, daemon_cpu, peaks)])
 
-    def _fits(self, setup: Setup, path: Path) -> bool:
-        """Whether what the processes keep for themselves fits beside the page cache."""
-        private = setup.hold and setup.contender.startswith("runai")
-        needed = (setup.processes * private + 1) * _checkpoint_bytes(path) + _ONE_GB
-        if system.available_bytes() >= needed:
-            return True
-        print(f"{setup.label} left out: it needs {needed / 1e9:.1f} GB of memory", file=sys.stderr)
-        return False
-
-    def _turns(self, names: list[str], seldom: Collection[str]) -> Iterator[str]:
+    def _turns(self, names: list[_T], seldom: Collection[_T]) -> Iterator[_T]:
         for number in range(self.rounds):
             # Each round starts with another one, so that nobody always comes after the same.
             turn = number % len(names) if names else 0
             for name in names[turn:] + names[:turn]:
                 if number < _SELDOM_ROUNDS or name not in seldom:
                     yield name
-
-    def _tell(self, name: str, runs: list[Run]) -> None:
-        seconds = runs[-1].measurement.last_seconds
-        print(f"  round {len(runs)} {name:<35} {seconds:8.3f} s", file=sys.stderr)
 
     def _chosen(self, names: list[str]) -> list[str]:
         return [name for name in names if name in self._only_contenders]
@@ -440,7 +384,7 @@ class Bench:
         for name in self._turns(names, seldom):
             before(_files(path))
             runs[name].append(self._run(name, path, daemons))
-            self._tell(name, runs[name])
+            _tell_run(name, runs[name])
         _compare_checksums(runs)
         return runs
 
@@ -536,13 +480,22 @@ def _roomy_bytes(path: Path) -> int:
     return _checkpoint_bytes(path) * 26 // 25
 
 
-def _node_lines(runs: dict[str, list[CrowdRun]], checkpoint_bytes: int) -> list[str]:
-    return []
+def _fits(setup: Setup, path: Path) -> bool:
+    """Whether what the processes keep for themselves fits beside the page cache."""
+    copies = setup.processes if setup.hold and setup.contender.startswith("runai") else 0
+    needed = (copies + 1) * _checkpoint_bytes(path) + _ONE_GB
+    if system.available_bytes() >= needed:
+        return True
+    print(f"{setup.label} left out: it needs {needed / 1e9:.1f} GB of memory", file=sys.stderr)
+    return False
 
 
-def _most(values: "Iterator[int] | Collection[int]") -> str:
-    numbers = list(values)
-    return f"{statistics.median(numbers):g} ({min(numbers)}-{max(numbers)})"
+def _tell_run(what: str, runs: list[Run]) -> None:
+    _tell(what, len(runs), runs[-1].measurement.last_seconds)
+
+
+def _tell(what: str, number: int, seconds: float) -> None:
+    print(f"  round {number} {what:<50} {seconds:8.3f} s", file=sys.stderr)
 
 
 def _checkpoint_bytes(path: Path) -> int:

@@ -275,7 +275,7 @@ def measure(
     load = contender.prepare(task)
     tensors = size_bytes = checksum = 0
     first_seconds = 0.0
-    shapes: "dict[tuple[torch.Size, torch.dtype], int]" = {}
+    shapes: dict[tuple[torch.Size, torch.dtype], int] = {}
 
     barrier()
     _reset_peak_rss()

@@ -1,6 +1,7 @@
 """Several processes that load the same checkpoint at once, and the memory they take."""
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -9,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import report
 import system
-from contenders import CONTENDERS, Measurement
+from contenders import CONTENDERS, NODE_PROCESSES, Measurement
 from daemons import Daemon, clean_environment
 
 _CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
@@ -29,6 +31,23 @@ class Setup:
         return f"{self.processes} x {CONTENDERS[self.contender].label}{', kept' if self.hold else ''}"
 
 
+_ONE, _ONE_WINDOW = Setup("penstock-full", 1, hold=True), Setup("penstock-1gb-views", 1, hold=False)
+_ALL, _WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE = (
+    Setup(contender, NODE_PROCESSES, hold=hold)
+    for contender, hold in (
+        ("penstock-full", True),
+        ("penstock-1gb-group", False),
+        ("runai-default", True),
+        ("runai-1gb", False),
+        ("runai-1gb-views", False),
+        ("safetensors-load", True),
+    )
+)
+SETUPS = [_ONE, _ALL, _ONE_WINDOW, _WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE]
+# What each process may take beyond its import, the limit aside (the target).
+_PRIVATE_BYTES = 200_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class CrowdRun:
     """One round of a setup. Memory is in PSS, taken while every process still has what it keeps."""
@@ -41,6 +60,9 @@ class CrowdRun:
     clients_bytes: int
     # Of the daemon at the end, all slabs that it has included.
     daemon_bytes: int
+    # While all loaded.
+    daemon_cpu_seconds: float
+    limit_bytes: int
     # What the daemon read from the files.
     read_bytes: int
 
@@ -53,16 +75,92 @@ def run(setup: Setup, files: list[str], daemon: Daemon | None) -> CrowdRun:
     with _Crowd(setup, files, daemon) as crowd:
         crowd.wait_until_ready()
         imported_bytes = crowd.pss_bytes()
+        cpu_before = daemon.cpu_seconds() if daemon else 0.0
         started_at = time.monotonic()
         measurements = crowd.load()
+        daemon_cpu_seconds = daemon.cpu_seconds() - cpu_before if daemon else 0.0
+        status = daemon.status() if daemon else None
         return CrowdRun(
             measurements=measurements,
             seconds=max(m.finished_at for m in measurements) - started_at,
             imported_bytes=imported_bytes,
             clients_bytes=crowd.pss_bytes(),
             daemon_bytes=system.pss_bytes(daemon.pid) if daemon else 0,
-            read_bytes=daemon.status()["totals"]["read_bytes"] if daemon else 0,
+            daemon_cpu_seconds=daemon_cpu_seconds,
+            limit_bytes=status["staging"]["limit_bytes"] if status else 0,
+            read_bytes=status["totals"]["read_bytes"] if status else 0,
         )
+
+
+def lines(runs: dict[Setup, list[CrowdRun]]) -> list[str]:
+    """A table, what it says, and the comparisons."""
+    rows = []
+    for setup, rounds in runs.items():
+        size_bytes = sum(m.size_bytes for m in rounds[0].measurements)
+        seconds = [run.seconds for run in rounds]
+        daemon = CONTENDERS[setup.contender].daemon is not None
+        bound = rounds[0].limit_bytes + setup.processes * _PRIVATE_BYTES
+        rows.append(
+            [
+                setup.label,
+                report.spread(seconds),
+                f"{size_bytes / statistics.median(seconds) / 1e9:.2f}",
+                f"{statistics.median(sum(m.cpu_seconds for m in run.measurements) for run in rounds):.2f}",
+                f"{statistics.median(run.daemon_cpu_seconds for run in rounds):.2f}" if daemon else "",
+                _times_read(rounds, size_bytes // setup.processes) if daemon else "",
+                _megabytes([run.clients_bytes - run.imported_bytes for run in rounds]),
+                _megabytes([run.daemon_bytes for run in rounds]) if daemon else "",
+                _megabytes([run.beyond_import_bytes for run in rounds]),
+                f"{bound / 1e6:.0f}" if daemon else "",
+            ]
+        )
+    head = [
+        *("processes", "seconds", "GB/s", "CPU s", "daemon CPU s", "file read"),
+        *("clients MB", "daemon MB", "sum MB", "target MB"),
+    ]
+    return [
+        "Seconds from the start of all to the last tensor of the last. Memory: PSS (a page that n processes "
+        "map counts as an n-th in each), taken when all have finished and keep what they keep; of the "
+        "clients the growth since torch and the loader were imported, mapped pages of the page cache "
+        "included; of the daemon everything, all slabs included. The target is the limit and 200 MB for "
+        "each client.",
+        "",
+        *report.markdown_table(head, rows),
+        "",
+        *(
+            f"- {ours.label}: {report.ratios(_seconds(runs[ours]), _seconds(runs[one]))} times as long as "
+            f"{one.label} (target: at most 1.6)"
+            for ours, one in ((_ALL, _ONE), (_WINDOW, _ONE_WINDOW))
+            if ours in runs and one in runs
+        ),
+        *(
+            f"- {ours.label}: {report.ratios(_seconds(runs[other]), _seconds(runs[ours]))} times as fast as "
+            f"{other.label}{' (target: at least 5)' if other != _LOAD_FILE else ''}"
+            for ours, other in (
+                (_ALL, _RUNAI),
+                (_ALL, _LOAD_FILE),
+                (_WINDOW, _RUNAI_1GB),
+                (_WINDOW, _RUNAI_1GB_VIEWS),
+            )
+            if ours in runs and other in runs
+        ),
+    ]
+
+
+def _seconds(rounds: list[CrowdRun]) -> list[float]:
+    return [run.seconds for run in rounds]
+
+
+def _megabytes(sizes: list[int]) -> str:
+    return report.spread([size / 1e6 for size in sizes], 0)
+
+
+def _times_read(rounds: list[CrowdRun], size_bytes: int) -> str:
+    """Of the bytes of the checkpoint's tensors."""
+    read = {run.read_bytes for run in rounds}
+    if read == {size_bytes}:
+        return "once"
+    return f"{min(read) / size_bytes:.6f}-{max(read) / size_bytes:.6f}"
 
 
 class _Crowd:

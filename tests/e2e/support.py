@@ -286,6 +286,10 @@ class RawLoad:
         assert response.WhichOneof("response") == kind, response
         return getattr(response, kind)
 
+    def next_but(self, kind: str) -> Any:
+        """The next message that is not of that kind."""
+        return next(response for response in self._call if response.WhichOneof("response") != kind)
+
     def select(self, names: list[str]) -> None:
         self._requests.put(pb.LoadRequest(select=pb.SelectTensors(names=names)))
 

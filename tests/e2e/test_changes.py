@@ -86,7 +86,7 @@ def test_a_file_changed_in_mid_stream_fails_the_load_and_never_yields_a_wrong_te
         change(path)
         assert digest(tensor) == digest(OLD[name])
         del tensor
-        found = []
+        found: list[tuple[str, str]] = []
         with pytest.raises(errors.CheckpointChangedError, match=str(path)):
             found.extend((name, digest(tensor)) for name, tensor in iterator)
     assert len(found) < len(OLD) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -156,8 +157,7 @@ def test_a_token_dies_with_its_connection(
         try:
             raw.service.GetStatus(pb.GetStatusRequest(), metadata=[("penstock-session", raw.token)])
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED
         return False
 
     wait_until(gone, "the token to die")
@@ -190,10 +190,8 @@ def test_a_load_whose_handoff_connection_closes_while_it_waits_for_a_choice_ends
 def test_garbage_on_the_handoff_socket_ends_that_connection(garbage: bytes, raw: RawClient) -> None:
     raw.handoff.send(garbage)
     raw.handoff.settimeout(30)
-    try:
+    with contextlib.suppress(ConnectionResetError):
         assert raw.handoff.recv(1) == b""
-    except ConnectionResetError:
-        pass
 
 
 def test_descriptors_sent_to_the_daemon_are_not_kept(
@@ -202,10 +200,8 @@ def test_descriptors_sent_to_the_daemon_are_not_kept(
     with (tmp_path / "mine").open("w") as mine:
         socket.send_fds(raw.handoff, [b"have these"], [mine.fileno()] * 100)
     raw.handoff.settimeout(30)
-    try:
+    with contextlib.suppress(ConnectionResetError):
         raw.handoff.recv(1)
-    except ConnectionResetError:
-        pass
     daemon.wait_idle()
     assert str(tmp_path / "mine") not in daemon.fds()
 
@@ -417,19 +413,14 @@ def test_thousands_of_sources_leave_the_daemon_able_to_open_files(
         client.load(pb.LoadRequest(open=pb.OpenLoad(sources=[str(path)] * 3000, list_tensors=True)))
         for client in clients
     ]
-    outcomes = []
     for call in calls:
-        try:
-            outcomes.append(next(call).WhichOneof("response"))
-        except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            outcomes.append(error.code().name)
+        with contextlib.suppress(grpc.RpcError):  # served or refused
+            next(call)
     same(daemon.client().load_state_dict(path).items(), tensors)
     for client in clients:
         client.close()
     daemon.wait_idle()
     wait_until(lambda: str(path) not in daemon.fds(), "the files to be closed")
-    assert len(outcomes) == 3
 
 
 # ---- hostile files -------------------------------------------------------------------------------
@@ -473,7 +464,7 @@ def test_costly_headers_hold_nobody_up(daemon: DaemonProcess, checkpoint: Checkp
     clients = [RawClient(daemon) for _ in range(20)]
     calls = [client.load(opening(costly)) for client in clients]
     wait_until(lambda: len(daemon.status()["loads"]) == 20, "all to be resolved")
-    path, tensors = checkpoint
+    tensors = checkpoint[1]
     fresh = write_checkpoint(tmp_path / "fresh.safetensors", tensors)
     same(daemon.client().load_state_dict(fresh).items(), tensors)
     still = len(daemon.status()["loads"])

@@ -74,13 +74,14 @@ def container(unshare: tuple[str, ...], top: Path, shared: dict[Path, str], code
         lines.append(f"{make} {target} && mount --bind {shlex.quote(str(path))} {target}")
     lines += [
         f"mkdir -p -m 1777 {top}/tmp && mkdir -p {top}/dev/shm {top}/proc",
-        f"for name in null zero urandom; do touch {top}/dev/$name && mount --bind /dev/$name {top}/dev/$name; done",
+        f"cd {top}/dev && touch null zero urandom && cd /",
+        *(f"mount --bind /dev/{name} {top}/dev/{name}" for name in ("null", "zero", "urandom")),
         f"mount -t tmpfs -o size=64k tmpfs {top}/dev/shm",
         f"mount -t proc proc {top}/proc",
         f'exec chroot {top} "$@"',
     ]
-    path = ":".join(str(directory) for directory in code if directory.is_dir())
-    return [*unshare, "sh", "-c", "\n".join(lines), "sh", "/usr/bin/env", f"PYTHONPATH={path}"]
+    search = ":".join(str(directory) for directory in code if directory.is_dir())
+    return [*unshare, "sh", "-c", "\n".join(lines), "sh", "/usr/bin/env", f"PYTHONPATH={search}"]
 
 
 def child_of(process: subprocess.Popen[Any]) -> int:
@@ -303,8 +304,8 @@ def test_a_user_sees_own_loads_only(
         seen = {(one["uid"], one["pid"]) for stage in status["stages"] for one in stage["holders"]}
         assert seen == {(uid, holder.pid), (uid, pausing[uid].pid)}
     everything = module_daemon.status()
-    seen = {one["uid"] for stage in everything["stages"] for one in stage["holders"]}
-    assert seen == {NOBODY, SOMEBODY}
+    users = {one["uid"] for stage in everything["stages"] for one in stage["holders"]}
+    assert users == {NOBODY, SOMEBODY}
     nursery.end_all()
     module_daemon.wait_idle()
 

@@ -189,7 +189,7 @@ def test_an_index_that_is_not_true_is_refused(start_daemon: StartDaemon, tmp_pat
 def test_a_tensor_larger_than_the_limit_is_refused_by_name(start_daemon: StartDaemon, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", {"small": torch.ones(1), "huge": torch.ones(3 * MIB)})
     client = start_daemon("--memory-limit", "8MiB").client()
-    with pytest.raises(errors.MemoryLimitTooSmallError, match="'huge'.*12582912 bytes.*8388608"):
+    with pytest.raises(errors.MemoryLimitTooSmallError, match=r"'huge'.*12582912 bytes.*8388608"):
         client.load(path)
     assert list(client.load_state_dict(path, tensors=["small"])) == ["small"]
 

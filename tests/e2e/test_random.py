@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import tempfile
@@ -113,8 +114,6 @@ def expected_digests(path: Path, named: dict[str, Spec]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def daemons() -> Iterator[dict[tuple[str, str], DaemonProcess]]:
     """One for every limit and block size, started when first needed by an example."""
-    import contextlib
-
     with contextlib.ExitStack() as stack:
         yield _Daemons(stack)
 
@@ -126,12 +125,13 @@ class _Daemons(dict[tuple[str, str], DaemonProcess]):
     def __missing__(self, key: tuple[str, str]) -> DaemonProcess:
         limit, block = key
         flags = ("--memory-limit", limit, "--block-size", block, "--concurrency", "3")
-        self[key] = daemon = self._stack.enter_context(running_daemon(*flags))
+        daemon: DaemonProcess = self._stack.enter_context(running_daemon(*flags))
+        self[key] = daemon
         return daemon
 
 
 @settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
@@ -157,11 +157,12 @@ def test_random_checkpoints_come_out_bit_for_bit(
             paths.append(path)
             order += list(named)
         names: list[str] | None = None
-        if order and data.draw(st.booleans()):
+        selects: bool = data.draw(st.booleans())
+        if order and selects:
             names = data.draw(st.lists(st.sampled_from(order), unique=True))
         least = "64MiB" if daemon_limit == "-1" else "2MiB"  # one slab
         limit = data.draw(st.sampled_from([None, 0, least, "1GiB"]))
-        for owned in data.draw(st.sampled_from([(True,), (False,), (True, False)])):
+        for owned in data.draw(st.sampled_from([[True], [False], [True, False]])):
             kept = []
             found = {}
             with daemon.client().load(paths, tensors=names, memory_limit=limit, owned=owned) as load:

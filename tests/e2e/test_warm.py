@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from penstock.client import cli
+from penstock.client.rpc import Session
+from penstock.v1 import streamer_pb2 as pb
 
 from .support import (
     DaemonProcess,
@@ -217,6 +219,21 @@ def test_a_part_of_a_cancelled_load_is_complete_only_with_the_rest(
     leave_partial(daemon, path)
     name = max(tensors)  # in the last file, which is not there
     same(daemon.client().load_state_dict(path, tensors=[name]).items(), {name: tensors[name]})
+
+
+def test_a_pin_that_was_cancelled_keeps_no_part(daemon: DaemonProcess, sharded: Checkpoint) -> None:
+    request = pb.PrefetchRequest(sources=[str(sharded[0])], pin=True)
+    ready = total = 0
+    while not 0 < ready < total:  # until it was cancelled in the middle
+        daemon.client().evict()
+        with Session(daemon.socket_dir) as session:
+            answers = session.service.Prefetch(request, metadata=session.metadata)
+            next(answers)
+            answers.cancel()
+        daemon.wait_idle()
+        (stage,) = daemon.status()["stages"]
+        ready, total = stage["ready_bytes"], stage["total_bytes"]
+    assert not stage["pinned"]
 
 
 def test_a_load_that_failed_leaves_nothing_that_is_served(daemon: DaemonProcess, sharded: Checkpoint) -> None:

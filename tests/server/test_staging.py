@@ -186,8 +186,8 @@ class Bench:
             holder=Holder(uid, 1, "test", 0.0),
             group=group,
             tenant=None if pin else uid,
-            pin=pin,
         )
+        visit.staged.pinned = visit.staged.pinned or pin
         if visit.staged.checkpoint is not checkpoint:
             checkpoint.close()
         return visit
@@ -354,7 +354,7 @@ async def test_a_load_may_not_take_more_than_the_daemon_has(make: Callable[..., 
 
 
 def test_only_whole_refuses_what_does_not_fit_as_a_whole() -> None:
-    assert Demand(3, 2, 1).only_whole(99) == Demand(3, 3, 3)
+    assert Demand(3, 2, 1).only_whole(99) == Demand(3, 3, 3, 3, whole_only=True)
     with pytest.raises(MemoryLimitTooSmallError, match="99 bytes"):
         Demand(0, 2, 1).only_whole(99)
 

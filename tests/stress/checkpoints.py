@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def layout(file: str, version: int) -> tuple[Spec, ...]:
     for number, wished in enumerate(_KINDS[kind](source)):
         dtype = "U8" if wished % 8 else source.choice(tuple(_SIZES))
         count = wished // _SIZES[dtype]
-        shape = (2, count // 2) if count % 2 == 0 and count else (count,)
+        shape: tuple[int, ...] = (2, count // 2) if count % 2 == 0 and count else (count,)
         if wished == 8 and source.random() < 0.5:
             dtype, shape = "I64", ()
         specs.append(Spec(f"{file}/{number:04d}", dtype, shape, start, wished))
@@ -103,13 +104,14 @@ def claim(file: str, version: int, number: int) -> int:
     return version << 32 | zlib.crc32(f"{file}/{number}".encode())
 
 
-def content(file: str, version: int, number: int, size_bytes: int) -> np.ndarray:  # type: ignore[type-arg]
+def content(file: str, version: int, number: int, size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes of a tensor."""
     words = _RAMP[: size_bytes // 8 + 1] + np.uint64(claim(file, version, number))
-    return words.view(np.uint8)[:size_bytes]
+    data: np.ndarray[Any, np.dtype[np.uint8]] = words.view(np.uint8)[:size_bytes]
+    return data
 
 
-def claimed_version(file: str, number: int, data: np.ndarray) -> int:  # type: ignore[type-arg]
+def claimed_version(file: str, number: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
     """The version that a tensor of at least eight bytes says it is of. Raises ValueError."""
     word = int(data[:8].copy().view(np.uint64)[0])
     version = word >> 32
@@ -126,14 +128,16 @@ def wanted(spec: Spec, selection: str | None) -> bool:
     return int(spec.name[-4:]) % every == rest
 
 
-def largest_ring_bytes(file: str, version: int, selection: str | None) -> int:
-    """Room in a ring that the tensor which needs most of it needs: whole pages of the file."""
-    needed = 0
+def largest(file: str, version: int, selection: str | None) -> tuple[int, int]:
+    """Bytes of the largest tensor, and the most room in a ring, which has whole pages of the file, that one
+    needs."""
+    size_bytes = ring_bytes = 0
     for spec in layout(file, version):
         if spec.size_bytes and wanted(spec, selection):
             end = -(-(spec.start + spec.size_bytes) // PAGE_BYTES)
-            needed = max(needed, (end - spec.start // PAGE_BYTES) * PAGE_BYTES)
-    return needed
+            size_bytes = max(size_bytes, spec.size_bytes)
+            ring_bytes = max(ring_bytes, (end - spec.start // PAGE_BYTES) * PAGE_BYTES)
+    return size_bytes, ring_bytes
 
 
 @functools.lru_cache(64)
@@ -152,9 +156,7 @@ def encoded(file: str, version: int) -> bytes:
         }
     ).encode()
     parts = [(first - 8).to_bytes(8, "little"), header.ljust(first - 8)]
-    parts += [
-        content(file, version, number, spec.size_bytes).tobytes() for number, spec in enumerate(specs)
-    ]
+    parts += [content(file, version, number, spec.size_bytes).tobytes() for number, spec in enumerate(specs)]
     return b"".join(parts)
 
 

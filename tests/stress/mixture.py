@@ -1,13 +1,14 @@
 """Runs a plan against a real daemon and real client processes, and judges everything that it sees.
 
-    steps in order --> the next idle worker of the step's user --> its answer --> model.Situation
-    meanwhile: kills, stops, and a look at the daemon's memory every 50 ms
-    at the end: nobody left, nothing left
+steps in order --> the next idle worker of the step's user --> its answer --> model.Situation
+meanwhile: kills, stops, and a look at the daemon's memory every 50 ms
+at the end: nobody left, nothing left
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from penstock.client.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
@@ -89,12 +91,12 @@ class Mixture:
         open_dir, closed_dir = self._top / "open", self._top / "closed"
         for directory in (open_dir, open_dir / plans.DIRECTORY, closed_dir):
             directory.mkdir(mode=0o755)
-        places = {name: open_dir for name in plans.FILES}
-        places |= {name: open_dir / plans.DIRECTORY for name in plans.IN_DIRECTORY}
+        places = dict.fromkeys(plans.FILES, open_dir)
+        places |= dict.fromkeys(plans.IN_DIRECTORY, open_dir / plans.DIRECTORY)
         places[plans.FORBIDDEN] = closed_dir
         for name, directory in places.items():
             file = File(directory / f"{name}.safetensors", allowed=directory != closed_dir)
-            file.change(lambda version, path=file.path: checkpoints.replace(path, version), atomic=True)
+            file.change(functools.partial(checkpoints.replace, file.path), atomic=True)
             self._files[name] = file
 
     def _start_daemon(self) -> DaemonProcess:
@@ -157,7 +159,7 @@ class Mixture:
         elif step.how == "truncate":
             file.truncate()
         elif step.how == "replace":
-            file.change(lambda version: checkpoints.replace(file.path, version), atomic=not file.broken)
+            file.change(functools.partial(checkpoints.replace, file.path), atomic=not file.broken)
         else:
             truncate, pause = step.how == "rewrite", step.pause_seconds
             file.change(
@@ -258,7 +260,11 @@ class Mixture:
         shared, own = self._memory()
         self.peak_bytes = max(self.peak_bytes, staging.peak_bytes)
         if self._limits.memory_limit > 0:
-            for what, amount in (("staging", used), ("peak", staging.peak_bytes), ("RssShmem", shared - SLACK_BYTES)):
+            for what, amount in (
+                ("staging", used),
+                ("peak", staging.peak_bytes),
+                ("RssShmem", shared - SLACK_BYTES),
+            ):
                 if amount > self._limits.memory_limit:
                     self._fail(f"{what} of {amount} bytes is over the limit of {self._limits.memory_limit}")
         elif shared > staging.peak_bytes + SLACK_BYTES:

@@ -78,8 +78,7 @@ class File:
         return {
             version
             for version, span in self.written.items()
-            if span.began <= ended
-            and (version not in self.replaced or self.replaced[version].ended >= began)
+            if span.began <= ended and (version not in self.replaced or self.replaced[version].ended >= began)
         }
 
 
@@ -91,12 +90,12 @@ class Limits:
     slab_bytes: int
     max_slabs: int
 
-    def refuses(self, needed_bytes: int, asked: int | None, *, uid: int) -> bool:
-        """Whether a load whose largest tensor needs so much room in a ring cannot be."""
+    def refuses(self, largest_bytes: int, ring_bytes: int, asked: int | None, *, uid: int) -> bool:
+        """Whether a load with such a tensor, which needs so much room in a ring, cannot be."""
         share = self.max_slabs if uid == 0 else max(1, self.max_slabs * 7 // 8)
         if asked:
-            share = min(share, asked // self.slab_bytes)
-        return -(-needed_bytes // self.slab_bytes) > share
+            share = min(share, -(-asked // self.slab_bytes))
+        return -(-ring_bytes // self.slab_bytes) > share or bool(asked and largest_bytes > asked)
 
 
 @dataclass(slots=True)
@@ -133,7 +132,9 @@ class Situation:
         if any(span.meets(began, ended) for span in self.daemon_gone):
             may |= {"DaemonUnavailableError", "SessionRequiredError", "ShuttingDownError"}
             # Resumed with another daemon, or begun again with the group's rest.
-            if any(len(file.versions(began, ended)) > 1 or _any(file.disturbed, began, ended) for file in files):
+            if any(
+                len(file.versions(began, ended)) > 1 or _any(file.disturbed, began, ended) for file in files
+            ):
                 may.add("CheckpointChangedError")
         if any(_any(file.disturbed, began, ended) for file in files):
             may |= {"CheckpointChangedError", "CheckpointInvalidError"}
@@ -160,17 +161,20 @@ class Situation:
         self, wish: dict[str, Any], uid: int, files: list[File], began: float, ended: float
     ) -> set[bool]:
         """For the versions that it may have found."""
-        selection = wish.get("selection")
         found = set()
         for pick in (min, max):
-            needed = 0
-            for file in files:
-                sizes = [
-                    checkpoints.largest_ring_bytes(file.name, version, selection)
-                    for version in file.versions(began, ended)
-                ]
-                needed = max(needed, pick(sizes, default=0))
-            found.add(self.limits.refuses(needed, wish.get("memory_limit"), uid=uid))
+            sizes = [
+                pick(
+                    (
+                        checkpoints.largest(file.name, version, wish.get("selection"))
+                        for version in file.versions(began, ended)
+                    ),
+                    default=(0, 0),
+                )
+                for file in files
+            ]
+            largest = max(size for size, _ in sizes), max(ring for _, ring in sizes)
+            found.add(self.limits.refuses(*largest, wish.get("memory_limit"), uid=uid))
         return found
 
 

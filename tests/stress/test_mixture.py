@@ -17,9 +17,9 @@ from . import plans
 from .fleet import Fleet
 from .mixture import Mixture
 
-SHORT_LOADS, LONG_LOADS = 40, 200
+SHORT_LOADS, LONG_LOADS = 36, 200
 SHORT_SEEDS = (2, 4, 7, 15)
-LONG_SEEDS = range(100, 132)
+LONG_SEEDS = range(100, 124)
 
 
 def _seeds(seeds: tuple[int, ...] | range) -> list[int]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
 from penstock.client import StreamerClient, errors
 from penstock.client.load import Load
 
@@ -105,7 +106,8 @@ class Seen:
             self._undecided.append((name, number, data.tobytes()))
         spec = checkpoints.layout(file, self.versions.get(file, 1))[number]
         if file in self.versions and (
-            (tuple(tensor.shape), tensor.dtype, len(data)) != (spec.shape, DTYPES[spec.dtype], spec.size_bytes)
+            (tuple(tensor.shape), tensor.dtype, len(data))
+            != (spec.shape, DTYPES[spec.dtype], spec.size_bytes)
         ):
             raise Wrong(f"{name} is {tensor.dtype} {tuple(tensor.shape)} instead of {spec}")
 

@@ -179,6 +179,11 @@ def _show(status: dict[str, Any]) -> str:
             f"{show_bytes(stage['capacity_bytes'])}  holders {len(stage['holders'])}  "
             f"{' '.join(stage['sources'])}"
         )
+        lines += [
+            f"  held by uid {holder['uid']} pid {holder['pid']} {holder['client_name']} "
+            f"for {holder['held_seconds']:.0f} s"
+            for holder in stage["holders"]
+        ]
     for load in status["loads"]:
         place = f" {load['queue_place']}." if load["queue_place"] else ""
         lines.append(

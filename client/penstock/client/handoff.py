@@ -9,6 +9,7 @@ it is open. So it outlives the load: whoever mapped the slabs closes it after un
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Handoff:
         self._connection = connection
         self._where = where
         self._lease_fd = -1
+        self._pid = os.getpid()
         try:
             connection.settimeout(_TIMEOUT_SECONDS)
             frame, fds = self._receive()
@@ -105,8 +107,18 @@ class Handoff:
         # object would complain then that nobody closed it.
         self._lease_fd = self._connection.detach()
 
+    def end(self) -> None:
+        """Like `close`, but forked children that have the connection too hold the lease no longer either:
+        for memory that none of them can use. Called by one of them, it is `close`."""
+        if self._pid == os.getpid() and self._lease_fd >= 0:
+            fd, self._lease_fd = self._lease_fd, -1
+            with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.close()
+
     def close(self) -> None:
-        """Ends the session and the lease. May be called again."""
+        """Ends the session and the lease, unless a forked child has the connection too. May be called
+        again."""
         self._connection.close()
         lease_fd, self._lease_fd = self._lease_fd, -1
         if lease_fd >= 0:

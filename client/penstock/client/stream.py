@@ -6,7 +6,9 @@ caller, and what happens when the daemon dies, is `load.py`'s affair.
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +45,7 @@ class Stream:
         self._leased = False
         self._segments = 0
         self._requests = _Requests()
+        self._pid = os.getpid()
         self._session = Session(socket_dir)
         try:
             self._requests.send(pb.LoadRequest(open=request))
@@ -108,12 +111,24 @@ class Stream:
     def close(self) -> None:
         """Ends the call, and the lease once the last view died. May be called again, by any thread."""
         self.closed = True
+        self._mapping = None
+        if self._pid != os.getpid():
+            self._forget()
+            return
         self._requests.end()
         call = getattr(self, "_call", None)
         if call is not None:
             call.cancel()
         self._session.close(keep_lease=self._leased)
-        self._mapping = None
+
+    def _forget(self) -> None:
+        """In a forked child. gRPC's threads are not here and its locks may be held for ever; its sockets
+        are the parent's too, and what is sent on them would end the parent's load. So neither closed nor
+        collected."""
+        for inherited in (getattr(self, "_call", None), self._session):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+        if not self._leased:
+            self._session.handoff.close()
 
     def _await_manifest(self, request: pb.OpenLoad, choose: Choose | None) -> pb.Manifest:
         names: list[str] = []
@@ -144,7 +159,7 @@ class Stream:
             slab_count=manifest.slab_count,
             slab_bytes=manifest.slab_bytes,
             mirrored=not manifest.full,
-            release=handoff.close,
+            release=handoff.close if manifest.full else handoff.end,
         )
 
     def _check(self, segment: pb.SegmentReady) -> None:

@@ -103,15 +103,15 @@ class Admission:
             self._choice.set_result(tuple(names))
 
     async def _enter(
-        self, emit: Emit, *, tenant: int | None, whole: bool = False, pin: bool = False
+        self, emit: Emit, *, tenant: int | None, whole: bool = False
     ) -> tuple[Checkpoint, Selection, StagedCheckpoint]:
         """Holds a staged checkpoint that has its slabs, under the key `self`; the caller must see to it
-        that it is left. `tenant` is the uid that gets the slabs, if that is known. `whole` refuses a
-        window."""
+        that it is left. `tenant` is the uid that gets the slabs, if that is known. `whole` does not join
+        or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
             selection = await self._select(checkpoint, emit)
-            staged = await self._admit(checkpoint, selection, tenant=tenant, whole=whole, pin=pin)
+            staged = await self._admit(checkpoint, selection, tenant=tenant, whole=whole)
         finally:
             if self.staged is None or self.staged.checkpoint is not checkpoint:
                 checkpoint.close()
@@ -145,7 +145,7 @@ class Admission:
         return plan.skip(selection, self.request.skip_tensors)
 
     async def _admit(
-        self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool, pin: bool
+        self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool
     ) -> StagedCheckpoint:
         staging, request = self._parts.staging, self.request
         demand = await self._in_thread(
@@ -164,7 +164,6 @@ class Admission:
             holder=holder,
             group=request.group,
             tenant=tenant,
-            pin=pin,
         )
         self.warm_segments = staged.ready_segments()
         self.caller.on_close(functools.partial(staged.leave, self))

@@ -16,9 +16,10 @@ from . import plan
 from .admission import Admission, Emit, Listing, Parts, Queued, Request
 from .catalog import Checkpoint
 from .handoff import Session
+from .pieces import Piece
 from .plan import Indices, Selection
 from .sources import Access
-from .staged import Piece, StagedCheckpoint
+from .staged import StagedCheckpoint
 from .table import TensorTable
 
 
@@ -125,7 +126,7 @@ class Load(Admission):
         assert stage is not None
         tables = staged.checkpoint.tables
         for index, piece in enumerate(pieces):
-            await staged.wait_ready(piece.segment)
+            await staged.wait_ready(piece.segment, self)
             segment = stage.segments[piece.segment]
             table = tables[segment.file]
             start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])

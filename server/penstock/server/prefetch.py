@@ -44,7 +44,11 @@ class Prefetch(Admission):
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the caller goes."""
         try:
-            _, _, staged = await self._enter(emit, tenant=self._tenant, whole=True, pin=self._pin)
+            while True:
+                _, _, staged = await self._enter(emit, tenant=self._tenant, whole=True)
+                if staged.full:
+                    break
+                staged.leave(self)  # else the window would wait for this to release what it holds
             self.state = "streaming"
             await self._follow(staged, emit)
         finally:
@@ -67,5 +71,7 @@ class Prefetch(Admission):
             with contextlib.suppress(asyncio.CancelledError):
                 await waiting
         self.delivered_bytes = stage.ready_bytes
+        if self._pin:
+            staged.pinned, staged.evicted = True, False
         self.finished = True
         await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))

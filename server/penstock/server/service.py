@@ -30,6 +30,9 @@ MAX_NAME_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 1000
 """Trailers hold about 8 KiB, and the message is in them twice."""
 
+WRITE_TIMEOUT_SECONDS = 5.0
+"""How long a call that ends early waits for a client that does not read."""
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -84,7 +87,7 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
                 names=tuple(message.tensors.names) if message.HasField("tensors") else None,
             )
             prefetch = self._daemon.new_prefetch(request, session, pin=message.pin)
-            await self._daemon.run_load(prefetch, lambda event: context.write(_progress(event)))
+            await self._daemon.run_load(prefetch, lambda event: _write(context, _progress(event)))
         except PenstockError as error:
             await _abort(context, error, prefetch.id if prefetch else "")
 
@@ -114,11 +117,24 @@ async def _listen(requests: AsyncIterator[pb.LoadRequest], load: Load) -> None:
 
 
 async def _emit(context: _Context, event: Event) -> None:
+    for message in _messages(event):
+        await _write(context, message)
+
+
+async def _write(context: _Context, message: Any) -> None:
+    """Cancelled, it first lets the write end: gRPC takes no status while a message is on its way."""
+    writing = asyncio.ensure_future(context.write(message))
     try:
-        for message in _messages(event):
-            await context.write(message)
+        await asyncio.shield(writing)
     except grpc.aio.InternalError:  # nobody is there any more to be told
         raise asyncio.CancelledError from None
+    except asyncio.CancelledError:
+        await asyncio.wait([writing], timeout=WRITE_TIMEOUT_SECONDS)
+        if not writing.done():
+            writing.cancel()
+        elif not writing.cancelled():
+            writing.exception()  # seen
+        raise
 
 
 def _request(message: pb.OpenLoad) -> Request:

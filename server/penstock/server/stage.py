@@ -103,6 +103,13 @@ class Stage:
             self._next += 1
         return placed
 
+    def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
+        """Who has not released what `consumer` has, so that there is no room for segment `index`, all before
+        which `consumer` has released. Empty where it waits for something else."""
+        if self._states[index] is not SegmentState.PLANNED or self._released.get(consumer, 0) < index:
+            return []
+        return [other for other, count in self._released.items() if count < index]
+
     def read(self, index: int) -> None:
         """All bytes of the segment are in the ring."""
         self._move(index, SegmentState.READY)

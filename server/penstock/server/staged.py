@@ -13,14 +13,14 @@ import asyncio
 import functools
 import itertools
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from . import plan
 from .catalog import Checkpoint
-from .errors import PenstockError, SourceUnavailableError
-from .plan import Indices, Selection
+from .errors import PenstockError, SourceUnavailableError, StagingExhaustedError
+from .pieces import Piece, cut
+from .plan import Selection
 from .reader import Dropped, Job, ReaderPool
 from .slab import Slab
 from .stage import SegmentState, Stage
@@ -39,14 +39,6 @@ class Holder:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one load gets of one segment: the segment's index, and the tensors wanted of it."""
-
-    segment: int
-    tensors: Indices
-
-
 class StagedCheckpoint:
     """Owns the checkpoint's files and, once started, the slabs: `on_idle` is told when nobody holds them."""
 
@@ -58,6 +50,7 @@ class StagedCheckpoint:
         uid: int | None,
         readers: ReaderPool,
         block_bytes: int,
+        patience_seconds: float,
         group: str,
         expected_members: int,
         on_idle: Callable[[StagedCheckpoint], None],
@@ -74,6 +67,8 @@ class StagedCheckpoint:
         """A window is not recycled before so many loads joined, or `let_go`."""
         self.members = 0
         self.pinned = False
+        self.evicted = False
+        """To be given up as soon as nobody holds it."""
         self.slabs: list[Slab] = []
         self.stage: Stage | None = None
         self.error: PenstockError | None = None
@@ -84,11 +79,14 @@ class StagedCheckpoint:
         self._loop = asyncio.get_running_loop()
         self._lane = readers.lane()
         self._block_bytes = block_bytes
+        self._patience_seconds = patience_seconds
         self._on_idle = on_idle
         self._on_read = on_read
         self._reading: dict[int, Job | None] = {}
         """Segments that are being read; None for those without a byte."""
         self._changed: asyncio.Future[None] = self._loop.create_future()
+        self._moved = self._loop.time()
+        """When somebody last joined, left or released something, or a segment came."""
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -174,7 +172,7 @@ class StagedCheckpoint:
         """From now on, until `leave`, the slabs stay and no segment is recycled that `key` has not
         released. Only when `servable`."""
         self.holders[key] = holder
-        self.last_used = self._loop.time()
+        self.last_used = self._moved = self._loop.time()
         self.members += 1
         if self.stage is not None:
             self.stage.join(key)
@@ -184,6 +182,7 @@ class StagedCheckpoint:
     def release(self, key: Hashable, count: int) -> None:
         """`key` needs no segment below `count` any more."""
         if self.stage is not None:
+            self._moved = self._loop.time()
             self.stage.release(key, count)
             self._pump()
 
@@ -197,7 +196,7 @@ class StagedCheckpoint:
         """Undoes `hold` and `join`. Leaving twice is leaving once."""
         if self.holders.pop(key, None) is None:
             return
-        self.last_used = self._loop.time()
+        self.last_used = self._moved = self._loop.time()
         if self.stage is not None:
             self.stage.leave(key)
         if self.holders:
@@ -238,12 +237,18 @@ class StagedCheckpoint:
             self._raise_error()
             await self.wait_change()
 
-    async def wait_ready(self, segment: int) -> None:
-        """Until the bytes of that segment are in the ring. Raises the error that ended the reading."""
+    async def wait_ready(self, segment: int, key: Hashable = None) -> None:
+        """Until the bytes of that segment are in the ring. Raises the error that ended the reading, and
+        StagingExhaustedError when others who share the window keep `key` waiting and release nothing for as
+        long as a load may wait for memory: they may have stopped, or wait for `key` themselves."""
         assert self.stage is not None
         while self.stage.state(segment) is not SegmentState.READY:
             self._raise_error()
-            await self.wait_change()
+            waited = self._loop.time() - self._moved
+            if waited >= self._patience_seconds:
+                self._raise_if_blocked(key, segment)
+                waited = 0.0
+            await asyncio.wait([self._changed], timeout=self._patience_seconds - waited)
 
     async def wait_complete(self) -> None:
         while not self.complete:
@@ -253,6 +258,7 @@ class StagedCheckpoint:
     # ---- inside ---------------------------------------------------------------------------------
 
     def notify(self) -> None:
+        self._moved = self._loop.time()
         changed, self._changed = self._changed, self._loop.create_future()
         changed.set_result(None)
 
@@ -260,25 +266,25 @@ class StagedCheckpoint:
         if self.error is not None:
             raise self.error
 
-    def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
-        """By file and offset, from segments planned for another selection. None if any is missing."""
+    def _raise_if_blocked(self, key: Hashable, segment: int) -> None:
         assert self.stage is not None
-        own = {file.version: number for number, file in enumerate(self.checkpoint.files)}
-        by_file: dict[int, list[int]] = {}
-        for index, segment in enumerate(self.stage.segments):
-            by_file.setdefault(segment.file, []).append(index)
-        pieces: list[Piece] = []
-        for file, wanted in zip(checkpoint.files, selection.files, strict=True):
-            if not len(wanted):
-                continue
-            number = own.get(file.version)
-            if number is None:
-                return None
-            found = _cover(self.stage, by_file.get(number, []), wanted)
-            if found is None:
-                return None
-            pieces += found
-        return pieces
+        blockers = self.stage.in_the_way(key, segment)
+        if blockers:
+            pids = sorted({self.holders[blocker].pid for blocker in blockers})
+            raise StagingExhaustedError(
+                f"waited {self._patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, which loads "
+                "the same checkpoint through the same window, to go on; end it, keep no load waiting inside "
+                "another of the same checkpoint, raise --memory-limit, or raise --queue-timeout"
+            )
+
+    def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
+        assert self.stage is not None
+        return cut(
+            self.stage.segments,
+            [file.version for file in self.checkpoint.files],
+            selection,
+            [file.version for file in checkpoint.files],
+        )
 
     def _update_hold_back(self) -> None:
         if self.stage is not None:
@@ -360,22 +366,6 @@ class StagedCheckpoint:
             if job in idle:
                 del self._reading[index]
                 self.stage.park(index)
-
-
-def _cover(stage: Stage, indices: Sequence[int], wanted: Indices) -> list[Piece] | None:
-    """The pieces of those segments of one file that hold the wanted tensors; None if one is missing."""
-    pieces = []
-    position = 0
-    for index in indices:
-        tensors = stage.segments[index].tensors
-        end = bisect_right(wanted, tensors[-1], position)
-        if end > position:
-            part = wanted[position:end]
-            if part[0] < tensors[0] or not (isinstance(tensors, range) or set(part) <= set(tensors)):
-                return None
-            pieces.append(Piece(index, part))
-            position = end
-    return pieces if position == len(wanted) else None
 
 
 def _told(error: BaseException) -> PenstockError:

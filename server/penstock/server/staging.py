@@ -10,7 +10,9 @@ What the head of the queue gets:
 - Otherwise a window: what keeps the readers busy, four blocks for each of them or twice its largest
   tensor, but no more than `--window-size`. It starts with less if less is free.
 - A checkpoint that would fit but finds the memory leased, by clients that hold tensors of loads that
-  ended, starts as a window too after `PATIENCE_SECONDS` of that: such leases may last for ever.
+  ended, starts as a window too after `PATIENCE_SECONDS` of that: such leases may last for ever. It then
+  takes what there is, if its largest tensor fits.
+- A prefetch is of no use as a window. It lets those behind it pass after that time.
 
 A user who is not privileged takes at most seven eighths of what other users leave (`user_share`), so that
 whatever one user holds, and for however long, another's load finds room for a window.
@@ -45,6 +47,7 @@ from .units import show_size
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2.0
+TELL_PLACES_SECONDS = 0.25
 WINDOW_BLOCKS_PER_READER = 4
 
 
@@ -76,6 +79,10 @@ class Demand:
     """0: it does not fit."""
     window: int
     least: int
+    """What it starts with while more is sure to come back."""
+    bare: int = 0
+    """What it starts with when nothing will come back by itself."""
+    whole_only: bool = False
 
     def only_whole(self, capacity_bytes: int) -> Demand:
         """The same without settling for a window. Raises MemoryLimitTooSmallError."""
@@ -85,7 +92,7 @@ class Demand:
                 "and only whole ones can be kept; raise --memory-limit, or load it, through a window",
                 limit_bytes=capacity_bytes,
             )
-        return Demand(self.whole, self.whole, self.whole)
+        return Demand(self.whole, self.whole, self.whole, self.whole, whole_only=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +124,7 @@ class Staging:
         """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def capacity_bytes(self) -> int:
@@ -131,7 +139,7 @@ class Staging:
         slab = self._config.slab_bytes
         largest = plan.largest_tensor(checkpoint.tables, selection)
         if largest is None:
-            return Demand(whole=1, window=1, least=1)
+            return Demand(whole=1, window=1, least=1, bare=1)
         needed = max(1, -(-largest.ring_bytes // slab))
         minimal = memory_limit == 0 or self._config.memory_limit == 0
         ceiling = self._config.max_slabs if is_privileged(uid) else user_share(self._config.max_slabs)
@@ -150,7 +158,7 @@ class Staging:
         whole = max(1, -(-plan.ring_bytes(segments) // slab))
         busy = -(-WINDOW_BLOCKS_PER_READER * self._config.concurrency * self._config.block_bytes // slab)
         window = min(max(busy, 2 * needed), max(self._config.window_bytes // slab, needed), allowed)
-        return Demand(whole if whole <= allowed else 0, window, min(window, max(needed, window // 4)))
+        return Demand(whole if whole <= allowed else 0, window, min(window, max(needed, window // 4)), needed)
 
     def enter(
         self,
@@ -162,18 +170,16 @@ class Staging:
         holder: Holder,
         group: Group | None,
         tenant: int | None,
-        pin: bool = False,
     ) -> StagedCheckpoint:
         """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`.
 
         `key` holds it from now on; the caller must see to it that `leave(key)` is called. `tenant` is the
         uid that will get the slabs; None: nobody yet.
         """
-        staged = self._find(checkpoint, selection, holder.uid, group)
+        staged = self._find(checkpoint, selection, holder.uid, group, whole_only=demand.whole_only)
         if staged is not None:
             self._totals.stage_hits += 1
             staged.hold(key, holder)
-            staged.pinned = staged.pinned or pin
             if tenant is not None:
                 self._assign(staged, tenant)
             return staged
@@ -184,12 +190,12 @@ class Staging:
             uid=tenant,
             readers=self._readers,
             block_bytes=self._config.block_bytes,
+            patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
             expected_members=self._expected(checkpoint, selection, tenant, group),
             on_idle=self._idle,
             on_read=self._read,
         )
-        staged.pinned = pin
         staged.hold(key, holder)
         self.stages[staged.id] = staged
         loop = asyncio.get_running_loop()
@@ -209,10 +215,12 @@ class Staging:
     # ---- for operators --------------------------------------------------------------------------
 
     def evict(self, match: Callable[[StagedCheckpoint], bool]) -> tuple[int, int]:
-        """Unpins what matches and gives up what of it is idle. Bytes (freed, still leased)."""
+        """Unpins what matches and gives it up: what is idle at once, the rest when it is. Bytes (freed,
+        still leased)."""
         freed = leased = 0
         for staged in [staged for staged in self.stages.values() if match(staged)]:
             staged.pinned = False
+            staged.evicted = True
             size = self._bytes(staged)
             if staged.idle and staged.started:
                 self._evict(staged)
@@ -254,11 +262,19 @@ class Staging:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _find(
-        self, checkpoint: Checkpoint, selection: Selection, uid: int, group: Group | None
+        self,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        uid: int,
+        group: Group | None,
+        *,
+        whole_only: bool,
     ) -> StagedCheckpoint | None:
         name = group.name if group else ""
         for staged in self.stages.values():
             if staged.uid not in (None, uid) or not staged.servable:
+                continue
+            if whole_only and staged.started and not staged.full:
                 continue
             if (staged.group == name or staged.full) and staged.serves(checkpoint, selection):
                 return staged
@@ -297,10 +313,8 @@ class Staging:
         self._granting = True
         before = len(self._queue)
         try:
-            while (head := next(filter(self._within_share, self._queue), None)) is not None:
-                count = self._grantable(head)
-                if not count:
-                    break
+            while (granted := self._next_granted()) is not None:
+                head, count = granted
                 self._queue.remove(head)
                 assert head.timer is not None
                 head.timer.cancel()
@@ -316,31 +330,53 @@ class Staging:
             self._tell_places()
 
     def _tell_places(self) -> None:
+        """Soon, and not at every change: with many waiting that would be what they wait for."""
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places_now)
+
+    def _tell_places_now(self) -> None:
+        self._telling = None
         for waiting in self._queue:
             waiting.staged.notify()
 
+    def _next_granted(self) -> tuple[_Waiting, int] | None:
+        """The head of the queue with its slabs, if it gets them now. One whose user holds too much already
+        waits aside: it must not hold up the others behind it."""
+        for waiting in filter(self._within_share, self._queue):
+            if count := self._grantable(waiting):
+                return waiting, count
+            if not (waiting.demand.whole_only and self._out_of_patience(waiting)):
+                break
+        return None
+
     def _grantable(self, head: _Waiting) -> int:
         """How many slabs the head of the queue gets now; 0 is none yet."""
-        loop = asyncio.get_running_loop()
         demand, share = head.demand, self._share_left(head.staged.uid)
         window = min(demand.window, share)
         whole = demand.whole if demand.whole <= share else 0
         if self._make_room(whole or window):
             return whole or window
-        if whole:
-            if self._memory_will_return():
-                head.patient_since = None
-                return 0
-            if head.patient_since is None:
-                head.patient_since = loop.time()
-                loop.call_later(PATIENCE_SECONDS + 0.01, self._grant)
-            if loop.time() - head.patient_since < PATIENCE_SECONDS:
-                return 0
-        return min(self.pool.available, window) if self._make_room(demand.least) else 0
+        if self._memory_will_return():
+            head.patient_since = None
+        elif head.patient_since is None:
+            loop = asyncio.get_running_loop()
+            head.patient_since = loop.time()
+            loop.call_later(PATIENCE_SECONDS + 0.01, self._grant)
+        if self._out_of_patience(head):
+            least = demand.bare
+        elif whole:
+            return 0
+        else:
+            least = min(demand.least, window)
+        return min(self.pool.available, window) if self._make_room(least) else 0
+
+    def _out_of_patience(self, head: _Waiting) -> bool:
+        since = head.patient_since
+        return since is not None and asyncio.get_running_loop().time() - since >= PATIENCE_SECONDS
 
     def _within_share(self, waiting: _Waiting) -> bool:
-        """One whose user holds too much already waits aside: it must not hold up the others behind it."""
-        return self._share_left(waiting.staged.uid) >= waiting.demand.least
+        return self._share_left(waiting.staged.uid) >= waiting.demand.bare
 
     def _share_left(self, uid: int | None) -> int:
         """Slabs that loads of `uid` may take beyond what they hold: of what other users leave, a user who
@@ -351,7 +387,7 @@ class Staging:
         for staged in self.stages.values():
             count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
             count = self._starting.get(staged, count)
-            if staged.uid == uid:
+            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
                 own += count
             else:
                 others += count
@@ -409,7 +445,12 @@ class Staging:
         if not staged.started:
             self._dequeue(staged)
             self._forget(staged)
-        elif staged.error is not None or not staged.full or not self._config.keeps_warm:
+        elif (
+            staged.error is not None
+            or staged.evicted
+            or not staged.full
+            or not (self._config.keeps_warm or staged.pinned)
+        ):
             self._give_up(staged)
         self._grant()
 
