@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from penstock.client import errors
 
 from .conftest import StartDaemon
@@ -124,7 +125,7 @@ def test_a_load_that_could_never_fit_is_refused_at_once_also_when_others_wait(
     huge = write_checkpoint(tmp_path / "huge.safetensors", {"huge": torch.zeros(5 * MIB)})
     raw(write("running", 20)[0]).next("manifest")
     raw(write("large", 12)[0]).next("queued")
-    with pytest.raises(errors.MemoryLimitTooSmallError, match="'huge'.*20971520 bytes.*16777216 bytes"):
+    with pytest.raises(errors.MemoryLimitTooSmallError, match=r"'huge'.*20971520 bytes.*16777216 bytes"):
         daemon.client().load(huge)
     with pytest.raises(errors.MemoryLimitTooSmallError, match="this load's memory_limit"):
         daemon.client().load(write("large", 12)[0], memory_limit="512KiB")
@@ -264,7 +265,7 @@ def test_of_two_equal_loads_neither_gets_more_than_its_share_while_both_run(
                 first.next("queued")
                 second.next("queued")
                 running.close()  # both start at once
-                found = []
+                found: list[float] = []
                 while True:
                     now = progress(slow_daemon)
                     (ready, total), (other_ready, _) = now.get(str(one), (0, 1)), now.get(str(two), (0, 1))

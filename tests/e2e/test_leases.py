@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from penstock.client import cli
 
 from .conftest import StartDaemon
@@ -248,5 +249,3 @@ def test_a_program_that_is_started_inherits_no_lease(
             wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
         finally:
             program.kill()
-
-

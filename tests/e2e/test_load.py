@@ -89,6 +89,20 @@ def test_a_view_that_is_left_over_from_a_window_does_not_hold_it(
     assert all(tensor.sum().item() >= 0 for tensor in left_over)  # readable, whatever it shows
 
 
+def test_a_closed_load_whose_iterator_is_still_there_does_not_hold_the_window(
+    start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    path, tensors = checkpoint
+    daemon = start_daemon("--memory-limit", "8MiB", "--queue-timeout", "20")
+    load = daemon.client().load(path)
+    iterator = iter(load)
+    name, first = next(iterator)
+    load.close()
+    same(daemon.client().load_state_dict(path).items(), tensors)
+    assert torch.equal(first, tensors[name])
+    del iterator
+
+
 def test_writing_into_yielded_tensors_changes_nothing_for_others(
     start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from penstock.client import cli, errors
 from penstock.client.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
@@ -157,7 +158,7 @@ def test_a_prefetch_of_what_streams_through_a_window_does_not_stop_it(
 
 def test_what_does_not_fit_as_a_whole_is_refused_at_once(daemon: DaemonProcess, write: Write) -> None:
     path, _ = write("m", 20)
-    with pytest.raises(errors.MemoryLimitTooSmallError, match="as a whole.*16777216"):
+    with pytest.raises(errors.MemoryLimitTooSmallError, match=r"as a whole.*16777216"):
         daemon.client().prefetch(path)
     with pytest.raises(errors.CheckpointNotFoundError):
         daemon.client().prefetch(path.with_name("gone.safetensors"))

@@ -189,7 +189,7 @@ def test_loads_that_wait_for_memory_share_the_stage_they_get(
 
         def waiting() -> bool:
             loads = daemon.status()["loads"]
-            return sum(load["state"] == "waiting" for load in loads) == 3
+            return [load["state"] for load in loads].count("waiting") == 3
 
         wait_until(waiting, "three loads to wait")
         status = daemon.status()

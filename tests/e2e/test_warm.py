@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from penstock.client import cli
 from penstock.client.rpc import Session
 from penstock.v1 import streamer_pb2 as pb

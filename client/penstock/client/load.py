@@ -164,6 +164,8 @@ class Load:
             self._ended = time.monotonic()
         if self._progress is not None:
             self._progress.close()
+        if self._owned and not self._manifest.full:
+            self._streams[0].revoke()  # a suspended iterator may refer to the window, no tensor does
         self._finalizer()
 
     def __enter__(self) -> Load:
