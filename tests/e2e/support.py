@@ -263,7 +263,10 @@ class ClientProcess:
 class RawLoad:
     """One Load call spoken by hand, with the handoff connection that its token came from."""
 
-    def __init__(self, daemon: DaemonProcess, source: Path | str, **fields: Any) -> None:
+    def __init__(
+        self, daemon: DaemonProcess, source: Path | str, *, token: str | None = None, **fields: Any
+    ) -> None:
+        """`token` instead of the one it got."""
         self.handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.handoff.settimeout(DEADLINE_SECONDS)
         self.handoff.connect(str(daemon.socket_dir / "handoff.sock"))
@@ -276,7 +279,7 @@ class RawLoad:
         service: Any = streamer_pb2_grpc.StreamerServiceStub(self._channel)
         self._call = service.Load(
             iter(self._requests.get, None),
-            metadata=[("penstock-session", self.token)],
+            metadata=[("penstock-session", self.token if token is None else token)],
             timeout=DEADLINE_SECONDS,
         )
 

@@ -111,26 +111,27 @@ class Situation:
         """What is wrong with the answer to a load or a prefetch; empty if nothing is."""
         if "wrong" in answer:
             return str(answer["wrong"])
-        began, ended = answer["began"], answer["ended"]
         error = answer.get("error")
-        must, may = self._errors(wish, uid, files, began, ended)
+        must, may = self._errors(wish, answer, uid, files)
         if must and error not in must | may:
             return f"ended with {error or 'success'} where only {sorted(must | may)} would do"
         if error is not None and error not in must | may:
             return f"failed with {error}: {answer['message']}; allowed: {sorted(must | may) or 'nothing'}"
         for file in files:
             seen = answer.get("versions", {}).get(file.name)
-            if seen is not None and seen not in file.versions(began, ended):
+            if seen is not None and seen not in file.versions(answer["began"], answer["ended"]):
                 return f"saw version {seen} of {file.name}, which existed not then: {file}"
         return ""
 
     def _errors(
-        self, wish: dict[str, Any], uid: int, files: list[File], began: float, ended: float
+        self, wish: dict[str, Any], answer: dict[str, Any], uid: int, files: list[File]
     ) -> tuple[set[str], set[str]]:
         """Errors of which one must be, and which may be as well."""
+        began, ended = answer["began"], answer["ended"]
         must, may = set[str](), set[str]()
         if any(span.meets(began, ended) for span in self.daemon_gone):
-            may |= {"DaemonUnavailableError", "SessionRequiredError", "ShuttingDownError"}
+            if not answer.get("count"):  # one that had begun to yield waits for the next daemon and goes on
+                may |= {"DaemonUnavailableError", "SessionRequiredError", "ShuttingDownError"}
             # Resumed with another daemon, or begun again with the group's rest.
             if any(
                 len(file.versions(began, ended)) > 1 or _any(file.disturbed, began, ended) for file in files

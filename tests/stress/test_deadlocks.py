@@ -30,7 +30,7 @@ class Scene:
         self.top.chmod(0o755)
         self._fleet = fleet
         self._workers: list[WorkerProcess] = []
-        self.daemon = DaemonProcess(self.top / "s", *flags, f"--allow={self.top}").wait_ready()
+        self.daemon = DaemonProcess(self.top / "s", *flags, f"--allow={self.top}")
 
     def file(self, name: str) -> str:
         path = self.top / f"{name}.safetensors"
@@ -96,8 +96,10 @@ def scene(fleet: Fleet) -> Iterator[Callable[..., Scene]]:
     scenes: list[Scene] = []
 
     def make(*flags: str) -> Scene:
-        scenes.append(Scene(fleet, *flags))
-        return scenes[-1]
+        made = Scene(fleet, *flags)
+        scenes.append(made)
+        made.daemon.wait_ready()
+        return made
 
     yield make
     try:

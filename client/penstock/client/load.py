@@ -164,7 +164,7 @@ class Load:
             self._ended = time.monotonic()
         if self._progress is not None:
             self._progress.close()
-        if self._owned and not self._manifest.full:
+        if self._owned and not self._streams[0].manifest.full:  # not the manifest it began with
             self._streams[0].revoke()  # a suspended iterator may refer to the window, no tensor does
         self._finalizer()
 
@@ -229,7 +229,7 @@ class Load:
             for name, tensor in stream.wrap(segment, copies=self._copies if copy else None):
                 if device is not None:
                     tensor = cuda.to_device(tensor, device)
-                if stream.closed:  # so the daemon may have reused the space while it was copied
+                if stream.closed or self._closed.is_set():  # so the daemon may have reused the space while it was copied
                     raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
                 done += 1
                 if window and detached and done == count:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import socket
 import stat
@@ -31,7 +32,9 @@ MAX_FDS_PER_PACKET = 253
 SEND_TIMEOUT_SECONDS = 30.0
 ACCEPT_PAUSE_SECONDS = 1.0
 MAX_SESSIONS = 4096
+"""No more than half the descriptors that this process may have: each session is one."""
 MAX_SESSIONS_PER_UID = 1024
+"""No more than a quarter of all sessions."""
 
 _PEER = struct.Struct("iII")
 
@@ -119,6 +122,9 @@ class HandoffServer:
         self._allows = allows
         self._sessions: dict[str, Session] = {}
         self._by_uid: Counter[int] = Counter()
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._max_sessions = min(MAX_SESSIONS, files // 2)
+        self._max_per_uid = min(MAX_SESSIONS_PER_UID, self._max_sessions // 4)
         self._listener: socket.socket | None = None
 
     @property
@@ -204,10 +210,10 @@ class HandoffServer:
             raise AccessDeniedError(
                 f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without --allow"
             )
-        if len(self._sessions) >= MAX_SESSIONS or self._by_uid[uid] >= MAX_SESSIONS_PER_UID:
+        if len(self._sessions) >= self._max_sessions or self._by_uid[uid] >= self._max_per_uid:
             raise TooManyLoadsError(
-                f"uid {uid} has {self._by_uid[uid]} of at most {MAX_SESSIONS_PER_UID} connections, all users "
-                f"together {len(self._sessions)} of {MAX_SESSIONS}; close some"
+                f"uid {uid} has {self._by_uid[uid]} of at most {self._max_per_uid} connections, all users "
+                f"together {len(self._sessions)} of {self._max_sessions}; close some"
             )
 
     def _try_send(self, session: Session, frame: pb.HandoffFrame) -> bool:

@@ -124,6 +124,8 @@ async def _emit(context: _Context, event: Event) -> None:
 async def _write(context: _Context, message: Any) -> None:
     """Cancelled, it first lets the write end: gRPC takes no status while a message is on its way."""
     writing = asyncio.ensure_future(context.write(message))
+    # A client that goes may cancel twice, by its call and by its connection: the wait below ends early then.
+    writing.add_done_callback(lambda write: write.cancelled() or write.exception())
     try:
         await asyncio.shield(writing)
     except grpc.aio.InternalError:  # nobody is there any more to be told
@@ -132,8 +134,6 @@ async def _write(context: _Context, message: Any) -> None:
         await asyncio.wait([writing], timeout=WRITE_TIMEOUT_SECONDS)
         if not writing.done():
             writing.cancel()
-        elif not writing.cancelled():
-            writing.exception()  # seen
         raise
 
 
