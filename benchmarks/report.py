@@ -154,7 +154,7 @@ def draw(path: Path = PICTURE) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    results = json.loads(_RESULTS.read_text())
+    results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
     panels = [
         (f"{_TITLES[scenario]}{', ' + group['title'] if group['title'] else ''}", group["runs"])
         for scenario in ("warm", "cold", "again")
