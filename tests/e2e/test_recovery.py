@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from penstock.client import errors
 
 from .conftest import StartDaemon
@@ -213,4 +214,3 @@ def test_a_load_that_waits_for_memory_when_the_grace_ends_is_told_so(
         wait_until(lambda: daemon.status()["staging"]["waiting"] == 1, "one to wait")
         assert daemon.terminate() == 0
         assert queued.hear("failed")["error"] in ("ShuttingDownError", "DaemonUnavailableError")
-

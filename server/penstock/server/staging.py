@@ -30,10 +30,10 @@ from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from . import plan
 from .catalog import Checkpoint
 from .config import Config
-from .errors import MemoryLimitTooSmallError, ShuttingDownError, StagingExhaustedError
+from .demand import Demand, measure
+from .errors import ShuttingDownError, StagingExhaustedError
 from .limits import is_privileged, user_share
 from .log import event
 from .metrics import Totals
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2.0
 TELL_PLACES_SECONDS = 0.25
-WINDOW_BLOCKS_PER_READER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +68,6 @@ class Usage:
     warm_bytes: int
     peak_bytes: int
     waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """How many slabs a checkpoint wants: all of it, or a window."""
-
-    whole: int
-    """0: it does not fit."""
-    window: int
-    least: int
-    """What it starts with while more is sure to come back."""
-    bare: int = 0
-    """What it starts with when nothing will come back by itself."""
-    whole_only: bool = False
-
-    def only_whole(self, capacity_bytes: int) -> Demand:
-        """The same without settling for a window. Raises MemoryLimitTooSmallError."""
-        if not self.whole:
-            raise MemoryLimitTooSmallError(
-                f"the checkpoint does not fit as a whole into the staging buffer of {capacity_bytes} bytes, "
-                "and only whole ones can be kept; raise --memory-limit, or load it, through a window",
-                limit_bytes=capacity_bytes,
-            )
-        return Demand(self.whole, self.whole, self.whole, self.whole, whole_only=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,6 +103,7 @@ class Staging:
 
     @property
     def capacity_bytes(self) -> int:
+        """What all slabs together may have: the limit in whole slabs."""
         return self.pool.max_slabs * self.pool.slab_bytes
 
     # ---- for loads ------------------------------------------------------------------------------
@@ -135,30 +111,8 @@ class Staging:
     def demand(
         self, checkpoint: Checkpoint, selection: Selection, memory_limit: int | None, uid: int
     ) -> Demand:
-        """Pure, but takes a while for very many tensors. Raises MemoryLimitTooSmallError."""
-        slab = self._config.slab_bytes
-        largest = plan.largest_tensor(checkpoint.tables, selection)
-        if largest is None:
-            return Demand(whole=1, window=1, least=1, bare=1)
-        needed = max(1, -(-largest.ring_bytes // slab))
-        minimal = memory_limit == 0 or self._config.memory_limit == 0
-        ceiling = self._config.max_slabs if is_privileged(uid) else user_share(self._config.max_slabs)
-        allowed = min(needed, ceiling) if minimal else ceiling
-        if memory_limit:  # what a load asks for is rounded up to slabs; the daemon's own limit never is
-            allowed = min(allowed, -(-memory_limit // slab))
-        if needed > allowed or (memory_limit and largest.size_bytes > memory_limit):
-            limit = min(allowed * slab, memory_limit or allowed * slab)
-            self._refuse(checkpoint, largest, limit, asked=memory_limit or 0)
-        segments = plan.segments(
-            checkpoint.tables,
-            selection,
-            target_bytes=plan.SEGMENT_BYTES,
-            target_tensors=plan.SEGMENT_TENSORS,
-        )
-        whole = max(1, -(-plan.ring_bytes(segments) // slab))
-        busy = -(-WINDOW_BLOCKS_PER_READER * self._config.concurrency * self._config.block_bytes // slab)
-        window = min(max(busy, 2 * needed), max(self._config.window_bytes // slab, needed), allowed)
-        return Demand(whole if whole <= allowed else 0, window, min(window, max(needed, window // 4)), needed)
+        """What `enter` needs. Takes a while for very many tensors. Raises MemoryLimitTooSmallError."""
+        return measure(checkpoint, selection, memory_limit=memory_limit, uid=uid, config=self._config)
 
     def enter(
         self,
@@ -497,18 +451,3 @@ class Staging:
         limit = asyncio.get_running_loop().time() - self._config.trim_after_seconds
         self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= limit)
         await self.pool.trim(self._config.trim_after_seconds)
-
-    def _refuse(
-        self, checkpoint: Checkpoint, largest: plan.LargestTensor, allowed_bytes: int, *, asked: int
-    ) -> None:
-        file = checkpoint.files[largest.file]
-        name = checkpoint.headers[largest.file].tensors.name(largest.index)
-        whose = "this load's memory_limit" if 0 < asked < self.capacity_bytes else "--memory-limit"
-        raise MemoryLimitTooSmallError(
-            f"tensor {name[:200]!r} of {file.uri} has {largest.size_bytes} bytes, more than the "
-            f"{allowed_bytes} bytes that the load may take of the staging buffer ({self.capacity_bytes} "
-            f"bytes in slabs of {self._config.slab_bytes}); raise {whose}",
-            tensor=name,
-            tensor_bytes=largest.size_bytes,
-            limit_bytes=allowed_bytes,
-        )
