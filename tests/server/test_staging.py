@@ -21,6 +21,7 @@ import pytest
 
 from penstock.server import plan
 from penstock.server.catalog import Catalog, Checkpoint
+from penstock.server.demand import Demand
 from penstock.server.errors import (
     CheckpointChangedError,
     MemoryLimitTooSmallError,
@@ -34,7 +35,7 @@ from penstock.server.reader import ReaderPool
 from penstock.server.sources import SourceFile
 from penstock.server.stage import SegmentState
 from penstock.server.staged import Holder, StagedCheckpoint
-from penstock.server.staging import PATIENCE_SECONDS, Demand, Group, Staging
+from penstock.server.staging import PATIENCE_SECONDS, Group, Staging
 
 from .support import (
     MIB,

@@ -229,9 +229,8 @@ class Load:
             for name, tensor in stream.wrap(segment, copies=self._copies if copy else None):
                 if device is not None:
                     tensor = cuda.to_device(tensor, device)
-                if (
-                    stream.closed or self._closed.is_set()
-                ):  # so the daemon may have reused the space while it was copied
+                # By another thread: the daemon may have reused the space while it was copied.
+                if stream.closed or self._closed.is_set():
                     raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
                 done += 1
                 if window and detached and done == count:
