@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import unquote, urlsplit
 
 from .checkpoint import InvalidHeaderError
@@ -36,7 +37,7 @@ CACHED_HEADER_BYTES = 32 << 20
 """Headers of checkpoints used lately are kept up to so many bytes in all: some 400,000 tensors."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """Files loaded together, in order, and open. Whoever holds it must `close` it, once."""
 
@@ -48,7 +49,7 @@ class Checkpoint:
     def tables(self) -> tuple[TensorTable, ...]:
         return tuple(header.tensors for header in self.headers)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Identifies the bytes: of every file where it is and which version."""
         state = hashlib.sha256()

@@ -126,7 +126,7 @@ class StagedCheckpoint:
 
     def serves(self, checkpoint: Checkpoint, selection: Selection) -> bool:
         """It holds, or will hold, every byte that the selection of that checkpoint needs."""
-        if self.version == checkpoint.version and self.digest == selection.digest():
+        if self._was_made_for(checkpoint, selection):
             return True
         return self.full and self._pieces(checkpoint, selection) is not None
 
@@ -221,7 +221,7 @@ class StagedCheckpoint:
     def pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece]:
         """What a load of that selection gets, in order. Only when it `serves` it."""
         assert self.stage is not None
-        if self.version == checkpoint.version and self.digest == selection.digest():
+        if self._was_made_for(checkpoint, selection):
             return [Piece(index, segment.tensors) for index, segment in enumerate(self.stage.segments)]
         pieces = self._pieces(checkpoint, selection)
         assert pieces is not None
@@ -276,6 +276,9 @@ class StagedCheckpoint:
                 "the same checkpoint through the same window, to go on; end it, keep no load waiting inside "
                 "another of the same checkpoint, raise --memory-limit, or raise --queue-timeout"
             )
+
+    def _was_made_for(self, checkpoint: Checkpoint, selection: Selection) -> bool:
+        return self.version == checkpoint.version and self.digest == selection.digest()
 
     def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
         assert self.stage is not None
