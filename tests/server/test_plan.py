@@ -137,6 +137,17 @@ def test_select_finds_names_in_every_file(tables: list[TensorTable], data: st.Da
     assert plan.select(tables, wanted).tensor_count == len(expected)
 
 
+@given(selections())
+@EXAMPLES
+def test_a_table_gives_many_tensors_as_it_gives_each(picked: Picked) -> None:
+    for table, indices in zip(picked[0], picked[1].files, strict=True):
+        assert list(table.extents(indices)) == [(table.start(i), table.end(i)) for i in indices]
+        entries = [(name, dtype, tuple(shape), *ends) for name, dtype, shape, *ends in table.entries(indices)]
+        assert entries == [
+            (table.name(i), table.dtype(i), table.shape(i), table.start(i), table.end(i)) for i in indices
+        ]
+
+
 @given(tables)
 @EXAMPLES
 def test_select_of_none_is_select_of_every_name(tables: list[TensorTable]) -> None:

@@ -121,11 +121,12 @@ class LargestTensor:
 def largest_tensor(tables: Sequence[TensorTable], selection: Selection) -> LargestTensor | None:
     """None when no tensor is selected."""
     best: LargestTensor | None = None
+    longest_bytes = -1
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
-        for index in indices:
-            start, end = table.start(index), table.end(index)
+        for index, (start, end) in zip(indices, table.extents(indices), strict=True):
             ring = span_bytes(start, end)  # not always the longest: an unaligned one takes a page more
-            if best is None or ring > best.ring_bytes:
+            if ring > longest_bytes:
+                longest_bytes = ring
                 best = LargestTensor(file, index, end - start, ring)
     return best
 

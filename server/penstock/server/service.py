@@ -173,16 +173,9 @@ def _segment_ready(event: SegmentReady) -> pb.LoadResponse:
     message = pb.SegmentReady(
         index=event.index, ring_offset=event.ring_offset, size_bytes=event.end - event.start
     )
-    table, add = event.table, message.tensors.add
-    for index in event.tensors:
-        start = table.start(index)
-        add(
-            name=table.name(index),
-            dtype=table.dtype(index),
-            shape=table.shape(index),
-            offset=start - event.start,
-            size_bytes=table.end(index) - start,
-        )
+    add, segment_start = message.tensors.add, event.start
+    for name, dtype, shape, start, end in event.table.entries(event.tensors):
+        add(name=name, dtype=dtype, shape=shape, offset=start - segment_start, size_bytes=end - start)
     return pb.LoadResponse(segment_ready=message)
 
 
@@ -211,13 +204,8 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
 def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
     listing = pb.Listing()
     for table in event.tables:
-        for index in range(len(table)):
-            listing.tensors.add(
-                name=table.name(index),
-                dtype=table.dtype(index),
-                shape=table.shape(index),
-                size_bytes=table.end(index) - table.start(index),
-            )
+        for name, dtype, shape, start, end in table.entries(range(len(table))):
+            listing.tensors.add(name=name, dtype=dtype, shape=shape, size_bytes=end - start)
             if len(listing.tensors) == LISTING_TENSORS:
                 yield pb.LoadResponse(listing=listing)
                 listing = pb.Listing()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 Buffer = bytes | bytearray | memoryview
@@ -133,6 +134,22 @@ class TensorTable:
     def shape(self, i: int) -> tuple[int, ...]:
         """The shape in elements, `()` for a scalar."""
         return tuple(self._dims[self._dim_ends[i - 1] if i else 0 : self._dim_ends[i]])
+
+    def extents(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """`start` and `end` of each of the tensors `indices`."""
+        if isinstance(indices, range) and indices.step == 1 and indices:
+            ends = self._ends[indices.start : indices.stop]
+            return zip(chain((self.start(indices.start),), ends), ends, strict=False)
+        return ((self.start(i), self.end(i)) for i in indices)
+
+    def entries(self, indices: Sequence[int]) -> Iterator[tuple[str, str, memoryview, int, int]]:
+        """Name, dtype, shape, `start` and `end` of each: what the methods of these names give, for many at
+        half the cost."""
+        dims, names, dtypes = self._dims, self._names, self._dtypes
+        dim_ends, name_ends = self._dim_ends, self._name_ends
+        for i, (start, end) in zip(indices, self.extents(indices), strict=True):
+            name = str(names[name_ends[i - 1] if i else 0 : name_ends[i]], "utf-8")
+            yield name, _DTYPES[dtypes[i]], dims[dim_ends[i - 1] if i else 0 : dim_ends[i]], start, end
 
     def start(self, i: int) -> int:
         """Absolute offset in the file of the tensor's first byte."""
