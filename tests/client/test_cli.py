@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -134,9 +137,33 @@ def test_status_for_people_and_for_programs(
 def test_prefetch_and_evict(start_daemon: StartDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     socket_dir = str(start_daemon(TENSORS).socket_dir)
     assert cli.main(["prefetch", "/x", "--pin", "--socket-dir", socket_dir]) == 0
-    assert capsys.readouterr().out == "staged 2 B, pinned\n"
+    out, err = capsys.readouterr()
+    assert out == "staged 2 B (1 B were there before), pinned\n"
+    assert err == ""
     assert cli.main(["evict", "/x", "--socket-dir", socket_dir]) == 0
     assert capsys.readouterr().out == "freed 1 B, in use 5 B\n"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_prefetch_shows_a_bar_on_a_terminal(quiet: bool, start_daemon: StartDaemon) -> None:
+    socket_dir = str(start_daemon(TENSORS).socket_dir)
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    script = "import sys; from penstock.client.cli import main; sys.exit(main())"
+    command = ["prefetch", "/x", "--socket-dir", socket_dir, *(["--no-progress"] if quiet else [])]
+    subprocess.run(
+        [sys.executable, "-c", script, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        check=True,
+        timeout=60,
+    )
+    os.write(theirs, b"the end")
+    shown = os.read(ours, 1 << 16)
+    os.close(ours)
+    os.close(theirs)
+    assert (b"prefetch: 100%" in shown) is not quiet
+    assert shown.endswith(b"the end")
 
 
 def test_ctrl_c_is_130_and_silent(start_daemon: StartDaemon) -> None:

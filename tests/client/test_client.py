@@ -9,6 +9,7 @@ import pytest
 from penstock.client import (
     Evicted,
     LoadClosedError,
+    Prefetched,
     StreamerClient,
 )
 
@@ -28,7 +29,7 @@ def test_status_evict_and_prefetch(start_daemon: StartDaemon) -> None:
     assert status["loads"] == []
     assert client.evict(["/a", "/b"]) == Evicted(freed_bytes=2, leased_bytes=5)
     assert client.evict() == Evicted(freed_bytes=0, leased_bytes=5)
-    assert client.prefetch("/x", pin=True) == 2
+    assert client.prefetch("/x", pin=True) == Prefetched(total_bytes=2, warm_bytes=1)
     daemon.await_leases_closed()
 
 
@@ -52,6 +53,16 @@ def test_progress_counts_bytes(start_daemon: StartDaemon, capsys: pytest.Capture
     daemon = start_daemon(TENSORS)
     StreamerClient(daemon.socket_dir).load_state_dict("/x", progress=True)
     assert "12.0M/12.0M" in capsys.readouterr().err
+
+
+def test_progress_of_a_prefetch_counts_bytes(
+    start_daemon: StartDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = StreamerClient(start_daemon(TENSORS).socket_dir)
+    client.prefetch("/x")
+    assert capsys.readouterr().err == ""
+    client.prefetch("/x", progress=True)
+    assert "2.00/2.00" in capsys.readouterr().err
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

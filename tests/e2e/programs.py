@@ -5,6 +5,7 @@ Every function is one program; see `nursery.py` and `support.ClientProcess`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -231,7 +232,7 @@ def call(socket_dir: str, method: str, **arguments: Any) -> None:
     except errors.PenstockError as error:
         say("failed", error=type(error).__name__, message=str(error))
         return
-    say("returned", result=vars(result) if hasattr(result, "__dict__") else str(result))
+    say("returned", result=dataclasses.asdict(result))
 
 
 def fork_with_tensors(socket_dir: str, source: str) -> None:

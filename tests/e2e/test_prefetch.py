@@ -12,7 +12,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock.client import cli, errors
+from penstock.client import Prefetched, cli, errors
 from penstock.client.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
@@ -92,9 +92,9 @@ def health(daemon: DaemonProcess) -> str:
 def test_a_load_after_a_prefetch_reads_nothing(daemon: DaemonProcess, write: Write) -> None:
     path, tensors = write("m")
     before = read_bytes(daemon)
-    assert daemon.client().prefetch(path) == 5 * MIB
+    assert daemon.client().prefetch(path) == Prefetched(5 * MIB, warm_bytes=0)
     assert read_bytes(daemon) - before == 5 * MIB
-    assert daemon.client().prefetch(path) == 5 * MIB
+    assert daemon.client().prefetch(path) == Prefetched(5 * MIB, warm_bytes=5 * MIB)
     with daemon.client().load(path) as load:
         same(load, tensors)
     assert load.stats.cache_hit
@@ -134,7 +134,7 @@ def test_a_prefetch_of_what_is_being_loaded_reads_nothing_more(
     before = read_bytes(daemon)
     client = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
     client.hear("paused")
-    assert daemon.client().prefetch(path) == 12 * MIB
+    assert daemon.client().prefetch(path).total_bytes == 12 * MIB
     client.go()
     assert client.hear("loaded")["found"] == expected(tensors)
     assert read_bytes(daemon) - before == 12 * MIB
@@ -148,7 +148,7 @@ def test_a_prefetch_of_what_streams_through_a_window_does_not_stop_it(
         "load", socket_dir=daemon.socket_dir, source=path, pause_after=0, memory_limit="4MiB"
     )
     client.hear("paused")
-    assert daemon.client().prefetch(path) == 10 * MIB
+    assert daemon.client().prefetch(path).total_bytes == 10 * MIB
     client.go()
     assert client.hear("loaded")["found"] == expected(tensors)
     with daemon.client().load(path) as load:
@@ -214,7 +214,7 @@ def test_the_command_line_prefetches_and_pins(
     assert capsys.readouterr().out == "staged 5.24 MB\n"
     assert pinned(daemon) == []
     assert cli.main([*command, "--pin"]) == 0
-    assert capsys.readouterr().out == "staged 5.24 MB, pinned\n"
+    assert capsys.readouterr().out == "staged 5.24 MB (5.24 MB were there before), pinned\n"
     assert pinned(daemon) == [("m", "warm")]
     assert cli.main(["prefetch", "--socket-dir", str(daemon.socket_dir), "/gone.safetensors"]) == 1
     assert "/gone.safetensors" in capsys.readouterr().err

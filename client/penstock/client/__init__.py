@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .load import Load as Load
     from .load import LoadedFile as LoadedFile
     from .load import LoadStats as LoadStats
+    from .prefetch import Prefetched as Prefetched
 
 _HOMES = {
     "StreamerClient": "client",
@@ -45,6 +46,7 @@ _HOMES = {
     "Load": "load",
     "LoadStats": "load",
     "LoadedFile": "load",
+    "Prefetched": "prefetch",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",

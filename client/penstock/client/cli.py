@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
     prefetch.add_argument("--pin", action="store_true", help="keep it until it is evicted")
+    prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
     evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
     evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
@@ -196,8 +197,10 @@ def _show(status: dict[str, Any]) -> str:
 
 def _prefetch(options: argparse.Namespace) -> None:
     with StreamerClient(options.socket_dir) as client:
-        staged_bytes = client.prefetch(options.source, pin=options.pin)
-    print(f"staged {show_bytes(staged_bytes)}{', pinned' if options.pin else ''}")
+        progress = sys.stderr.isatty() and not options.no_progress
+        staged = client.prefetch(options.source, pin=options.pin, progress=progress)
+    warm = f" ({show_bytes(staged.warm_bytes)} were there before)" if staged.warm_bytes else ""
+    print(f"staged {show_bytes(staged.total_bytes)}{warm}{', pinned' if options.pin else ''}")
 
 
 def _evict(options: argparse.Namespace) -> None:

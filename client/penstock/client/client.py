@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .embedded import EmbeddedDaemon
     from .load import Load
+    from .prefetch import Prefetched
     from .rpc import Session
     from .stream import Choose
 
@@ -160,19 +161,27 @@ class StreamerClient:
                 state[name] = tensor
         return state
 
-    def prefetch(self, source: Source | Iterable[Source], pin: bool = False) -> int:
-        """Reads a checkpoint into the staging buffer, and returns its bytes when it is there.
+    def prefetch(
+        self, source: Source | Iterable[Source], pin: bool = False, *, progress: bool = False
+    ) -> Prefetched:
+        """Reads a checkpoint into the staging buffer, and returns when it is there.
 
-        `pin` keeps it there until `evict()`, whatever else needs the memory.
+        `pin` keeps it there until `evict()`, whatever else needs the memory. `progress` shows a bar on
+        stderr; needs tqdm.
         """
         from penstock.v1 import streamer_pb2 as pb
 
+        from .prefetch import follow
+        from .progress import Bar
+
         request = pb.PrefetchRequest(sources=absolute_sources(source), pin=pin)
-        with self._session() as session:
-            for response in session.service.Prefetch(request, metadata=session.metadata):
-                if response.done:
-                    return int(response.total_bytes)
-        raise errors.ProtocolError("the daemon ended Prefetch before it was done")
+        bar = Bar("prefetch") if progress else None
+        try:
+            with self._session() as session:
+                return follow(session, request, bar)
+        finally:
+            if bar is not None:
+                bar.close()
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
         """Gives up the staged checkpoint `source`, pinned or not; None gives up every idle one."""

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
@@ -32,6 +31,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from . import cuda, errors
 from .copies import CopyPool
+from .progress import Bar
 from .stream import Choose, Stream
 
 _FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.05, 1.0
@@ -98,13 +98,13 @@ class Load:
         self._device = None if device.type == "cpu" else device
         self._owned = owned
         self._reconnect_timeout = reconnect_timeout
-        bar = _progress_bar() if progress else None
+        self._bar = Bar("load") if progress else None
         # A cell, so that the finalizer closes the stream of the day without keeping this Load alive.
         self._streams = [Stream(socket_dir, request, choose)]
         self._copies = CopyPool()
         self._finalizer = weakref.finalize(self, _close_all, self._streams, self._copies)
         self._manifest = self._streams[0].manifest
-        self._progress = bar(total=self.total_bytes, desc="load", unit="B", unit_scale=True) if bar else None
+        self._show_progress()
 
     @property
     def load_id(self) -> str:
@@ -162,8 +162,8 @@ class Load:
         self._closed.set()
         if self._ended is None:
             self._ended = time.monotonic()
-        if self._progress is not None:
-            self._progress.close()
+        if self._bar is not None:
+            self._bar.close()
         if self._owned and not self._streams[0].manifest.full:  # not the manifest it began with
             self._streams[0].revoke()  # a suspended iterator may refer to the window, no tensor does
         self._finalizer()
@@ -239,12 +239,14 @@ class Load:
                 del tensor  # or it would live on while the next one is made
         finally:
             self._tensors += done
-            delivered = sum(entry.size_bytes for entry in islice(segment.tensors, done))
-            self._bytes += delivered
-            if self._progress is not None:
-                self._progress.update(delivered)
+            self._bytes += sum(entry.size_bytes for entry in islice(segment.tensors, done))
+            self._show_progress()
         if window and not (detached and count):
             stream.release(segment, written=True)
+
+    def _show_progress(self) -> None:
+        if self._bar is not None:
+            self._bar.show(self._bytes, self.total_bytes)
 
     def _resume(self, lost: errors.DaemonUnavailableError) -> None:
         """Opens the rest of the load at the next daemon, when it comes within `reconnect_timeout`."""
@@ -279,11 +281,3 @@ def _close_all(streams: list[Stream], copies: CopyPool) -> None:
     copies.close()
     for stream in streams:
         stream.close()
-
-
-def _progress_bar() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
-    return tqdm

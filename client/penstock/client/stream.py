@@ -7,7 +7,6 @@ caller, and what happens when the daemon dies, is `load.py`'s affair.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +19,9 @@ from penstock.v1 import streamer_pb2 as pb
 
 from . import errors, tensors
 from .copies import CopyPool
-from .mapping import Mapping, leased_bytes
+from .mapping import Mapping
+from .progress import tell_queued
 from .rpc import Session
-
-_log = logging.getLogger("penstock.client")
 
 # Gets all names of the checkpoint, returns those to load.
 Choose = Callable[[list[str]], Sequence[str]]
@@ -147,7 +145,7 @@ class Stream:
                     self._requests.send(pb.LoadRequest(select=request.tensors))
                     choose = None
             elif kind == "queued":
-                _tell_queued(response.queued)
+                tell_queued(response.queued)
             elif kind is not None:
                 raise self._broken(f"{kind} where the manifest should come")
 
@@ -189,17 +187,6 @@ class Stream:
 
     def _broken(self, what: str) -> errors.ProtocolError:
         return errors.ProtocolError(f"the daemon sent {what}", load_id=self.manifest.load_id)
-
-
-def _tell_queued(queued: pb.Queued) -> None:
-    own = leased_bytes()
-    _log.log(
-        logging.WARNING if own else logging.INFO,
-        "waiting for staging memory, place %d: %s%s",
-        queued.place,
-        queued.reason or "no reason given",
-        f" (tensors that this process still holds keep {own} bytes of it)" if own else "",
-    )
 
 
 class _Requests:

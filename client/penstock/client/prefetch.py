@@ -1,0 +1,41 @@
+"""One prefetch: follows what the daemon tells of it, until the checkpoint is staged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .progress import Bar, tell_queued
+
+if TYPE_CHECKING:
+    from penstock.v1 import streamer_pb2 as pb
+
+    from .rpc import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetched:
+    """What `prefetch()` staged."""
+
+    # Of the checkpoint, all of which is in the staging buffer now.
+    total_bytes: int
+    # Of these, in the staging buffer before.
+    warm_bytes: int
+
+
+def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Prefetched:
+    """Returns when the checkpoint is staged. Raises grpc.RpcError; ProtocolError when the end is missing."""
+    warm_bytes: int | None = None
+    responses: Any = session.service.Prefetch(request, metadata=session.metadata)
+    for response in responses:
+        if response.HasField("queued"):
+            tell_queued(response.queued)
+            continue
+        if warm_bytes is None:
+            warm_bytes = response.ready_bytes
+        if bar is not None:
+            bar.show(response.ready_bytes, response.total_bytes)
+        if response.done:
+            return Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
+    raise errors.ProtocolError("the daemon ended Prefetch before it was done")

@@ -1,0 +1,51 @@
+"""What people see while they wait: a bar of bytes, and a line in the log for the queue."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING
+
+from .mapping import leased_bytes
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from penstock.v1 import streamer_pb2 as pb
+
+_log = logging.getLogger("penstock.client")
+
+
+class Bar:
+    """A bar on stderr that counts bytes, from the first `show` to `close`."""
+
+    def __init__(self, what: str) -> None:
+        """Raises ImportError that says what to install."""
+        try:
+            from tqdm import tqdm
+        except ImportError as error:
+            raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+        self._make = functools.partial(tqdm, desc=what, unit="B", unit_scale=True)
+        self._bar: tqdm[None] | None = None
+
+    def show(self, done_bytes: int, total_bytes: int) -> None:
+        if self._bar is None:
+            self._bar = self._make(total=total_bytes)
+        self._bar.total = total_bytes
+        self._bar.update(done_bytes - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def tell_queued(queued: pb.Queued) -> None:
+    """Whoever waits for memory that it holds itself should know."""
+    own = leased_bytes()
+    _log.log(
+        logging.WARNING if own else logging.INFO,
+        "waiting for staging memory, place %d: %s%s",
+        queued.place,
+        queued.reason or "no reason given",
+        f" (tensors that this process still holds keep {own} bytes of it)" if own else "",
+    )
