@@ -72,6 +72,8 @@ class Behaviour:
     tamper_segment: Callable[[pb.SegmentReady], object] = lambda segment: None
     stall_before_segment: int | None = None
     finish: bool = True
+    # So many loads, and prefetches, break once they were told their place in the queue.
+    die_queued: int = 0
 
 
 class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
@@ -83,6 +85,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         self.releases: list[int] = []
         self.ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.stalled = threading.Event()
+        self.broken = threading.Event()
         self.connections: dict[str, socket.socket] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server = grpc.server(ThreadPoolExecutor(8))
@@ -152,6 +155,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
     ) -> Iterator[pb.PrefetchResponse]:
         self._connection(context)
         yield pb.PrefetchResponse(queued=pb.Queued(place=1))
+        self._die_queued(context)
         yield pb.PrefetchResponse(ready_bytes=1, total_bytes=2)
         yield pb.PrefetchResponse(ready_bytes=2, total_bytes=2, done=True)
 
@@ -189,6 +193,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             request.tensors.CopyFrom(next(requests).select)
         if request.HasField("tensors"):
             tensors = [tensor for tensor in tensors if tensor.name in request.tensors.names]
+        self._die_queued(context)
         tensors = tensors[request.skip_tensors :]
         step = behaviour.tensors_per_segment
         segments = [tensors[i : i + step] for i in range(0, len(tensors), step)]
@@ -237,6 +242,12 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         if behaviour.finish:
             yield pb.LoadResponse(finished=pb.Finished(waited_seconds=0.5, read_bytes=manifest.total_bytes))
             reader.join(10)
+
+    def _die_queued(self, context: grpc.ServicerContext) -> None:
+        if self.behaviour.die_queued:
+            self.behaviour.die_queued -= 1
+            self.broken.set()
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     def _read_releases(
         self, requests: Iterator[pb.LoadRequest], released: queue.SimpleQueue[int | None]

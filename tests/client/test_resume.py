@@ -9,6 +9,7 @@ import pytest
 from penstock.client import (
     CheckpointChangedError,
     DaemonUnavailableError,
+    LoadClosedError,
     PenstockError,
     StreamerClient,
 )
@@ -61,6 +62,64 @@ def test_a_predicate_is_asked_once(start_daemon: StartDaemon) -> None:
     state = StreamerClient(daemon.socket_dir).load_state_dict("/x", tensors=predicate)
     assert_equal(state, [tensor for tensor in TENSORS if tensor.name != "t5"])
     assert len(asked) == 40
+
+
+def test_a_load_that_loses_its_place_in_the_queue_takes_one_at_the_next_daemon(
+    start_daemon: StartDaemon,
+) -> None:
+    """With what is there then: nothing was yielded yet, so another version is as good."""
+    daemon = start_daemon(TENSORS, die_queued=2)
+    asked: list[str] = []
+
+    def predicate(name: str) -> bool:
+        asked.append(name)
+        if len(asked) == 40:
+            daemon.tensors = TENSORS[:-1]
+            daemon.behaviour.version = "v2"
+        return name != "t5"
+
+    state = StreamerClient(daemon.socket_dir).load_state_dict("/x", tensors=predicate)
+    assert_equal(state, [tensor for tensor in TENSORS[:-1] if tensor.name != "t5"])
+    assert len(asked) == 40 + 39 + 39
+    assert [request.expect_version for request in daemon.opens] == [""] * 3
+
+
+def test_a_prefetch_that_loses_its_place_in_the_queue_takes_one_at_the_next_daemon(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(TENSORS, die_queued=2)
+    assert StreamerClient(daemon.socket_dir).prefetch("/x").total_bytes == 2
+    assert len(daemon.connections) == 3
+
+
+@pytest.mark.parametrize("method", ["load", "prefetch"])
+def test_without_patience_a_lost_place_in_the_queue_raises_at_once(
+    method: str, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(TENSORS, die_queued=2)
+    client = StreamerClient(daemon.socket_dir, reconnect_timeout=0)
+    with pytest.raises(DaemonUnavailableError):
+        getattr(client, method)("/x")
+    assert daemon.behaviour.die_queued == 1
+
+
+def test_closing_the_client_ends_the_wait_of_a_prefetch(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(TENSORS, die_queued=10**9)
+    client = StreamerClient(daemon.socket_dir)
+    ended: list[type[BaseException]] = []
+
+    def prefetch() -> None:
+        try:
+            client.prefetch("/x")
+        except LoadClosedError as error:
+            ended.append(type(error))
+
+    thread = threading.Thread(target=prefetch)
+    thread.start()
+    daemon.broken.wait(30)
+    client.close()
+    thread.join()
+    assert ended == [LoadClosedError]
 
 
 def test_another_version_after_the_death_raises(start_daemon: StartDaemon) -> None:

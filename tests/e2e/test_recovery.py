@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from penstock.client import errors
 
 from .conftest import StartDaemon
 from .support import (
+    DaemonProcess,
     Nursery,
     RawLoad,
     expected,
@@ -139,6 +141,10 @@ def test_a_restarted_daemon_starts_empty_and_nothing_is_left_of_the_one_before(
     assert sorted(os.listdir("/dev/shm")) == shared_memory
 
 
+def one_waits(daemon: DaemonProcess) -> None:
+    wait_until(lambda: daemon.status()["staging"]["waiting"] == 1, "one to wait for memory")
+
+
 def processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
 
@@ -171,7 +177,7 @@ def test_an_upgrade_in_the_grace_period_loses_no_load(
     streaming = nursery.start("load", socket_dir=first.socket_dir, source=path, pause_after=3)
     streaming.hear("paused")
     queued = nursery.start("load", socket_dir=first.socket_dir, source=path / "0.safetensors")
-    wait_until(lambda: first.status()["staging"]["waiting"] == 1, "one to wait")
+    one_waits(first)
     first.process.send_signal(signal.SIGTERM)
     wait_until(lambda: " draining " in first.log(), "the daemon to drain")
     with pytest.raises(errors.ShuttingDownError):
@@ -203,14 +209,48 @@ def test_a_grace_too_short_costs_a_load_nothing_but_time(
     assert client.hear("loaded")["found"] == expected(tensors)
 
 
-def test_a_load_that_waits_for_memory_when_the_grace_ends_is_told_so(
+@pytest.mark.parametrize("what", ["load", "prefetch"])
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_what_waits_for_memory_when_its_daemon_goes_away_waits_at_the_next(
+    what: str, end: str, start_daemon: StartDaemon, nursery: Nursery, large: Checkpoint
+) -> None:
+    """One after another, and as long as the patience for each of them lasts."""
+    path, tensors = large
+    part = {name: tensor for name, tensor in tensors.items() if name.startswith("0.")}
+    flags = ("--memory-limit", "16MiB", "--grace", "0.1")
+    daemon = start_daemon(*flags)
+    program: dict[str, Any] = {"program": "load"}
+    if what == "prefetch":
+        program = {"program": "call", "method": "prefetch"}
+    with RawLoad(daemon, path) as running:
+        running.next("manifest")
+        queued = nursery.start(**program, socket_dir=daemon.socket_dir, source=path / "0.safetensors")
+        one_waits(daemon)
+        queued.signal(signal.SIGSTOP)  # not to come before what keeps it waiting
+        getattr(daemon, end)()
+    daemon = start_daemon(*flags)
+    with RawLoad(daemon, path) as running:
+        running.next("manifest")
+        queued.signal(signal.SIGCONT)
+        one_waits(daemon)
+        getattr(daemon, end)()
+    start_daemon(*flags)
+    if what == "load":
+        assert queued.hear("loaded")["found"] == expected(part)
+    else:
+        assert queued.hear("returned")["result"] == {"total_bytes": 10 * MIB, "warm_bytes": 0}
+
+
+def test_a_load_without_patience_that_waits_when_the_grace_ends_is_told_so(
     start_daemon: StartDaemon, nursery: Nursery, large: Checkpoint
 ) -> None:
     path, _ = large
     daemon = start_daemon("--memory-limit", "4MiB", "--grace", "0.1")
     with RawLoad(daemon, path) as running:
         running.next("manifest")
-        queued = nursery.start("load", socket_dir=daemon.socket_dir, source=path / "0.safetensors")
-        wait_until(lambda: daemon.status()["staging"]["waiting"] == 1, "one to wait")
+        queued = nursery.start(
+            "load", socket_dir=daemon.socket_dir, source=path / "0.safetensors", reconnect_timeout=0
+        )
+        one_waits(daemon)
         assert daemon.terminate() == 0
         assert queued.hear("failed")["error"] in ("ShuttingDownError", "DaemonUnavailableError")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ class StreamerClient:
 
     `socket_dir` defaults to $PENSTOCK_SOCKET_DIR, else /run/penstock. Nothing connects before the first
     call, and every call has a connection of its own: one client serves any number of threads.
-    `reconnect_timeout` is for how many seconds a load waits for a daemon that died under it.
+    `reconnect_timeout` is for how many seconds a load or a prefetch waits for the next daemon when the one
+    that had taken it up, be it only into its queue, went away.
 
     Every method raises DaemonUnavailableError where no daemon answers, and the other errors of
     `penstock.client.errors` as the daemon says.
@@ -60,7 +62,7 @@ class StreamerClient:
         self._reconnect_timeout = reconnect_timeout
         self._daemon: EmbeddedDaemon | None = None
         self._loads: weakref.WeakSet[Load] = weakref.WeakSet()
-        self._closed = False
+        self._closed = threading.Event()
 
     @classmethod
     def embedded(cls, memory_limit: int | str | None = -1, **flags: Any) -> StreamerClient:
@@ -173,12 +175,21 @@ class StreamerClient:
 
         from .prefetch import follow
         from .progress import Bar
+        from .reconnect import persist
 
         request = pb.PrefetchRequest(sources=absolute_sources(source), pin=pin)
         bar = Bar("prefetch") if progress else None
-        try:
+
+        def attempt() -> Prefetched:
             with self._session() as session:
                 return follow(session, request, bar)
+
+        def sleep(seconds: float) -> None:
+            if self._closed.wait(seconds):
+                self._check_open()
+
+        try:
+            return persist(attempt, timeout_seconds=self._reconnect_timeout, sleep=sleep)
         finally:
             if bar is not None:
                 bar.close()
@@ -206,7 +217,7 @@ class StreamerClient:
 
     def close(self) -> None:
         """Ends loads that are under way, and the daemon that `embedded()` started. May be called again."""
-        self._closed = True
+        self._closed.set()
         for load in list(self._loads):
             load.close()
         if self._daemon is not None:
@@ -222,7 +233,8 @@ class StreamerClient:
 
     def __repr__(self) -> str:
         kind = "embedded daemon" if self._daemon is not None else "daemon"
-        return f"<StreamerClient of the {kind} in {self.socket_dir}{', closed' if self._closed else ''}>"
+        state = ", closed" if self._closed.is_set() else ""
+        return f"<StreamerClient of the {kind} in {self.socket_dir}{state}>"
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -238,7 +250,7 @@ class StreamerClient:
                 raise errors.from_rpc(error, where=str(self.socket_dir)) from error
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed.is_set():
             raise errors.LoadClosedError("this client is closed")
 
 

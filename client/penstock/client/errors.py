@@ -56,7 +56,12 @@ class PenstockError(Exception):
 
 
 class DaemonUnavailableError(PenstockError):
-    """No daemon answers on the socket directory, or it went away in mid-load and did not come back."""
+    """No daemon answers on the socket directory, or it went away in mid-load and did not come back.
+
+    `begun` says that it went away after it took up what it was asked for.
+    """
+
+    begun = False
 
 
 class ShuttingDownError(DaemonUnavailableError):
@@ -147,8 +152,8 @@ def by_reason(
     return error(message or reason, reason=reason, details=details, load_id=load_id)
 
 
-def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "") -> PenstockError:
-    """The exception for a failed call to the daemon in directory `where`.
+def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "", begun: bool = False) -> PenstockError:
+    """The exception for a failed call to the daemon in directory `where`, which had begun to answer or not.
 
     UNAVAILABLE without a reason is gRPC's own word for a broken connection, so only that one, and
     SHUTTING_DOWN, become a DaemonUnavailableError. SOURCE_UNAVAILABLE has the same status but does not.
@@ -160,13 +165,17 @@ def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "") -> Penstock
     status, message = error.code(), error.details() or ""
     reason, details = _error_info(error)
     if reason:
-        return by_reason(reason, message, details=details, load_id=load_id)
-    if status is grpc.StatusCode.UNAVAILABLE:
-        return DaemonUnavailableError(f"the daemon in {where} went away: {message}", load_id=load_id)
-    if status is grpc.StatusCode.UNIMPLEMENTED:
-        return ProtocolError(f"the daemon in {where} does not know this call: {message}", load_id=load_id)
-    name = status.name if status is not None else "UNKNOWN"
-    return PenstockError(f"the daemon in {where} answered {name}: {message}", load_id=load_id)
+        answer = by_reason(reason, message, details=details, load_id=load_id)
+    elif status is grpc.StatusCode.UNAVAILABLE:
+        answer = DaemonUnavailableError(f"the daemon in {where} went away: {message}", load_id=load_id)
+    elif status is grpc.StatusCode.UNIMPLEMENTED:
+        answer = ProtocolError(f"the daemon in {where} does not know this call: {message}", load_id=load_id)
+    else:
+        name = status.name if status is not None else "UNKNOWN"
+        answer = PenstockError(f"the daemon in {where} answered {name}: {message}", load_id=load_id)
+    if isinstance(answer, DaemonUnavailableError):
+        answer.begun = begun
+    return answer
 
 
 def unreachable(where: str, cause: object) -> DaemonUnavailableError:

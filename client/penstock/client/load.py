@@ -1,6 +1,6 @@
 """One load, from the request to the last tensor.
 
-load()      connect, ask, get the manifest, map the slabs                        (stream.py)
+load()      connect, ask, wait for memory, get the manifest, map the slabs       (stream.py)
 iterate     segment by segment: wait until its bytes are there,
             wrap its tensors                                                     (tensors.py)
                 full ring            views, which keep the slabs leased
@@ -9,8 +9,8 @@ iterate     segment by segment: wait until its bytes are there,
                 other device         copies on that device                       (cuda.py)
             yield them one by one,
             and from a window release the segment, so that its space is read into again
-interrupted by the death of the daemon: wait for the next one, check that it has the same
-            version, skip what was yielded, go on
+interrupted by the death of the daemon: wait for the next one                    (reconnect.py),
+            check that it has the same version, skip what was yielded, go on
 close       at the end, or wherever the caller stops: the call, the channel, the mapping
 """
 
@@ -32,9 +32,8 @@ from penstock.v1 import streamer_pb2 as pb
 from . import cuda, errors
 from .copies import CopyPool
 from .progress import Bar
+from .reconnect import persist
 from .stream import Choose, Stream
-
-_FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Load:
         self._reconnect_timeout = reconnect_timeout
         self._bar = Bar("load") if progress else None
         # A cell, so that the finalizer closes the stream of the day without keeping this Load alive.
-        self._streams = [Stream(socket_dir, request, choose)]
+        self._streams = [self._open(choose)]
         self._copies = CopyPool()
         self._finalizer = weakref.finalize(self, _close_all, self._streams, self._copies)
         self._manifest = self._streams[0].manifest
@@ -248,27 +247,33 @@ class Load:
         if self._bar is not None:
             self._bar.show(self._bytes, self.total_bytes)
 
+    def _open(
+        self, choose: Choose | None = None, lost: errors.DaemonUnavailableError | None = None
+    ) -> Stream:
+        """The load, or what is left of it: at the daemon that is there, or at the next one when that one is
+        `lost` or goes away while the load waits for memory."""
+
+        def attempt() -> Stream:
+            request = pb.OpenLoad()
+            request.CopyFrom(self._request)
+            stream = Stream(self._socket_dir, request, choose)
+            self._request = request  # with what was chosen
+            return stream
+
+        return persist(attempt, timeout_seconds=self._reconnect_timeout, sleep=self._sleep, lost=lost)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
+
     def _resume(self, lost: errors.DaemonUnavailableError) -> None:
-        """Opens the rest of the load at the next daemon, when it comes within `reconnect_timeout`."""
+        """Opens the rest of the load at the next daemon."""
         self._streams[0].close()
         self._request.skip_tensors = self._tensors
         self._request.expect_version = self._manifest.version
-        deadline = time.monotonic() + self._reconnect_timeout
-        delay = _FIRST_DELAY_SECONDS
-        while True:
-            if time.monotonic() + delay > deadline:
-                raise lost
-            if self._closed.wait(delay):
-                raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
-            delay = min(2 * delay, _LAST_DELAY_SECONDS)
-            try:
-                stream = Stream(self._socket_dir, self._request)
-            except (errors.DaemonUnavailableError, errors.SessionRequiredError):
-                continue  # not there yet, or replaced between the handoff and the call
-            self._streams[0] = stream
-            if self._closed.is_set():
-                stream.close()
-            break
+        self._streams[0] = stream = self._open(lost=lost)
+        if self._closed.is_set():
+            stream.close()
         if stream.manifest.version != self._manifest.version:
             raise errors.CheckpointChangedError("the checkpoint changed while the daemon was away")
         if stream.manifest.tensor_count != self.tensor_count - self._tensors:

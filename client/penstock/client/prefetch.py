@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from penstock.v1 import streamer_pb2 as pb
 
 from . import errors
 from .progress import Bar, tell_queued
-
-if TYPE_CHECKING:
-    from penstock.v1 import streamer_pb2 as pb
-
-    from .rpc import Session
+from .rpc import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +24,21 @@ class Prefetched:
 
 
 def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Prefetched:
-    """Returns when the checkpoint is staged. Raises grpc.RpcError; ProtocolError when the end is missing."""
+    """Returns when the checkpoint is staged. Raises what the daemon answers instead."""
     warm_bytes: int | None = None
-    responses: Any = session.service.Prefetch(request, metadata=session.metadata)
-    for response in responses:
-        if response.HasField("queued"):
-            tell_queued(response.queued)
-            continue
-        if warm_bytes is None:
-            warm_bytes = response.ready_bytes
-        if bar is not None:
-            bar.show(response.ready_bytes, response.total_bytes)
-        if response.done:
-            return Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
+    begun = False
+    try:
+        for response in session.service.Prefetch(request, metadata=session.metadata):
+            begun = True
+            if response.HasField("queued"):
+                tell_queued(response.queued)
+                continue
+            if warm_bytes is None:
+                warm_bytes = response.ready_bytes
+            if bar is not None:
+                bar.show(response.ready_bytes, response.total_bytes)
+            if response.done:
+                return Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
+    except grpc.RpcError as error:
+        raise errors.from_rpc(error, where=session.where, begun=begun) from error
     raise errors.ProtocolError("the daemon ended Prefetch before it was done")

@@ -39,6 +39,7 @@ class Stream:
         self.closed = False
         self.finished: pb.Finished | None = None
         self.manifest = pb.Manifest()
+        self._begun = False
         self._mapping: Mapping | None = None
         self._leased = False
         self._segments = 0
@@ -177,13 +178,17 @@ class Stream:
 
     def _receive(self) -> pb.LoadResponse | None:
         try:
-            return next(self._call, None)
+            response = next(self._call, None)
         except (grpc.RpcError, ValueError) as error:
             if self.closed:
                 raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id) from None
             if not isinstance(error, grpc.RpcError):
                 raise
-            raise errors.from_rpc(error, where=self._session.where, load_id=self.manifest.load_id) from error
+            raise errors.from_rpc(
+                error, where=self._session.where, load_id=self.manifest.load_id, begun=self._begun
+            ) from error
+        self._begun = True
+        return response
 
     def _broken(self, what: str) -> errors.ProtocolError:
         return errors.ProtocolError(f"the daemon sent {what}", load_id=self.manifest.load_id)

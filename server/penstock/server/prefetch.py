@@ -59,12 +59,13 @@ class Prefetch(Admission):
         stage = staged.stage
         assert stage is not None
         self.total_bytes = stage.total_bytes
+        self.delivered_bytes = sum(stage.segments[index].size_bytes for index in self.warm_segments)
         waiting = asyncio.ensure_future(staged.wait_complete())
         try:
             while not waiting.done():
-                self.delivered_bytes = stage.ready_bytes
-                await emit(Progress(stage.ready_bytes, stage.total_bytes, done=False))
+                await emit(Progress(self.delivered_bytes, stage.total_bytes, done=False))
                 await asyncio.wait([waiting], timeout=PROGRESS_SECONDS)
+                self.delivered_bytes = stage.ready_bytes
             await waiting
         finally:
             waiting.cancel()

@@ -1,0 +1,45 @@
+"""When the daemon goes away with something of ours in hand: the same again at the next one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from . import errors
+
+_log = logging.getLogger("penstock.client")
+_FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.05, 1.0
+_T = TypeVar("_T")
+
+
+def persist(
+    attempt: Callable[[], _T],
+    *,
+    timeout_seconds: float,
+    sleep: Callable[[float], None],
+    lost: errors.DaemonUnavailableError | None = None,
+) -> _T:
+    """What `attempt` returns. It is made again when the daemon goes away after it took the attempt up, for
+    up to `timeout_seconds` without a daemon each time; with `lost`, this is so from the beginning.
+
+    Raises what `attempt` does; without a daemon, how the last one was lost. `sleep` may raise to end it.
+    """
+    deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
+    while True:
+        if lost is not None:
+            if time.monotonic() + delay > deadline:
+                raise lost
+            sleep(delay)
+            delay = min(2 * delay, _LAST_DELAY_SECONDS)
+        try:
+            return attempt()
+        except (errors.DaemonUnavailableError, errors.SessionRequiredError) as error:
+            if isinstance(error, errors.DaemonUnavailableError) and error.begun:
+                lost = error
+                deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
+                _log.warning("%s; waiting up to %.0f s for the next one", error, timeout_seconds)
+            elif lost is None:
+                raise
+            # else not there yet, or replaced between the handoff and the call
