@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from .sizes import Source, absolute_sources, parse_memory_limit
 
 if TYPE_CHECKING:
     import torch
-    from google.protobuf.message import Message
 
     from .embedded import EmbeddedDaemon
     from .load import Load
@@ -210,10 +209,11 @@ class StreamerClient:
         `staging.limit_bytes` of an unlimited daemon, is None.
         """
         from penstock.v1 import streamer_pb2 as pb
+        from penstock.v1.plain import to_plain
 
         with self._session() as session:
             response = session.service.GetStatus(pb.GetStatusRequest(), metadata=session.metadata)
-        return _plain(response)
+        return to_plain(response)
 
     def close(self) -> None:
         """Ends loads that are under way, and the daemon that `embedded()` started. May be called again."""
@@ -268,21 +268,6 @@ def _selection(request: Any, tensors: Selection | None) -> Choose | None:
     request.tensors.SetInParent()
     request.tensors.names.extend(dict.fromkeys(tensors))
     return None
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        is_message = field.message_type is not None
-        if isinstance(value, MutableSequence):
-            plain[field.name] = [_plain(item) for item in value] if is_message else list(value)
-        elif is_message:
-            plain[field.name] = _plain(value)
-        else:
-            absent = field.has_presence and not message.HasField(field.name)
-            plain[field.name] = None if absent else value
-    return plain
 
 
 def _version() -> str:

@@ -107,12 +107,14 @@ class LoadResponse(_message.Message):
     def __init__(self, queued: _Optional[_Union[Queued, _Mapping]] = ..., listing: _Optional[_Union[Listing, _Mapping]] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segment_ready: _Optional[_Union[SegmentReady, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Queued(_message.Message):
-    __slots__ = ("place", "reason")
+    __slots__ = ("place", "reason", "load_id")
     PLACE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     place: int
     reason: str
-    def __init__(self, place: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    load_id: str
+    def __init__(self, place: _Optional[int] = ..., reason: _Optional[str] = ..., load_id: _Optional[str] = ...) -> None: ...
 
 class Listing(_message.Message):
     __slots__ = ("tensors", "last")
@@ -240,7 +242,14 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals")
+    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds")
+    class ConfigurationEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +259,12 @@ class GetStatusResponse(_message.Message):
     STAGES_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    THROUGHPUT_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_seconds: float
@@ -259,10 +274,26 @@ class GetStatusResponse(_message.Message):
     stages: _containers.RepeatedCompositeFieldContainer[StageStatus]
     loads: _containers.RepeatedCompositeFieldContainer[LoadStatus]
     totals: Totals
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ...) -> None: ...
+    health: Health
+    errors: _containers.RepeatedCompositeFieldContainer[RecentError]
+    throughput: Throughput
+    configuration: _containers.ScalarMap[str, str]
+    host: str
+    unix_seconds: float
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
+
+class Health(_message.Message):
+    __slots__ = ("live", "ready", "reason")
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    live: bool
+    ready: bool
+    reason: str
+    def __init__(self, live: bool = ..., ready: bool = ..., reason: _Optional[str] = ...) -> None: ...
 
 class StagingStatus(_message.Message):
-    __slots__ = ("limit_bytes", "slab_bytes", "free_bytes", "reading_bytes", "leased_bytes", "warm_bytes", "peak_bytes", "waiting")
+    __slots__ = ("limit_bytes", "slab_bytes", "free_bytes", "reading_bytes", "leased_bytes", "warm_bytes", "peak_bytes", "waiting", "capacity_bytes", "oldest_lease_seconds", "populating")
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +302,9 @@ class StagingStatus(_message.Message):
     WARM_BYTES_FIELD_NUMBER: _ClassVar[int]
     PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    POPULATING_FIELD_NUMBER: _ClassVar[int]
     limit_bytes: int
     slab_bytes: int
     free_bytes: int
@@ -279,18 +313,25 @@ class StagingStatus(_message.Message):
     warm_bytes: int
     peak_bytes: int
     waiting: int
-    def __init__(self, limit_bytes: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., reading_bytes: _Optional[int] = ..., leased_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+    capacity_bytes: int
+    oldest_lease_seconds: float
+    populating: bool
+    def __init__(self, limit_bytes: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., reading_bytes: _Optional[int] = ..., leased_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., oldest_lease_seconds: _Optional[float] = ..., populating: bool = ...) -> None: ...
 
 class ReaderStatus(_message.Message):
-    __slots__ = ("threads", "busy")
+    __slots__ = ("threads", "busy", "stalled", "bytes_per_second")
     THREADS_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     threads: int
     busy: int
-    def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ...) -> None: ...
+    stalled: int
+    bytes_per_second: float
+    def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ..., stalled: _Optional[int] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds")
+    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "source")
     ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +343,10 @@ class StageStatus(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     id: int
     sources: _containers.RepeatedScalarFieldContainer[str]
     version: str
@@ -313,7 +358,11 @@ class StageStatus(_message.Message):
     pinned: bool
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     idle_seconds: float
-    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    slab_count: int
+    uid: int
+    read_bytes: int
+    source: str
+    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("uid", "pid", "held_seconds", "client_name")
@@ -328,7 +377,7 @@ class Holder(_message.Message):
     def __init__(self, uid: _Optional[int] = ..., pid: _Optional[int] = ..., held_seconds: _Optional[float] = ..., client_name: _Optional[str] = ...) -> None: ...
 
 class LoadStatus(_message.Message):
-    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name")
+    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +389,10 @@ class LoadStatus(_message.Message):
     QUEUE_PLACE_FIELD_NUMBER: _ClassVar[int]
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     uid: int
@@ -351,10 +404,42 @@ class LoadStatus(_message.Message):
     queue_place: int
     stage_id: int
     client_name: str
-    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ...) -> None: ...
+    kind: str
+    bytes_per_second: float
+    waited_seconds: float
+    waits_for: str
+    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ...) -> None: ...
+
+class RecentError(_message.Message):
+    __slots__ = ("age_seconds", "load_id", "reason", "message", "uid", "pid", "sources")
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    age_seconds: float
+    load_id: str
+    reason: str
+    message: str
+    uid: int
+    pid: int
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, age_seconds: _Optional[float] = ..., load_id: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Throughput(_message.Message):
+    __slots__ = ("interval_seconds", "read_bytes", "delivered_bytes")
+    INTERVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    interval_seconds: float
+    read_bytes: _containers.RepeatedScalarFieldContainer[int]
+    delivered_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, interval_seconds: _Optional[float] = ..., read_bytes: _Optional[_Iterable[int]] = ..., delivered_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Totals(_message.Message):
-    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions")
+    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions", "loads_cancelled")
     LOADS_OK_FIELD_NUMBER: _ClassVar[int]
     LOADS_FAILED_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +447,7 @@ class Totals(_message.Message):
     STAGE_HITS_FIELD_NUMBER: _ClassVar[int]
     STAGE_MISSES_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
     loads_ok: int
     loads_failed: int
     read_bytes: int
@@ -369,4 +455,5 @@ class Totals(_message.Message):
     stage_hits: int
     stage_misses: int
     evictions: int
-    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ...) -> None: ...
+    loads_cancelled: int
+    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., loads_cancelled: _Optional[int] = ...) -> None: ...

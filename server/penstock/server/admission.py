@@ -18,13 +18,15 @@ from .catalog import Catalog, Checkpoint
 from .errors import CheckpointChangedError, InvalidRequestError
 from .metrics import Totals
 from .plan import Selection
-from .sources import Access
+from .sources import Access, source_kind
 from .staged import Holder, StagedCheckpoint
 from .staging import Group, Staging
 from .table import TensorTable
 from .units import show_size
 
 _T = TypeVar("_T")
+
+WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
 class Caller(Protocol):
@@ -53,6 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
+    load_id: str
     place: int
     reason: str
 
@@ -88,14 +91,33 @@ class Admission:
         self.delivered_bytes = 0
         self.total_bytes = 0
         self.began = asyncio.get_running_loop().time()
+        self.queued_since = 0.0
+        """When it began to wait for memory; `waited_seconds` is how long it did."""
         self.waited_seconds = 0.0
         self.warm_segments: frozenset[int] = frozenset()
         """Segments that were in the staging buffer already when it came."""
+        self.was_warm = False
+        """All it asked for was."""
         self.finished = False
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
         self._parts = parts
         self._choice: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+
+    @property
+    def kind(self) -> str:
+        """What log and status call it: load or prefetch."""
+        return type(self).__name__.lower()
+
+    @property
+    def source(self) -> str:
+        """What it reads from, by its first source: file or s3."""
+        return source_kind(next(iter(self.request.sources), ""))
+
+    @property
+    def waits_for(self) -> str:
+        """In words; empty when it goes on."""
+        return WAITS_FOR_MEMORY if self.state == "waiting" else ""
 
     def choose(self, names: Sequence[str]) -> None:
         """The client's answer to the listing."""
@@ -170,21 +192,45 @@ class Admission:
         return staged
 
     async def _wait_for_memory(self, staged: StagedCheckpoint, emit: Emit) -> None:
+        self.queued_since = asyncio.get_running_loop().time()
         self.state = "waiting"
-        began = asyncio.get_running_loop().time()
         told = 0
-        while not staged.started and staged.error is None:
-            place = self._parts.staging.place(staged)
-            if place not in (0, told):
-                await emit(Queued(place, "waiting for staging memory that other loads use"))
-                told = place
-            else:
-                await staged.wait_change()
-        await staged.wait_started()
-        self.waited_seconds = asyncio.get_running_loop().time() - began
+        try:
+            while not staged.started and staged.error is None:
+                place = self._parts.staging.place(staged)
+                if place not in (0, told):
+                    await emit(Queued(self.id, place, WAITS_FOR_MEMORY))
+                    told = place
+                else:
+                    await staged.wait_change()
+            await staged.wait_started()
+        finally:
+            self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.resolvers, call, *arguments)
+
+    def count(self, result: str) -> None:
+        """How it ended: "ok", "failed" or "cancelled"."""
+        totals = self._parts.totals
+        totals.loads[self.source, result] += 1
+        if self.state != "resolving":
+            totals.load_wait_seconds.observe(self.waited_seconds)
+        if result == "ok" and self.kind == "load":
+            cache = "hit" if self.was_warm else "miss"
+            seconds = asyncio.get_running_loop().time() - self.began
+            totals.load_seconds.labels(self.source, cache).observe(seconds)
+
+    def first_line(self) -> dict[str, object]:
+        """What the log says of it when it begins."""
+        return {
+            "load": self.id,
+            "kind": self.kind,
+            "source": ",".join(self.request.sources[:3]),
+            "uid": self.caller.uid,
+            "pid": self.caller.pid,
+            "client": self.request.client_name,
+        }
 
     def log_line(self) -> dict[str, object]:
         """What the log says of it when it ended."""

@@ -48,6 +48,7 @@ class Config:
     queue_timeout_seconds: float
     group_timeout_seconds: float
     grace_seconds: float
+    stall_timeout_seconds: float
     max_loads: int
     populate: bool
     log_format: str
@@ -117,6 +118,13 @@ def _seconds(text: str) -> float:
         seconds = -1
     if not 0 <= seconds < 1e9:
         raise ValueError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _stall_timeout(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < 0.1:
+        raise ValueError(f"{text!r} is too short: at least 0.1 seconds")
     return seconds
 
 
@@ -195,6 +203,14 @@ _OPTIONS = (
     _Option("--queue-timeout", "600", _seconds, "seconds that a load may wait for memory", "SECONDS"),
     _Option("--group-timeout", "60", _seconds, "seconds that a group waits for its members", "SECONDS"),
     _Option("--grace", "30", _seconds, "seconds that running loads get after SIGTERM", "SECONDS"),
+    _Option(
+        "--stall-timeout",
+        "60",
+        _stall_timeout,
+        "seconds without a turn of the event loop, or with every reader in one read, after which health says "
+        "that the daemon hangs",
+        "SECONDS",
+    ),
     _Option("--max-loads", "256", _positive, "loads at a time, waiting ones included", "N"),
     _Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
     _Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
@@ -262,6 +278,7 @@ def load_config(
         queue_timeout_seconds=values["queue_timeout"],
         group_timeout_seconds=values["group_timeout"],
         grace_seconds=values["grace"],
+        stall_timeout_seconds=values["stall_timeout"],
         max_loads=values["max_loads"],
         populate=limit > 0 and not flags["no_populate"],
         log_format=values["log_format"],

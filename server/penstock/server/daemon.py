@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
 import logging
 import os
@@ -22,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
-from .admission import Admission, Emit, Parts, Request
+from .admission import Admission, Caller, Emit, Parts, Request
 from .catalog import Catalog, local_path
 from .config import Config, distribution_version
 from .errors import (
@@ -34,6 +33,8 @@ from .errors import (
     TooManyLoadsError,
 )
 from .handoff import HandoffServer, Session
+from .health import Health
+from .history import INTERVAL_SECONDS, History
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
@@ -43,7 +44,7 @@ from .reader import ReaderPool
 from .service import StreamerService
 from .sources import Access
 from .staging import Staging
-from .status import build_status
+from .status import Status, effective
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,26 @@ class Daemon:
             allows=lambda uid: is_privileged(uid) or bool(config.allow),
         )
         self._health = health.aio.HealthServicer()
+        self._publishing: set[asyncio.Task[None]] = set()
         self._loads: dict[Admission, asyncio.Task[None]] = {}
         self._no_loads = asyncio.Event()
         self._no_loads.set()
-        self._draining = False
         self._stop_asked = asyncio.Event()
-        self._began = asyncio.get_running_loop().time()
+        self.history = History()
+        self.health = Health(
+            self.readers, stall_seconds=config.stall_timeout_seconds, on_change=self._health_changed
+        )
+        self.status = Status(
+            config=config,
+            version=self.version,
+            began=asyncio.get_running_loop().time(),
+            staging=self.staging,
+            readers=self.readers,
+            totals=self.totals,
+            loads=self._loads.keys(),
+            health=self.health,
+            history=self.history,
+        )
 
     # ---- for the service ------------------------------------------------------------------------
 
@@ -111,7 +126,7 @@ class Daemon:
 
     def _admit(self, session: Session) -> Access:
         """What the caller may read. Raises if the daemon takes nothing more."""
-        if self._draining:
+        if self.health.draining:
             raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
         privileged = is_privileged(session.uid)
         own = sum(load.caller.uid == session.uid for load in self._loads)
@@ -130,22 +145,24 @@ class Daemon:
         assert task is not None
         self._loads[load] = task
         self._no_loads.clear()
+        event(logger, "opened", load.first_line())
 
         def caller_gone() -> None:
             if not load.finished:
                 task.cancel()
 
         load.caller.on_close(caller_gone)
-        result = "cancelled"
+        outcome = result = "cancelled"
         try:
             await load.run(emit)
-            result = "ok"
+            outcome = result = "ok"
         except PenstockError as error:
-            result = error.reason
+            outcome, result = error.reason, "failed"
+            self.refused(error, load.caller, load.id, load.request.sources)
             raise
         except asyncio.CancelledError:
             # gRPC sends no status for a call that is cancelled here: the client would wait for ever.
-            if load.caller.closed and self._draining:
+            if load.caller.closed and self.health.draining:
                 raise ShuttingDownError("penstockd stops, and this load was cut off") from None
             if load.caller.closed:
                 raise SessionRequiredError("the load's handoff connection was closed") from None
@@ -154,26 +171,22 @@ class Daemon:
             del self._loads[load]
             if not self._loads:
                 self._no_loads.set()
-            if result == "ok":
-                self.totals.loads_ok += 1
-            else:
-                self.totals.loads_failed += 1
-            level = logging.INFO if result in ("ok", "cancelled") else logging.WARNING
-            event(logger, type(load).__name__.lower(), {"result": result, **load.log_line()}, level=level)
+            load.count(result)
+            level = logging.WARNING if result == "failed" else logging.INFO
+            event(logger, load.kind, {"result": outcome, **load.log_line()}, level=level)
 
-    def status(self, session: Session) -> pb.GetStatusResponse:
-        return build_status(
-            config=self.config,
-            version=self.version,
-            now=asyncio.get_running_loop().time(),
-            began=self._began,
-            serving=not self._draining,
-            staging=self.staging,
-            readers=self.readers,
-            totals=self.totals,
-            loads=self._loads,
-            only_uid=None if is_privileged(session.uid) else session.uid,
-        )
+    def refused(
+        self, error: PenstockError, caller: Caller | None, load_id: str = "", sources: Sequence[str] = ()
+    ) -> None:
+        """Counts an answer that is an error, and remembers it if it is known whose it is."""
+        self.totals.rejected[error.reason] += 1
+        if caller is not None:
+            self.history.failed(
+                error, uid=caller.uid, pid=caller.pid, load_id=load_id, sources=tuple(sources)
+            )
+
+    def tell_status(self, session: Session) -> pb.GetStatusResponse:
+        return self.status.message(None if is_privileged(session.uid) else session.uid)
 
     # ---- its life -------------------------------------------------------------------------------
 
@@ -181,22 +194,23 @@ class Daemon:
         """Serves until told to stop. Raises ConfigError when it cannot begin."""
         with _locked(self.config):
             server = await self._serve()
-            keeper = asyncio.create_task(self.staging.keep())
+            keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
                 await self._stop_asked.wait()
                 prefetching.cancel()
                 await self._drain()
             finally:
-                keeper.cancel()
-                prefetching.cancel()
+                for task in (*keeping, prefetching):
+                    task.cancel()
                 self._handoff.stop()
                 await server.stop(None)
                 await self.staging.stop()
                 self.readers.stop()
                 for executor in (self._resolvers, self._header_readers, self._slab_workers):
                     executor.shutdown(wait=False, cancel_futures=True)
-                event(logger, "stopped", dataclasses.asdict(self.totals))
+                self.health.stop()
+                event(logger, "stopped", self.totals.summary())
 
     def ask_to_stop(self) -> None:
         """Drains first; asked again, stops at once."""
@@ -222,18 +236,20 @@ class Daemon:
         await server.start()
         path.chmod(stat.S_IRUSR | stat.S_IWUSR | 0o066)  # the session token decides, not the mode
         self._handoff.start()
+        self.health.waits_for = ""
         if self.config.ready_after_prefetch:
-            await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        else:
-            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        event(logger, "serving", {"version": self.version, **_effective(self.config), **_huge_pages()})
+            self.health.waits_for = "what --prefetch names is not staged yet"
+        await self._publish_health()
+        self.health.start()
+        event(logger, "serving", {"version": self.version, **effective(self.config), **_huge_pages()})
         return server
 
     async def _prefetch_all(self) -> None:
         """Stages what the flags name, each pinned, retrying for as long as it takes."""
         await asyncio.gather(*(self._prefetch(source) for source in self.config.prefetch))
-        if self.config.ready_after_prefetch and not self._draining:
-            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if not self.health.draining:
+            self.health.waits_for = ""
+            await self._publish_health()
 
     async def _prefetch(self, source: str) -> None:
         caller = DaemonItself(os.geteuid(), os.getpid())
@@ -255,28 +271,35 @@ class Daemon:
             delay = min(2 * delay, PREFETCH_RETRY_MAX_SECONDS)
 
     async def _drain(self) -> None:
-        self._draining = True
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.health.draining = True
+        self.health.waits_for = "penstockd drains and will stop"
+        await self._publish_health()
         event(logger, "draining", {"loads": len(self._loads), "grace_seconds": self.config.grace_seconds})
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._no_loads.wait(), self.config.grace_seconds)
         if self._loads:
             event(logger, "loads cut off", {"loads": len(self._loads)}, level=logging.WARNING)
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _sample(self) -> None:
+        """Remembers what the last minutes were like, for as long as the daemon runs."""
+        while True:
+            self.history.sample(self.readers.read_bytes, self.totals.delivered_bytes, self._loads.keys())
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    def _health_changed(self) -> None:
+        task = asyncio.create_task(self._publish_health())
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def _publish_health(self) -> None:
+        answer = health_pb2.HealthCheckResponse
         for name in ("", SERVICE_NAME):
-            await self._health.set(name, status)
+            await self._health.set(name, answer.SERVING if self.health.ready else answer.NOT_SERVING)
 
     def _stdin_readable(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.ask_to_stop()
-
-
-def _effective(config: Config) -> dict[str, object]:
-    """Every value that the daemon runs with."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {**values, "allow": ",".join(config.allow), "prefetch": ",".join(config.prefetch)}
 
 
 async def _ignore(_: object) -> None:

@@ -114,5 +114,10 @@ class ShuttingDownError(PenstockError):
     retryable = True
 
 
+def reasons() -> tuple[str, ...]:
+    """Every reason that a client can be told, INTERNAL included."""
+    return (PenstockError.reason, *(error.reason for error in PenstockError.__subclasses__()))
+
+
 class ConfigError(Exception):
     """A flag, a variable or the machine does not allow the daemon to start as asked."""

@@ -64,6 +64,14 @@ class Load(Admission):
         self._session = session
         self._announced = 0
         self._handed_off = False
+        self._awaited: int | None = None
+        """The segment of the stage that it waits for."""
+
+    @property
+    def waits_for(self) -> str:
+        if self._awaited is None or self.staged is None or self.staged.stage is None:
+            return super().waits_for
+        return self.staged.stage.waits_for(self, self._awaited)
 
     def release(self, count: int) -> None:
         """The client needs no segment below `count` any more, of those it has been told of."""
@@ -101,6 +109,7 @@ class Load(Admission):
         self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
         if self.warm_segments.issuperset(piece.segment for piece in pieces):
             warm = self.total_bytes
+            self.was_warm = True
         else:
             warm = sum(
                 stage.segments[piece.segment].size_bytes
@@ -126,7 +135,9 @@ class Load(Admission):
         assert stage is not None
         tables = staged.checkpoint.tables
         for index, piece in enumerate(pieces):
+            self._awaited = piece.segment
             await staged.wait_ready(piece.segment, self)
+            self._awaited = None
             segment = stage.segments[piece.segment]
             table = tables[segment.file]
             start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])

@@ -1,18 +1,278 @@
-"""What the daemon counts."""
+"""Every metric: its name, unit, labels and meaning; what the daemon counts; how that is written out.
+
+The logic counts plain numbers in `Totals`, on the event loop; only histograms are the Prometheus library's.
+What has a present value is passed in as `Gauges`, so that a scrape needs nothing of the loop. No label
+takes a model's name, a path or a client's id. `docs/metrics.md` is made from `METRICS`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from .errors import reasons
+
+PREFIX = "penstock_"
+SOURCES = ("file", "s3")
+RESULTS = ("ok", "failed", "cancelled")
+RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
+PARTS = ("loop", "readers")
+_LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`name` is without the prefix, `labels` are each with all the values that it ever has."""
+
+    name: str
+    kind: str
+    help: str
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return PREFIX + self.name
+
+
+METRICS = (
+    Metric(
+        "staging_limit_bytes",
+        "gauge",
+        "What the staging buffer never exceeds; without a limit, what the machine or the container bears.",
+    ),
+    Metric(
+        "staging_bytes",
+        "gauge",
+        "Bytes of the staging buffer: free in the pool, being read into, held by clients, filled but idle.",
+        {"state": ("free", "reading", "leased", "warm")},
+    ),
+    Metric("staging_peak_bytes", "gauge", "Most bytes that the staging buffer has had since the start."),
+    Metric("oldest_lease_seconds", "gauge", "For how long the oldest holder of staging memory has held it."),
+    Metric("loads_active", "gauge", "Loads and prefetches that run or wait."),
+    Metric("loads_waiting", "gauge", "Stages that wait for memory, each for one load or more."),
+    Metric(
+        "loads_total",
+        "counter",
+        "Loads and prefetches that ended; cancelled ones were left by their clients.",
+        {"source": SOURCES, "result": RESULTS},
+    ),
+    Metric(
+        "load_seconds",
+        "histogram",
+        "From a load's request to its last segment, of loads that succeeded; a hit was staged whole already.",
+        {"source": SOURCES, "cache": ("hit", "miss")},
+        _LOAD_SECONDS,
+    ),
+    Metric(
+        "load_wait_seconds",
+        "histogram",
+        "How long loads and prefetches waited for staging memory.",
+        buckets=_LOAD_SECONDS,
+    ),
+    Metric(
+        "read_bytes_total",
+        "counter",
+        "Checkpoint bytes read from storage into the staging buffer.",
+        {"source": SOURCES},
+    ),
+    Metric(
+        "read_seconds",
+        "histogram",
+        "How long one block took to read.",
+        {"source": SOURCES},
+        _READ_SECONDS,
+    ),
+    Metric(
+        "read_retries_total",
+        "counter",
+        "Reads that were tried again, by what went wrong.",
+        {"source": SOURCES, "reason": RETRY_REASONS},
+    ),
+    Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
+    Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
+    Metric("stage_misses_total", "counter", "Loads and prefetches for which a new stage was made."),
+    Metric("evictions_total", "counter", "Idle checkpoints given up, for their memory or on demand."),
+    Metric("readers", "gauge", "Reader threads."),
+    Metric("readers_busy", "gauge", "Reader threads that are reading."),
+    Metric(
+        "rejected_total",
+        "counter",
+        "Requests and connections that were answered with an error, by its reason.",
+        {"reason": reasons()},
+    ),
+    Metric("ready", "gauge", "1 while new loads are taken, as /readyz says."),
+    Metric(
+        "stalled",
+        "gauge",
+        "1 while the event loop does not turn, or a reader is in one read for longer than --stall-timeout.",
+        {"part": PARTS},
+    ),
+    Metric("resident_bytes", "gauge", "Private memory of the daemon, beside the staging buffer."),
+    Metric("build_info", "info", "1; the labels say what runs.", {"version": (), "python": ()}),
+)
+_BY_NAME = {metric.name: metric for metric in METRICS}
+_Values = Mapping[tuple[str, ...], float]
+
+# The time of creation of every series would double what a scrape carries.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
 class Totals:
-    """Since the start. Changed only on the event loop."""
+    """Since the start. Changed only on the event loop, but for the histograms, which any thread may feed."""
 
-    loads_ok: int = 0
-    loads_failed: int = 0
-    read_bytes: int = 0
-    delivered_bytes: int = 0
-    stage_hits: int = 0
-    stage_misses: int = 0
-    evictions: int = 0
+    def __init__(self) -> None:
+        self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RESULTS), 0)
+        self.source_bytes = dict.fromkeys(SOURCES, 0)
+        self.retries: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RETRY_REASONS), 0)
+        self.rejected = dict.fromkeys(reasons(), 0)
+        self.delivered_bytes = 0
+        self.stage_hits = 0
+        self.stage_misses = 0
+        self.evictions = 0
+        self.load_seconds = _histogram("load_seconds")
+        self.load_wait_seconds = _histogram("load_wait_seconds")
+        self.read_seconds = _histogram("read_seconds")
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(self.source_bytes.values())
+
+    def loads_that(self, result: str) -> int:
+        """How many ended so."""
+        return sum(self.loads[source, result] for source in SOURCES)
+
+    def summary(self) -> dict[str, int]:
+        """The totals of `GetStatus`."""
+        return {
+            "loads_ok": self.loads_that("ok"),
+            "loads_failed": self.loads_that("failed"),
+            "loads_cancelled": self.loads_that("cancelled"),
+            "read_bytes": self.read_bytes,
+            "delivered_bytes": self.delivered_bytes,
+            "stage_hits": self.stage_hits,
+            "stage_misses": self.stage_misses,
+            "evictions": self.evictions,
+        }
+
+    def observe_read(self, source: str, seconds: float) -> None:
+        """One block has been read."""
+        self.read_seconds.labels(source).observe(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What the event loop knows of the present."""
+
+    limit_bytes: int = 0
+    free_bytes: int = 0
+    reading_bytes: int = 0
+    leased_bytes: int = 0
+    warm_bytes: int = 0
+    peak_bytes: int = 0
+    oldest_lease_seconds: float = 0.0
+    loads_active: int = 0
+    loads_waiting: int = 0
+    readers: int = 0
+    readers_busy: int = 0
+
+
+class Exposition(Collector):
+    """Writes all metrics out. One thread at a time."""
+
+    def __init__(self, totals: Totals, version: str) -> None:
+        self._totals = totals
+        self._version = version
+        self._present: dict[str, _Values] = {}
+        self._registry = CollectorRegistry()
+        for histogram in (totals.load_seconds, totals.load_wait_seconds, totals.read_seconds):
+            self._registry.register(histogram)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def render(self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str]) -> tuple[bytes, str]:
+        """The text and its content type, in the format that the header Accept prefers."""
+        self._present = {
+            **_present(gauges),
+            "ready": {(): float(ready)},
+            "stalled": {(part,): float(part in stalled) for part in PARTS},
+            "resident_bytes": {(): float(_resident_bytes())},
+        }
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def describe(self) -> list[Family]:
+        """Nothing is to be compared with: the names are all in `METRICS`."""
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        values = {**_counted(self._totals), **self._present}
+        for metric in METRICS:
+            family: GaugeMetricFamily | CounterMetricFamily
+            if metric.kind == "gauge":
+                family = GaugeMetricFamily(metric.full_name, metric.help, labels=list(metric.labels))
+            elif metric.kind == "counter":
+                family = CounterMetricFamily(metric.full_name, metric.help, labels=list(metric.labels))
+            else:
+                continue
+            for key in itertools.product(*metric.labels.values()):
+                family.add_metric(key, values[metric.name][key])
+            yield family
+        build = {"version": self._version, "python": platform.python_version()}
+        yield InfoMetricFamily(PREFIX + "build", _BY_NAME["build_info"].help, value=build)
+
+
+def _counted(totals: Totals) -> dict[str, _Values]:
+    return {
+        "loads_total": totals.loads,
+        "read_bytes_total": {(source,): count for source, count in totals.source_bytes.items()},
+        "read_retries_total": totals.retries,
+        "delivered_bytes_total": {(): totals.delivered_bytes},
+        "stage_hits_total": {(): totals.stage_hits},
+        "stage_misses_total": {(): totals.stage_misses},
+        "evictions_total": {(): totals.evictions},
+        "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
+    }
+
+
+def _present(gauges: Gauges) -> dict[str, _Values]:
+    states = _BY_NAME["staging_bytes"].labels["state"]
+    return {
+        "staging_limit_bytes": {(): gauges.limit_bytes},
+        "staging_bytes": {(state,): getattr(gauges, f"{state}_bytes") for state in states},
+        "staging_peak_bytes": {(): gauges.peak_bytes},
+        "oldest_lease_seconds": {(): gauges.oldest_lease_seconds},
+        "loads_active": {(): gauges.loads_active},
+        "loads_waiting": {(): gauges.loads_waiting},
+        "readers": {(): gauges.readers},
+        "readers_busy": {(): gauges.readers_busy},
+    }
+
+
+def _histogram(name: str) -> Histogram:
+    metric = _BY_NAME[name]
+    histogram = Histogram(
+        metric.full_name, metric.help, tuple(metric.labels), registry=None, buckets=metric.buckets
+    )
+    if metric.labels:
+        for key in itertools.product(*metric.labels.values()):
+            histogram.labels(*key)
+    return histogram
+
+
+def _resident_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no RssAnon")

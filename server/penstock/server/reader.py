@@ -78,6 +78,8 @@ class ReaderPool:
         self.busy = 0
         self.read_bytes = 0
         self.read_seconds = 0.0
+        self._since: dict[int, float] = {}
+        """Of each thread that is reading: since when."""
         self.threads = [
             threading.Thread(target=self._run, name=f"reader-{number}", daemon=True)
             for number in range(threads)
@@ -87,6 +89,10 @@ class ReaderPool:
 
     def lane(self) -> Lane:
         return Lane(self)
+
+    def reads_since(self) -> tuple[float, ...]:
+        """When each read began that is under way, by the monotonic clock. From any thread."""
+        return tuple(self._since.values())
 
     def stop(self) -> None:
         """Lets every thread end after the read it is in. Does not wait: a read may hang in the kernel."""
@@ -138,13 +144,14 @@ class ReaderPool:
     def _run(self) -> None:
         while (block := self._next()) is not None:
             lane, job, start, end = block
-            began = time.monotonic()
+            began = self._since[threading.get_ident()] = time.monotonic()
             error: BaseException | None = None
             try:
                 job.read(start, end)
             except BaseException as caught:  # told to the owner, who fails the load
                 error = caught
             self._finish(lane, job, end - start, time.monotonic() - began, error)
+            del self._since[threading.get_ident()]
 
     def _finish(
         self, lane: Lane, job: Job, size_bytes: int, seconds: float, error: BaseException | None

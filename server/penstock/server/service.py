@@ -49,7 +49,9 @@ class Daemon(Protocol):
 
     def evict(self, session: Session, sources: Sequence[str]) -> tuple[int, int]: ...
 
-    def status(self, session: Session) -> pb.GetStatusResponse: ...
+    def tell_status(self, session: Session) -> pb.GetStatusResponse: ...
+
+    def refused(self, error: PenstockError, caller: Session | None) -> None: ...
 
 
 class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
@@ -59,6 +61,7 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
         self._daemon = daemon
 
     async def Load(self, requests: AsyncIterator[pb.LoadRequest], context: _Context) -> None:
+        session = None
         try:
             session = self._daemon.session(_token(context))
             if session.loaded:
@@ -69,7 +72,7 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
                 raise InvalidRequestError("the first message of a Load call must be OpenLoad")
             load = self._daemon.new_load(_request(first.open), session)
         except PenstockError as error:
-            await _abort(context, error, "")
+            await self._refuse(context, error, session)
         listening = asyncio.create_task(_listen(requests, load))
         try:
             await self._daemon.run_load(load, lambda event: _emit(context, event))
@@ -79,7 +82,7 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
             listening.cancel()
 
     async def Prefetch(self, message: pb.PrefetchRequest, context: _Context) -> None:
-        prefetch = None
+        session = None
         try:
             session = self._daemon.session(_token(context))
             request = Request(
@@ -87,23 +90,32 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
                 names=tuple(message.tensors.names) if message.HasField("tensors") else None,
             )
             prefetch = self._daemon.new_prefetch(request, session, pin=message.pin)
+        except PenstockError as error:
+            await self._refuse(context, error, session)
+        try:
             await self._daemon.run_load(prefetch, lambda event: _write(context, _progress(event)))
         except PenstockError as error:
-            await _abort(context, error, prefetch.id if prefetch else "")
+            await _abort(context, error, prefetch.id)
 
     async def Evict(self, message: pb.EvictRequest, context: _Context) -> pb.EvictResponse:
+        session = None
         try:
             session = self._daemon.session(_token(context))
             freed, leased = self._daemon.evict(session, message.sources)
             return pb.EvictResponse(freed_bytes=freed, leased_bytes=leased)
         except PenstockError as error:
-            await _abort(context, error, "")
+            await self._refuse(context, error, session)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
         try:
-            return self._daemon.status(self._daemon.session(_token(context)))
+            return self._daemon.tell_status(self._daemon.session(_token(context)))
         except PenstockError as error:
-            await _abort(context, error, "")
+            await self._refuse(context, error, None)
+
+    async def _refuse(self, context: _Context, error: PenstockError, session: Session | None) -> NoReturn:
+        """Ends a call that came to nothing."""
+        self._daemon.refused(error, session)
+        await _abort(context, error, "")
 
 
 async def _listen(requests: AsyncIterator[pb.LoadRequest], load: Load) -> None:
@@ -163,7 +175,7 @@ def _messages(event: Event) -> Iterator[pb.LoadResponse]:
     elif isinstance(event, Listing):
         yield from _listing(event)
     elif isinstance(event, Queued):
-        yield pb.LoadResponse(queued=pb.Queued(place=event.place, reason=event.reason))
+        yield pb.LoadResponse(queued=_queued(event))
     else:
         finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
         yield pb.LoadResponse(finished=finished)
@@ -215,8 +227,12 @@ def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
 
 def _progress(event: Progress | Queued) -> pb.PrefetchResponse:
     if isinstance(event, Queued):
-        return pb.PrefetchResponse(queued=pb.Queued(place=event.place, reason=event.reason))
+        return pb.PrefetchResponse(queued=_queued(event))
     return pb.PrefetchResponse(ready_bytes=event.ready_bytes, total_bytes=event.total_bytes, done=event.done)
+
+
+def _queued(event: Queued) -> pb.Queued:
+    return pb.Queued(place=event.place, reason=event.reason, load_id=event.load_id)
 
 
 def _token(context: _Context) -> str | None:
@@ -230,7 +246,7 @@ async def _abort(context: _Context, error: PenstockError, load_id: str) -> NoRet
     """Ends the call with the error's status and a google.rpc.ErrorInfo."""
     details = {**error.details, "retryable": str(error.retryable).lower()}
     if load_id:
-        details["load"] = load_id
+        details["load_id"] = load_id
     message = error.message[:MAX_MESSAGE_CHARACTERS]
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
     packed = any_pb2.Any()

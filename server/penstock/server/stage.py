@@ -110,6 +110,16 @@ class Stage:
             return []
         return [other for other, count in self._released.items() if count < index]
 
+    def waits_for(self, consumer: Hashable, index: int) -> str:
+        """What keeps the bytes of segment `index` from `consumer`, in words; empty when they are there."""
+        if self._states[index] is SegmentState.READY:
+            return ""
+        if self._states[index] is SegmentState.READING or self._fits(index):
+            return "storage"
+        if self._released.get(consumer, 0) <= self._freed:
+            return "its client to release what it has"
+        return "others of its window to join or to release what they have"
+
     def read(self, index: int) -> None:
         """All bytes of the segment are in the ring."""
         self._move(index, SegmentState.READY)

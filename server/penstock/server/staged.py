@@ -13,6 +13,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from .pieces import Piece, cut
 from .plan import Selection
 from .reader import Dropped, Job, ReaderPool
 from .slab import Slab
+from .sources import source_kind
 from .stage import SegmentState, Stage
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,11 @@ class StagedCheckpoint:
         group: str,
         expected_members: int,
         on_idle: Callable[[StagedCheckpoint], None],
-        on_read: Callable[[int], None],
+        on_read: Callable[[str, int], None],
+        on_block: Callable[[str, float], None],
     ) -> None:
+        """`on_read` is told of each segment's source and bytes, on the event loop; `on_block` of each block's
+        source and seconds, on a reader thread."""
         self.id = next(_ids)
         self.checkpoint = checkpoint
         self.selection = selection
@@ -82,6 +87,7 @@ class StagedCheckpoint:
         self._patience_seconds = patience_seconds
         self._on_idle = on_idle
         self._on_read = on_read
+        self._on_block = on_block
         self._reading: dict[int, Job | None] = {}
         """Segments that are being read; None for those without a byte."""
         self._changed: asyncio.Future[None] = self._loop.create_future()
@@ -321,7 +327,9 @@ class StagedCheckpoint:
         begin = start // file.alignment * file.alignment
         finish = -(-end // file.alignment) * file.alignment
         offset = self.stage.ring_offset(index) + begin - segment.start
+        began = time.monotonic()
         file.read_into(begin, self._views(offset, finish - begin))
+        self._on_block(source_kind(file.uri), time.monotonic() - began)
 
     def _views(self, offset: int, size_bytes: int) -> Sequence[memoryview]:
         """The ring's bytes from `offset` on, across slab borders and the end of the ring."""
@@ -344,9 +352,9 @@ class StagedCheckpoint:
         del self._reading[index]
         if error is None:
             self.stage.read(index)
-            size_bytes = self.stage.segments[index].size_bytes
-            self.read_bytes += size_bytes
-            self._on_read(size_bytes)
+            segment = self.stage.segments[index]
+            self.read_bytes += segment.size_bytes
+            self._on_read(source_kind(self.checkpoint.files[segment.file].uri), segment.size_bytes)
             self._pump()
             if self.complete:
                 self.checkpoint.close()

@@ -99,6 +99,8 @@ class Staging:
         """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
+        self.populating = False
+        """The buffer's pages are being made."""
         self._telling: asyncio.TimerHandle | None = None
 
     @property
@@ -149,6 +151,7 @@ class Staging:
             expected_members=self._expected(checkpoint, selection, tenant, group),
             on_idle=self._idle,
             on_read=self._read,
+            on_block=self._totals.observe_read,
         )
         staged.hold(key, holder)
         self.stages[staged.id] = staged
@@ -199,7 +202,9 @@ class Staging:
     async def keep(self) -> None:
         """The background work: populates the buffer, then trims what nobody uses. Runs for ever."""
         if self._config.populate:
+            self.populating = True
             await self.pool.populate(may_go_on=lambda: not self._queue)
+            self.populating = False
             event(logger, "populated", {"bytes": self.pool.existing_slabs * self.pool.slab_bytes})
         while self._config.trims:
             await asyncio.sleep(max(self._config.trim_after_seconds / 4, 0.5))
@@ -256,8 +261,8 @@ class Staging:
     def _bytes(self, staged: StagedCheckpoint) -> int:
         return len(staged.slabs) * self.pool.slab_bytes
 
-    def _read(self, size_bytes: int) -> None:
-        self._totals.read_bytes += size_bytes
+    def _read(self, source: str, size_bytes: int) -> None:
+        self._totals.source_bytes[source] += size_bytes
         self._grant()  # once a checkpoint is complete its memory will not return by itself
 
     def _grant(self) -> None:

@@ -1,69 +1,183 @@
-"""What `GetStatus` says, from the daemon's state. A caller that is not privileged sees its own loads only."""
+"""What `GetStatus` and `/status` say, and what metrics show of the present, from the daemon's state.
+
+Over gRPC a caller that is not privileged sees only what is its own. No token, no credential and no byte of a
+tensor is ever in it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
-from collections.abc import Iterable
+import socket
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from penstock.v1 import streamer_pb2 as pb
 
 from .admission import Admission
 from .config import UNLIMITED, Config
-from .metrics import Totals
+from .health import Health
+from .history import INTERVAL_SECONDS, Failure, History
+from .metrics import Gauges, Totals
 from .reader import ReaderPool
+from .sources import source_kind
 from .staged import StagedCheckpoint
 from .staging import Staging
 
+SHOWN_SOURCES = 16
+"""Of a load or a stage: a request may name very many."""
 
-def build_status(
-    *,
-    config: Config,
-    version: str,
-    now: float,
-    began: float,
-    serving: bool,
-    staging: Staging,
-    readers: ReaderPool,
-    totals: Totals,
-    loads: Iterable[Admission],
-    only_uid: int | None,
-) -> pb.GetStatusResponse:
-    """`now` and `began` are of the loop's clock; `only_uid` None means everything."""
-    usage = staging.usage()
-    answer = pb.GetStatusResponse(
-        version=version,
-        pid=os.getpid(),
-        uptime_seconds=now - began,
-        serving=serving,
-        staging=pb.StagingStatus(
-            slab_bytes=config.slab_bytes,
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The parts of a daemon that status is made of. Used on the event loop, of whose clock `began` is."""
+
+    config: Config
+    version: str
+    began: float
+    staging: Staging
+    readers: ReaderPool
+    totals: Totals
+    loads: Collection[Admission]
+    health: Health
+    history: History
+
+    def gauges(self) -> Gauges:
+        usage = self.staging.usage()
+        return Gauges(
+            limit_bytes=self.config.capacity_bytes,
+            free_bytes=usage.free_bytes,
+            reading_bytes=usage.reading_bytes,
+            leased_bytes=usage.leased_bytes,
+            warm_bytes=usage.warm_bytes,
+            peak_bytes=usage.peak_bytes,
+            oldest_lease_seconds=self._oldest_lease_seconds(),
+            loads_active=len(self.loads),
+            loads_waiting=usage.waiting,
+            readers=len(self.readers.threads),
+            readers_busy=self.readers.busy,
+        )
+
+    def message(self, only_uid: int | None) -> pb.GetStatusResponse:
+        """None: everything."""
+        now = asyncio.get_running_loop().time()
+        all_of_it = only_uid is None
+        answer = pb.GetStatusResponse(
+            version=self.version,
+            pid=os.getpid(),
+            uptime_seconds=now - self.began,
+            serving=not self.health.draining,
+            staging=self._staging(),
+            readers=pb.ReaderStatus(
+                threads=len(self.readers.threads),
+                busy=self.readers.busy,
+                stalled=self.health.stalled_readers,
+                bytes_per_second=self.history.read_rate(),
+            ),
+            totals=pb.Totals(**self.totals.summary()),
+            health=pb.Health(live=self.health.live, ready=self.health.ready, reason=self.health.reason),
+            errors=[
+                _failure(failure) for failure in self.history.failures if all_of_it or failure.uid == only_uid
+            ],
+            throughput=pb.Throughput(
+                interval_seconds=INTERVAL_SECONDS,
+                read_bytes=self.history.read_bytes,
+                delivered_bytes=self.history.delivered_bytes,
+            ),
+            configuration=effective(self.config) if all_of_it else {},
+            host=socket.gethostname(),
+            unix_seconds=time.time(),
+        )
+        for staged in self.staging.stages.values():
+            if all_of_it or any(holder.uid == only_uid for holder in staged.holders.values()):
+                answer.stages.append(_stage(staged, now, only_uid))
+        for load in self.loads:
+            if all_of_it or load.caller.uid == only_uid:
+                answer.loads.append(self._load(load, now))
+        return answer
+
+    def _staging(self) -> pb.StagingStatus:
+        usage = self.staging.usage()
+        status = pb.StagingStatus(
+            slab_bytes=self.config.slab_bytes,
             free_bytes=usage.free_bytes,
             reading_bytes=usage.reading_bytes,
             leased_bytes=usage.leased_bytes,
             warm_bytes=usage.warm_bytes,
             peak_bytes=usage.peak_bytes,
             waiting=usage.waiting,
-        ),
-        readers=pb.ReaderStatus(threads=len(readers.threads), busy=readers.busy),
-        totals=pb.Totals(**dataclasses.asdict(totals)),
+            capacity_bytes=self.config.capacity_bytes,
+            oldest_lease_seconds=self._oldest_lease_seconds(),
+            populating=self.staging.populating,
+        )
+        if self.config.memory_limit != UNLIMITED:
+            status.limit_bytes = self.config.memory_limit
+        return status
+
+    def _oldest_lease_seconds(self) -> float:
+        now = asyncio.get_running_loop().time()
+        since = [
+            holder.since
+            for staged in self.staging.stages.values()
+            if staged.slabs
+            for holder in staged.holders.values()
+        ]
+        return now - min(since, default=now)
+
+    def _load(self, load: Admission, now: float) -> pb.LoadStatus:
+        place = self.staging.place(load.staged) if load.staged else 0
+        return pb.LoadStatus(
+            load_id=load.id,
+            sources=load.request.sources[:SHOWN_SOURCES],
+            uid=load.caller.uid,
+            pid=load.caller.pid,
+            state=load.state,
+            delivered_bytes=load.delivered_bytes,
+            total_bytes=load.total_bytes,
+            running_seconds=now - load.began,
+            queue_place=place,
+            stage_id=load.staged.id if load.staged else 0,
+            client_name=load.request.client_name,
+            kind=load.kind,
+            bytes_per_second=self.history.load_rate(load),
+            waited_seconds=now - load.queued_since if load.state == "waiting" else load.waited_seconds,
+            waits_for=load.waits_for,
+        )
+
+
+def effective(config: Config) -> dict[str, str]:
+    """Every value that the daemon runs with, as text."""
+    return {field.name: _text(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _failure(failure: Failure) -> pb.RecentError:
+    return pb.RecentError(
+        age_seconds=time.monotonic() - failure.when,
+        load_id=failure.load_id,
+        reason=failure.reason,
+        message=failure.message,
+        uid=failure.uid,
+        pid=failure.pid,
+        sources=failure.sources[:SHOWN_SOURCES],
     )
-    if config.memory_limit != UNLIMITED:
-        answer.staging.limit_bytes = config.memory_limit
-    for staged in staging.stages.values():
-        if only_uid is None or any(holder.uid == only_uid for holder in staged.holders.values()):
-            answer.stages.append(_stage(staged, now, only_uid))
-    for load in loads:
-        if only_uid is None or load.caller.uid == only_uid:
-            answer.loads.append(_load(load, now, staging))
-    return answer
 
 
 def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.StageStatus:
     stage = staged.stage
+    sources = staged.checkpoint.sources
     message = pb.StageStatus(
         id=staged.id,
-        sources=staged.checkpoint.sources,
+        sources=sources[:SHOWN_SOURCES],
         version=staged.version,
         capacity_bytes=stage.capacity_bytes if stage else 0,
         ready_bytes=stage.ready_bytes if stage else 0,
@@ -72,6 +186,10 @@ def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.Sta
         state=staged.state,
         pinned=staged.pinned,
         idle_seconds=0 if staged.holders else now - staged.last_used,
+        slab_count=len(staged.slabs),
+        uid=staged.uid,
+        read_bytes=staged.read_bytes,
+        source=source_kind(sources[0]),
     )
     for holder in staged.holders.values():
         if only_uid is None or holder.uid == only_uid:
@@ -79,19 +197,3 @@ def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.Sta
                 uid=holder.uid, pid=holder.pid, held_seconds=now - holder.since, client_name=holder.name
             )
     return message
-
-
-def _load(load: Admission, now: float, staging: Staging) -> pb.LoadStatus:
-    return pb.LoadStatus(
-        load_id=load.id,
-        sources=load.request.sources,
-        uid=load.caller.uid,
-        pid=load.caller.pid,
-        state=load.state,
-        delivered_bytes=load.delivered_bytes,
-        total_bytes=load.total_bytes,
-        running_seconds=now - load.began,
-        queue_place=staging.place(load.staged) if load.staged else 0,
-        stage_id=load.staged.id if load.staged else 0,
-        client_name=load.request.client_name,
-    )

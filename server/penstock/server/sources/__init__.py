@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+def source_kind(uri: str) -> str:
+    """What `source` is in metrics and status: "file" or "s3"."""
+    return "s3" if uri.startswith("s3://") else "file"
+
+
 class SourceFile(Protocol):
     """One version of one file or object, open for reading. Methods block and may run on many threads."""
 
