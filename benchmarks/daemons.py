@@ -38,6 +38,7 @@ class Daemon:
         # Short: the path of a Unix socket has 107 bytes.
         self.socket_dir = tempfile.mkdtemp(prefix="penstock-bench-")
         command = [sys.executable, "-m", "penstock.server", "--socket-dir", self.socket_dir, *self._flags]
+        command += ["--http-address", "none"]
         with contextlib.ExitStack() as stack:
             stderr = None
             if self._log is None:

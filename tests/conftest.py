@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+# Daemons of tests run side by side: each takes a port of its own.
+os.environ.setdefault("PENSTOCK_HTTP_ADDRESS", "127.0.0.1:0")
+
 
 @pytest.fixture(scope="session")
 def require_tool() -> Callable[[str], str]:

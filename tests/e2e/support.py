@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import queue
+import re
 import select
 import shutil
 import signal
@@ -75,6 +77,22 @@ class DaemonProcess:
     def log(self) -> str:
         """What it wrote, without what earlier daemons of the directory did."""
         return self._log_path.read_bytes()[self._log_start :].decode()
+
+    def http(self, path: str, *, method: str = "GET", accept: str = "*/*") -> tuple[int, bytes]:
+        """Status and body of an answer of its HTTP port."""
+        host, _, port = self.http_address.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=DEADLINE_SECONDS)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers={"Accept": accept})
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    @property
+    def http_address(self) -> str:
+        """HOST:PORT where it serves HTTP, by its log."""
+        match = re.search(r" http=(\S+) ", self.log())
+        assert match, self.log()
+        return match[1]
 
     def client(self) -> StreamerClient:
         return StreamerClient(self.socket_dir)

@@ -69,6 +69,7 @@ class EmbeddedDaemon:
 def _command(socket_dir: Path, memory_limit: int | str | None, flags: Mapping[str, Any]) -> list[str]:
     command = [sys.executable, "-m", "penstock.server", f"--socket-dir={socket_dir}", "--exit-with-stdin"]
     command.append(f"--memory-limit={-1 if memory_limit is None else memory_limit}")
+    command.append("--http-address=none")  # whoever wants it gives the flag, which comes later and wins
     for name, value in flags.items():
         flag = "--" + name.replace("_", "-")
         if value is True:

@@ -29,6 +29,17 @@ MINIMAL = 0
 
 
 @dataclass(frozen=True, slots=True)
+class HttpAddress:
+    """Port 0: any that is free."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the daemon runs with. Sizes in bytes, times in seconds."""
 
@@ -51,6 +62,8 @@ class Config:
     stall_timeout_seconds: float
     max_loads: int
     populate: bool
+    http_address: HttpAddress | None
+    """None: no HTTP."""
     log_format: str
     log_level: str
     exit_with_stdin: bool
@@ -135,6 +148,16 @@ def _block_size(text: str) -> int:
     return -(-size // PAGE_BYTES) * PAGE_BYTES
 
 
+def _http_address(text: str) -> HttpAddress | None:
+    if text.strip() == "none":
+        return None
+    host, _, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdecimal() or int(port[:6]) > 65535:
+        raise ValueError(f"{text!r} is neither none nor HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464")
+    return HttpAddress(host, int(port))
+
+
 def _locations(text: str) -> tuple[str, ...]:
     locations = tuple(line.strip() for line in text.splitlines() if line.strip())
     for location in locations:
@@ -212,6 +235,14 @@ _OPTIONS = (
         "SECONDS",
     ),
     _Option("--max-loads", "256", _positive, "loads at a time, waiting ones included", "N"),
+    _Option(
+        "--http-address",
+        "127.0.0.1:9464",
+        _http_address,
+        "where /metrics, /healthz, /readyz, /status and the status page are served, to whoever can connect; "
+        "none switches it off, port 0 takes any",
+        "HOST:PORT",
+    ),
     _Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
     _Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
 )
@@ -281,6 +312,7 @@ def load_config(
         stall_timeout_seconds=values["stall_timeout"],
         max_loads=values["max_loads"],
         populate=limit > 0 and not flags["no_populate"],
+        http_address=values["http_address"],
         log_format=values["log_format"],
         log_level=values["log_level"],
         exit_with_stdin=flags["exit_with_stdin"],

@@ -24,6 +24,7 @@ from penstock.v1 import streamer_pb2_grpc
 from .admission import Admission, Caller, Emit, Parts, Request
 from .catalog import Catalog, local_path
 from .config import Config, distribution_version
+from .endpoints import Endpoints
 from .errors import (
     AccessDeniedError,
     ConfigError,
@@ -35,10 +36,11 @@ from .errors import (
 from .handoff import HandoffServer, Session
 from .health import Health
 from .history import INTERVAL_SECONDS, History
+from .http import HttpServer
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
-from .metrics import Totals
+from .metrics import Exposition, Totals
 from .prefetch import DaemonItself, Prefetch
 from .reader import ReaderPool
 from .service import StreamerService
@@ -192,8 +194,10 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until told to stop. Raises ConfigError when it cannot begin."""
-        with _locked(self.config):
+        with _locked(self.config), self._http() as address:
             server = await self._serve()
+            started = {"version": self.version, "http": address, **effective(self.config)}
+            event(logger, "serving", {**started, **_huge_pages()})
             keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
@@ -211,6 +215,20 @@ class Daemon:
                     executor.shutdown(wait=False, cancel_futures=True)
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())
+
+    @contextlib.contextmanager
+    def _http(self) -> Iterator[str]:
+        """Serves HTTP from before the first load until after the last. Tells where."""
+        if self.config.http_address is None:
+            yield "none"
+            return
+        server = HttpServer(self.config.http_address)
+        try:
+            exposition = Exposition(self.totals, self.version)
+            server.start(Endpoints(status=self.status, exposition=exposition, health=self.health).respond)
+            yield str(server.address)
+        finally:
+            server.stop()
 
     def ask_to_stop(self) -> None:
         """Drains first; asked again, stops at once."""
@@ -241,7 +259,6 @@ class Daemon:
             self.health.waits_for = "what --prefetch names is not staged yet"
         await self._publish_health()
         self.health.start()
-        event(logger, "serving", {"version": self.version, **effective(self.config), **_huge_pages()})
         return server
 
     async def _prefetch_all(self) -> None:

@@ -201,16 +201,16 @@ class Exposition(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def render(self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str]) -> tuple[bytes, str]:
-        """The text and its content type, in the format that the header Accept prefers."""
+    def render(self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str]) -> bytes:
+        """The text, in the format that the header Accept prefers."""
         self._present = {
             **_present(gauges),
             "ready": {(): float(ready)},
             "stalled": {(part,): float(part in stalled) for part in PARTS},
             "resident_bytes": {(): float(_resident_bytes())},
         }
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        encode, _ = choose_encoder(accept)
+        return encode(self._registry)
 
     def describe(self) -> list[Family]:
         """Nothing is to be compared with: the names are all in `METRICS`."""

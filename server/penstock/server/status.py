@@ -155,6 +155,8 @@ def effective(config: Config) -> dict[str, str]:
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
