@@ -5,11 +5,13 @@ Every function is one program; see `nursery.py` and `support.ClientProcess`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import threading
@@ -202,6 +204,23 @@ def flood(socket_dir: str, count: int) -> None:
         except errors.PenstockError as error:
             messages.append(str(error))
     say("flooded", refused=len(messages), message=messages[0] if messages else "")
+    await_go()
+
+
+def flood_grpc(socket_dir: str, count: int) -> None:
+    """Opens connections past the handoff and says nothing on them; says how many gRPC greets."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    kept = []
+    for _ in range(count):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(str(Path(socket_dir) / "penstock.sock"))
+        with contextlib.suppress(ConnectionResetError):
+            if connection.recv(1):
+                kept.append(connection)
+                continue
+        connection.close()
+    say("flooded", kept=len(kept))
     await_go()
 
 

@@ -23,6 +23,7 @@ from .support import (
     expected,
     random_tensors,
     running_daemon,
+    same,
     wait_until,
     write_checkpoint,
 )
@@ -235,6 +236,34 @@ def test_a_thousand_connections_leave_a_daemon_of_few_descriptors_some(
     ask = Ask(daemon, nursery)
     ask(ANNE, "flood", count=1000).hear("flooded")
     assert loads(ask, BERT, small)
+
+
+@pytest.mark.parametrize("files", [1024, 4096])
+def test_thousands_of_connections_without_a_session_leave_the_daemon_its_descriptors(
+    files: int, start_daemon: StartDaemon, nursery: Nursery, models: Path, small: Checkpoint
+) -> None:
+    """Users get an eighth of the descriptors' number, each of them a quarter of that; root is not bound."""
+    daemon = start_daemon(
+        "--memory-limit", "16MiB", "--allow", str(models), wrapper=("prlimit", f"--nofile={files}:{files}")
+    )
+    ask = Ask(daemon, nursery)
+    flood = ask(ANNE, "flood_grpc", count=5000)
+    assert flood.hear("flooded")["kept"] == files // 32
+    same(daemon.client().load_state_dict(small[0]).items(), small[1])
+    assert loads(ask, BERT, small)
+    assert len(daemon.fds()) < files // 4
+    assert ask(ANNE, "load", source=small[0]).hear("failed")["error"] == "DaemonUnavailableError"
+    flood.kill()
+    wait_until(lambda: len(daemon.fds()) < files // 32, "the connections to be forgotten")
+    assert loads(ask, ANNE, small)
+
+
+def test_a_user_who_may_load_nothing_gets_no_connection_at_all(
+    start_daemon: StartDaemon, nursery: Nursery
+) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB")
+    assert Ask(daemon, nursery)(ANNE, "flood_grpc", count=100).hear("flooded")["kept"] == 0
+    assert (daemon.socket_dir / "grpc.sock").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_user_who_sends_garbage_or_never_takes_slabs_keeps_nobody_from_loading(

@@ -9,7 +9,6 @@ import logging
 import os
 import random
 import signal
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from .errors import (
     ShuttingDownError,
     TooManyLoadsError,
 )
+from .gate import Gate
 from .handoff import HandoffServer, Session
 from .health import Health
 from .history import INTERVAL_SECONDS, History
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
 RESOLVERS = 8
 HEADER_READERS = 16
+MAX_CALLS_PER_CONNECTION = 16
 PREFETCH_RETRY_SECONDS = 1.0
 PREFETCH_RETRY_MAX_SECONDS = 60.0
 
@@ -73,8 +74,10 @@ class Daemon:
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
             version=self.version,
-            allows=lambda uid: is_privileged(uid) or bool(config.allow),
+            allows=self._allows,
         )
+        self._grpc_path = config.socket_dir / "grpc.sock"
+        self._gate = Gate(config.socket_dir / "penstock.sock", self._grpc_path, allows=self._allows)
         self._health = health.aio.HealthServicer()
         self._publishing: set[asyncio.Task[None]] = set()
         self._loads: dict[Admission, asyncio.Task[None]] = {}
@@ -125,6 +128,9 @@ class Daemon:
         )
         event(logger, "evict", {"source": ",".join(sources[:3]), "freed": freed, "leased": leased})
         return freed, leased
+
+    def _allows(self, uid: int) -> bool:
+        return is_privileged(uid) or bool(self.config.allow)
 
     def _admit(self, session: Session) -> Access:
         """What the caller may read. Raises if the daemon takes nothing more."""
@@ -209,6 +215,8 @@ class Daemon:
                     task.cancel()
                 self._handoff.stop()
                 await server.stop(None)
+                await self._gate.stop()
+                self._grpc_path.unlink(missing_ok=True)
                 await self.staging.stop()
                 self.readers.stop()
                 for executor in (self._resolvers, self._header_readers, self._slab_workers):
@@ -242,17 +250,25 @@ class Daemon:
             loop.add_signal_handler(number, self.ask_to_stop)
         if self.config.exit_with_stdin:
             loop.add_reader(sys.stdin.fileno(), self._stdin_readable)
-        path = self.config.socket_dir / "penstock.sock"
-        path.unlink(missing_ok=True)
-        server = grpc.aio.server(options=(("grpc.max_receive_message_length", 64 << 20),))
+        self._grpc_path.unlink(missing_ok=True)
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", 64 << 20),
+                ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+            )
+        )
         streamer_pb2_grpc.add_StreamerServiceServicer_to_server(StreamerService(self), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        server.add_insecure_port(f"unix:{path}")
+        umask = os.umask(0o177)  # the way in is the gate
+        try:
+            server.add_insecure_port(f"unix:{self._grpc_path}")
+        finally:
+            os.umask(umask)
         await server.start()
-        path.chmod(stat.S_IRUSR | stat.S_IWUSR | 0o066)  # the session token decides, not the mode
+        await self._gate.start()
         self._handoff.start()
         self.health.waits_for = ""
         if self.config.ready_after_prefetch:

@@ -14,8 +14,6 @@ import os
 import resource
 import secrets
 import socket
-import stat
-import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from pathlib import Path
 from penstock.v1 import streamer_pb2 as pb
 
 from .errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
+from .unix import listen, peer
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,6 @@ MAX_SESSIONS = 4096
 """No more than half the descriptors that this process may have: each session is one."""
 MAX_SESSIONS_PER_UID = 1024
 """No more than a quarter of all sessions."""
-
-_PEER = struct.Struct("iII")
 
 
 class Session:
@@ -133,18 +130,7 @@ class HandoffServer:
 
     def start(self) -> None:
         """Binds. The caller holds the directory's lock, so a socket that is there is stale."""
-        self._path.unlink(missing_ok=True)
-        listener = socket.socket(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        try:
-            listener.bind(str(self._path))
-            os.chmod(self._path, stat.S_IRUSR | stat.S_IWUSR | 0o066)  # SO_PEERCRED decides, not the mode
-            listener.listen(256)
-        except BaseException:
-            listener.close()
-            raise
-        self._listener = listener
+        self._listener = listen(self._path, socket.SOCK_SEQPACKET)
         self._listen()
 
     def stop(self) -> None:
@@ -187,8 +173,7 @@ class HandoffServer:
             self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        pid, uid, _gid = _PEER.unpack(raw)
+        pid, uid = peer(connection)
         session = Session(connection, uid=uid, pid=pid)
         try:
             self._check(uid)
