@@ -35,7 +35,8 @@ from penstock.server.reader import ReaderPool
 from penstock.server.sources import SourceFile
 from penstock.server.stage import SegmentState
 from penstock.server.staged import Holder, StagedCheckpoint
-from penstock.server.staging import PATIENCE_SECONDS, Group, Staging
+from penstock.server.staging import Group, Staging
+from penstock.server.waiting import PATIENCE_SECONDS
 
 from .support import (
     MIB,

@@ -1,18 +1,6 @@
-"""The staging buffer: who gets slabs, in which order, and what is given up for them.
+"""The staging buffer: which checkpoints are in it, who shares them, and what is given up for others.
 
-A load joins a staged checkpoint that serves it, or a new one is made and queues for slabs. The queue is
-first in, first out: a large load at its head is not overtaken by small ones behind it.
-
-What the head of the queue gets:
-
-- Its whole checkpoint, if that fits what it may take: as soon as so much is free or can be freed by
-  evicting idle checkpoints, least recently used first.
-- Otherwise a window: what keeps the readers busy, four blocks for each of them or twice its largest
-  tensor, but no more than `--window-size`. It starts with less if less is free.
-- A checkpoint that would fit but finds the memory leased, by clients that hold tensors of loads that
-  ended, starts as a window too after `PATIENCE_SECONDS` of that: such leases may last for ever. It then
-  takes what there is, if its largest tensor fits.
-- A prefetch is of no use as a window. It lets those behind it pass after that time.
+A load joins a staged checkpoint that serves it, or a new one is made and waits for slabs (`waiting.py`).
 
 A user who is not privileged takes at most seven eighths of what other users leave (`user_share`), so that
 whatever one user holds, and for however long, another's load finds room for a window.
@@ -25,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -43,11 +30,9 @@ from .reader import ReaderPool
 from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
+from .waiting import PATIENCE_SECONDS, WaitingLine
 
 logger = logging.getLogger(__name__)
-
-PATIENCE_SECONDS = 2.0
-TELL_PLACES_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +55,6 @@ class Usage:
     waiting: int
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    staged: StagedCheckpoint
-    demand: Demand
-    patient_since: float | None = None
-    """At the head of the queue, and no memory will return by itself."""
-    timer: asyncio.TimerHandle | None = None
-
-
 class Staging:
     """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
 
@@ -94,14 +70,18 @@ class Staging:
             on_free=self._grant,
         )
         self.stages: dict[int, StagedCheckpoint] = {}
-        self._queue: deque[_Waiting] = deque()
+        self._queue = WaitingLine(
+            self,
+            timeout_seconds=config.queue_timeout_seconds,
+            on_expire=self._expire,
+            on_patience=self._grant,
+        )
         self._starting: dict[StagedCheckpoint, int] = {}
         """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
         self.populating = False
         """The buffer's pages are being made."""
-        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def capacity_bytes(self) -> int:
@@ -155,19 +135,54 @@ class Staging:
         )
         staged.hold(key, holder)
         self.stages[staged.id] = staged
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(staged, demand)
-        waiting.timer = loop.call_later(self._config.queue_timeout_seconds, self._expire, waiting)
-        self._queue.append(waiting)
+        self._queue.join(staged, demand)
         self._grant()
         return staged
 
     def place(self, staged: StagedCheckpoint) -> int:
         """Place in the queue; 1 is next, 0 is not waiting."""
-        for number, waiting in enumerate(self._queue, start=1):
-            if waiting.staged is staged:
-                return number
-        return 0
+        return self._queue.place(staged)
+
+    # ---- for the queue --------------------------------------------------------------------------
+
+    def available(self) -> int:
+        return self.pool.available
+
+    def share_left(self, uid: int | None) -> int:
+        """Slabs that loads of `uid` may take beyond what they hold: of what other users leave, a user who
+        is not privileged gets at most `user_share`."""
+        if uid is None or is_privileged(uid):
+            return self.pool.max_slabs
+        own = others = 0
+        for staged in self.stages.values():
+            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
+            count = self._starting.get(staged, count)
+            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
+                own += count
+            else:
+                others += count
+        return max(0, user_share(self.pool.max_slabs - others) - own)
+
+    def make_room(self, count: int) -> bool:
+        """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
+        idle = [
+            staged for staged in self.stages.values() if staged.started and staged.idle and not staged.pinned
+        ]
+        if self.pool.available + sum(len(staged.slabs) for staged in idle) < count:
+            return False
+        idle.sort(key=lambda staged: staged.last_used)
+        for staged in idle:
+            if self.pool.available >= count:
+                break
+            self._evict(staged)
+        return True
+
+    def memory_will_return(self) -> bool:
+        """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
+        return bool(self._starting) or any(
+            staged.started and not staged.idle and not (staged.full and staged.complete)
+            for staged in self.stages.values()
+        )
 
     # ---- for operators --------------------------------------------------------------------------
 
@@ -212,9 +227,9 @@ class Staging:
 
     async def stop(self) -> None:
         """Gives up everything that is idle."""
-        for waiting in list(self._queue):
-            self._dequeue(waiting.staged)
-            waiting.staged.fail(ShuttingDownError("penstockd stopped while the load waited for memory"))
+        for staged in self._queue:
+            self._queue.leave(staged)
+            staged.fail(ShuttingDownError("penstockd stopped while the load waited for memory"))
         self.evict(lambda staged: True)
         await self.pool.stop()
 
@@ -270,108 +285,17 @@ class Staging:
         if self._granting:  # giving up a checkpoint frees slabs, which calls back here
             return
         self._granting = True
-        before = len(self._queue)
         try:
-            while (granted := self._next_granted()) is not None:
-                head, count = granted
-                self._queue.remove(head)
-                assert head.timer is not None
-                head.timer.cancel()
-                self._starting[head.staged] = count
+            while (granted := self._queue.next_granted()) is not None:
+                staged, count = granted
+                self._starting[staged] = count
                 # Taken here and not in the task: the next one in the queue must not be granted them too.
-                slabs = self.pool.take(count, head.staged.uid)
-                task = asyncio.get_running_loop().create_task(self._start(head.staged, count, slabs))
+                slabs = self.pool.take(count, staged.uid)
+                task = asyncio.get_running_loop().create_task(self._start(staged, count, slabs))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         finally:
             self._granting = False
-        if len(self._queue) != before:
-            self._tell_places()
-
-    def _tell_places(self) -> None:
-        """Soon, and not at every change: with many waiting that would be what they wait for."""
-        if self._telling is None:
-            loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places_now)
-
-    def _tell_places_now(self) -> None:
-        self._telling = None
-        for waiting in self._queue:
-            waiting.staged.notify()
-
-    def _next_granted(self) -> tuple[_Waiting, int] | None:
-        """The head of the queue with its slabs, if it gets them now. One whose user holds too much already
-        waits aside: it must not hold up the others behind it."""
-        for waiting in filter(self._within_share, self._queue):
-            if count := self._grantable(waiting):
-                return waiting, count
-            if not (waiting.demand.whole_only and self._out_of_patience(waiting)):
-                break
-        return None
-
-    def _grantable(self, head: _Waiting) -> int:
-        """How many slabs the head of the queue gets now; 0 is none yet."""
-        demand, share = head.demand, self._share_left(head.staged.uid)
-        window = min(demand.window, share)
-        whole = demand.whole if demand.whole <= share else 0
-        if self._make_room(whole or window):
-            return whole or window
-        if self._memory_will_return():
-            head.patient_since = None
-        elif head.patient_since is None:
-            loop = asyncio.get_running_loop()
-            head.patient_since = loop.time()
-            loop.call_later(PATIENCE_SECONDS + 0.01, self._grant)
-        if self._out_of_patience(head):
-            least = demand.bare
-        elif whole:
-            return 0
-        else:
-            least = min(demand.least, window)
-        return min(self.pool.available, window) if self._make_room(least) else 0
-
-    def _out_of_patience(self, head: _Waiting) -> bool:
-        since = head.patient_since
-        return since is not None and asyncio.get_running_loop().time() - since >= PATIENCE_SECONDS
-
-    def _within_share(self, waiting: _Waiting) -> bool:
-        return self._share_left(waiting.staged.uid) >= waiting.demand.bare
-
-    def _share_left(self, uid: int | None) -> int:
-        """Slabs that loads of `uid` may take beyond what they hold: of what other users leave, a user who
-        is not privileged gets at most `user_share`."""
-        if uid is None or is_privileged(uid):
-            return self.pool.max_slabs
-        own = others = 0
-        for staged in self.stages.values():
-            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
-            count = self._starting.get(staged, count)
-            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
-                own += count
-            else:
-                others += count
-        return max(0, user_share(self.pool.max_slabs - others) - own)
-
-    def _make_room(self, count: int) -> bool:
-        """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
-        idle = [
-            staged for staged in self.stages.values() if staged.started and staged.idle and not staged.pinned
-        ]
-        if self.pool.available + sum(len(staged.slabs) for staged in idle) < count:
-            return False
-        idle.sort(key=lambda staged: staged.last_used)
-        for staged in idle:
-            if self.pool.available >= count:
-                break
-            self._evict(staged)
-        return True
-
-    def _memory_will_return(self) -> bool:
-        """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
-        return bool(self._starting) or any(
-            staged.started and not staged.idle and not (staged.full and staged.complete)
-            for staged in self.stages.values()
-        )
 
     async def _start(self, staged: StagedCheckpoint, count: int, taken: Awaitable[list[Slab]]) -> None:
         try:
@@ -402,7 +326,7 @@ class Staging:
         if staged in self._starting or staged.closed:
             return
         if not staged.started:
-            self._dequeue(staged)
+            self._queue.leave(staged)
             self._forget(staged)
         elif (
             staged.error is not None
@@ -413,21 +337,10 @@ class Staging:
             self._give_up(staged)
         self._grant()
 
-    def _dequeue(self, staged: StagedCheckpoint) -> None:
-        for waiting in list(self._queue):
-            if waiting.staged is staged:
-                self._queue.remove(waiting)
-                assert waiting.timer is not None
-                waiting.timer.cancel()
-        self._tell_places()
-
-    def _expire(self, waiting: _Waiting) -> None:
-        if waiting not in self._queue:
-            return
-        self._dequeue(waiting.staged)
+    def _expire(self, staged: StagedCheckpoint, demand: Demand) -> None:
         usage = self.usage()
-        wanted = (waiting.demand.whole or waiting.demand.window) * self.pool.slab_bytes
-        waiting.staged.fail(
+        wanted = (demand.whole or demand.window) * self.pool.slab_bytes
+        staged.fail(
             StagingExhaustedError(
                 f"waited {self._config.queue_timeout_seconds:.0f} s for {show_size(wanted)} of a buffer of "
                 f"{show_size(self._config.capacity_bytes)}, of which {show_size(usage.leased_bytes)} are "
