@@ -32,10 +32,11 @@ from penstock.server.errors import (
 )
 from penstock.server.metrics import Totals
 from penstock.server.reader import ReaderPool
+from penstock.server.sharing import Group
 from penstock.server.sources import SourceFile
 from penstock.server.stage import SegmentState
 from penstock.server.staged import Holder, StagedCheckpoint
-from penstock.server.staging import Group, Staging
+from penstock.server.staging import Staging
 from penstock.server.waiting import PATIENCE_SECONDS
 
 from .support import (

@@ -18,9 +18,10 @@ from .catalog import Catalog, Checkpoint
 from .errors import CheckpointChangedError, InvalidRequestError
 from .metrics import Totals
 from .plan import Selection
+from .sharing import Group
 from .sources import Access, source_kind
 from .staged import Holder, StagedCheckpoint
-from .staging import Group, Staging
+from .staging import Staging
 from .table import TensorTable
 from .units import show_size
 

@@ -20,7 +20,7 @@ from .errors import InvalidRequestError, PenstockError, SessionRequiredError
 from .handoff import Session
 from .load import Event, Load, Manifest, SegmentReady
 from .prefetch import Prefetch, Progress
-from .staging import Group
+from .sharing import Group
 
 logger = logging.getLogger(__name__)
 

@@ -27,20 +27,13 @@ from .metrics import Totals
 from .plan import Selection
 from .pool import SlabPool
 from .reader import ReaderPool
+from .sharing import Group, expected_members, find
 from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
 from .waiting import PATIENCE_SECONDS, WaitingLine
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Loads that will come together; the window waits for `size` of them."""
-
-    name: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,14 @@ class Staging:
         `key` holds it from now on; the caller must see to it that `leave(key)` is called. `tenant` is the
         uid that will get the slabs; None: nobody yet.
         """
-        staged = self._find(checkpoint, selection, holder.uid, group, whole_only=demand.whole_only)
+        staged = find(
+            self.stages.values(),
+            checkpoint,
+            selection,
+            uid=holder.uid,
+            group=group,
+            whole_only=demand.whole_only,
+        )
         if staged is not None:
             self._totals.stage_hits += 1
             staged.hold(key, holder)
@@ -128,7 +128,7 @@ class Staging:
             block_bytes=self._config.block_bytes,
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
-            expected_members=self._expected(checkpoint, selection, tenant, group),
+            expected_members=expected_members(self.stages.values(), checkpoint, tenant=tenant, group=group),
             on_idle=self._idle,
             on_read=self._read,
             on_block=self._totals.observe_read,
@@ -234,38 +234,6 @@ class Staging:
         await self.pool.stop()
 
     # ---- inside ---------------------------------------------------------------------------------
-
-    def _find(
-        self,
-        checkpoint: Checkpoint,
-        selection: Selection,
-        uid: int,
-        group: Group | None,
-        *,
-        whole_only: bool,
-    ) -> StagedCheckpoint | None:
-        name = group.name if group else ""
-        for staged in self.stages.values():
-            if staged.uid not in (None, uid) or not staged.servable:
-                continue
-            if whole_only and staged.started and not staged.full:
-                continue
-            if (staged.group == name or staged.full) and staged.serves(checkpoint, selection):
-                return staged
-        return None
-
-    def _expected(
-        self, checkpoint: Checkpoint, selection: Selection, tenant: int | None, group: Group | None
-    ) -> int:
-        """Members that a new window waits for: not those of the group that share an earlier one."""
-        if group is None:
-            return 1
-        earlier = sum(
-            staged.members
-            for staged in self.stages.values()
-            if staged.group == group.name and staged.uid == tenant and staged.version == checkpoint.version
-        )
-        return max(1, group.size - earlier)
 
     def _assign(self, staged: StagedCheckpoint, uid: int) -> None:
         """From now on only `uid` may ever hold the slabs of this checkpoint."""
