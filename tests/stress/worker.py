@@ -143,7 +143,7 @@ class Worker:
         return {"parts": [outside, *inside]}
 
     def prefetch(self, *, sources: list[str], pin: bool) -> dict[str, Any]:
-        return _told(lambda: {"bytes": self._client.prefetch(sources, pin=pin)})
+        return _told(lambda: {"bytes": self._client.prefetch(sources, pin=pin).total_bytes})
 
     def evict(self, *, sources: list[str] | None) -> dict[str, Any]:
         return _told(lambda: {"freed_bytes": self._client.evict(sources).freed_bytes})
