@@ -476,7 +476,7 @@ async def test_a_window_waits_for_the_slowest_and_goes_on_when_it_dies(make: Cal
         slow = bench.enter(path, memory_limit=2 * SLAB_BYTES)
         reading = asyncio.ensure_future(fast.read())
         await slow.read(1, release=False)
-        await until(lambda: bench.readers.busy == 0 and not fast.staged._reading)
+        await until(lambda: bench.readers.busy == 0 and not fast.staged.reading)
         assert not reading.done()
         assert slow.staged.stage is not None
         assert slow.staged.stage.state(0) is SegmentState.READY
@@ -495,7 +495,7 @@ async def test_a_group_shares_a_window_and_the_first_waits_for_the_last(make: Ca
         first = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
         reading = asyncio.ensure_future(first.read())
         await first.staged.wait_started()
-        await until(lambda: not first.staged._reading)
+        await until(lambda: not first.staged.reading)
         assert first.staged.stage is not None
         assert not first.staged.stage.recycled
         second = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
@@ -513,7 +513,7 @@ async def test_a_group_goes_on_without_a_member_that_does_not_come(make: Callabl
         first = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
         reading = asyncio.ensure_future(first.read())
         await first.staged.wait_started()
-        await until(lambda: not first.staged._reading)
+        await until(lambda: not first.staged.reading)
         advance(bench.config.group_timeout_seconds - 1)
         await turns()
         assert first.staged.stage is not None

@@ -202,6 +202,17 @@ def ring_bytes(segments: Sequence[Segment]) -> int:
     return sum(span_bytes(segment.start, segment.end) for segment in segments)
 
 
+def segments_within(
+    tables: Sequence[TensorTable], selection: Selection, capacity_bytes: int
+) -> list[Segment]:
+    """As large as good for a full stage, if that fits; else for a window of that capacity."""
+    made = segments(tables, selection, target_bytes=SEGMENT_BYTES, target_tensors=SEGMENT_TENSORS)
+    if ring_bytes(made) <= capacity_bytes:
+        return made
+    smaller = min(SEGMENT_BYTES, capacity_bytes // 4)
+    return segments(tables, selection, target_bytes=smaller, target_tensors=SEGMENT_TENSORS)
+
+
 def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
     """File ranges to be read, cut at multiples of `block_bytes` of the file."""
     start = segment.start

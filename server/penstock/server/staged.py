@@ -1,33 +1,30 @@
-"""One staged checkpoint: a ring of slabs, the stage in it, the reads that fill it, and who holds it.
+"""One staged checkpoint: a ring of slabs, the stage in it, and who holds it.
 
-    admitted --> start: plan against the capacity, read the first segments --> complete
+    admitted --> start: plan against the capacity, read the first segments (filling.py) --> complete
         consumers wait for segments, release them; a window places more as it is released
         the last holder leaves --> warm (full), parked (full, not complete), or closed
 
-Lives on the event loop; reads run on the reader threads and come back by `call_soon_threadsafe`.
+Lives on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
-import logging
-import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from . import plan
 from .catalog import Checkpoint
-from .errors import PenstockError, SourceUnavailableError, StagingExhaustedError
+from .errors import PenstockError, StagingExhaustedError
+from .filling import Filling
 from .pieces import Piece, cut
 from .plan import Selection
-from .reader import Dropped, Job, ReaderPool
+from .reader import Dropped, ReaderPool
 from .slab import Slab
 from .sources import source_kind
 from .stage import SegmentState, Stage
 
-logger = logging.getLogger(__name__)
 _ids = itertools.count(1)
 
 
@@ -88,8 +85,7 @@ class StagedCheckpoint:
         self._on_idle = on_idle
         self._on_read = on_read
         self._on_block = on_block
-        self._reading: dict[int, Job | None] = {}
-        """Segments that are being read; None for those without a byte."""
+        self._filling: Filling | None = None
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self._moved = self._loop.time()
         """When somebody last joined, left or released something, or a segment came."""
@@ -109,9 +105,14 @@ class StagedCheckpoint:
         return self.stage is not None and self.stage.full
 
     @property
+    def reading(self) -> bool:
+        """Some of its bytes are on their way."""
+        return self._filling is not None and self._filling.active
+
+    @property
     def idle(self) -> bool:
         """Nobody holds it and no read is under way: its slabs can be given to others at once."""
-        return not self.holders and not self._reading
+        return not self.holders and not self.reading
 
     @property
     def servable(self) -> bool:
@@ -151,21 +152,20 @@ class StagedCheckpoint:
         """Takes the slabs over, lays the segments out in them and begins to read."""
         self.slabs = slabs
         self.stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
+        self._filling = Filling(
+            self.stage,
+            slabs,
+            self.checkpoint.files,
+            lane=self._lane,
+            block_bytes=self._block_bytes,
+            on_end=self._read_ended,
+            on_block=self._on_block,
+        )
         for key in self.holders:
             self.stage.join(key)
         self._update_hold_back()
         self._pump()
         self.notify()
-
-    def plan_for(self, capacity_bytes: int) -> list[plan.Segment]:
-        """Segments as large as good for a full stage, if that fits; else for a window of that capacity.
-        Pure, but takes a while for very many tensors."""
-        tables = self.checkpoint.tables
-        make = functools.partial(plan.segments, tables, self.selection, target_tensors=plan.SEGMENT_TENSORS)
-        segments = make(target_bytes=plan.SEGMENT_BYTES)
-        if plan.ring_bytes(segments) <= capacity_bytes:
-            return segments
-        return make(target_bytes=min(plan.SEGMENT_BYTES, capacity_bytes // 4))
 
     def fail(self, error: PenstockError) -> None:
         """Everybody waiting, now or later, gets the error."""
@@ -219,6 +219,7 @@ class StagedCheckpoint:
         assert not self.closed
         self.closed = True
         self.checkpoint.close()
+        self._filling = None
         slabs, self.slabs = self.slabs, []
         return slabs
 
@@ -301,57 +302,13 @@ class StagedCheckpoint:
             self.stage.recycle()
 
     def _pump(self) -> None:
-        """Submits every segment that has room to the readers."""
-        if self.stage is None or self.error is not None or not self.holders:
-            return
-        for index in self.stage.place():
-            segment = self.stage.segments[index]
-            if segment.size_bytes == 0:
-                self._reading[index] = None
-                self._loop.call_soon(self._read_ended, index, None)
-                continue
-            job = Job(
-                plan.blocks(segment, self._block_bytes),
-                read=functools.partial(self._read_block, index),
-                check=self.checkpoint.files[segment.file].check_unchanged,
-                done=functools.partial(self._call_back, index),
-            )
-            self._reading[index] = job
-            self._lane.submit(job)
+        """Reads what has room, as long as somebody wants it."""
+        if self._filling is not None and self.error is None and self.holders:
+            self._filling.submit()
 
-    def _read_block(self, index: int, start: int, end: int) -> None:
-        """On a reader thread. Reads whole pages where the source wants them: the segment owns them."""
+    def _read_ended(self, index: int, error: PenstockError | Dropped | None) -> None:
         assert self.stage is not None
-        segment = self.stage.segments[index]
-        file = self.checkpoint.files[segment.file]
-        begin = start // file.alignment * file.alignment
-        finish = -(-end // file.alignment) * file.alignment
-        offset = self.stage.ring_offset(index) + begin - segment.start
-        began = time.monotonic()
-        file.read_into(begin, self._views(offset, finish - begin))
-        self._on_block(source_kind(file.uri), time.monotonic() - began)
-
-    def _views(self, offset: int, size_bytes: int) -> Sequence[memoryview]:
-        """The ring's bytes from `offset` on, across slab borders and the end of the ring."""
-        views = []
-        slab_bytes = self.slabs[0].size_bytes
-        while size_bytes > 0:
-            number, inside = divmod(offset, slab_bytes)
-            count = min(size_bytes, slab_bytes - inside)
-            views.append(self.slabs[number % len(self.slabs)].view[inside : inside + count])
-            offset += count
-            size_bytes -= count
-        return views
-
-    def _call_back(self, index: int, error: BaseException | None) -> None:
-        """On a reader thread."""
-        self._loop.call_soon_threadsafe(self._read_ended, index, error)
-
-    def _read_ended(self, index: int, error: BaseException | None) -> None:
-        assert self.stage is not None
-        del self._reading[index]
         if error is None:
-            self.stage.read(index)
             segment = self.stage.segments[index]
             self.read_bytes += segment.size_bytes
             self._on_read(source_kind(self.checkpoint.files[segment.file].uri), segment.size_bytes)
@@ -359,28 +316,13 @@ class StagedCheckpoint:
             if self.complete:
                 self.checkpoint.close()
             self.notify()
-        else:
-            self.stage.park(index)
-            if not isinstance(error, Dropped):
-                self.fail(_told(error))
-            elif self.holders:
-                self._pump()
+        elif not isinstance(error, Dropped):
+            self.fail(error)
+        elif self.holders:
+            self._pump()
         if not self.holders and self.idle:
             self._on_idle(self)
 
     def _give_up_reading(self) -> None:
-        """Blocks that are being read are read to their end; `_read_ended` parks their segments then."""
-        if self.stage is None:
-            return
-        idle = self._lane.drop()
-        for index, job in list(self._reading.items()):
-            if job in idle:
-                del self._reading[index]
-                self.stage.park(index)
-
-
-def _told(error: BaseException) -> PenstockError:
-    if isinstance(error, PenstockError):
-        return error
-    logger.error("reading failed unexpectedly", exc_info=error)
-    return SourceUnavailableError(f"reading failed: {error!r}")
+        if self._filling is not None:
+            self._filling.give_up()

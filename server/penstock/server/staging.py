@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from . import plan
 from .catalog import Checkpoint
 from .config import Config
 from .demand import Demand, measure
@@ -277,7 +278,9 @@ class Staging:
             return
         loop = asyncio.get_running_loop()
         capacity = count * self.pool.slab_bytes
-        segments = await loop.run_in_executor(self._workers, staged.plan_for, capacity)
+        segments = await loop.run_in_executor(
+            self._workers, plan.segments_within, staged.checkpoint.tables, staged.selection, capacity
+        )
         self._starting.pop(staged, None)
         if not staged.holders:
             self._forget(staged)
