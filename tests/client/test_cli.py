@@ -127,8 +127,8 @@ def test_status_for_people_and_for_programs(
     assert cli.main(["status", "--socket-dir", str(daemon.socket_dir)]) == 0
     out = capsys.readouterr().out
     assert f"penstockd fake  pid {os.getpid()}" in out
-    assert "limit none" in out
-    assert "stage 7" in out
+    assert "no limit" in out
+    assert "\n7  " in out
     assert cli.main(["status", "--json", "--socket-dir", str(daemon.socket_dir)]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status == StreamerClient(daemon.socket_dir).status()

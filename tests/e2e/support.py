@@ -53,13 +53,15 @@ class DaemonProcess:
         *flags: str,
         environment: Mapping[str, str] | None = None,
         wrapper: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "penstock.server"),
         log_path: Path | None = None,
     ) -> None:
-        """`wrapper` is put before the command, to run it in namespaces or as another user."""
+        """`wrapper` is put before the command, to run it in namespaces or as another user; `program` is what
+        Python runs."""
         self.socket_dir = socket_dir
         self._log_path = log_path or socket_dir.parent / f"{socket_dir.name}.log"
         self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
-        command = [*wrapper, sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir), *flags]
+        command = [*wrapper, sys.executable, *program, "--socket-dir", str(socket_dir), *flags]
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}

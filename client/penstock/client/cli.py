@@ -1,4 +1,4 @@
-"""`penstock load | status | prefetch | evict | demo`.
+"""`penstock load | status | health | prefetch | evict | demo`.
 
 Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
 """
@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import errors
-from .client import StreamerClient
+from .client import StreamerClient, socket_directory
 from .sizes import parse_memory_limit, show_bytes
+from .status_text import show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "Tells what the daemon holds and does.")
     status.add_argument("--json", action="store_true", help="every field, as JSON")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+
+    health = command("health", _health, "Exits with 0 if the daemon takes loads, else with 1; for probes.")
+    health.add_argument("--live", action="store_true", help="if it does not hang, even if it takes none")
+    health.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="to wait for an answer (default: 5)"
+    )
 
     prefetch = command(
         "prefetch", _prefetch, "Reads a checkpoint into the staging buffer ahead of its loads."
@@ -150,49 +157,18 @@ def _status(options: argparse.Namespace) -> None:
             status = client.status()
             if options.watch and not options.json and sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
-            print(json.dumps(status, indent=None if options.watch else 2) if options.json else _show(status))
+            print(json.dumps(status, indent=None if options.watch else 2) if options.json else show(status))
             if not options.watch:
                 return
             sys.stdout.flush()
             time.sleep(1)
 
 
-def _show(status: dict[str, Any]) -> str:
-    staging, readers, totals = status["staging"], status["readers"], status["totals"]
-    limit = staging["limit_bytes"]
-    lines = [
-        f"penstockd {status['version']}  pid {status['pid']}  up {status['uptime_seconds']:.0f} s  "
-        f"{'serving' if status['serving'] else 'draining'}",
-        f"limit {'none' if limit is None else show_bytes(limit)}  "
-        + "  ".join(
-            f"{state} {show_bytes(staging[state + '_bytes'])}"
-            for state in ("free", "reading", "leased", "warm", "peak")
-        )
-        + f"  waiting {staging['waiting']}",
-        f"readers {readers['busy']}/{readers['threads']}  loads {totals['loads_ok']} ok, "
-        f"{totals['loads_failed']} failed  read {show_bytes(totals['read_bytes'])}, "
-        f"delivered {show_bytes(totals['delivered_bytes'])}",
-    ]
-    for stage in status["stages"]:
-        lines.append(
-            f"stage {stage['id']}  {stage['state']}{' pinned' if stage['pinned'] else ''}  "
-            f"{show_bytes(stage['ready_bytes'])} of {show_bytes(stage['total_bytes'])} in "
-            f"{show_bytes(stage['capacity_bytes'])}  holders {len(stage['holders'])}  "
-            f"{' '.join(stage['sources'])}"
-        )
-        lines += [
-            f"  held by uid {holder['uid']} pid {holder['pid']} {holder['client_name']} "
-            f"for {holder['held_seconds']:.0f} s"
-            for holder in stage["holders"]
-        ]
-    for load in status["loads"]:
-        place = f" {load['queue_place']}." if load["queue_place"] else ""
-        lines.append(
-            f"load {load['load_id']}  {load['state']}{place}  {show_bytes(load['delivered_bytes'])} of "
-            f"{show_bytes(load['total_bytes'])}  {load['running_seconds']:.1f} s  "
-            f"pid {load['pid']} {load['client_name']}  {' '.join(load['sources'])}"
-        )
-    return "\n".join(lines)
+def _health(options: argparse.Namespace) -> None:
+    from . import health
+
+    health.check(socket_directory(options.socket_dir), live=options.live, timeout_seconds=options.timeout)
+    print("live" if options.live else "ready")
 
 
 def _prefetch(options: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 import threading
@@ -56,8 +55,7 @@ class StreamerClient:
     def __init__(
         self, socket_dir: str | os.PathLike[str] | None = None, *, reconnect_timeout: float = 60.0
     ) -> None:
-        chosen = socket_dir if socket_dir is not None else os.environ.get("PENSTOCK_SOCKET_DIR") or None
-        self.socket_dir = Path(os.path.abspath(DEFAULT_SOCKET_DIR if chosen is None else chosen))
+        self.socket_dir = socket_directory(socket_dir)
         self._reconnect_timeout = reconnect_timeout
         self._daemon: EmbeddedDaemon | None = None
         self._loads: weakref.WeakSet[Load] = weakref.WeakSet()
@@ -254,6 +252,13 @@ class StreamerClient:
             raise errors.LoadClosedError("this client is closed")
 
 
+def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:
+    """Where the daemon listens: as chosen, else $PENSTOCK_SOCKET_DIR, else the usual place."""
+    if chosen is None:
+        chosen = os.environ.get("PENSTOCK_SOCKET_DIR") or DEFAULT_SOCKET_DIR
+    return Path(os.path.abspath(chosen))
+
+
 def _selection(request: Any, tensors: Selection | None) -> Choose | None:
     """Puts names into the request; returns how to choose among the daemon's names, for a predicate."""
     if tensors is None:
@@ -271,6 +276,8 @@ def _selection(request: Any, tensors: Selection | None) -> Choose | None:
 
 
 def _version() -> str:
+    import importlib.metadata  # slow to import, and of no use to `penstock health`
+
     try:
         return importlib.metadata.version("penstock")
     except importlib.metadata.PackageNotFoundError:

@@ -51,6 +51,8 @@ from .status import Status, effective
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
+LIVENESS_NAME = "live"
+"""The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it takes loads."""
 RESOLVERS = 8
 HEADER_READERS = 16
 MAX_CALLS_PER_CONNECTION = 16
@@ -326,8 +328,9 @@ class Daemon:
 
     async def _publish_health(self) -> None:
         answer = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, answer.SERVING if self.health.ready else answer.NOT_SERVING)
+        ready, live = self.health.ready, self.health.live
+        for name, good in (("", ready), (SERVICE_NAME, ready), (LIVENESS_NAME, live)):
+            await self._health.set(name, answer.SERVING if good else answer.NOT_SERVING)
 
     def _stdin_readable(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):

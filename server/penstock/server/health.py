@@ -32,7 +32,7 @@ class Health:
     """Made on the event loop that it watches. `start` begins to watch, `stop` ends that."""
 
     def __init__(self, readers: ReaderPool, *, stall_seconds: float, on_change: Callable[[], None]) -> None:
-        """`on_change` is called on the event loop when `ready` may be different."""
+        """`on_change` is called on the event loop when `ready` or `live` may be different."""
         self.waits_for = "penstockd is starting"
         """What keeps a daemon that is not hung from taking loads, in words; empty when nothing does."""
         self.draining = False
@@ -94,7 +94,7 @@ class Health:
 
     def _watch(self) -> None:
         tick = min(MAX_TICK_SECONDS, self._stall_seconds / 4)
-        was_ready = self.ready
+        before = self.reason
         last = time.monotonic()
         while not self._end.wait(tick):
             now = time.monotonic()
@@ -108,8 +108,8 @@ class Health:
                 except RuntimeError:  # closed: the daemon ends
                     return
             self._tell()
-            if self.ready != was_ready and not self.loop_stalled:
-                was_ready = not was_ready
+            if self.reason != before and not self.loop_stalled:
+                before = self.reason
                 self._loop.call_soon_threadsafe(self._on_change)
 
     def _turned(self) -> None:

@@ -1,0 +1,39 @@
+"""`penstock health`: one grpc.health.v1 check over the Unix socket, for probes that run a command.
+
+A probe runs every few seconds, so this is cheap: no torch, no protobuf, no session. The two messages of that
+service are so small that they are bytes here.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from pathlib import Path
+
+import grpc
+
+from . import errors
+
+_METHOD = "/grpc.health.v1.Health/Check"
+# HealthCheckRequest with no service, which is whether loads are taken, and with the service "live".
+_READY, _LIVE = b"", b"\x0a\x04live"
+# HealthCheckResponse with the status SERVING.
+_SERVING = b"\x08\x01"
+_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
+
+
+def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
+    """Raises DaemonUnavailableError unless the daemon takes loads, or with `live` unless it does not hang."""
+    path = os.fspath(socket_dir / "penstock.sock")
+    with grpc.insecure_channel("unix:" + urllib.parse.quote(path), options=_OPTIONS) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
+        try:
+            answer = call(_LIVE if live else _READY, timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            cause = error.details() if isinstance(error, grpc.Call) else error
+            raise errors.unreachable(str(socket_dir), cause) from error
+    if answer != _SERVING:
+        raise errors.DaemonUnavailableError(
+            f"the daemon in {socket_dir} {'hangs' if live else 'takes no loads now'}: `penstock status` and "
+            "its log say why"
+        )

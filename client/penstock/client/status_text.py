@@ -1,0 +1,138 @@
+"""What `penstock status` prints: the daemon's status as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .sizes import show_bytes
+
+_STATES = ("free", "reading", "leased", "warm")
+_NAME_CHARACTERS = 60
+_ERRORS = 5
+
+
+def show(status: dict[str, Any]) -> str:
+    """Lines for a terminal. What clients chose is made printable."""
+    parts = [_head(status), _stages(status), _loads(status), _errors(status)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _head(status: dict[str, Any]) -> str:
+    staging, readers, totals, health = (status[name] for name in ("staging", "readers", "totals", "health"))
+    limit = staging["limit_bytes"]
+    bound = "no limit" if limit is None else f"limit {show_bytes(limit)}"
+    used = sum(staging[f"{state}_bytes"] for state in ("reading", "leased", "warm"))
+    state = "ready" if health["ready"] else f"not ready: {_plain(health['reason'])}"
+    stalled = f", {readers['stalled']} stalled" if readers["stalled"] else ""
+    return "\n".join(
+        [
+            f"penstockd {status['version']}  pid {status['pid']}  on {_plain(status['host'])}  up "
+            f"{_duration(status['uptime_seconds'])}  {state}",
+            f"staging   {bound}, {show_bytes(used)} used: "
+            + ", ".join(f"{show_bytes(staging[f'{name}_bytes'])} {name}" for name in _STATES)
+            + f"; peak {show_bytes(staging['peak_bytes'])}"
+            + ("; populating" if staging["populating"] else ""),
+            f"readers   {readers['busy']} of {readers['threads']} busy{stalled}, "
+            f"{show_bytes(readers['bytes_per_second'])}/s",
+            f"so far    loads: {totals['loads_ok']} ok, {totals['loads_failed']} failed, "
+            f"{totals['loads_cancelled']} cancelled; {show_bytes(totals['read_bytes'])} read, "
+            f"{show_bytes(totals['delivered_bytes'])} delivered; {totals['stage_hits']} hits, "
+            f"{totals['stage_misses']} misses, {totals['evictions']} evictions",
+        ]
+    )
+
+
+def _stages(status: dict[str, Any]) -> str:
+    rows = [
+        (
+            str(stage["id"]),
+            stage["state"] + (", pinned" if stage["pinned"] else ""),
+            show_bytes(stage["capacity_bytes"]) + ("" if stage["full"] else " window"),
+            _share(stage["ready_bytes"], stage["total_bytes"]),
+            _holders(stage),
+            _sources(stage["sources"]),
+        )
+        for stage in status["stages"]
+    ]
+    return _table(("STAGE", "STATE", "MEMORY", "READ", "HELD BY", "CHECKPOINT"), rows)
+
+
+def _holders(stage: dict[str, Any]) -> str:
+    holders = stage["holders"]
+    if not holders:
+        return f"idle {_duration(stage['idle_seconds'])}"
+    oldest = max(holders, key=lambda holder: holder["held_seconds"])
+    more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
+    name = _plain(oldest["client_name"])
+    return f"pid {oldest['pid']} {name} {_duration(oldest['held_seconds'])}{more}".replace("  ", " ")
+
+
+def _loads(status: dict[str, Any]) -> str:
+    rows = [
+        (
+            load["load_id"],
+            load["kind"],
+            load["state"] + (f", place {load['queue_place']}" if load["queue_place"] else ""),
+            _share(load["delivered_bytes"], load["total_bytes"]),
+            f"{show_bytes(load['bytes_per_second'])}/s",
+            _duration(load["running_seconds"]),
+            load["waits_for"] or "-",
+            f"uid {load['uid']} pid {load['pid']} {_plain(load['client_name'])}".rstrip(),
+            _sources(load["sources"]),
+        )
+        for load in status["loads"]
+    ]
+    head = ("LOAD", "KIND", "STATE", "DELIVERED", "RATE", "SINCE", "WAITS FOR", "CLIENT", "CHECKPOINT")
+    return _table(head, rows)
+
+
+def _errors(status: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"{_duration(error['age_seconds'])} ago",
+            error["load_id"] or "-",
+            error["reason"],
+            _plain(error["message"]),
+        )
+        for error in status["errors"][:_ERRORS]
+    ]
+    return _table(("FAILED", "LOAD", "REASON", "WHAT"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, *rows]
+    if len(lines) == 1:
+        return ""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+
+    def aligned(line: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+    return "\n".join(map(aligned, lines))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{show_bytes(part)} of {show_bytes(whole)}, {100 * part // whole} %" if whole else "-"
+
+
+def _sources(sources: Sequence[str]) -> str:
+    first = _plain(sources[0]) if sources else ""
+    if len(first) > _NAME_CHARACTERS:
+        first = "..." + first[3 - _NAME_CHARACTERS :]
+    return first + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+
+
+def _plain(text: str) -> str:
+    """A client's choice of characters must not steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if not minutes and not hours:
+        return f"{rest} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
