@@ -30,7 +30,7 @@ def test_every_reason_of_the_design_has_an_exception_of_its_own(reason: str) -> 
     error = errors.by_reason(reason, "what happened", details={"load_id": "L1", "file": "f"})
     expected = "".join(word.capitalize() for word in reason.split("_")) + "Error"
     assert type(error).__name__ == expected
-    assert (error.reason, str(error), error.load_id) == (reason, "what happened", "L1")
+    assert (error.reason, str(error), error.load_id) == (reason, "what happened (load L1)", "L1")
     assert error.details["file"] == "f"
 
 
@@ -45,7 +45,7 @@ def test_both_sides_have_the_same_tree(server_error: type[server_errors.Penstock
 def test_an_unknown_reason_is_kept_in_the_base_class() -> None:
     error = errors.by_reason("NEW_IN_2031", "", load_id="L2")
     assert type(error) is errors.PenstockError
-    assert (error.reason, str(error), error.load_id) == ("NEW_IN_2031", "NEW_IN_2031", "L2")
+    assert (error.reason, str(error), error.load_id) == ("NEW_IN_2031", "NEW_IN_2031 (load L2)", "L2")
 
 
 @pytest.mark.parametrize("reason", [*REASONS, "NEW_IN_2031"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ MIB = 1 << 20
 FLAGS = (
     *("--socket-dir", "--memory-limit", "--concurrency", "--block-size", "--allow", "--trim-after"),
     *("--queue-timeout", "--group-timeout", "--grace", "--max-loads", "--log-format", "--log-level"),
-    *("--no-populate", "--exit-with-stdin", "--version"),
+    *("--http-address", "--stall-timeout", "--no-populate", "--exit-with-stdin", "--version"),
 )
 
 
@@ -101,6 +102,55 @@ def test_a_bad_variable_is_named() -> None:
     done = penstockd(RUNAI_STREAMER_MEMORY_LIMIT="plenty")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "RUNAI_STREAMER_MEMORY_LIMIT" in done.stderr
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line_that_names_the_flag(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB")
+    done = penstockd(f"--socket-dir={tmp_path}/s", f"--http-address={daemon.http_address}")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"penstockd: --http-address: {daemon.http_address} cannot be had")
+    assert not (tmp_path / "s" / "penstock.sock").exists()
+
+
+def test_without_http_there_is_no_port(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB", "--http-address", "none")
+    assert daemon.http_address == "none"
+    sockets = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+    assert not {fd[8:-1] for fd in daemon.fds() if fd.startswith("socket:[")} & sockets
+
+
+def test_a_variable_that_means_nothing_is_named_in_a_warning(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB", environment={"PENSTOCK_MEMROY_LIMIT": "1GB"})
+    warned = [line for line in daemon.log().splitlines() if " unknown variable " in line]
+    assert len(warned) == 1
+    assert " warning unknown variable name=PENSTOCK_MEMROY_LIMIT meant=PENSTOCK_MEMORY_LIMIT" in warned[0]
+
+
+def test_one_id_follows_a_load_through_the_daemon_s_log_the_client_s_and_its_errors(
+    start_daemon: StartDaemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(20, MIB // 4))
+    daemon = start_daemon("--memory-limit", "16MiB")
+    with caplog.at_level(logging.INFO, "penstock"), daemon.client() as client:
+        with client.load(path, memory_limit=0) as load:
+            good = load.load_id
+            for _ in load:
+                path.write_bytes(b"something else")
+                break
+        with pytest.raises(errors.CheckpointInvalidError) as caught:
+            client.load(path)
+    bad = caught.value.load_id
+    assert str(caught.value).endswith(f"(load {bad})")
+    assert f"load {good} of {path} begins" in caplog.text
+    wait_until(lambda: daemon.log().count(good) >= 2, "the first load to end")
+    for load_id in (good, bad):
+        words = [line.split()[2] for line in daemon.log().splitlines() if f"load={load_id}" in line]
+        assert words == ["opened", "load"]
+    recent = daemon.status()["errors"][0]
+    assert (recent["load_id"], recent["reason"]) == (bad, "CHECKPOINT_INVALID")
+    assert recent["sources"] == [str(path)]
 
 
 def test_the_log_tells_of_start_loads_and_stop(start_daemon: StartDaemon, tmp_path: Path) -> None:

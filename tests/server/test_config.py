@@ -16,6 +16,8 @@ from penstock.server.config import (
     MIN_SLAB_BYTES,
     UNLIMITED_SLAB_BYTES,
     Config,
+    HttpAddress,
+    known_variables,
     load_config,
     slab_bytes,
 )
@@ -29,6 +31,7 @@ from penstock.server.limits import (
     user_share,
 )
 from penstock.server.units import parse_size, show_size
+from penstock.server.variables import unknown
 
 from .support import MIB
 
@@ -79,6 +82,23 @@ OPTIONS = [
     ("--group-timeout", ["PENSTOCK_GROUP_TIMEOUT"], "group_timeout_seconds", {"0": 0.0, "1": 1.0, "2": 2.0}),
     ("--grace", ["PENSTOCK_GRACE"], "grace_seconds", {"0": 0.0, "1": 1.0, "2": 2.0}),
     ("--max-loads", ["PENSTOCK_MAX_LOADS"], "max_loads", {"1": 1, "2": 2, "3": 3}),
+    (
+        "--stall-timeout",
+        ["PENSTOCK_STALL_TIMEOUT"],
+        "stall_timeout_seconds",
+        {"1": 1.0, "0.1": 0.1, "9": 9.0},
+    ),
+    (
+        "--http-address",
+        ["PENSTOCK_HTTP_ADDRESS"],
+        "http_address",
+        {
+            "none": None,
+            "0.0.0.0:80": HttpAddress("0.0.0.0", 80),
+            "[::1]:9464": HttpAddress("::1", 9464),
+            "localhost:0": HttpAddress("localhost", 0),
+        },
+    ),
     ("--log-format", ["PENSTOCK_LOG_FORMAT"], "log_format", {"json": "json", "text": "text"}),
     ("--log-level", ["PENSTOCK_LOG_LEVEL"], "log_level", {"debug": "debug", "error": "error"}),
 ]
@@ -141,6 +161,11 @@ def test_the_defaults() -> None:
         ("--group-timeout", ["-1", "x"]),
         ("--grace", ["-1", "x"]),
         ("--max-loads", ["0", "x"]),
+        ("--stall-timeout", ["0", "0.09", "x"]),
+        (
+            "--http-address",
+            ["9464", ":9464", "localhost", "localhost:", "h:65536", "h:1e3", "h:-1", "h:²"],
+        ),
         ("--log-format", ["xml", "JSON"]),
         ("--log-level", ["loud"]),
         ("--socket-dir", ["/" + "x" * 100]),
@@ -182,6 +207,62 @@ def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.Capture
         load(*flags)
     assert caught.value.code == 2
     assert "usage: penstockd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--prefetch=/a", "--memory-limit=0"], ["--prefetch", "--memory-limit"]),
+        (["--prefetch=/a", "--prefetch=/b", "--max-loads=2"], ["--prefetch", "--max-loads"]),
+        (["--block-size=64MiB", "--memory-limit=32MiB"], ["--block-size", "--memory-limit"]),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_and_both_are_named(
+    flags: list[str], named: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(*flags)
+    assert len(str(caught.value).splitlines()) == 1
+    for name in named:
+        assert name in str(caught.value)
+    for one in range(len(flags)):
+        load(*flags[:one], *flags[one + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("variable", "field", "on"),
+    [("READY_AFTER_PREFETCH", "ready_after_prefetch", True), ("NO_POPULATE", "populate", False)],
+)
+def test_a_switch_has_a_variable_too(variable: str, field: str, on: bool) -> None:
+    name = f"PENSTOCK_{variable}"
+    for text, value in {"1": on, "true": on, "0": not on, "False": not on, "": not on}.items():
+        assert getattr(load("--memory-limit=1GiB", variables={name: text}), field) == value
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        load(variables={name: "yes please"})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PENSTOCK_MEMORY_LIMTI", "PENSTOCK_MEMORY_LIMIT"),
+        ("PENSTOCK_HTTP_ADDR", "PENSTOCK_HTTP_ADDRESS"),
+        ("PENSTOCK_ALOW", "PENSTOCK_ALLOW"),
+        ("PENSTOCK_XYZZY_QUUX", ""),
+    ],
+)
+def test_a_variable_that_means_nothing_is_found_with_the_nearest_that_does(name: str, nearest: str) -> None:
+    assert unknown([name, *known_variables()], known_variables()) == [(name, nearest)]
+
+
+def test_variables_of_others_are_nobodys_business() -> None:
+    """Those that Kubernetes sets for a Service named penstock, those of clients, those of other programs."""
+    names = [
+        *("PENSTOCK_SERVICE_HOST", "PENSTOCK_SERVICE_PORT", "PENSTOCK_SERVICE_PORT_HTTP", "PENSTOCK_PORT"),
+        *("PENSTOCK_PORT_9464_TCP", "PENSTOCK_PORT_9464_TCP_ADDR", "PENSTOCK_PORT_9464_TCP_PROTO"),
+        *("PENSTOCK_METRICS_SERVICE_HOST", "PENSTOCK_METRICS_PORT_80_TCP_PORT"),
+        *("PENSTOCK_SOCKET_DIR", "PENSTOCK_PINNED_BYTES", "RUNAI_STREAMER_CONCURRENCY", "HOME"),
+    ]
+    assert unknown(names, known_variables()) == []
 
 
 # ---- sizes --------------------------------------------------------------------------------------

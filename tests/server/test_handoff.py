@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.errors import SessionRequiredError
+from penstock.server.errors import PenstockError, SessionRequiredError
 from penstock.server.handoff import (
     ACCEPT_PAUSE_SECONDS,
     MAX_FDS_PER_PACKET,
@@ -39,10 +39,15 @@ def directory() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def serving(directory: Path, *, allowed: bool = True) -> AsyncIterator[HandoffServer]:
+async def serving(
+    directory: Path, *, allowed: bool = True, refusals: list[PenstockError] | None = None
+) -> AsyncIterator[HandoffServer]:
     """A server that must end without sessions and without a descriptor too many."""
     before = open_fds()
-    server = HandoffServer(directory / "handoff.sock", version="1.2.3", allows=lambda uid: allowed)
+    told = [] if refusals is None else refusals
+    server = HandoffServer(
+        directory / "handoff.sock", version="1.2.3", allows=lambda uid: allowed, on_refused=told.append
+    )
     server.start()
     try:
         yield server
@@ -299,7 +304,8 @@ async def test_a_load_that_is_cancelled_while_it_hands_out_slabs_leaves_the_sess
 
 @on_clock_loop
 async def test_who_may_load_nothing_is_told_why(directory: Path) -> None:
-    async with serving(directory, allowed=False) as server:
+    refusals: list[PenstockError] = []
+    async with serving(directory, allowed=False, refusals=refusals) as server:
         with closing(connect(directory)) as client:
             frame, _ = await receive(client)
             assert frame.WhichOneof("frame") == "refused"
@@ -308,6 +314,7 @@ async def test_who_may_load_nothing_is_told_why(directory: Path) -> None:
             with pytest.raises(ConnectionError):
                 await receive(client)
         assert server.sessions == 0
+    assert [error.reason for error in refusals] == ["ACCESS_DENIED"]
 
 
 @on_clock_loop

@@ -38,7 +38,8 @@ class PenstockError(Exception):
     """Base of everything that penstock.client raises about a daemon or a checkpoint.
 
     `reason` is the ErrorInfo reason that the daemon gave, `details` its metadata (file, tensor, bytes,
-    ...), `load_id` the load as the daemon's log names it; empty where unknown.
+    ...), `load_id` the load as the daemon's log names it, which is shown after the message; empty where
+    unknown.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class PenstockError(Exception):
         self.reason = reason
         self.details = dict(details or {})
         self.load_id = load_id or self.details.get("load_id", "")
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message} (load {self.load_id})" if self.load_id else message
 
 
 class DaemonUnavailableError(PenstockError):

@@ -16,6 +16,7 @@ close       at the end, or wherever the caller stops: the call, the channel, the
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -34,6 +35,8 @@ from .copies import CopyPool
 from .progress import Bar
 from .reconnect import persist
 from .stream import Choose, Stream
+
+_log = logging.getLogger("penstock.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,14 @@ class Load:
         self._copies = CopyPool()
         self._finalizer = weakref.finalize(self, _close_all, self._streams, self._copies)
         self._manifest = self._streams[0].manifest
+        _log.info(
+            "load %s of %s begins: %d tensors, %d bytes, of which %d are staged",
+            self.load_id,
+            ", ".join(request.sources),
+            self.tensor_count,
+            self.total_bytes,
+            self._manifest.warm_bytes,
+        )
         self._show_progress()
 
     @property
@@ -194,8 +205,10 @@ class Load:
                 # The caller's loop variable still holds the last view. Its lease would make this
                 # process wait for itself when it loads the next checkpoint.
                 self._streams[0].revoke()
+            _log.info("load %s is done: %.3f s", self.load_id, time.monotonic() - self._started)
         except errors.PenstockError as error:
             error.load_id = error.load_id or self.load_id
+            _log.warning("load %s failed: %s", error.load_id, error)
             raise
         finally:
             self.close()
@@ -272,6 +285,7 @@ class Load:
         self._request.skip_tensors = self._tensors
         self._request.expect_version = self._manifest.version
         self._streams[0] = stream = self._open(lost=lost)
+        _log.warning("load %s goes on as load %s", self.load_id, stream.manifest.load_id)
         if self._closed.is_set():
             stream.close()
         if stream.manifest.version != self._manifest.version:

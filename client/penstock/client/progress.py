@@ -44,7 +44,8 @@ def tell_queued(queued: pb.Queued) -> None:
     own = leased_bytes()
     _log.log(
         logging.WARNING if own else logging.INFO,
-        "waiting for staging memory, place %d: %s%s",
+        "load %s: waiting for staging memory, place %d: %s%s",
+        queued.load_id or "?",
         queued.place,
         queued.reason or "no reason given",
         f" (tensors that this process still holds keep {own} bytes of it)" if own else "",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 
-from .config import load_config
+from . import variables
+from .config import known_variables, load_config
 from .errors import ConfigError
 from .limits import memory_bound
+
+logger = logging.getLogger("penstock.server")
 
 
 def main() -> int:
@@ -18,6 +22,9 @@ def main() -> int:
         from . import daemon, log
 
         log.set_up(as_json=config.log_format == "json", level=config.log_level)
+        for name, nearest in variables.unknown(os.environ, known_variables()):
+            hint = {"meant": nearest} if nearest else {}
+            log.event(logger, "unknown variable", {"name": name, **hint}, level=logging.WARNING)
         asyncio.run(daemon.serve(config))
     except ConfigError as error:
         print(f"penstockd: {error}", file=sys.stderr)

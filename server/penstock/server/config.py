@@ -20,6 +20,7 @@ SLABS_PER_LIMIT = 64
 MIN_SLAB_BYTES = HUGE_PAGE_BYTES
 MAX_SLAB_BYTES = 1 << 30
 UNLIMITED_SLAB_BYTES = 64 << 20
+DEFAULT_BLOCK_BYTES = 8 << 20
 MAX_CONCURRENCY = 1024
 UNIX_PATH_BYTES = 107
 """Longer socket paths fail in the kernel."""
@@ -186,7 +187,7 @@ _OPTIONS = (
     _Option("--concurrency", "16", _concurrency, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)),
     _Option(
         "--block-size",
-        "8MiB",
+        f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
         _block_size,
         "bytes that one thread reads at once",
         "SIZE",
@@ -248,6 +249,9 @@ _OPTIONS = (
 )
 
 
+_SWITCHES = ("READY_AFTER_PREFETCH", "NO_POPULATE")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstockd",
@@ -267,10 +271,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ready-after-prefetch",
         action="store_true",
-        help="report health only when every --prefetch is staged",
+        help="take loads at once, but report readiness only when every --prefetch is staged (variable: "
+        "PENSTOCK_READY_AFTER_PREFETCH=1)",
     )
     parser.add_argument(
-        "--no-populate", action="store_true", help="do not touch the buffer's pages ahead of the first load"
+        "--no-populate",
+        action="store_true",
+        help="do not touch the buffer's pages ahead of the first load (variable: PENSTOCK_NO_POPULATE=1)",
     )
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input is closed")
     parser.add_argument("--version", action="version", version=f"penstockd {distribution_version()}")
@@ -292,7 +299,10 @@ def load_config(
     values: dict[str, Any] = {}
     for option in _OPTIONS:
         values[option.field] = _value(option, flags[option.field], environment)
+    ready_after_prefetch = flags["ready_after_prefetch"] or _switched("READY_AFTER_PREFETCH", environment)
+    no_populate = flags["no_populate"] or _switched("NO_POPULATE", environment)
     limit: int = values["memory_limit"]
+    _check_together(values)
     capacity = _capacity(limit, bound())
     return Config(
         socket_dir=_checked_socket_dir(values["socket_dir"]),
@@ -304,19 +314,51 @@ def load_config(
         window_bytes=values["window_size"],
         allow=values["allow"],
         prefetch=values["prefetch"],
-        ready_after_prefetch=flags["ready_after_prefetch"],
+        ready_after_prefetch=ready_after_prefetch,
         trim_after_seconds=values["trim_after"],
         queue_timeout_seconds=values["queue_timeout"],
         group_timeout_seconds=values["group_timeout"],
         grace_seconds=values["grace"],
         stall_timeout_seconds=values["stall_timeout"],
         max_loads=values["max_loads"],
-        populate=limit > 0 and not flags["no_populate"],
+        populate=limit > 0 and not no_populate,
         http_address=values["http_address"],
         log_format=values["log_format"],
         log_level=values["log_level"],
         exit_with_stdin=flags["exit_with_stdin"],
     )
+
+
+def known_variables() -> list[str]:
+    """Every variable that stands in for a flag."""
+    named = [source for option in _OPTIONS for source in option.sources]
+    return [*named, *(f"PENSTOCK_{switch}" for switch in _SWITCHES)]
+
+
+def _switched(switch: str, environment: Mapping[str, str]) -> bool:
+    text = environment.get(f"PENSTOCK_{switch}", "").strip().lower()
+    if text not in ("", "0", "1", "false", "true"):
+        raise ConfigError(f"PENSTOCK_{switch}: {text!r} is neither 0 nor 1")
+    return text in ("1", "true")
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Refuses flags that contradict each other."""
+    limit = values["memory_limit"]
+    if values["prefetch"] and limit == MINIMAL:
+        raise ConfigError(
+            "--prefetch: nothing can be kept staged with --memory-limit 0; give a limit that holds it, or -1"
+        )
+    if len(values["prefetch"]) >= values["max_loads"]:
+        raise ConfigError(
+            f"--max-loads: {values['max_loads']} loads leave no client any beside {len(values['prefetch'])} "
+            "--prefetch, which are loads too"
+        )
+    if limit > 0 and values["block_size"] > max(limit, DEFAULT_BLOCK_BYTES):
+        raise ConfigError(
+            f"--block-size: a block of {values['block_size']} bytes is more than the whole --memory-limit of "
+            f"{limit}"
+        )
 
 
 def slab_bytes(memory_limit: int) -> int:

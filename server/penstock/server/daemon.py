@@ -77,6 +77,7 @@ class Daemon:
             config.socket_dir / "handoff.sock",
             version=self.version,
             allows=self._allows,
+            on_refused=lambda error: self.refused(error, None),
         )
         self._grpc_path = config.socket_dir / "grpc.sock"
         self._gate = Gate(config.socket_dir / "penstock.sock", self._grpc_path, allows=self._allows)
@@ -88,14 +89,14 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self.history = History()
         self.health = Health(
-            self.readers, stall_seconds=config.stall_timeout_seconds, on_change=self._health_changed
+            [self.readers], stall_seconds=config.stall_timeout_seconds, on_change=self._health_changed
         )
         self.status = Status(
             config=config,
             version=self.version,
             began=asyncio.get_running_loop().time(),
             staging=self.staging,
-            readers=self.readers,
+            readers=[self.readers],
             totals=self.totals,
             loads=self._loads.keys(),
             health=self.health,

@@ -112,11 +112,19 @@ class Session:
 class HandoffServer:
     """Listens on `handoff.sock` and knows the sessions. Lives on the event loop."""
 
-    def __init__(self, path: Path, *, version: str, allows: Callable[[int], bool]) -> None:
-        """`allows` says whether a uid may connect at all."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        version: str,
+        allows: Callable[[int], bool],
+        on_refused: Callable[[PenstockError], None],
+    ) -> None:
+        """`allows` says whether a uid may connect at all; `on_refused` is told of who is not served."""
         self._path = path
         self._version = version
         self._allows = allows
+        self._on_refused = on_refused
         self._sessions: dict[str, Session] = {}
         self._by_uid: Counter[int] = Counter()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -178,6 +186,7 @@ class HandoffServer:
         try:
             self._check(uid)
         except PenstockError as error:
+            self._on_refused(error)
             refused = pb.HandoffRefused(reason=error.reason, message=error.message)
             self._try_send(session, pb.HandoffFrame(refused=refused))
             session.close()

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from .log import event
 from .reader import ReaderPool
@@ -31,7 +31,9 @@ MAX_TICK_SECONDS = 1.0
 class Health:
     """Made on the event loop that it watches. `start` begins to watch, `stop` ends that."""
 
-    def __init__(self, readers: ReaderPool, *, stall_seconds: float, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, readers: Collection[ReaderPool], *, stall_seconds: float, on_change: Callable[[], None]
+    ) -> None:
         """`on_change` is called on the event loop when `ready` or `live` may be different."""
         self.waits_for = "penstockd is starting"
         """What keeps a daemon that is not hung from taking loads, in words; empty when nothing does."""
@@ -50,8 +52,7 @@ class Health:
     @property
     def stalled_readers(self) -> int:
         """Reader threads that have been in one read for too long."""
-        limit = time.monotonic() - self._stall_seconds
-        return sum(began < limit for began in self._readers.reads_since())
+        return sum(map(self._stalled_in, self._readers))
 
     @property
     def loop_stalled(self) -> bool:
@@ -69,7 +70,7 @@ class Health:
         """Why the daemon is not live, in words; empty when it is."""
         if self.loop_stalled:
             return f"the event loop has not turned for {self._stall_seconds:g} s"
-        if self.stalled_readers >= len(self._readers.threads):
+        if any(self._stalled_in(readers) >= len(readers.threads) for readers in self._readers):
             return f"every reader has been in one read for {self._stall_seconds:g} s: storage does not answer"
         return ""
 
@@ -111,6 +112,10 @@ class Health:
             if self.reason != before and not self.loop_stalled:
                 before = self.reason
                 self._loop.call_soon_threadsafe(self._on_change)
+
+    def _stalled_in(self, readers: ReaderPool) -> int:
+        limit = time.monotonic() - self._stall_seconds
+        return sum(since < limit for since in readers.reads_since())
 
     def _turned(self) -> None:
         self._asked = None

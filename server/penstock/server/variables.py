@@ -1,0 +1,23 @@
+"""Variables of the environment that look meant for penstockd but mean nothing to it: likely typing errors."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+
+PREFIX = "PENSTOCK_"
+_OF_CLIENTS = ("PENSTOCK_PINNED_BYTES",)
+"""What only the client reads: both may share an environment."""
+_OF_KUBERNETES = re.compile(r"PENSTOCK_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)", re.ASCII)
+"""What Kubernetes sets in every pod for a Service named penstock, or penstock-something."""
+
+
+def unknown(names: Iterable[str], known: Collection[str]) -> list[tuple[str, str]]:
+    """The names that mean nothing, each with the known one that is nearest; empty where none is near."""
+    known = [*known, *_OF_CLIENTS]
+    return [
+        (name, next(iter(difflib.get_close_matches(name, known, n=1)), ""))
+        for name in sorted(names)
+        if name.startswith(PREFIX) and name not in known and not _OF_KUBERNETES.fullmatch(name)
+    ]
