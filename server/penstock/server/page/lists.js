@@ -1,0 +1,124 @@
+// Loads, stages, errors, totals and configuration.
+
+import { amount, byId, fill, repeat, text } from "./dom.js";
+import { count, duration, percent, rate, size, sourceName } from "./units.js";
+
+const TOTALS = [
+  ["loads_ok", "Loads done", String],
+  ["loads_failed", "Loads failed", String],
+  ["loads_cancelled", "Loads cancelled", String],
+  ["read_bytes", "Read from storage", size],
+  ["delivered_bytes", "Delivered", size],
+  ["stage_hits", "Found in the buffer", String],
+  ["stage_misses", "Not found in it", String],
+  ["evictions", "Evicted", String],
+];
+const position = (_, index) => index;
+const STATE_ORDER = ["reading", "leased", "warm", "waiting", "failed"];
+
+export function showTiles({ readers, staging, loads, stages, totals }) {
+  amount("read-rate", readers.bytes_per_second, rate(readers.bytes_per_second));
+  text(byId("read-total"), `${size(totals.read_bytes)} since the start`);
+  amount("readers", readers.busy, `${readers.busy} of ${readers.threads}`);
+  byId("readers-meter").style.width = `${readers.threads > 0 ? (readers.busy / readers.threads) * 100 : 0}%`;
+  text(byId("readers-more"), readers.stalled > 0 ? `${readers.stalled} stalled` : "");
+  amount("active", loads.length, String(loads.length));
+  text(byId("active-more"), staging.waiting > 0 ? `${staging.waiting} waiting for memory` : "none waits for memory");
+  const holders = stages.reduce((sum, stage) => sum + stage.holders.length, 0);
+  amount("lease", staging.oldest_lease_seconds, holders > 0 ? duration(staging.oldest_lease_seconds) : "none");
+  text(byId("lease-more"), holders > 0 ? `${count(holders, "client")} holding memory` : "no client holds memory");
+}
+
+export function showLoads(loads) {
+  byId("loads-empty").hidden = loads.length > 0;
+  repeat(byId("loads"), "load", loads, (load) => load.load_id, (node, load) => {
+    const share = load.total_bytes > 0 ? Math.min(load.delivered_bytes / load.total_bytes, 1) : 0;
+    node.dataset.state = load.state;
+    node.dataset.delivered = String(load.delivered_bytes);
+    fill(node, {
+      name: sourceName(load.sources),
+      state: load.kind === "prefetch" ? `prefetch, ${load.state}` : load.state,
+      who: `${who(load)}, for ${duration(load.running_seconds)}, load ${load.load_id}`,
+      progress: load.total_bytes > 0 ? `${size(load.delivered_bytes)} of ${size(load.total_bytes)}, ${percent(share)}` : "",
+      rate: load.state === "streaming" ? rate(load.bytes_per_second) : "",
+      waits: waits(load),
+    });
+    node.querySelector("b").title = load.sources.join("\n");
+    const progress = node.querySelector("progress");
+    progress.value = share;
+    progress.setAttribute("aria-label", `Progress of ${sourceName(load.sources)}`);
+  });
+}
+
+function waits(load) {
+  if (load.waits_for === "") return "";
+  const queue = load.queue_place > 0 ? `, place ${load.queue_place}, for ${duration(load.waited_seconds)} so far` : "";
+  return `Waits for ${load.waits_for}${queue}`;
+}
+
+export function showStages(stages) {
+  byId("stages-empty").hidden = stages.length > 0;
+  byId("stages-table").hidden = stages.length === 0;
+  const sorted = [...stages].sort(
+    (a, b) => STATE_ORDER.indexOf(a.state) - STATE_ORDER.indexOf(b.state) || a.idle_seconds - b.idle_seconds || a.id - b.id,
+  );
+  repeat(byId("stages"), "stage", sorted, (stage) => stage.id, (node, stage) => {
+    node.id = `stage-${stage.id}`;
+    node.dataset.state = stage.state;
+    node.querySelector(".badge").dataset.state = stage.state;
+    fill(node, {
+      name: sourceName(stage.sources),
+      path: stage.sources.join(", "),
+      state: stage.state,
+      pinned: stage.pinned ? "pinned" : "",
+      size: size(stage.capacity_bytes),
+      part: part(stage),
+      idle: stage.holders.length > 0 || stage.state === "waiting" ? "" : duration(stage.idle_seconds),
+    });
+    repeat(node.querySelector(".holders"), "holder", stage.holders, position, (item, holder) => {
+      text(item, `${who(holder)}, for ${duration(holder.held_seconds)}`);
+    });
+  });
+  text(byId("stages-more"), stages.length > 0 ? count(stages.length, "checkpoint") : "");
+}
+
+function part(stage) {
+  if (stage.state === "waiting") return "waits for memory";
+  if (!stage.full) return `a window of ${size(stage.total_bytes)}`;
+  if (stage.ready_bytes < stage.total_bytes) return `${percent(stage.ready_bytes / stage.total_bytes)} of ${size(stage.total_bytes)} read`;
+  return `${size(stage.total_bytes)} of tensors`;
+}
+
+function who({ client_name: name, pid, uid }) {
+  return name ? `${name} (pid ${pid}, uid ${uid})` : `pid ${pid}, uid ${uid}`;
+}
+
+export function showErrors(errors) {
+  byId("errors-empty").hidden = errors.length > 0;
+  repeat(byId("errors"), "error", errors, position, (node, error) => {
+    const about = [sourceName(error.sources), `pid ${error.pid}`, `uid ${error.uid}`];
+    if (error.load_id !== "") about.push(`load ${error.load_id}`);
+    fill(node, {
+      reason: error.reason,
+      age: `${duration(error.age_seconds)} ago`,
+      message: error.message,
+      about: about.join(", "),
+    });
+  });
+}
+
+export function showTotals(totals) {
+  repeat(byId("totals"), "pair", TOTALS, ([name]) => name, (node, [name, label, show]) => {
+    const value = totals[name];
+    node.dataset.value = String(value);
+    fill(node, { name: label, value: show(value) });
+  });
+}
+
+export function showConfiguration(configuration) {
+  const pairs = Object.entries(configuration);
+  byId("configuration-card").hidden = pairs.length === 0;
+  repeat(byId("configuration"), "pair", pairs, ([name]) => name, (node, [name, value]) => {
+    fill(node, { name, value });
+  });
+}

@@ -1,0 +1,348 @@
+"""The status page in a real browser, of a real daemon with real loads."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from penstock.server.units import show_size
+
+from .browser import Browser
+from .conftest import StartDaemon
+from .support import DaemonProcess, RawLoad, random_tensors, running_daemon, wait_until, write_checkpoint
+
+MIB = 1 << 20
+HOSTILE = "<img src=x onerror=document.title='pwned'>"
+LONG = "a_name_without_a_space_" * 8
+STATES = ("leased", "reading", "warm", "free")
+
+# Every number that has one right answer, as the page shows it.
+SHOWN = """
+const rows = (selector, row) => [...document.querySelectorAll(selector)].map(row);
+const whole = document.getElementById("buffer").getBoundingClientRect().width;
+return {
+  amounts: Object.fromEntries(rows("[id][data-value]", (node) => [node.id, Number(node.dataset.value)])),
+  texts: Object.fromEntries(rows("[id][data-value]", (node) => [node.id, node.innerText])),
+  blocks: rows(".block", (node) => [
+    node.dataset.key, node.dataset.state, Number(node.dataset.bytes), node.classList.contains("pinned"),
+    node.getBoundingClientRect().width / whole,
+  ]),
+  loads: rows(".load", (node) => [
+    node.dataset.key, node.dataset.state, Number(node.dataset.delivered),
+    node.querySelector("progress").value,
+  ]),
+  stages: rows("#stages tr", (node) => [
+    Number(node.dataset.key), node.dataset.state, node.querySelector(".pin").innerText,
+    node.querySelectorAll(".holders li").length,
+  ]),
+  errors: rows(".error b", (node) => node.innerText),
+  totals: Object.fromEntries(rows("#totals > div", (node) => [node.dataset.key, Number(node.dataset.value)])),
+  configuration: Object.fromEntries(
+    rows("#configuration > div", (node) => [node.dataset.key, node.querySelector("dd").textContent])
+  ),
+  host: document.title,
+};
+"""
+
+# The lowest contrast of a text with what is behind it, and that text.
+CONTRAST = """
+const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+const luminance = ([red, green, blue]) => {
+  const linear = [red, green, blue].map((value) => value / 255)
+    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+};
+const behind = (node) => {
+  for (; node !== null; node = node.parentElement) {
+    const color = channels(getComputedStyle(node).backgroundColor);
+    if (color.length === 3 || color[3] === 1) return color;
+  }
+  return [255, 255, 255];
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+let worst = [99, ""];
+for (let text = walker.nextNode(); text !== null; text = walker.nextNode()) {
+  const node = text.parentElement;
+  if (text.data.trim() === "" || !node.checkVisibility() || node.closest("noscript")) continue;
+  const [one, other] = [channels(getComputedStyle(node).color), behind(node)].map(luminance);
+  const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+  if (contrast < worst[0]) worst = [contrast, text.data];
+}
+return worst;
+"""
+
+# In place of the clock: what the page wants to do later is kept, with its delay, until a test does it.
+HAND_CLOCK = """
+window.later = [];
+window.asked = 0;
+const ask = window.fetch;
+window.fetch = (...request) => { window.asked += 1; return ask(...request); };
+window.setTimeout = (work, delay) => window.later.push({ work, delay });
+window.clearTimeout = (number) => { if (number) window.later[number - 1].work = null; };
+let hidden = false;
+Object.defineProperty(document, "hidden", { get: () => hidden });
+window.hide = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
+"""
+
+
+@pytest.fixture(scope="module")
+def start_browser(require_tool: Callable[[str], str]) -> Iterator[Callable[[], Browser]]:
+    chromium, driver = require_tool("chromium"), require_tool("chromedriver")
+    browsers: list[Browser] = []
+
+    def start() -> Browser:
+        browsers.append(Browser(chromium, driver))
+        return browsers[-1]
+
+    yield start
+    for browser in browsers:
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(start_browser: Callable[[], Browser]) -> Browser:
+    return start_browser()
+
+
+@pytest.fixture(scope="module")
+def busy_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """48 MiB with one checkpoint pinned, one warm, one leased and one being read, and an error. Names are
+    hostile and long; all stands still."""
+    top = tmp_path_factory.mktemp("page")
+
+    def write(name: str, count: int) -> Path:
+        return write_checkpoint(top / f"{name}.safetensors", random_tensors(count, MIB // 4))
+
+    with running_daemon("--memory-limit", "48MiB") as daemon:
+        daemon.wait_populated()
+        with daemon.client() as client:
+            client.prefetch(write("pinned", 3), pin=True)
+            client.load_state_dict(write("warm", 6))
+            held = client.load_state_dict(write(HOSTILE, 10))
+            reading = RawLoad(
+                daemon, write(LONG, 40), memory_limit_bytes=12 * MIB, client_name=f"{HOSTILE}{LONG}"
+            )
+            with reading:
+                reading.next("manifest")
+                missing = RawLoad(daemon, f"/nowhere/{HOSTILE}/{LONG}")
+                with missing, pytest.raises(grpc.RpcError):
+                    missing.next("manifest")
+                wait_until(lambda: status_of(daemon)["loads"][0]["waits_for"], "the window to be full")
+                yield daemon
+            assert held
+            del held
+
+
+def status_of(daemon: DaemonProcess) -> dict[str, Any]:
+    code, body = daemon.http("/status")
+    assert code == 200, body
+    status: dict[str, Any] = json.loads(body)
+    return status
+
+
+def url(daemon: DaemonProcess) -> str:
+    return f"http://{daemon.http_address}/"
+
+
+def open_page(browser: Browser, daemon: DaemonProcess) -> None:
+    browser.open(url(daemon))
+    wait_until(lambda: browser.text("#updated") != "never", "the page to have asked")
+
+
+def expected_of(status: dict[str, Any]) -> dict[str, Any]:
+    """What `SHOWN` should find, without shares and texts."""
+    staging = status["staging"]
+    states = {state: staging[f"{state}_bytes"] for state in STATES}
+    blocks = {
+        f"stage-{stage['id']}": (stage["state"], stage["capacity_bytes"], stage["pinned"])
+        for stage in status["stages"]
+    }
+    if staging["free_bytes"]:
+        blocks["free"] = ("free", staging["free_bytes"], False)
+    return {
+        "amounts": {
+            **states,
+            "buffer-held": staging["reading_bytes"] + staging["leased_bytes"],
+            "readers": status["readers"]["busy"],
+            "read-rate": status["readers"]["bytes_per_second"],
+            "active": len(status["loads"]),
+        },
+        "blocks": blocks,
+        "loads": {
+            load["load_id"]: (
+                load["state"],
+                load["delivered_bytes"],
+                load["delivered_bytes"] / load["total_bytes"],
+            )
+            for load in status["loads"]
+        },
+        "stages": {
+            stage["id"]: (stage["state"], "pinned" if stage["pinned"] else "", len(stage["holders"]))
+            for stage in status["stages"]
+        },
+        "errors": [error["reason"] for error in status["errors"]],
+        "totals": status["totals"],
+        "configuration": status["configuration"],
+        "host": f"Penstock on {status['host']}",
+    }
+
+
+def test_every_number_is_that_of_status(browser: Browser, busy_daemon: DaemonProcess) -> None:
+    open_page(browser, busy_daemon)
+
+    def agrees() -> dict[str, Any] | None:
+        before, shown, after = status_of(busy_daemon), browser.run(SHOWN), status_of(busy_daemon)
+        found = {
+            **shown,
+            "amounts": {name: value for name, value in shown["amounts"].items() if name != "lease"},
+            "blocks": {key: (state, size, pinned) for key, state, size, pinned, _ in shown["blocks"]},
+            "loads": {key: tuple(rest) for key, *rest in shown["loads"]},
+            "stages": {key: tuple(rest) for key, *rest in shown["stages"]},
+        }
+        found.pop("texts")
+        return shown if found in (expected_of(before), expected_of(after)) else None
+
+    shown = wait_until(agrees, "the page to show what /status says")
+    texts = {name: text.replace("\N{NO-BREAK SPACE}", " ") for name, text in shown["texts"].items()}
+    for state in STATES:
+        assert texts[state] == show_size(shown["amounts"][state])
+    assert {state for _, state, *_ in shown["blocks"]} == {"leased", "reading", "warm", "free"}
+    assert [state for _, state, *_ in shown["blocks"]] == ["leased", "reading", "warm", "warm", "free"]
+    for _, _, size, _, share in shown["blocks"]:
+        assert share == pytest.approx(size / (48 * MIB), abs=0.01)
+    assert browser.complaints() == []
+
+
+def test_what_clients_chose_is_shown_as_text_and_runs_nothing(
+    browser: Browser, busy_daemon: DaemonProcess
+) -> None:
+    open_page(browser, busy_daemon)
+    for place in ("#buffer", "#loads", "#stages", "#errors"):
+        assert HOSTILE in browser.text(place), place
+    assert browser.run("return document.querySelectorAll('main img, main script').length") == 0
+    assert browser.text("#loads .waits").startswith("Waits for its client to release what it has")
+    assert "pwned" not in browser.run("return document.title")
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_it_fits_and_is_legible(
+    browser: Browser, busy_daemon: DaemonProcess, width: int, scheme: str
+) -> None:
+    browser.look(width=width, scheme=scheme)
+    open_page(browser, busy_daemon)
+    browser.run("document.querySelector('details').open = true")
+    assert browser.run("return document.scrollingElement.scrollWidth") == width
+    contrast, text = browser.run(CONTRAST)
+    assert contrast >= 4.5, text
+    background = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 3 * 128) is (scheme == "dark")
+
+
+def test_a_screen_reader_is_told_the_same(browser: Browser, busy_daemon: DaemonProcess) -> None:
+    browser.look()
+    open_page(browser, busy_daemon)
+    told = browser.accessible()
+    for role in ("link", "progressbar", "image", "list", "table", "region"):
+        names = [name for told_role, name in told if told_role == role]
+        assert names, role
+        assert role == "list" or all(names), role
+    assert ("list", "What occupies the buffer, in proportion") in told
+    assert ("columnheader", "Held by") in told
+    assert ("link", "pinned 4.2\N{NO-BREAK SPACE}MB, pinned") in told
+
+
+def test_a_load_that_waits_says_for_what_and_in_which_place(
+    browser: Browser, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--memory-limit", "8MiB")
+    path = write_checkpoint(tmp_path / "a.safetensors", random_tensors(7, MIB // 4))
+    other = write_checkpoint(tmp_path / "b.safetensors", random_tensors(7, MIB // 4, seed=1))
+    with daemon.client() as client:
+        held = client.load_state_dict(path)
+        with RawLoad(daemon, other) as waiting:
+            waiting.next("queued")
+            open_page(browser, daemon)
+            wait_until(lambda: "place 1" in browser.text("#loads"), "the page to show the place")
+            assert "waiting" in browser.text("#loads .badge")
+            assert browser.text("#active-more") == "1 waiting for memory"
+        assert held
+        del held
+    daemon.wait_idle()
+    wait_until(lambda: browser.text("#loads-empty"), "the page to show that nobody loads")
+    wait_until(lambda: browser.text("#lease") == "none", "the page to show no lease")
+    assert browser.complaints() == []
+
+
+def test_without_a_limit_the_bar_shows_what_exists(
+    browser: Browser, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    open_page(browser, daemon)
+    assert browser.run("return document.querySelectorAll('.block').length") == 0
+    assert "no limit" in browser.text("#buffer-size")
+    path = write_checkpoint(tmp_path / "a.safetensors", random_tensors(7, MIB // 4))
+    with daemon.client() as client:
+        held = client.load_state_dict(path)
+        [[_, state, size, _, share]] = wait_until(
+            lambda: browser.run(SHOWN)["blocks"], "the page to show the checkpoint"
+        )
+        assert (state, size) == ("leased", 64 * MIB)
+        assert share == pytest.approx(1)
+        assert held
+
+
+def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_too(
+    start_browser: Callable[[], Browser], start_daemon: StartDaemon
+) -> None:
+    """Asks less and less often meanwhile."""
+    browser = start_browser()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    daemon = start_daemon("--http-address", address)
+    browser.before_load(HAND_CLOCK)
+    open_page(browser, daemon)
+    assert browser.run("return document.getElementById('notice').hidden") is True
+    assert browser.text("#health").endswith("Ready")
+    assert next_delay(browser) == 1000
+    daemon.kill()
+    delays = [next_delay(browser) for _ in range(6)]
+    assert delays == [1000, 2000, 4000, 8000, 15000, 15000]
+    assert "has not told its status since" in browser.text("#notice")
+    assert browser.text("#health").endswith("No answer")
+    assert any(role == "alert" for role, _ in browser.accessible())
+    again = start_daemon("--http-address", address)
+    assert next_delay(browser) == 1000
+    assert f"pid {again.process.pid}" in browser.text("#daemon")
+    assert browser.run("return document.getElementById('notice').hidden") is True
+    assert browser.text("#health").endswith("Ready")
+
+
+def test_it_asks_nothing_while_nobody_looks(
+    start_browser: Callable[[], Browser], start_daemon: StartDaemon
+) -> None:
+    browser = start_browser()
+    browser.before_load(HAND_CLOCK)
+    open_page(browser, start_daemon())
+    browser.run("window.hide(true)")
+    asked = browser.run("return window.asked")
+    browser.run("window.later.at(-1).work()")
+    assert browser.run("return [window.asked, window.later.length]") == [asked, 1]
+    browser.run("window.hide(false)")
+    wait_until(lambda: browser.run("return window.later.length") == 2, "the page to ask again")
+    assert browser.run("return window.asked") == asked + 1
+
+
+def next_delay(browser: Browser) -> int:
+    """Lets the page do what it put off; the milliseconds for which it puts off the next."""
+    count = browser.run("window.later.at(-1).work(); return window.later.length")
+    wait_until(lambda: browser.run("return window.later.length") > count, "the page to have asked")
+    delay: int = browser.run("return window.later.at(-1).delay")
+    return delay
