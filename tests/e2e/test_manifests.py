@@ -1,0 +1,129 @@
+"""The manifests build, are valid, and agree with the code and with each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from penstock.server.config import load_config
+from penstock.server.limits import OVERHEAD_BYTES, MemoryBound
+
+from .manifests import DEPLOY, OVERLAYS, Container, containers, render
+
+DAEMONS = [name for name in OVERLAYS if name != "daemonset-client"]
+RESTRICTED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "image",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+"""What Kubernetes' pod security level `restricted` allows."""
+
+
+@pytest.fixture(autouse=True)
+def kubectl(require_tool: Callable[[str], str]) -> None:
+    require_tool("kubectl")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_is_one_that_the_newest_known_kubernetes_takes(overlay: str) -> None:
+    objects = render(f"overlays/{overlay}")
+    assert objects
+    for rendered in objects:
+        kubernetes_validate.validate(rendered, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_validation_refuses_a_field_that_does_not_exist() -> None:
+    wrong = next(one for one in render("overlays/daemonset") if one["kind"] == "DaemonSet")
+    wrong = {**wrong, "spec": {**wrong["spec"], "updateStratgy": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="updateStratgy"):
+        kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("overlay", DAEMONS)
+def test_the_daemon_takes_its_command_and_settings_in_the_memory_it_gets(overlay: str) -> None:
+    daemon = containers(f"overlays/{overlay}")["penstock"]
+    assert daemon.command[0] == "penstockd"
+    bound = MemoryBound(daemon.memory_limit_bytes, "the container's limit")
+    config = load_config(daemon.command[1:], daemon.environment, lambda: bound)
+    page_tables_bytes = config.memory_limit // 256
+    assert daemon.memory_limit_bytes >= config.memory_limit + page_tables_bytes + OVERHEAD_BYTES
+    assert daemon.spec["resources"]["requests"]["memory"] == daemon.spec["resources"]["limits"]["memory"]
+    assert config.grace_seconds < daemon.pod["terminationGracePeriodSeconds"]
+    assert str(config.socket_dir) in {place for _, place, _ in daemon.mounts}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_restricted_but_for_what_is_known(overlay: str) -> None:
+    steps_as_root = {"socket-directory", "huge-pages"}
+    for name, container in containers(f"overlays/{overlay}").items():
+        kinds = {kind for volume, _, _ in container.mounts for kind in volume if kind != "name"}
+        assert kinds <= RESTRICTED_VOLUMES | ({"hostPath"} if overlay.startswith("daemonset") else set())
+        security = container.security
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert security["readOnlyRootFilesystem"], name
+        if name in steps_as_root:
+            continue
+        assert security["runAsNonRoot"], name
+        assert security["runAsUser"] > 0, name
+        assert security["allowPrivilegeEscalation"] is False, name
+        assert security["capabilities"] == {"drop": ["ALL"]}, name
+        assert not security.get("privileged"), name
+
+
+def test_only_the_optional_step_is_privileged() -> None:
+    privileged = {
+        (overlay, name)
+        for overlay in OVERLAYS
+        for name, container in containers(f"overlays/{overlay}").items()
+        if container.security.get("privileged")
+    }
+    assert privileged == {("daemonset-huge-pages", "huge-pages")}
+
+
+def test_the_daemon_is_the_same_in_both_kinds_of_pod() -> None:
+    def common(daemon: Container) -> dict[str, Any]:
+        differing = ("args", "env", "resources", "restartPolicy")
+        return {key: value for key, value in daemon.spec.items() if key not in differing}
+
+    sidecar, node = (containers(f"overlays/{name}")["penstock"] for name in ("sidecar", "daemonset"))
+    assert common(sidecar) == common(node)
+    assert sidecar.spec["restartPolicy"] == "Always"
+
+
+def test_a_node_s_daemon_has_a_user_of_its_own_and_its_clients_another() -> None:
+    node = containers("overlays/daemonset")
+    daemon, client = node["penstock"], containers("overlays/daemonset-client")["inference"]
+    assert daemon.security["runAsUser"] not in (0, client.security["runAsUser"])
+    owner = f"{daemon.security['runAsUser']}:{daemon.security['runAsGroup']}"
+    assert owner in node["socket-directory"].command
+
+
+def test_clients_see_the_sockets_read_only_in_the_same_volume() -> None:
+    for daemons, clients in (("sidecar", "sidecar"), ("daemonset", "daemonset-client")):
+        daemon = containers(f"overlays/{daemons}")["penstock"]
+        client = containers(f"overlays/{clients}")["inference"]
+        (mine,) = [volume for volume, place, _ in daemon.mounts if place == "/run/penstock"]
+        ((theirs, read_only),) = [
+            (volume, read_only) for volume, place, read_only in client.mounts if place == "/run/penstock"
+        ]
+        assert read_only
+        assert mine.get("emptyDir") == theirs.get("emptyDir")
+        assert mine.get("hostPath", {}).get("path") == theirs.get("hostPath", {}).get("path")
+
+
+def test_images_have_the_version_of_the_package() -> None:
+    version = re.search(r'^version = "(.+)"$', (DEPLOY.parent / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    for overlay in OVERLAYS:
+        for container in containers(f"overlays/{overlay}").values():
+            assert container.spec["image"] in (f"penstock:{version[1]}", f"penstock-client:{version[1]}")
