@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from .containers import cannot
 from .support import DaemonProcess, Nursery
 
 StartDaemon = Callable[..., DaemonProcess]
@@ -52,3 +55,19 @@ def nursery(nursery_process: Nursery, start_daemon: StartDaemon) -> Iterator[Nur
     """Starts client processes. Those that still run at the end are killed, before daemons have to be idle."""
     yield nursery_process
     nursery_process.end_all()
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0:
+        cannot("needs root, to become other users and to make namespaces")
+
+
+@pytest.fixture
+def unshare(root: None, require_tool: Callable[[str], str]) -> tuple[str, ...]:
+    """Runs a command as the first process of namespaces of its own."""
+    flags = ("--mount", "--ipc", "--pid", "--net", "--uts", "--fork", "--kill-child", "--propagation=private")
+    command = (require_tool("unshare"), *flags)
+    if subprocess.run([*command, "true"], check=False).returncode != 0:
+        cannot("namespaces cannot be made here")
+    return command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -35,6 +36,10 @@ class Container:
     spec: Object
     pod: Object
     environment: dict[str, str]
+
+    def running(self, *command: str) -> Container:
+        """The same container with another command."""
+        return dataclasses.replace(self, spec={**self.spec, "command": [*command], "args": []})
 
     @property
     def command(self) -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from .conftest import StartDaemon
+from .containers import child_of, container
 from .support import (
     HERE,
     DaemonProcess,
@@ -24,7 +23,6 @@ from .support import (
     random_tensors,
     running_daemon,
     same,
-    wait_until,
     write_checkpoint,
 )
 
@@ -32,62 +30,6 @@ MIB = 1 << 20
 NOBODY, SOMEBODY = 65534, 54321
 REPOSITORY = HERE.parents[1]
 Checkpoint = tuple[Path, dict[str, torch.Tensor]]
-
-
-def _cannot(reason: str) -> None:
-    """Skips; where the tests must be complete, fails."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture
-def root() -> None:
-    if os.geteuid() != 0:
-        _cannot("needs root, to become other users and to make namespaces")
-
-
-@pytest.fixture
-def unshare(root: None, require_tool: Callable[[str], str]) -> tuple[str, ...]:
-    """Runs a command as the first process of namespaces of its own."""
-    flags = ("--mount", "--ipc", "--pid", "--net", "--uts", "--fork", "--kill-child", "--propagation=private")
-    command = (require_tool("unshare"), *flags)
-    if subprocess.run([*command, "true"], check=False).returncode != 0:
-        _cannot("namespaces cannot be made here")
-    return command
-
-
-def container(unshare: tuple[str, ...], top: Path, shared: dict[Path, str], code: list[Path]) -> list[str]:
-    """A command prefix that runs Python in namespaces and a root file system of its own.
-
-    That root, mounted on `top`, holds the interpreter and the `code` at their places, `shared` where their
-    values say, an empty /tmp, and an empty /dev/shm of 64 KiB.
-    """
-    top.mkdir()
-    interpreter = {Path("/usr"), Path("/lib"), Path("/lib64"), Path("/bin"), Path(sys.prefix)}
-    interpreter |= {Path(sys.base_prefix)} if not sys.base_prefix.startswith("/usr") else set()
-    mounts = {path: str(path) for path in (*sorted(interpreter), *code) if path.exists()}
-    lines = ["set -e", f"mount -t tmpfs -o mode=755 tmpfs {top}"]
-    for path, place in {**mounts, **shared}.items():
-        target = shlex.quote(f"{top}{place}")
-        make = "mkdir -p" if path.is_dir() else f"mkdir -p $(dirname {target}) && touch"
-        lines.append(f"{make} {target} && mount --bind {shlex.quote(str(path))} {target}")
-    lines += [
-        f"mkdir -p -m 1777 {top}/tmp && mkdir -p {top}/dev/shm {top}/proc",
-        f"cd {top}/dev && touch null zero urandom && cd /",
-        *(f"mount --bind /dev/{name} {top}/dev/{name}" for name in ("null", "zero", "urandom")),
-        f"mount -t tmpfs -o size=64k tmpfs {top}/dev/shm",
-        f"mount -t proc proc {top}/proc",
-        f'exec chroot {top} "$@"',
-    ]
-    search = ":".join(str(directory) for directory in code if directory.is_dir())
-    return [*unshare, "sh", "-c", "\n".join(lines), "sh", "/usr/bin/env", f"PYTHONPATH={search}"]
-
-
-def child_of(process: subprocess.Popen[Any]) -> int:
-    """The one child of `unshare`."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return int(wait_until(lambda: children.read_text().split(), "the first process of the namespaces")[0])
 
 
 @pytest.mark.parametrize("limit", ["16MiB", "64MiB"])
