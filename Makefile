@@ -13,7 +13,7 @@ PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto format lint test stress demo bench clean
+.PHONY: help venv proto check-proto format lint test image stress demo bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -56,7 +56,10 @@ lint: venv  ## ruff check, ruff format --check, mypy
 	$(BIN)/mypy
 
 test: venv  ## Run the tests, with the short form of the stress tests
-	@$(BIN)/python -m pytest -m 'not stress' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not stress and not image' $(ARGS)
+
+image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes
+	@$(BIN)/python -m pytest -m image $(ARGS)
 
 stress: venv  ## Run the long stress tests (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
@@ -68,5 +71,5 @@ bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmar
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean:  ## Remove .venv, caches and benchmark data
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data
+	rm -rf $(VENV) .cache build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

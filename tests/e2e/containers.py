@@ -45,7 +45,7 @@ def root_file_system(top: Path, mounts: Iterable[Mount]) -> list[str]:
     It holds the interpreter and the `mounts`, an empty /tmp, and an empty /dev/shm of 64 KiB.
     """
     lines = ["set -e", f"mount -t tmpfs -o mode=755 tmpfs {top}"]
-    for mount in (*(Mount(path, str(path)) for path in interpreter()), *mounts):
+    for mount in (*(Mount(path, str(path), read_only=True) for path in interpreter()), *mounts):
         target = shlex.quote(f"{top}{mount.place}")
         make = "mkdir -p" if mount.source.is_dir() else f"mkdir -p $(dirname {target}) && touch"
         lines.append(f"{make} {target} && mount --bind {shlex.quote(str(mount.source))} {target}")
