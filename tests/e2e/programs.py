@@ -328,3 +328,25 @@ def spawned(state: dict[str, torch.Tensor], go_on: Any) -> None:
     say("child", pid=os.getpid(), found=digests(state.items()))
     go_on.wait()
     say("child", pid=os.getpid(), found=digests(state.items()))
+
+
+def fill_module(socket_dir: str, source: str, layers: int, meta: bool) -> None:
+    """Says by how much the process grew at most, of what the kernel counts as its memory."""
+    with torch.device("meta" if meta else "cpu"):
+        module = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(layers)))
+    client = StreamerClient(socket_dir)
+    client.load_state_dict(source, tensors=[])  # imports what a load needs
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _memory_kib("VmRSS")
+    client.load_into(module, source)
+    grown_bytes = (_memory_kib("VmHWM") - before) * 1024
+    say(
+        "filled",
+        grown_bytes=grown_bytes,
+        sum=float(sum(value.double().sum() for value in module.parameters())),
+    )
+
+
+def _memory_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

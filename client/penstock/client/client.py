@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from .sizes import Source, absolute_sources, parse_memory_limit
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.modules.module import _IncompatibleKeys
 
     from .embedded import EmbeddedDaemon
     from .load import Load
@@ -62,15 +63,22 @@ class StreamerClient:
         self._closed = threading.Event()
 
     @classmethod
-    def embedded(cls, memory_limit: int | str | None = -1, **flags: Any) -> StreamerClient:
+    def embedded(
+        cls,
+        memory_limit: int | str | None = -1,
+        *,
+        environment: Mapping[str, str | None] | None = None,
+        **flags: Any,
+    ) -> StreamerClient:
         """Starts a private daemon, which ends with this client, and returns a client of it.
 
         `flags` are penstockd's: `concurrency=4` is `--concurrency 4`, a list repeats the flag, True
-        gives it without a value. Needs the `server` extra installed.
+        gives it without a value. `environment` is what to change for it in this process's environment
+        (None removes a variable), such as credentials. Needs the `server` extra installed.
         """
         from .embedded import EmbeddedDaemon
 
-        daemon = EmbeddedDaemon(memory_limit=memory_limit, flags=flags)
+        daemon = EmbeddedDaemon(memory_limit=memory_limit, flags=flags, environment=environment)
         # When a private daemon died nobody will start another.
         client = cls(daemon.socket_dir, reconnect_timeout=0.0)
         client._daemon = daemon
@@ -159,6 +167,63 @@ class StreamerClient:
                     )
                 state[name] = tensor
         return state
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        source: Source | Iterable[Source],
+        *,
+        device: str | int | torch.device | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | None = None,
+        memory_limit: int | str | None = None,
+        group: tuple[str, int] | None = None,
+        progress: bool = False,
+    ) -> _IncompatibleKeys:
+        """Fills a module with a checkpoint, as `module.load_state_dict` would, holding one tensor at a time.
+
+        A parameter or buffer that is where and what it shall be is written in place. Any other is replaced,
+        as are those on the meta device: on the CPU by a view of the staging buffer where the checkpoint fits
+        there, which leases it for as long as the module lives. Names that share a tensor are loaded once, and
+        one of them in the checkpoint is enough. Dtypes are the module's, not the checkpoint's.
+
+        Modules with state dict hooks, or that override how they load, get their tensors all at once by their
+        own `load_state_dict`.
+
+        device: where all go to; None leaves each where it is, and takes the CPU for the meta device.
+        strict: every name has to be in both; otherwise what is only in one is left alone, and reported.
+        dtype: for floating-point tensors.
+        memory_limit, group, progress: as in `load()`.
+
+        Returns (missing_keys, unexpected_keys). Raises RuntimeError, for names before anything changed, for
+        shapes after the rest was loaded; DuplicateTensorError for a name in two files.
+        """
+        import torch
+
+        from .module import ModuleLoader
+
+        with torch.no_grad():
+            loader = ModuleLoader(module, None if device is None else torch.device(device), dtype)
+            names: list[str] = []
+
+            def choose(name: str) -> bool:
+                names.append(name)
+                return loader.wants(name)
+
+            with self.load(
+                source,
+                device=loader.source_device,
+                tensors=choose,
+                memory_limit=memory_limit,
+                owned=loader.keeps_tensors,
+                group=group,
+                progress=progress,
+            ) as load:
+                loader.check_names(names, strict)
+                for name, tensor in load:
+                    loader.take(name, tensor)
+                    del tensor
+            return loader.finish(strict)
 
     def prefetch(
         self, source: Source | Iterable[Source], pin: bool = False, *, progress: bool = False

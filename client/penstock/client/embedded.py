@@ -33,8 +33,15 @@ _STDERR_BYTES = 4000
 class EmbeddedDaemon:
     """A running daemon; `close()` ends it, as does the end of this process or dropping the object."""
 
-    def __init__(self, *, memory_limit: int | str | None, flags: Mapping[str, Any]) -> None:
-        """Returns when the daemon accepts clients.
+    def __init__(
+        self,
+        *,
+        memory_limit: int | str | None,
+        flags: Mapping[str, Any],
+        environment: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Returns when the daemon accepts clients. `environment` changes this process's for the daemon;
+        None as a value removes a variable.
 
         Raises DaemonUnavailableError with the daemon's own words when it ends instead.
         """
@@ -47,13 +54,14 @@ class EmbeddedDaemon:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                env=_environment(environment or {}),
                 start_new_session=True,  # Ctrl-C is for the client, which ends the daemon
             )
         except BaseException:
             stderr.close()
             shutil.rmtree(self.socket_dir, ignore_errors=True)
             raise
-        self._finalizer = weakref.finalize(self, _stop, process, self.socket_dir, stderr)
+        self._finalizer = weakref.finalize(self, _stop, process, self.socket_dir, stderr, os.getpid())
         self.pid = process.pid
         try:
             _await_start(process, self.socket_dir, stderr)
@@ -80,11 +88,15 @@ def _command(socket_dir: Path, memory_limit: int | str | None, flags: Mapping[st
     return command
 
 
+def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
+
+
 def _await_start(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[bytes]) -> None:
     path = socket_path(socket_dir, "handoff.sock")  # bound last
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None:
-        if _accepts(path):
+        if accepts(path):
             return
         if time.monotonic() > deadline:
             raise errors.DaemonUnavailableError(
@@ -97,7 +109,8 @@ def _await_start(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[
     )
 
 
-def _accepts(path: str) -> bool:
+def accepts(path: str) -> bool:
+    """Whether somebody listens on this handoff socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
         try:
             connection.connect(path)
@@ -114,9 +127,12 @@ def _last_words(stderr: IO[bytes]) -> str:
     return words or "it said nothing"
 
 
-def _stop(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[bytes], owner_pid: int) -> None:
     if process.stdin is not None:
         process.stdin.close()
+    if owner_pid != os.getpid():  # a forked child, which leaves; the daemon is its parent's
+        stderr.close()
+        return
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,0 +1,265 @@
+"""A checkpoint into an nn.Module, one tensor at a time.
+
+names       those of `module.state_dict()`, compared with the checkpoint's before a byte is used
+place       a tensor that is where and what it shall be is written in place; any other, those on the meta
+            device among them, is replaced: by the tensor that came, which on the CPU may be a view of the
+            staging buffer, or by a converted copy
+tied        names of one tensor: loaded once, whichever of the names the checkpoint has
+special     modules that load by methods or hooks of their own: their tensors are collected, and given to
+            their `load_state_dict`
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Module, Parameter
+from torch.nn.modules.module import _IncompatibleKeys
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from . import errors
+
+_OWN_WAYS = ("load_state_dict", "_load_from_state_dict", "get_extra_state", "set_extra_state")
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One name of a parameter or buffer, where its module keeps it."""
+
+    module: Module
+    name: str
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        found: torch.Tensor = getattr(self.module, self.name)
+        return found
+
+
+class ModuleLoader:
+    """Fills one module; see `StreamerClient.load_into`."""
+
+    def __init__(self, module: Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        self._module = module
+        # "cuda" is the same device as "cuda:0", but does not compare so.
+        self._device = None if device is None else torch.empty(0, device=device).device
+        self._dtype = dtype
+        self._slots: dict[str, _Slot] = {}
+        self._special: dict[str, Module] = {}  # by prefix
+        self._walk(module, "")
+        self._ties = self._find_ties()
+        self._ignored: set[str] = set()
+        self._loaded: set[str] = set()
+        self._collected: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        self._missing: list[str] = []
+        self._unexpected: list[str] = []
+        self._problems: list[str] = []
+
+    @property
+    def source_device(self) -> torch.device:
+        """Where tensors are best delivered."""
+        targets = {self._target_device(slot.tensor) for slot in self._slots.values()}
+        return targets.pop() if len(targets) == 1 else self._device or torch.device("cpu")
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Whether any tensor that is delivered may become the module's own."""
+        return bool(self._special) or not all(self._in_place(slot.tensor) for slot in self._slots.values())
+
+    def wants(self, name: str) -> bool:
+        return name in self._slots or self._prefix_of(name) is not None
+
+    def check_names(self, names: Iterable[str], strict: bool) -> None:
+        """`names` are those of the checkpoint. Raises RuntimeError before anything was changed."""
+        found = set(names)
+        for tied in self._ties:
+            present = [name for name in tied if name in found]
+            # Should they differ, the last one wins, as it does for load_state_dict.
+            self._ignored.update(present[:-1])
+            if present:
+                found.update(tied)
+        self._missing = [name for name in self._slots if name not in found]
+        self._unexpected = [name for name in dict.fromkeys(names) if not self.wants(name)]
+        if strict:
+            self._problems += _name_problems(self._missing, self._unexpected)
+            self._problems += self._unfillable()
+            self._raise_problems()
+
+    def take(self, name: str, tensor: torch.Tensor) -> None:
+        """Puts a tensor where it belongs. The caller drops it before it asks for the next."""
+        if name in self._loaded:
+            raise errors.DuplicateTensorError(f"two files of the checkpoint hold a tensor {name!r}")
+        self._loaded.add(name)
+        if name in self._ignored:
+            return
+        slot = self._slots.get(name)
+        if slot is None:
+            prefix = self._prefix_of(name)
+            if prefix is not None:
+                self._collected[prefix][name[len(prefix) :]] = tensor
+            return
+        own = slot.tensor
+        if own.dim() == 0 and tensor.shape == (1,):  # as very old checkpoints have scalars
+            tensor = tensor[0]
+        if own.shape != tensor.shape:
+            self._problems.append(
+                f"size mismatch for {name}: copying a param with shape {tensor.shape} from checkpoint, "
+                f"the shape in current model is {own.shape}."
+            )
+        elif self._in_place(own):
+            own.copy_(tensor)
+        else:
+            setattr(slot.module, slot.name, self._replacement(own, tensor))
+
+    def finish(self, strict: bool) -> _IncompatibleKeys:
+        """Loads what was collected and ties what was tied. Raises RuntimeError with all that did not fit."""
+        for prefix, special in self._special.items():
+            self._load_special(prefix, special)
+        if strict and not self._problems:
+            self._problems += _name_problems(self._missing, self._unexpected)
+        self._tie()
+        keys = _IncompatibleKeys(self._missing, self._unexpected)
+        for module in self._plain_modules(self._module):
+            for hook in module._load_state_dict_post_hooks.values():
+                hook(module, keys)
+        self._raise_problems()
+        return keys
+
+    def _walk(self, module: Module, prefix: str) -> None:
+        if not _is_plain(module):
+            self._special[prefix] = module
+            return
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                self._slots[prefix + name] = _Slot(module, name)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                self._slots[prefix + name] = _Slot(module, name)
+        for name, child in module._modules.items():
+            if child is not None:
+                self._walk(child, f"{prefix}{name}.")
+
+    def _plain_modules(self, module: Module) -> Iterator[Module]:
+        if module in self._special.values():
+            return
+        for child in module.children():
+            yield from self._plain_modules(child)
+        yield module
+
+    def _prefix_of(self, name: str) -> str | None:
+        return next((prefix for prefix in self._special if name.startswith(prefix)), None)
+
+    def _find_ties(self) -> list[list[str]]:
+        """Names that stand for the same memory."""
+        names: dict[object, list[str]] = defaultdict(list)
+        for name, slot in self._slots.items():
+            names[_identity(slot.tensor)].append(name)
+        return [tied for tied in names.values() if len(tied) > 1]
+
+    def _target_device(self, own: torch.Tensor) -> torch.device:
+        if self._device is not None:
+            return self._device
+        return torch.device("cpu") if own.is_meta else own.device
+
+    def _target_dtype(self, own: torch.Tensor) -> torch.dtype:
+        return self._dtype if self._dtype is not None and own.is_floating_point() else own.dtype
+
+    def _in_place(self, own: torch.Tensor) -> bool:
+        if own.is_meta:
+            return False
+        return own.device == self._target_device(own) and own.dtype == self._target_dtype(own)
+
+    def _replacement(self, own: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        device, dtype = self._target_device(own), self._target_dtype(own)
+        if is_traceable_wrapper_subclass(own):  # made of other tensors, which only it knows how to fill
+            new = torch.empty_like(own, device=device, dtype=dtype).copy_(tensor)
+        else:
+            new = tensor.to(device, dtype)
+        if not isinstance(own, Parameter):
+            return new if type(own) is torch.Tensor else _as_same_class(own, new)
+        if type(own) is Parameter or is_traceable_wrapper_subclass(own):
+            return Parameter(new, requires_grad=own.requires_grad)
+        return _as_same_class(own, new).requires_grad_(own.requires_grad)
+
+    def _load_special(self, prefix: str, special: Module) -> None:
+        state = self._collected.pop(prefix, {})
+        assign = False
+        for name, own in special.state_dict().items():
+            if not isinstance(own, torch.Tensor) or is_lazy(own):
+                continue
+            assign = assign or not self._in_place(own)
+            if name in state:
+                state[name] = state[name].to(self._target_dtype(own))
+        try:
+            keys = special.load_state_dict(state, strict=False, assign=assign)
+        except RuntimeError as error:
+            self._problems.append(str(error))
+            return
+        if self._device is not None:
+            special.to(self._device)
+        self._missing += [prefix + name for name in keys.missing_keys]
+        self._unexpected += [prefix + name for name in keys.unexpected_keys]
+
+    def _tie(self) -> None:
+        for tied in self._ties:
+            loaded = [name for name in tied if name in self._loaded and name not in self._ignored]
+            for slot in (self._slots[name] for name in tied):
+                if loaded and not self._in_place(slot.tensor):
+                    setattr(slot.module, slot.name, self._slots[loaded[0]].tensor)
+
+    def _unfillable(self) -> list[str]:
+        names = [
+            f"{prefix}{'.' if prefix else ''}{name}"
+            for prefix, module in self._module.named_modules()
+            for name in sorted(module._non_persistent_buffers_set)
+            if (buffer := module._buffers.get(name)) is not None and buffer.is_meta
+        ]
+        if not names:
+            return []
+        return [
+            f"Buffers on the meta device that no checkpoint holds: {_quoted(names)}. Build the module with "
+            "its buffers on a real device, or pass strict=False and fill them."
+        ]
+
+    def _raise_problems(self) -> None:
+        if self._problems:
+            listed = "\n\t".join(self._problems)
+            raise RuntimeError(
+                f"Error(s) in loading state_dict for {type(self._module).__name__}:\n\t{listed}"
+            )
+
+
+def _is_plain(module: Module) -> bool:
+    """Whether nothing but the module's own parameters and buffers takes part in loading it."""
+    kind = type(module)
+    return not module._load_state_dict_pre_hooks and all(
+        getattr(kind, name) is getattr(Module, name) for name in _OWN_WAYS
+    )
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    if tensor.is_meta or not tensor.numel() or is_traceable_wrapper_subclass(tensor):
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _as_same_class(own: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    same = new.as_subclass(type(own))
+    same.__dict__.update(own.__dict__)
+    return same
+
+
+def _name_problems(missing: list[str], unexpected: list[str]) -> list[str]:
+    problems = []
+    if unexpected:
+        problems.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}.")
+    if missing:
+        problems.append(f"Missing key(s) in state_dict: {_quoted(missing)}.")
+    return problems
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
