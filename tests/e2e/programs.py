@@ -330,6 +330,22 @@ def spawned(state: dict[str, torch.Tensor], go_on: Any) -> None:
     say("child", pid=os.getpid(), found=digests(state.items()))
 
 
+def stream_as_rank(
+    socket_dir: str, rank: int, world_size: int, store: str, paths: list[str], **options: Any
+) -> None:
+    """One rank of a gloo job that streams through the drop-in, after all of them are there."""
+    import torch.distributed as dist
+
+    from penstock.client import SafetensorsStreamer
+
+    os.environ["PENSTOCK_SOCKET_DIR"] = socket_dir
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files(paths, is_distributed=True, **options)
+        say("streamed", tensors=digests(streamer.get_tensors()))
+    dist.destroy_process_group()
+
+
 def fill_module(socket_dir: str, source: str, layers: int, meta: bool) -> None:
     """Says by how much the process grew at most, of what the kernel counts as its memory."""
     with torch.device("meta" if meta else "cpu"):

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ambient import S3Credentials as S3Credentials
     from .client import Evicted as Evicted
     from .client import StreamerClient as StreamerClient
     from .errors import AccessDeniedError as AccessDeniedError
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from .load import LoadedFile as LoadedFile
     from .load import LoadStats as LoadStats
     from .prefetch import Prefetched as Prefetched
+    from .streamer import SafetensorsStreamer as SafetensorsStreamer
+    from .streamer import list_safetensors as list_safetensors
 
 _HOMES = {
     "StreamerClient": "client",
@@ -47,6 +50,9 @@ _HOMES = {
     "LoadStats": "load",
     "LoadedFile": "load",
     "Prefetched": "prefetch",
+    "S3Credentials": "ambient",
+    "SafetensorsStreamer": "streamer",
+    "list_safetensors": "streamer",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",

@@ -1,0 +1,258 @@
+"""`SafetensorsStreamer` with the interface of runai_model_streamer 0.17, served by a penstock daemon.
+
+    - from runai_model_streamer import SafetensorsStreamer
+    + from penstock.client import SafetensorsStreamer
+
+docs/migrate.md lists what differs. What is wrong with an argument or a checkpoint is a ValueError, as there;
+that no daemon answers is a PenstockError.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .ambient import S3Credentials, ambient_client, is_private
+from .ranks import shared_group
+
+if TYPE_CHECKING:
+    import torch
+
+    from .load import Load
+
+OBJECT_SCHEMES = ("s3://", "gs://", "az://")
+_PRIVATE_LIMIT_BYTES = 40_000_000_000
+"""What runai_model_streamer takes when RUNAI_STREAMER_MEMORY_LIMIT is not set."""
+_INVALID = (
+    errors.CheckpointChangedError,
+    errors.CheckpointInvalidError,
+    errors.CheckpointNotFoundError,
+    errors.InvalidRequestError,
+    errors.MemoryLimitTooSmallError,
+    errors.SourceUnavailableError,
+    errors.TensorNotFoundError,
+    errors.UnsupportedDtypeError,
+)
+
+
+class SafetensorsStreamer:
+    """Streams the tensors of safetensors files; a context manager.
+
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_files(paths)
+            for name, tensor in streamer.get_tensors():
+                ...
+
+    Takes the daemon in $PENSTOCK_SOCKET_DIR, else the one in /run/penstock, else starts a private one that
+    ends with this process.
+    """
+
+    def __init__(self) -> None:
+        self._entered = False
+        self._load: Load | None = None
+        self._tensors: Iterator[tuple[str, torch.Tensor]] = iter(())
+        self.total_size = 0
+        """Bytes of the tensors of the last `stream_files()`."""
+        self.device_str: str | None = None
+        """Where they go to, as it was asked for."""
+        self.files_to_tensors_metadata: dict[int, Sequence[int]] = {}
+        """Has as many entries, over all its values, as there are tensors, for who counts them."""
+
+    def __enter__(self) -> SafetensorsStreamer:
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        self._end()
+
+    def __repr__(self) -> str:
+        return f"<SafetensorsStreamer: {self._load or 'idle'}>"
+
+    def stream_file(
+        self,
+        path: str,
+        s3_credentials: Any = None,
+        device: str | torch.device | None = "cpu",
+        is_distributed: bool = False,
+        tensor_names: Collection[str] | None = None,
+        owned: bool = True,
+    ) -> None:
+        """`stream_files()` of one file."""
+        self.stream_files([path], s3_credentials, device, is_distributed, tensor_names, owned)
+
+    def stream_files(
+        self,
+        paths: Sequence[str],
+        s3_credentials: Any = None,
+        device: str | torch.device | None = "cpu",
+        is_distributed: bool = False,
+        tensor_names: Collection[str] | None = None,
+        owned: bool = True,
+    ) -> None:
+        """Opens the files; `get_tensors()` yields what is in them.
+
+        paths: safetensors files, or s3:// URIs of such; not directories.
+        s3_credentials: an S3Credentials, looked at for object storage only. A private daemon is started with
+            them; a daemon that others use too reads with its own, and they are refused.
+        device: where the tensors go; None is the CPU.
+        is_distributed: all ranks of torch.distributed call this together, and those that ask one daemon
+            for the same share one pass over the storage. Nothing is sent from rank to rank.
+        tensor_names: only these, each of which has to be in exactly one of the files.
+        owned: False saves copies; a tensor is then good until the next one is asked for.
+
+        Raises ValueError for what is wrong with the arguments or the files, TypeError for arguments that are
+        no such thing, DaemonUnavailableError where no daemon answers.
+        """
+        names = _checked_names(tensor_names)
+        sources = _checked_paths(paths)
+        if not self._entered:
+            raise ValueError("use SafetensorsStreamer in a with statement: it is not open")
+        if self._load is not None and self._load.tensor_count:
+            raise ValueError(
+                "the tensors of the stream before were not all taken: exhaust or close get_tensors() first"
+            )
+        self._end()
+        self.device_str = device if device is None else str(device)
+        self.total_size, self.files_to_tensors_metadata = 0, {}
+        distributed = is_distributed and _distribution_wanted()
+        if not sources:
+            if names:
+                raise ValueError(f"tensor_names not found in checkpoint: {sorted(names)}")
+            return
+        uses_objects = sources[0].startswith(OBJECT_SCHEMES)
+        client = ambient_client(S3Credentials.of(s3_credentials) if uses_objects else None)
+        private = is_private(client)
+        group = None
+        if distributed and not private:
+            group = shared_group(client.socket_dir, (tuple(sources), names))
+        with _as_value_error():
+            load = client.load(
+                sources,
+                device="cpu" if device is None else device,
+                tensors=names,
+                memory_limit=_private_limit() if private else None,
+                owned=owned,
+                group=group,
+            )
+        try:
+            _check_found(load, sources, names)
+        except BaseException:
+            load.close()
+            raise
+        self._load, self._tensors = load, iter(load)
+        self.total_size = load.total_bytes
+        self.files_to_tensors_metadata = {0: range(load.tensor_count)}
+
+    def get_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields (name, tensor) in the order of the files, and of the tensors in each."""
+        if not self._entered:
+            raise ValueError("use SafetensorsStreamer in a with statement: it is not open")
+        load = self._load
+        try:
+            with _as_value_error():
+                yield from self._tensors
+        finally:
+            if load is self._load:
+                self._end()
+
+    def _end(self) -> None:
+        load, self._load, self._tensors = self._load, None, iter(())
+        if load is not None:
+            load.close()
+
+
+def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
+    """The safetensors files of a directory, not of those below it, sorted; of an s3:// prefix what the daemon
+    finds there. Empty where there is none.
+
+    Credentials as in `SafetensorsStreamer.stream_files()`.
+    """
+    if not path.startswith(OBJECT_SCHEMES):
+        return sorted(glob.glob(os.path.join(path, "*.safetensors")))
+    client = ambient_client(S3Credentials.of(s3_credentials))
+    try:
+        with _as_value_error(), client.load(path, tensors=[]) as load:
+            return [file.uri for file in load.files]
+    except ValueError as error:
+        if isinstance(error.__cause__, errors.CheckpointNotFoundError):
+            return []
+        raise
+
+
+def _checked_names(tensor_names: Collection[str] | None) -> frozenset[str] | None:
+    if tensor_names is None:
+        return None
+    if isinstance(tensor_names, str):
+        raise ValueError("tensor_names must be a collection of names, not one name")
+    if len(tensor_names) == 0:
+        raise ValueError("tensor_names is empty; None streams every tensor")
+    strange = [name for name in tensor_names if not isinstance(name, str)]
+    if strange:
+        hash(strange[0])
+        raise ValueError(f"tensor_names not found in checkpoint: {strange[:3]}")
+    return frozenset(tensor_names)
+
+
+def _checked_paths(paths: Sequence[str]) -> list[str]:
+    """Absolute, so that ranks with other working directories ask for the same."""
+    if isinstance(paths, str):
+        raise ValueError("paths must be a list of paths, not one path; stream_file() takes one")
+    count = len(paths)
+    for path in paths:
+        if not isinstance(path, str):
+            raise TypeError(f"a path must be a str, not {type(path).__name__}")
+    schemes = {next((scheme for scheme in OBJECT_SCHEMES if path.startswith(scheme)), "") for path in paths}
+    if len(schemes) > 1:
+        raise ValueError(f"{count} paths of several kinds ({', '.join(sorted(schemes))}) in one stream")
+    if schemes != {""}:
+        return list(paths)
+    for path in paths:
+        if not path or path.endswith("/"):
+            raise ValueError(f"{path!r} is no path of a file")
+    return [os.path.abspath(path) for path in paths]
+
+
+def _check_found(load: Load, sources: Sequence[str], names: Collection[str] | None) -> None:
+    """Whether every source is a file of its own, and every name in one of them only."""
+    found = [file.uri for file in load.files]
+    for source, uri in zip(sources, found, strict=False):
+        if uri != source:
+            raise ValueError(
+                f"{source} is no safetensors file; list_safetensors() gives those of a directory"
+            )
+    if len(found) != len(sources):
+        raise ValueError(f"{len(sources)} paths name {len(found)} files: give the files themselves")
+    if names is not None and load.tensor_count != len(names):
+        raise ValueError(
+            f"tensor_names has {len(names)} names and the files have {load.tensor_count} tensors of these "
+            "names: some are in more than one file"
+        )
+
+
+def _distribution_wanted() -> bool:
+    wanted = os.environ.get("RUNAI_STREAMER_DIST", "auto")
+    if wanted not in ("0", "1", "auto"):
+        raise ValueError(f"RUNAI_STREAMER_DIST={wanted!r} is none of 0, 1 and auto")
+    return wanted != "0"
+
+
+def _private_limit() -> int | None:
+    """Half of a private daemon's use is to bound memory: so by default as its model does."""
+    given = any(os.environ.get(name) for name in ("PENSTOCK_MEMORY_LIMIT", "RUNAI_STREAMER_MEMORY_LIMIT"))
+    return None if given else _PRIVATE_LIMIT_BYTES
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    try:
+        yield
+    except _INVALID as error:
+        raise ValueError(str(error)) from error
