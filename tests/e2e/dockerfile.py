@@ -52,7 +52,8 @@ def parse(path: Path) -> tuple[dict[str, str], dict[str, Stage]]:
             stages[name].instructions.append((word, rest.strip()))
         else:
             assert word == "ARG", instruction
-            arguments.update([rest.split("=", 1)])
+            key, _, value = rest.partition("=")
+            arguments[key] = value
     return arguments, stages
 
 
