@@ -1,0 +1,230 @@
+"""A staging buffer to try, with loads that read as clients do and files whose reads wait for the test."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.server import plan
+from penstock.server.catalog import Catalog, Checkpoint
+from penstock.server.metrics import Totals
+from penstock.server.reader import ReaderPool
+from penstock.server.sharing import Group
+from penstock.server.sources import SourceFile
+from penstock.server.staged import Holder, StagedCheckpoint
+from penstock.server.staging import Staging
+
+from .support import (
+    ROOT,
+    SLAB_BYTES,
+    WatchedExecutor,
+    close_leftovers,
+    make_config,
+    open_fds,
+    open_slabs,
+    turns,
+    until,
+)
+
+GROUP = Group("replicas", 2)
+
+
+class GatedFile:
+    """A file whose reads wait until the test opens the gate, and are counted."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
+        self.alignment = file.alignment
+        self.gate = threading.Event()
+        self.reads = 0
+        self.read_bytes = 0
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        with self._lock:
+            self.reads += 1
+        assert self.gate.wait(60)
+        if self.error is not None:
+            raise self.error
+        self._file.read_into(offset, views)
+        with self._lock:
+            self.read_bytes += sum(map(len, views))
+
+    def check_unchanged(self) -> None:
+        self._file.check_unchanged()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def content_of(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+@dataclass(eq=False)
+class Visit:
+    """One load, as far as the staging buffer knows it."""
+
+    bench: Bench
+    paths: tuple[Path, ...]
+    staged: StagedCheckpoint
+    pieces_of: tuple[Checkpoint, plan.Selection]
+    gates: list[GatedFile]
+
+    def leave(self) -> None:
+        self.staged.leave(self)
+
+    def open_gates(self) -> None:
+        for file in self.gates:
+            file.gate.set()
+
+    async def read(self, count: int | None = None, *, begin: int = 0, release: bool = True) -> int:
+        """Reads segments as a client does, compares every tensor with the file; returns the bytes."""
+        await self.staged.wait_started()
+        stage = self.staged.stage
+        assert stage is not None
+        pieces = self.staged.pieces(*self.pieces_of)
+        delivered = 0
+        for number, piece in enumerate(pieces[:count]):
+            if number < begin:
+                continue
+            await self.staged.wait_ready(piece.segment)
+            segment = stage.segments[piece.segment]
+            table = self.staged.checkpoint.tables[segment.file]
+            ring = [slab.view for slab in self.staged.slabs]
+            content = content_of(self.staged.checkpoint.files[segment.file].uri)
+            for index in piece.tensors:
+                start, end = table.start(index), table.end(index)
+                at = stage.ring_offset(piece.segment) + start - segment.start
+                assert self._ring_bytes(ring, at, end - start) == content[start:end], table.name(index)
+                delivered += end - start
+            if release:
+                self.staged.release(self, number + 1)
+        return delivered
+
+    @staticmethod
+    def _ring_bytes(ring: list[memoryview], at: int, size: int) -> bytes:
+        parts = []
+        while size:
+            number, inside = divmod(at, SLAB_BYTES)
+            count = min(size, SLAB_BYTES - inside)
+            parts.append(bytes(ring[number % len(ring)][inside : inside + count]))
+            at, size = at + count, size - count
+        return b"".join(parts)
+
+
+class Bench:
+    """A staging buffer, and what has to be zero when all have left."""
+
+    def __init__(self, **config: Any) -> None:
+        gc.collect()
+        self.fds = len(open_fds())
+        self.config = make_config(**config)
+        self.workers = WatchedExecutor(3)
+        self.headers = ThreadPoolExecutor(1)
+        self.readers = ReaderPool(self.config.concurrency)
+        self.totals = Totals()
+        self.gates: list[GatedFile] = []
+        self.catalog = Catalog(self.headers)
+        self.staging = Staging(self.config, readers=self.readers, workers=self.workers, totals=self.totals)
+
+    def enter(
+        self,
+        *paths: Path,
+        uid: int = 0,
+        memory_limit: int | None = None,
+        names: Sequence[str] | None = None,
+        group: Group | None = None,
+        pin: bool = False,
+        gated: bool = False,
+    ) -> Visit:
+        checkpoint = self.catalog.resolve([str(path) for path in paths], ROOT)
+        gates: list[GatedFile] = []
+        if gated:
+            gates = [GatedFile(file) for file in checkpoint.files]
+            self.gates += gates
+            checkpoint = Checkpoint(checkpoint.sources, tuple(gates), checkpoint.headers)
+        try:
+            selection = plan.select(checkpoint.tables, names)
+            demand = self.staging.demand(checkpoint, selection, memory_limit, 0)
+        except BaseException:
+            checkpoint.close()
+            raise
+        visit = Visit(self, paths, None, (checkpoint, selection), gates)  # type: ignore[arg-type]
+        visit.staged = self.staging.enter(
+            checkpoint,
+            selection,
+            demand,
+            key=visit,
+            holder=Holder(uid, 1, "test", 0.0),
+            group=group,
+            tenant=None if pin else uid,
+        )
+        visit.staged.pinned = visit.staged.pinned or pin
+        if visit.staged.checkpoint is not checkpoint:
+            checkpoint.close()
+        return visit
+
+    @property
+    def queued(self) -> int:
+        return self.staging.usage().waiting
+
+    def assert_within_the_limit(self) -> None:
+        usage = self.staging.usage()
+        known = usage.free_bytes + usage.reading_bytes + usage.leased_bytes + usage.warm_bytes
+        limit = self.config.capacity_bytes
+        assert known <= self.staging.pool.existing_slabs * SLAB_BYTES <= limit
+        assert usage.peak_bytes <= limit
+        assert self.workers.most_slabs * SLAB_BYTES <= limit
+
+    def assert_nothing_is_left(self) -> None:
+        """No stage, no queue entry, no reservation, no file: only free slabs."""
+        assert not self.staging.stages
+        assert self.queued == 0
+        pool = self.staging.pool
+        assert pool.available == pool.max_slabs
+        assert pool.free_slabs == pool.existing_slabs == open_slabs()
+        assert self.readers.busy == 0
+        assert not [name for name in open_fds().values() if name.endswith(".safetensors")]
+
+    async def close(self) -> None:
+        def emptied() -> bool:
+            self.staging.evict(lambda staged: True)
+            return not self.staging.stages
+
+        await until(emptied)
+        await turns()
+        self.assert_within_the_limit()
+        self.assert_nothing_is_left()
+        await self.staging.stop()
+        assert open_slabs() == 0
+
+
+@asynccontextmanager
+async def running(**config: Any) -> AsyncIterator[Bench]:
+    """A buffer that must be empty at the end."""
+    bench = Bench(**config)
+    try:
+        yield bench
+        await bench.close()
+    except BaseException:
+        close_leftovers()
+        raise
+    finally:
+        for file in bench.gates:
+            file.gate.set()
+        bench.readers.stop()
+        for thread in bench.readers.threads:
+            await asyncio.to_thread(thread.join, 60)
+        bench.workers.shutdown()
+        bench.headers.shutdown()
+    assert len(open_fds()) <= bench.fds + 1  # the loop's own executor may have made a pipe

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .support import MIB, SLAB_BYTES, write_checkpoint
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """`make("a", 3)`: a checkpoint that takes 3 slabs as a whole, in tensors of at most 1 MiB."""
+    written = 0
+
+    def write(name: str, slabs: float, *, tensor_bytes: int = MIB) -> Path:
+        nonlocal written
+        written += 1
+        size = int(slabs * SLAB_BYTES) - 64 * 1024
+        sizes = [tensor_bytes] * (size // tensor_bytes) + [size % tensor_bytes]
+        return write_checkpoint(tmp_path / f"{name}.safetensors", sizes, seed=written)
+
+    return write

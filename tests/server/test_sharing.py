@@ -1,0 +1,254 @@
+"""Who shares a staged checkpoint, and who may not: real slabs, real files, the real reader threads.
+
+The buffer has 8 slabs of 2 MiB unless a test says otherwise. Time passes only when a test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from penstock.server.sharing import Group
+from penstock.server.stage import SegmentState
+
+from .bench import GROUP, running
+from .support import (
+    MIB,
+    SLAB_BYTES,
+    advance,
+    on_clock_loop,
+    turns,
+    until,
+)
+from .test_pool import identities
+
+# ---- sharing ------------------------------------------------------------------------------------
+
+
+@on_clock_loop
+async def test_a_warm_checkpoint_is_not_read_again(make: Callable[..., Path]) -> None:
+    path = make("a", 3)
+    async with running() as bench:
+        first = bench.enter(path)
+        await first.read()
+        first.leave()
+        assert bench.staging.usage().warm_bytes == 3 * SLAB_BYTES
+        again = bench.enter(path)
+        assert again.staged is first.staged
+        assert await again.read() == 3 * SLAB_BYTES - 64 * 1024
+        assert bench.totals.read_bytes == again.staged.read_bytes == 3 * SLAB_BYTES - 64 * 1024
+        assert (bench.totals.stage_hits, bench.totals.stage_misses) == (1, 1)
+        again.leave()
+
+
+@on_clock_loop
+async def test_a_warm_checkpoint_serves_some_of_its_tensors(make: Callable[..., Path]) -> None:
+    path = make("a", 3)
+    async with running() as bench:
+        whole = bench.enter(path)
+        await whole.read()
+        part = bench.enter(path, names=["t4", "t1"])
+        assert part.staged is whole.staged
+        assert await part.read() == 2 * MIB
+        whole.leave()
+        part.leave()
+
+
+@on_clock_loop
+async def test_a_part_does_not_serve_the_whole(make: Callable[..., Path]) -> None:
+    path = make("a", 3)
+    async with running() as bench:
+        part = bench.enter(path, names=["t4", "t1"])
+        await part.read()
+        whole = bench.enter(path)
+        assert whole.staged is not part.staged
+        await whole.read()
+        part.leave()
+        whole.leave()
+
+
+@on_clock_loop
+async def test_an_overwritten_checkpoint_is_read_anew(make: Callable[..., Path]) -> None:
+    path = make("a", 2)
+    async with running() as bench:
+        old = bench.enter(path)
+        await old.read()
+        old.leave()
+        make("a", 2)
+        new = bench.enter(path)
+        assert new.staged is not old.staged
+        await new.read()
+        new.leave()
+
+
+@on_clock_loop
+async def test_a_load_joins_one_that_still_waits_for_memory(make: Callable[..., Path]) -> None:
+    big, other = make("big", 8), make("other", 4)
+    async with running() as bench:
+        holding = bench.enter(big, gated=True)
+        first, second = bench.enter(other), bench.enter(other)
+        assert second.staged is first.staged
+        assert bench.queued == 1
+        assert bench.staging.place(second.staged) == 1
+        holding.open_gates()
+        await holding.read()
+        holding.leave()
+        await asyncio.gather(first.read(), second.read())
+        assert second.staged.read_bytes == 4 * SLAB_BYTES - 64 * 1024
+        first.leave()
+        second.leave()
+
+
+@on_clock_loop
+async def test_two_loads_of_one_window_read_the_file_once(make: Callable[..., Path]) -> None:
+    path = make("a", 7)
+    async with running() as bench:
+        first = bench.enter(path, memory_limit=2 * SLAB_BYTES, gated=True)
+        second = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        assert second.staged is first.staged
+        first.open_gates()
+        await asyncio.gather(first.read(), second.read())
+        assert bench.totals.read_bytes == 7 * SLAB_BYTES - 64 * 1024
+        first.leave()
+        second.leave()
+
+
+@on_clock_loop
+async def test_a_load_that_comes_after_a_window_recycled_gets_its_own(make: Callable[..., Path]) -> None:
+    path = make("a", 7)
+    async with running() as bench:
+        first = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        await first.read(3)
+        assert first.staged.stage is not None
+        assert first.staged.stage.recycled
+        second = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        assert second.staged is not first.staged
+        await asyncio.gather(first.read(begin=3), second.read())
+        first.leave()
+        second.leave()
+
+
+@on_clock_loop
+async def test_a_window_waits_for_the_slowest_and_goes_on_when_it_dies(make: Callable[..., Path]) -> None:
+    path = make("a", 7)
+    async with running() as bench:
+        fast = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        slow = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        reading = asyncio.ensure_future(fast.read())
+        await slow.read(1, release=False)
+        await until(lambda: bench.readers.busy == 0 and not fast.staged.reading)
+        assert not reading.done()
+        assert slow.staged.stage is not None
+        assert slow.staged.stage.state(0) is SegmentState.READY
+        slow.leave()
+        await reading
+        fast.leave()
+
+
+@on_clock_loop
+async def test_a_group_shares_a_window_and_the_first_waits_for_the_last(make: Callable[..., Path]) -> None:
+    path = make("a", 7)
+    async with running() as bench:
+        first = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        reading = asyncio.ensure_future(first.read())
+        await first.staged.wait_started()
+        await until(lambda: not first.staged.reading)
+        assert first.staged.stage is not None
+        assert not first.staged.stage.recycled
+        second = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        assert second.staged is first.staged
+        await asyncio.gather(reading, second.read())
+        assert bench.totals.read_bytes == 7 * SLAB_BYTES - 64 * 1024
+        first.leave()
+        second.leave()
+
+
+@on_clock_loop
+async def test_a_group_goes_on_without_a_member_that_does_not_come(make: Callable[..., Path]) -> None:
+    path = make("a", 7)
+    async with running() as bench:
+        first = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        reading = asyncio.ensure_future(first.read())
+        await first.staged.wait_started()
+        await until(lambda: not first.staged.reading)
+        advance(bench.config.group_timeout_seconds - 1)
+        await turns()
+        assert first.staged.stage is not None
+        assert not first.staged.stage.recycled
+        advance(2)
+        await reading
+        late = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        await late.read()
+        first.leave()
+        late.leave()
+
+
+@on_clock_loop
+async def test_a_group_member_that_dies_is_counted_out(make: Callable[..., Path]) -> None:
+    path = make("a", 7)
+    async with running() as bench:
+        visits = [bench.enter(path, memory_limit=2 * SLAB_BYTES, group=Group("three", 3)) for _ in range(2)]
+        await visits[0].read(1)
+        visits[0].leave()
+        visits.append(bench.enter(path, memory_limit=2 * SLAB_BYTES, group=Group("three", 3)))
+        await asyncio.gather(visits[1].read(), visits[2].read())
+        for visit in visits:
+            visit.leave()
+
+
+# ---- tenants ------------------------------------------------------------------------------------
+
+
+@on_clock_loop
+async def test_a_slab_that_one_user_held_never_goes_to_another(make: Callable[..., Path]) -> None:
+    async with running() as bench:
+        held: dict[int, set[int]] = {}
+        for uid in (1, 2, 1, 2):
+            visit = bench.enter(make("a", 7), uid=uid)
+            await visit.read()
+            held.setdefault(uid, set()).update(identities(visit.staged.slabs))
+            visit.leave()
+        assert not held[1] & held[2]
+
+
+@on_clock_loop
+async def test_users_do_not_share_a_checkpoint(make: Callable[..., Path]) -> None:
+    path = make("a", 2)
+    async with running() as bench:
+        one, other = bench.enter(path, uid=1), bench.enter(path, uid=2)
+        assert one.staged is not other.staged
+        await asyncio.gather(one.read(), other.read())
+        one.leave()
+        other.leave()
+
+
+@on_clock_loop
+async def test_a_prefetched_checkpoint_is_the_first_users_who_loads_it(make: Callable[..., Path]) -> None:
+    path = make("a", 2)
+    async with running() as bench:
+        prefetch = bench.enter(path, pin=True)
+        await prefetch.read()
+        prefetch.leave()
+        assert {slab.tenant for slab in prefetch.staged.slabs} == {None}
+        first, other = bench.enter(path, uid=1), bench.enter(path, uid=2)
+        assert first.staged is prefetch.staged
+        assert other.staged is not prefetch.staged
+        assert {slab.tenant for slab in first.staged.slabs} == {1}
+        await asyncio.gather(first.read(), other.read())
+        first.leave()
+        other.leave()
+
+
+@on_clock_loop
+async def test_who_joins_a_prefetch_that_waits_for_slabs_gets_them_as_its_own(
+    make: Callable[..., Path],
+) -> None:
+    path = make("a", 2)
+    async with running() as bench:
+        prefetch, first = bench.enter(path, pin=True), bench.enter(path, uid=1)
+        assert first.staged is prefetch.staged
+        await first.read()
+        assert {slab.tenant for slab in first.staged.slabs} == {1}
+        prefetch.leave()
+        first.leave()
