@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .containers import cannot
-from .support import DaemonProcess, Nursery
+from .support import Checkpoints, DaemonProcess, Nursery, running_daemon
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -41,6 +41,26 @@ def start_daemon(socket_dir: Path) -> Iterator[StartDaemon]:
     finally:
         for daemon in daemons:
             daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def module_daemon() -> Iterator[DaemonProcess]:
+    with running_daemon("--memory-limit", "16MiB") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
+    """16 MiB of memory in 8 slabs; nothing staged before the test, idle after it."""
+    with module_daemon.client() as client:
+        client.evict()
+        yield module_daemon
+        module_daemon.wait_idle()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Forks client processes that have torch imported already: starting one takes milliseconds, not seconds.
 
-Run as a program with the number of a socket. For every packet (JSON, and three descriptors that become
-standard input, output and error) it forks a child that runs a function of `programs.py`, and answers with
-its pid. A packet {"poll": pid} is answered with the child's exit status, or null while it runs.
+Run as a program with the number of a socket and the path of a module. For every packet (JSON, and three
+descriptors that become standard input, output and error) it forks a child that runs a function of the module,
+and answers with its pid. A packet {"poll": pid} is answered with the child's exit status, null while it runs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import os
 import socket
 import sys
 import traceback
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import penstock.client.load  # noqa: F401  (so that children need not import it)
 
-programs = importlib.import_module("programs")  # beside this file, which is not in a package here
-
 
 def main() -> None:
+    path = Path(sys.argv[2])
+    sys.path.insert(0, str(path.parent))  # what is beside it is not in a package here
+    programs = importlib.import_module(path.stem)
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         while True:
             data, fds, _, _ = socket.recv_fds(parent, 1 << 16, 3)
@@ -34,13 +37,13 @@ def main() -> None:
             pid = os.fork()
             if not pid:
                 parent.close()
-                _become(request, fds)
+                _become(programs, request, fds)
             for fd in fds:
                 os.close(fd)
             parent.send(json.dumps(pid).encode())
 
 
-def _become(request: dict[str, Any], fds: list[int]) -> None:
+def _become(programs: ModuleType, request: dict[str, Any], fds: list[int]) -> None:
     """The child: ends as an interpreter does, so that finalizers and exit handlers run."""
     for target, fd in enumerate(fds):
         os.dup2(fd, target)

@@ -180,15 +180,36 @@ def process_figure(pid: int, field: str) -> int:
     raise AssertionError(f"no {field}")
 
 
-class Nursery:
-    """Starts client processes; see `nursery.py`."""
+class Forker:
+    """Starts processes that run a function of a module, without waiting for its imports; see `nursery.py`."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "nursery.py"), str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                [sys.executable, str(HERE / "nursery.py"), str(theirs.fileno()), str(programs)],
+                pass_fds=[theirs.fileno()],
             )
+
+    def ask(self, request: dict[str, Any], fds: list[int]) -> Any:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+        return json.loads(self._socket.recv(1 << 16))
+
+    def children(self) -> list[int]:
+        """Processes that exist, zombies included."""
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(DEADLINE_SECONDS)
+
+
+class Nursery(Forker):
+    """Starts client processes."""
+
+    def __init__(self) -> None:
+        super().__init__(HERE / "programs.py")
         self._clients: list[ClientProcess] = []
 
     def start(self, program: str, *, uid: int | None = None, **arguments: Any) -> ClientProcess:
@@ -198,10 +219,6 @@ class Nursery:
         self._clients.append(client)
         return client
 
-    def ask(self, request: dict[str, Any], fds: list[int]) -> Any:
-        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
-        return json.loads(self._socket.recv(1 << 16))
-
     def end_all(self) -> None:
         """Kills what still runs."""
         for client in self._clients:
@@ -210,8 +227,7 @@ class Nursery:
 
     def close(self) -> None:
         self.end_all()
-        self._socket.close()
-        self._process.wait(DEADLINE_SECONDS)
+        super().close()
 
 
 class ClientProcess:
@@ -354,6 +370,25 @@ def write_checkpoint(
 ) -> Path:
     safetensors.torch.save_file(tensors, path, metadata)
     return path
+
+
+Checkpoint = tuple[Path, dict[str, torch.Tensor]]
+MIB = 1 << 20
+
+
+class Checkpoints:
+    """Called with a name, a checkpoint of so many tensors of 1 MiB; written when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: dict[str, Checkpoint] = {}
+
+    def __call__(self, name: str, count: int = 5) -> Checkpoint:
+        if name not in self._made:
+            tensors = random_tensors(count, MIB // 4, seed=len(self._made))
+            path = write_checkpoint(self._directory / f"{name}.safetensors", tensors)
+            self._made[name] = path, tensors
+        return self._made[name]
 
 
 def same(found: Iterator[tuple[str, torch.Tensor]] | Any, expected: dict[str, torch.Tensor]) -> None:

@@ -13,50 +13,22 @@ from penstock.client import errors
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoints,
     DaemonProcess,
     Nursery,
     RawLoad,
     expected,
-    random_tensors,
     running_daemon,
     same,
     wait_until,
     write_checkpoint,
 )
 
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
-Write = Callable[..., Checkpoint]
-
 
 @pytest.fixture(scope="module")
-def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
-    """A checkpoint of that name, of so many tensors of 1 MiB; written when first asked for."""
-    top = tmp_path_factory.mktemp("admission")
-    made: dict[str, Checkpoint] = {}
-
-    def make(name: str, count: int = 5) -> Checkpoint:
-        if name not in made:
-            tensors = random_tensors(count, MIB // 4, seed=len(made))
-            made[name] = write_checkpoint(top / f"{name}.safetensors", tensors), tensors
-        return made[name]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def module_daemon() -> Iterator[DaemonProcess]:
-    with running_daemon("--memory-limit", "16MiB") as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
-    """16 MiB of memory in 8 slabs; nothing staged before the test, idle after it."""
-    with module_daemon.client() as client:
-        client.evict()
-        yield module_daemon
-        module_daemon.wait_idle()
+def write(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return Checkpoints(tmp_path_factory.mktemp("admission"))
 
 
 @pytest.fixture
@@ -78,7 +50,7 @@ def waiting(daemon: DaemonProcess) -> int:
 
 
 def test_those_who_wait_are_told_their_place_and_served_in_order(
-    daemon: DaemonProcess, raw: Callable[..., RawLoad], write: Write
+    daemon: DaemonProcess, raw: Callable[..., RawLoad], write: Checkpoints
 ) -> None:
     """Each of them needs all the memory there is."""
     running = raw(write("running", 20)[0])
@@ -101,7 +73,7 @@ def test_those_who_wait_are_told_their_place_and_served_in_order(
 
 
 def test_a_large_load_is_not_overtaken_by_small_ones(
-    daemon: DaemonProcess, raw: Callable[..., RawLoad], write: Write
+    daemon: DaemonProcess, raw: Callable[..., RawLoad], write: Checkpoints
 ) -> None:
     """The small ones would fit beside the one that runs; a new one comes whenever one is done."""
     running = raw(write("running", 20)[0], memory_limit_bytes=8 * MIB)
@@ -120,7 +92,7 @@ def test_a_large_load_is_not_overtaken_by_small_ones(
 
 
 def test_a_load_that_could_never_fit_is_refused_at_once_also_when_others_wait(
-    daemon: DaemonProcess, raw: Callable[..., RawLoad], write: Write, tmp_path: Path
+    daemon: DaemonProcess, raw: Callable[..., RawLoad], write: Checkpoints, tmp_path: Path
 ) -> None:
     huge = write_checkpoint(tmp_path / "huge.safetensors", {"huge": torch.zeros(5 * MIB)})
     raw(write("running", 20)[0]).next("manifest")
@@ -132,7 +104,7 @@ def test_a_load_that_could_never_fit_is_refused_at_once_also_when_others_wait(
 
 
 def test_waiting_too_long_fails_with_the_numbers(
-    start_daemon: StartDaemon, nursery: Nursery, write: Write
+    start_daemon: StartDaemon, nursery: Nursery, write: Checkpoints
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--queue-timeout", "0.5")
     path, tensors = write("running", 20)
@@ -149,7 +121,7 @@ def test_waiting_too_long_fails_with_the_numbers(
     assert running.hear("loaded")["found"] == expected(tensors)
 
 
-def test_loads_at_a_time_are_bounded(start_daemon: StartDaemon, nursery: Nursery, write: Write) -> None:
+def test_loads_at_a_time_are_bounded(start_daemon: StartDaemon, nursery: Nursery, write: Checkpoints) -> None:
     """Those that ended do not count, although their tensors are held."""
     daemon = start_daemon("--memory-limit", "16MiB", "--max-loads", "2", "--window-size", "4MiB")
     path, tensors = write("running", 20)
@@ -175,7 +147,7 @@ def test_loads_at_a_time_are_bounded(start_daemon: StartDaemon, nursery: Nursery
 
 
 def test_a_window_takes_no_more_than_it_is_told_and_leaves_the_rest_to_others(
-    start_daemon: StartDaemon, write: Write
+    start_daemon: StartDaemon, write: Checkpoints
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--window-size", "6MiB")
     one, two = write("running", 20), write("queued1", 20)
@@ -188,7 +160,7 @@ def test_a_window_takes_no_more_than_it_is_told_and_leaves_the_rest_to_others(
 
 
 def test_a_window_smaller_than_every_tensor_takes_what_the_largest_needs(
-    start_daemon: StartDaemon, write: Write
+    start_daemon: StartDaemon, write: Checkpoints
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--window-size", "4096")
     path, tensors = write("running", 20)
@@ -199,7 +171,7 @@ def test_a_window_smaller_than_every_tensor_takes_what_the_largest_needs(
 
 
 def test_a_load_beside_leases_that_stay_streams_through_what_is_left(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=write("large", 12)[0])
     holder.hear("holds")
@@ -210,7 +182,7 @@ def test_a_load_beside_leases_that_stay_streams_through_what_is_left(
 
 
 def test_a_mixture_of_sizes_all_finish_within_the_limit(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     names = [("queued1", 20), ("small0", 1), ("large", 12), ("small1", 1), ("queued2", 20), ("medium", 10)]
     clients = [

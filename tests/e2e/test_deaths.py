@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,52 +21,35 @@ from penstock.client.load import Load
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoint,
+    Checkpoints,
     DaemonProcess,
     Nursery,
     expected,
     random_tensors,
-    running_daemon,
     same,
     wait_until,
     write_checkpoint,
 )
 
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """4 MiB in 4 tensors."""
-    tensors = random_tensors(4, MIB // 4, seed=1)
-    return write_checkpoint(tmp_path_factory.mktemp("small") / "small.safetensors", tensors), tensors
+    return Checkpoints(tmp_path_factory.mktemp("deaths"))("small", 4)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """40 MiB in 40 tensors."""
-    tensors = random_tensors(40, MIB // 4, seed=2)
-    return write_checkpoint(tmp_path_factory.mktemp("large") / "large.safetensors", tensors), tensors
+    return Checkpoints(tmp_path_factory.mktemp("deaths"))("large", 40)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """24 MiB in 24 tensors."""
-    tensors = random_tensors(24, MIB // 4, seed=3)
-    return write_checkpoint(tmp_path_factory.mktemp("other") / "other.safetensors", tensors), tensors
-
-
-@pytest.fixture(scope="module")
-def module_daemon() -> Iterator[DaemonProcess]:
-    with running_daemon("--memory-limit", "16MiB") as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
-    """16 MiB of memory; idle after every test."""
-    yield module_daemon
-    module_daemon.wait_idle()
+    return Checkpoints(tmp_path_factory.mktemp("deaths"))("other", 24)
 
 
 VICTIMS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoint,
     ClientProcess,
     DaemonProcess,
     Nursery,
@@ -20,9 +21,7 @@ from .support import (
     write_checkpoint,
 )
 
-MIB = 1 << 20
 LIMIT = 4 * MIB
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")

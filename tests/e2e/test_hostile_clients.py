@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-import torch
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -23,6 +22,8 @@ from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
 from .support import (
+    MIB,
+    Checkpoint,
     DaemonProcess,
     Nursery,
     random_tensors,
@@ -32,9 +33,7 @@ from .support import (
     write_checkpoint,
 )
 
-MIB = 1 << 20
 HUGE = 2**64 - 1
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")

@@ -16,38 +16,27 @@ from penstock.client import cli
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoint,
+    Checkpoints,
     DaemonProcess,
     Nursery,
     expected,
-    random_tensors,
-    running_daemon,
     same,
     wait_until,
-    write_checkpoint,
 )
-
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """5 MiB in 5 tensors."""
-    tensors = random_tensors(5, MIB // 4, seed=6)
-    return write_checkpoint(tmp_path_factory.mktemp("leases") / "small.safetensors", tensors), tensors
+    return Checkpoints(tmp_path_factory.mktemp("leases"))("small", 5)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """24 MiB in 24 tensors."""
-    tensors = random_tensors(24, MIB // 4, seed=7)
-    return write_checkpoint(tmp_path_factory.mktemp("leases") / "large.safetensors", tensors), tensors
-
-
-@pytest.fixture(scope="module")
-def module_daemon() -> Iterator[DaemonProcess]:
-    with running_daemon("--memory-limit", "16MiB") as daemon:
-        yield daemon
+    return Checkpoints(tmp_path_factory.mktemp("leases"))("large", 24)
 
 
 @pytest.fixture

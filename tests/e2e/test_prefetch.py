@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock.client import Prefetched, cli, errors
@@ -18,47 +16,15 @@ from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoints,
     DaemonProcess,
     Nursery,
     RawLoad,
     expected,
-    random_tensors,
-    running_daemon,
     same,
     wait_until,
-    write_checkpoint,
 )
-
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
-Write = Callable[..., Checkpoint]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """A checkpoint of that name, of so many tensors of 1 MiB."""
-
-    def make(name: str, count: int = 5, seed: int = 0) -> Checkpoint:
-        tensors = random_tensors(count, MIB // 4, seed=seed)
-        return write_checkpoint(tmp_path / f"{name}.safetensors", tensors), tensors
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def module_daemon() -> Iterator[DaemonProcess]:
-    with running_daemon("--memory-limit", "16MiB") as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
-    """16 MiB of memory in 8 slabs; nothing staged before the test, idle after it."""
-    with module_daemon.client() as client:
-        client.evict()
-        yield module_daemon
-        module_daemon.wait_idle()
-        client.evict()
 
 
 def pinned(daemon: DaemonProcess) -> list[tuple[str, str]]:
@@ -89,7 +55,7 @@ def health(daemon: DaemonProcess) -> str:
 # ---- client and command line ---------------------------------------------------------------------
 
 
-def test_a_load_after_a_prefetch_reads_nothing(daemon: DaemonProcess, write: Write) -> None:
+def test_a_load_after_a_prefetch_reads_nothing(daemon: DaemonProcess, write: Checkpoints) -> None:
     path, tensors = write("m")
     before = read_bytes(daemon)
     assert daemon.client().prefetch(path) == Prefetched(5 * MIB, warm_bytes=0)
@@ -103,7 +69,7 @@ def test_a_load_after_a_prefetch_reads_nothing(daemon: DaemonProcess, write: Wri
 
 
 def test_a_prefetch_tells_its_progress_and_ends_when_all_is_there(
-    daemon: DaemonProcess, write: Write
+    daemon: DaemonProcess, write: Checkpoints
 ) -> None:
     path, _ = write("m", 12)
     with Session(daemon.socket_dir) as session:
@@ -116,7 +82,9 @@ def test_a_prefetch_tells_its_progress_and_ends_when_all_is_there(
     assert {answer.total_bytes for answer in answers} == {12 * MIB}
 
 
-def test_a_prefetch_that_waits_for_memory_is_told_its_place(daemon: DaemonProcess, write: Write) -> None:
+def test_a_prefetch_that_waits_for_memory_is_told_its_place(
+    daemon: DaemonProcess, write: Checkpoints
+) -> None:
     blocker, path = write("blocker", 40)[0], write("m")[0]
     with RawLoad(daemon, blocker) as holder, Session(daemon.socket_dir) as session:
         holder.next("manifest")
@@ -128,7 +96,7 @@ def test_a_prefetch_that_waits_for_memory_is_told_its_place(daemon: DaemonProces
 
 
 def test_a_prefetch_of_what_is_being_loaded_reads_nothing_more(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     path, tensors = write("m", 12)
     before = read_bytes(daemon)
@@ -141,7 +109,7 @@ def test_a_prefetch_of_what_is_being_loaded_reads_nothing_more(
 
 
 def test_a_prefetch_of_what_streams_through_a_window_does_not_stop_it(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     path, tensors = write("m", 10)
     client = nursery.start(
@@ -156,7 +124,7 @@ def test_a_prefetch_of_what_streams_through_a_window_does_not_stop_it(
     assert load.stats.cache_hit
 
 
-def test_what_does_not_fit_as_a_whole_is_refused_at_once(daemon: DaemonProcess, write: Write) -> None:
+def test_what_does_not_fit_as_a_whole_is_refused_at_once(daemon: DaemonProcess, write: Checkpoints) -> None:
     path, _ = write("m", 20)
     with pytest.raises(errors.MemoryLimitTooSmallError, match=r"as a whole.*16777216"):
         daemon.client().prefetch(path)
@@ -165,11 +133,11 @@ def test_what_does_not_fit_as_a_whole_is_refused_at_once(daemon: DaemonProcess, 
 
 
 def test_a_prefetch_that_cannot_have_its_memory_does_not_hold_up_loads(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     """Pins and the tensors that clients hold may stay for ever."""
     daemon.client().prefetch(write("pinned", 10)[0], pin=True)
-    path, tensors = write("other", 30, seed=1)
+    path, tensors = write("other", 30)
     prefetching = nursery.start(
         "call", socket_dir=daemon.socket_dir, method="prefetch", source=write("m", 12)[0]
     )
@@ -181,7 +149,7 @@ def test_a_prefetch_that_cannot_have_its_memory_does_not_hold_up_loads(
 
 
 def test_a_pin_whose_client_was_killed_before_it_was_done_does_not_stay(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     blocker, path = write("blocker", 40)[0], write("m")[0]
     with RawLoad(daemon, blocker, memory_limit_bytes=14 * MIB) as holder:
@@ -193,7 +161,7 @@ def test_a_pin_whose_client_was_killed_before_it_was_done_does_not_stay(
     assert pinned(daemon) == []
 
 
-def test_a_later_pin_of_what_is_staged_pins_it(daemon: DaemonProcess, write: Write) -> None:
+def test_a_later_pin_of_what_is_staged_pins_it(daemon: DaemonProcess, write: Checkpoints) -> None:
     path, _ = write("m")
     daemon.client().load_state_dict(path)
     daemon.client().prefetch(path)
@@ -206,7 +174,7 @@ def test_a_later_pin_of_what_is_staged_pins_it(daemon: DaemonProcess, write: Wri
 
 
 def test_the_command_line_prefetches_and_pins(
-    daemon: DaemonProcess, write: Write, capsys: pytest.CaptureFixture[str]
+    daemon: DaemonProcess, write: Checkpoints, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = write("m")
     command = ["prefetch", "--socket-dir", str(daemon.socket_dir), str(path)]
@@ -223,9 +191,9 @@ def test_the_command_line_prefetches_and_pins(
 # ---- flags ---------------------------------------------------------------------------------------
 
 
-def test_the_flag_stages_and_pins_at_start(start_daemon: StartDaemon, write: Write) -> None:
+def test_the_flag_stages_and_pins_at_start(start_daemon: StartDaemon, write: Checkpoints) -> None:
     one, tensors = write("one")
-    two, _ = write("two", 4, seed=1)
+    two, _ = write("two", 4)
     daemon = start_daemon("--memory-limit", "16MiB", "--prefetch", str(one), "--prefetch", f"file://{two}")
     wait_until(lambda: sorted(pinned(daemon)) == [("one", "warm"), ("two", "warm")], "both to be staged")
     with daemon.client().load(one) as load:
@@ -235,16 +203,16 @@ def test_the_flag_stages_and_pins_at_start(start_daemon: StartDaemon, write: Wri
     assert read_bytes(daemon) == 9 * MIB
 
 
-def test_the_variable_names_one_a_line(start_daemon: StartDaemon, write: Write) -> None:
+def test_the_variable_names_one_a_line(start_daemon: StartDaemon, write: Checkpoints) -> None:
     one, two = write("one")[0], write("two", 4)[0]
     daemon = start_daemon("--memory-limit", "16MiB", environment={"PENSTOCK_PREFETCH": f"{one}\n{two}\n"})
     wait_until(lambda: sorted(pinned(daemon)) == [("one", "warm"), ("two", "warm")], "both to be staged")
 
 
 def test_a_source_that_does_not_exist_yet_is_tried_again_and_the_daemon_is_ready_after_it(
-    start_daemon: StartDaemon, write: Write, tmp_path: Path
+    start_daemon: StartDaemon, write: Checkpoints, tmp_path: Path
 ) -> None:
-    there, tensors = write("there", 4, seed=1)
+    there, tensors = write("there", 4)
     path = tmp_path / "later.safetensors"
     daemon = start_daemon(
         "--memory-limit",
@@ -270,9 +238,11 @@ def test_a_daemon_with_nothing_to_prefetch_is_ready_at_once(start_daemon: StartD
     wait_until(lambda: health(daemon) == "SERVING/SERVING", "the daemon to be ready")
 
 
-def test_prefetches_that_do_not_fit_together_hold_up_no_load(start_daemon: StartDaemon, write: Write) -> None:
-    one, two = write("one", 10)[0], write("two", 10, seed=1)[0]
-    path, tensors = write("m", 12, seed=2)
+def test_prefetches_that_do_not_fit_together_hold_up_no_load(
+    start_daemon: StartDaemon, write: Checkpoints
+) -> None:
+    one, two = write("one", 10)[0], write("two", 10)[0]
+    path, tensors = write("m", 12)
     daemon = start_daemon("--memory-limit", "16MiB", "--prefetch", str(one), "--prefetch", str(two))
     wait_until(lambda: pinned(daemon) and daemon.status()["staging"]["waiting"], "one to wait")
     same(daemon.client().load_state_dict(path).items(), tensors)
@@ -281,7 +251,7 @@ def test_prefetches_that_do_not_fit_together_hold_up_no_load(start_daemon: Start
 
 @pytest.mark.parametrize("when", ["between tries", "while it waits for memory"])
 def test_a_daemon_stops_in_the_middle_of_a_prefetch(
-    when: str, start_daemon: StartDaemon, write: Write, tmp_path: Path
+    when: str, start_daemon: StartDaemon, write: Checkpoints, tmp_path: Path
 ) -> None:
     if when == "between tries":
         daemon = start_daemon("--memory-limit", "16MiB", "--prefetch", str(tmp_path / "gone.safetensors"))

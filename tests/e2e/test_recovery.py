@@ -17,6 +17,8 @@ from penstock.client import errors
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoint,
     DaemonProcess,
     Nursery,
     RawLoad,
@@ -26,9 +28,6 @@ from .support import (
     wait_until,
     write_checkpoint,
 )
-
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")

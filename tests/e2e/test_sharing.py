@@ -3,54 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from .support import (
+    MIB,
+    Checkpoints,
     DaemonProcess,
     Nursery,
     RawLoad,
     expected,
-    random_tensors,
-    running_daemon,
     same,
     wait_until,
-    write_checkpoint,
 )
-
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
-Write = Callable[[int], Checkpoint]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """A fresh checkpoint of so many tensors of 1 MiB."""
-
-    def make(count: int) -> Checkpoint:
-        tensors = random_tensors(count, MIB // 4, seed=count)
-        return write_checkpoint(tmp_path / f"{count}.safetensors", tensors), tensors
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def module_daemon() -> Iterator[DaemonProcess]:
-    with running_daemon("--memory-limit", "16MiB") as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
-    """16 MiB of memory; empty before and idle after every test."""
-    with module_daemon.client() as client:
-        client.evict()
-    yield module_daemon
-    module_daemon.wait_idle()
 
 
 class BytesRead:
@@ -70,9 +36,9 @@ class BytesRead:
 
 @pytest.mark.parametrize(("count", "what"), [(12, "full"), (32, "window")])
 def test_processes_that_load_a_checkpoint_at_once_read_it_once(
-    count: int, what: str, daemon: DaemonProcess, nursery: Nursery, write: Write
+    count: int, what: str, daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    path, tensors = write(count)
+    path, tensors = write(f"{count}", count)
     read = BytesRead(daemon)
     clients = [
         nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0) for _ in range(6)
@@ -90,9 +56,9 @@ def test_processes_that_load_a_checkpoint_at_once_read_it_once(
 
 @pytest.mark.parametrize("count", [12, 32])
 def test_threads_that_load_a_checkpoint_at_once_read_it_once(
-    count: int, daemon: DaemonProcess, write: Write
+    count: int, daemon: DaemonProcess, write: Checkpoints
 ) -> None:
-    path, tensors = write(count)
+    path, tensors = write(f"{count}", count)
     read = BytesRead(daemon)
     together = threading.Barrier(4)
     problems: list[BaseException] = []
@@ -115,9 +81,9 @@ def test_threads_that_load_a_checkpoint_at_once_read_it_once(
 
 
 def test_loads_of_a_full_stage_that_is_being_consumed_join_it_at_any_time(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    path, tensors = write(12)
+    path, tensors = write("m", 12)
     read = BytesRead(daemon)
     first = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=7)
     first.hear("paused")
@@ -128,9 +94,9 @@ def test_loads_of_a_full_stage_that_is_being_consumed_join_it_at_any_time(
 
 
 def test_a_load_that_comes_after_a_window_was_recycled_reads_anew_and_gets_every_tensor(
-    daemon: DaemonProcess, write: Write
+    daemon: DaemonProcess, write: Checkpoints
 ) -> None:
-    path, tensors = write(32)
+    path, tensors = write("m", 32)
     read = BytesRead(daemon)
     with daemon.client().load(path, memory_limit="8MiB") as load:
         iterator = iter(load)
@@ -142,9 +108,9 @@ def test_a_load_that_comes_after_a_window_was_recycled_reads_anew_and_gets_every
 
 
 def test_a_member_of_a_window_that_dies_neither_holds_up_the_others_nor_makes_them_read_again(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    path, tensors = write(32)
+    path, tensors = write("m", 32)
     read = BytesRead(daemon)
     clients = [
         nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=pause)
@@ -162,10 +128,10 @@ def test_a_member_of_a_window_that_dies_neither_holds_up_the_others_nor_makes_th
 
 
 def test_the_one_that_began_a_stage_may_die_and_the_others_go_on(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     for count in (12, 32):
-        path, tensors = write(count)
+        path, tensors = write(f"{count}", count)
         read = BytesRead(daemon)
         first = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
         first.hear("paused")
@@ -178,10 +144,10 @@ def test_the_one_that_began_a_stage_may_die_and_the_others_go_on(
 
 
 def test_loads_that_wait_for_memory_share_the_stage_they_get(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    blocker, _ = write(40)
-    path, tensors = write(12)
+    blocker, _ = write("blocker", 40)
+    path, tensors = write("m", 12)
     with RawLoad(daemon, blocker) as holder:  # a window of all the memory
         holder.next("manifest")
         read = BytesRead(daemon)
@@ -202,9 +168,9 @@ def test_loads_that_wait_for_memory_share_the_stage_they_get(
 
 
 def test_a_part_of_a_checkpoint_that_is_being_loaded_whole_is_not_read_again(
-    daemon: DaemonProcess, write: Write
+    daemon: DaemonProcess, write: Checkpoints
 ) -> None:
-    path, tensors = write(12)
+    path, tensors = write("m", 12)
     read = BytesRead(daemon)
     names = ["layer.10.weight", "layer.3.weight"]
     with daemon.client().load(path) as whole:
@@ -216,9 +182,9 @@ def test_a_part_of_a_checkpoint_that_is_being_loaded_whole_is_not_read_again(
 
 
 def test_different_parts_that_are_loaded_at_once_come_out_right(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    path, tensors = write(32)
+    path, tensors = write("m", 32)
     parts: list[dict[str, Any]] = [
         {name: tensors[name] for name in sorted(tensors)[start::3]} for start in range(3)
     ]

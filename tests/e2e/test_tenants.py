@@ -12,10 +12,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-import torch
 
 from .conftest import StartDaemon
 from .support import (
+    MIB,
+    Checkpoint,
     ClientProcess,
     DaemonProcess,
     Nursery,
@@ -28,9 +29,7 @@ from .support import (
     write_checkpoint,
 )
 
-MIB = 1 << 20
 ANNE, BERT = 54321, 54322
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,15 +63,6 @@ def large(models: Path) -> Checkpoint:
 def module_daemon(models: Path) -> Iterator[DaemonProcess]:
     with running_daemon("--memory-limit", "16MiB", "--allow", str(models)) as daemon:
         yield daemon
-
-
-@pytest.fixture
-def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
-    """16 MiB of memory in 8 slabs; nothing staged before the test, idle after it."""
-    with module_daemon.client() as client:
-        client.evict()
-        yield module_daemon
-        module_daemon.wait_idle()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ from penstock.client.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
 from .support import (
+    MIB,
+    Checkpoint,
+    Checkpoints,
     DaemonProcess,
     Nursery,
     RawLoad,
@@ -24,24 +27,6 @@ from .support import (
     wait_until,
     write_checkpoint,
 )
-
-MIB = 1 << 20
-Checkpoint = tuple[Path, dict[str, torch.Tensor]]
-Write = Callable[..., Checkpoint]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """A checkpoint of that name, of so many tensors of 1 MiB; written when first asked for."""
-    made: dict[str, Checkpoint] = {}
-
-    def make(name: str, count: int = 5) -> Checkpoint:
-        if name not in made:
-            tensors = random_tensors(count, MIB // 4, seed=len(made))
-            made[name] = write_checkpoint(tmp_path / f"{name}.safetensors", tensors), tensors
-        return made[name]
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +66,7 @@ def touch(path: Path) -> None:
 
 
 def test_another_process_s_second_load_reads_nothing_from_the_file(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     path, tensors = write("a", 12)
     first = nursery.start("load", socket_dir=daemon.socket_dir, source=path)
@@ -105,7 +90,7 @@ def bytes_read_by_system(daemon: DaemonProcess) -> int:
 
 
 def test_what_became_of_the_file_decides_whether_it_is_read_again(
-    daemon: DaemonProcess, write: Write, tmp_path: Path
+    daemon: DaemonProcess, write: Checkpoints, tmp_path: Path
 ) -> None:
     path, tensors = write("a", 6)
     held = daemon.client().load_state_dict(path)
@@ -149,7 +134,7 @@ def test_any_part_of_a_warm_directory_is_served_without_reading(
     assert read_bytes(daemon) == before
 
 
-def test_more_than_what_is_staged_is_read(daemon: DaemonProcess, write: Write) -> None:
+def test_more_than_what_is_staged_is_read(daemon: DaemonProcess, write: Checkpoints) -> None:
     path, tensors = write("a", 6)
     names = ["layer.0.weight", "layer.4.weight"]
     same(
@@ -162,7 +147,7 @@ def test_more_than_what_is_staged_is_read(daemon: DaemonProcess, write: Write) -
     assert read_bytes(daemon) == before + 6 * MIB
 
 
-def test_with_the_minimal_limit_nothing_stays(nursery: Nursery, write: Write) -> None:
+def test_with_the_minimal_limit_nothing_stays(nursery: Nursery, write: Checkpoints) -> None:
     path, tensors = write("a", 1)
     with running_daemon("--memory-limit", "0") as daemon:
         load_and_compare(daemon, path, tensors)
@@ -257,7 +242,9 @@ def test_a_load_that_failed_leaves_nothing_that_is_served(daemon: DaemonProcess,
 # ---- what goes, and what stays -------------------------------------------------------------------
 
 
-def test_the_least_recently_used_idle_checkpoint_goes_first(daemon: DaemonProcess, write: Write) -> None:
+def test_the_least_recently_used_idle_checkpoint_goes_first(
+    daemon: DaemonProcess, write: Checkpoints
+) -> None:
     for name in ("a", "b", "a", "c"):  # three slabs each; there are eight
         load_and_compare(daemon, *write(name))
     assert staged(daemon) == {"a", "c"}
@@ -267,7 +254,7 @@ def test_the_least_recently_used_idle_checkpoint_goes_first(daemon: DaemonProces
     assert daemon.status()["staging"]["peak_bytes"] <= 16 * MIB
 
 
-def test_no_more_goes_than_has_to(daemon: DaemonProcess, write: Write) -> None:
+def test_no_more_goes_than_has_to(daemon: DaemonProcess, write: Checkpoints) -> None:
     for name, count in (("a", 3), ("b", 3), ("c", 3), ("d", 3)):  # two slabs each
         load_and_compare(daemon, *write(name, count))
     assert staged(daemon) == {"a", "b", "c", "d"}
@@ -275,7 +262,9 @@ def test_no_more_goes_than_has_to(daemon: DaemonProcess, write: Write) -> None:
     assert staged(daemon) == {"b", "c", "d", "e"}
 
 
-def test_what_is_pinned_stays_whatever_else_needs_the_memory(daemon: DaemonProcess, write: Write) -> None:
+def test_what_is_pinned_stays_whatever_else_needs_the_memory(
+    daemon: DaemonProcess, write: Checkpoints
+) -> None:
     path, tensors = write("pinned", 5)
     with daemon.client() as client:
         client.prefetch(path, pin=True)
@@ -293,7 +282,7 @@ def test_what_is_pinned_stays_whatever_else_needs_the_memory(daemon: DaemonProce
 
 
 def test_what_is_held_stays_whatever_else_needs_the_memory(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     path, tensors = write("held", 5)
     holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=path)
@@ -307,7 +296,7 @@ def test_what_is_held_stays_whatever_else_needs_the_memory(
 
 
 def test_evict_says_what_it_freed_and_what_is_still_in_use(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     """What is in use is given back when its last client lets go."""
     held, _ = write("held", 5)
@@ -329,7 +318,7 @@ def test_evict_says_what_it_freed_and_what_is_still_in_use(
 
 
 def test_evict_without_a_source_takes_everything_idle(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     with daemon.client() as client:
         client.prefetch(write("pinned", 3)[0], pin=True)
@@ -343,7 +332,7 @@ def test_evict_without_a_source_takes_everything_idle(
 
 
 def test_a_pin_that_is_held_is_unpinned_and_goes_when_it_is_let_go(
-    daemon: DaemonProcess, nursery: Nursery, write: Write
+    daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     path, _ = write("pinned", 3)
     with daemon.client() as client:
@@ -357,7 +346,7 @@ def test_a_pin_that_is_held_is_unpinned_and_goes_when_it_is_let_go(
     wait_until(lambda: not staged(daemon), "the memory to be given back")
 
 
-def test_what_was_evicted_is_read_anew(daemon: DaemonProcess, write: Write) -> None:
+def test_what_was_evicted_is_read_anew(daemon: DaemonProcess, write: Checkpoints) -> None:
     path, tensors = write("a", 5)
     load_and_compare(daemon, path, tensors)
     daemon.client().evict(path)
@@ -367,7 +356,7 @@ def test_what_was_evicted_is_read_anew(daemon: DaemonProcess, write: Write) -> N
 
 
 def test_the_command_line_evicts(
-    daemon: DaemonProcess, write: Write, capsys: pytest.CaptureFixture[str]
+    daemon: DaemonProcess, write: Checkpoints, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, tensors = write("a")
     load_and_compare(daemon, path, tensors)

@@ -6,55 +6,38 @@ import json
 import os
 import select
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ..e2e.support import Forker
+
 HERE = Path(__file__).parent
 
 
-class Fleet:
-    """Starts workers, each in milliseconds, from one process that has torch imported."""
+class Fleet(Forker):
+    """Starts workers."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "worker.py"), str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
+        super().__init__(HERE / "worker.py")
 
     def start(self, socket_dir: Path, *, uid: int, reconnect_timeout: float) -> WorkerProcess:
-        request = {"socket_dir": str(socket_dir), "uid": uid, "reconnect_timeout": reconnect_timeout}
-        return WorkerProcess(self, request)
-
-    def ask(self, request: dict[str, Any], fds: list[int]) -> Any:
-        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
-        return json.loads(self._socket.recv(1 << 16))
-
-    def children(self) -> list[int]:
-        """Workers that exist, zombies included."""
-        pid = self._process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def close(self) -> None:
-        self._socket.close()
-        self._process.wait(30)
+        return WorkerProcess(self, socket_dir, uid, reconnect_timeout)
 
 
 class WorkerProcess:
     """One worker. It does one order at a time."""
 
-    def __init__(self, fleet: Fleet, request: dict[str, Any]) -> None:
-        self.uid: int = request["uid"]
+    def __init__(self, fleet: Fleet, socket_dir: Path, uid: int, reconnect_timeout: float) -> None:
+        self.uid = uid
         self.order: Any = None
         """What it works on; the test's affair."""
         self._fleet = fleet
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        arguments = {"socket_dir": str(socket_dir), "reconnect_timeout": reconnect_timeout}
+        request = {"program": "work", "uid": uid or None, "arguments": arguments}
         their_input, self._input = os.pipe()
         self._output, their_output = os.pipe()
         try:

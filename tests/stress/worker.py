@@ -1,8 +1,7 @@
 """Client processes of the stress tests: each does what it is told, a line of JSON at a time, and says what
 it saw. What it saw it judges itself, bit for bit, by `checkpoints.py`.
 
-Run as a program with the number of a socket it forks one such process for every packet (see `Fleet`), so
-that torch is imported once.
+Runs in a process that `nursery.py` forks.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -255,41 +253,3 @@ def work(socket_dir: str, reconnect_timeout: float) -> None:
         except BaseException:
             answer = {"wrong": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
-
-
-def main() -> None:
-    """Forks a worker for every packet, and tells its pid; a packet {"poll": pid} asks for its exit status."""
-    with socket.socket(fileno=int(sys.argv[1])) as parent:
-        while True:
-            data, fds, _, _ = socket.recv_fds(parent, 1 << 16, 3)
-            if not data:
-                return
-            request = json.loads(data)
-            if "poll" in request:
-                pid, status = os.waitpid(request["poll"], os.WNOHANG)
-                parent.send(json.dumps(os.waitstatus_to_exitcode(status) if pid else None).encode())
-                continue
-            pid = os.fork()
-            if not pid:
-                parent.close()
-                _become(request, fds)
-            for fd in fds:
-                os.close(fd)
-            parent.send(json.dumps(pid).encode())
-
-
-def _become(request: dict[str, Any], fds: list[int]) -> None:
-    for target, fd in enumerate(fds):
-        os.dup2(fd, target)
-        os.close(fd)
-    uid = request["uid"]
-    if uid:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    work(request["socket_dir"], request["reconnect_timeout"])
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()
