@@ -113,6 +113,7 @@ class HttpServer:
             task = loop.create_task(self._converse(connection, respond))
             self._connections[task] = None
             task.add_done_callback(lambda task: self._connections.pop(task, None))
+            await asyncio.sleep(0)  # a crowd must not keep those from their turn who are here
 
     async def _converse(self, connection: socket.socket, respond: Respond) -> None:
         """One connection, request after request."""
