@@ -13,7 +13,7 @@ PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto format lint test image stress demo bench clean
+.PHONY: help venv proto check-proto docs format lint test image stress demo bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ check-proto: venv  ## Fail if the generated code is not what the .proto files ge
 	mv "$$new/penstock" "$$new/generated"; \
 	diff -ru "$$new/committed/penstock" "$$new/generated" \
 	  || { echo 'generated code is out of date: run `make proto`' >&2; exit 1; }
+
+docs: venv  ## Write docs/metrics.md from the metrics that the daemon declares
+	$(BIN)/python docs/build_metrics.py
 
 format: venv  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix --quiet .

@@ -1,0 +1,155 @@
+"""A real Prometheus scrapes a daemon under load; what it says then is what the loads really were."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import http.client
+import json
+import socket
+import subprocess
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.client import errors
+
+from .conftest import StartDaemon
+from .support import DEADLINE_SECONDS, random_tensors, same, wait_until, write_checkpoint
+
+MIB = 1 << 20
+CONFIGURATION = """
+global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
+scrape_configs:
+  - job_name: penstock
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+class Prometheus:
+    """A server with a database of its own that scrapes one target."""
+
+    def __init__(self, program: str, directory: Path, target: str) -> None:
+        configuration = directory / "prometheus.yml"
+        configuration.write_text(CONFIGURATION.format(target=target))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port: int = probe.getsockname()[1]
+        with (directory / "prometheus.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    program,
+                    f"--config.file={configuration}",
+                    f"--storage.tsdb.path={directory / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{self._port}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def value(self, query: str) -> float | None:
+        """Of a query with one result; None without any, or while the server starts."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=DEADLINE_SECONDS)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
+            except ConnectionRefusedError:
+                return None
+            response = connection.getresponse()
+            answer = json.loads(response.read()) if response.status == 200 else {}
+        results = answer.get("data", {}).get("result", [])
+        assert len(results) <= 1, results
+        return float(results[0]["value"][1]) if results else None
+
+    def comes_to_say(self, query: str, value: float) -> None:
+        wait_until(lambda: self.value(query) == value, f"{query} to be {value}")
+
+
+@pytest.fixture
+def start_prometheus(
+    require_tool: Callable[[str], str], tmp_path: Path
+) -> Iterator[Callable[[str], Prometheus]]:
+    program = require_tool("prometheus")
+    started: list[Prometheus] = []
+
+    def start(target: str) -> Prometheus:
+        started.append(Prometheus(program, tmp_path, target))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def test_queries_give_the_numbers_that_the_loads_really_had(
+    start_daemon: StartDaemon, start_prometheus: Callable[[str], Prometheus], tmp_path: Path
+) -> None:
+    small, large = random_tensors(4, MIB // 2), random_tensors(12, MIB // 2, seed=1)
+    paths = [
+        write_checkpoint(tmp_path / "small.safetensors", small),
+        write_checkpoint(tmp_path / "large.safetensors", large),
+    ]
+    daemon = start_daemon("--memory-limit", "16MiB")
+    prometheus = start_prometheus(daemon.http_address)
+    prometheus.comes_to_say('up{job="penstock"}', 1)
+
+    def load_small() -> None:
+        for _ in range(4):
+            same(daemon.client().load(paths[0]), small)
+
+    same(daemon.client().load(paths[0]), small)
+    loading = [threading.Thread(target=load_small) for _ in range(3)]
+    for thread in loading:
+        thread.start()
+    same(daemon.client().load(paths[1], owned=False, memory_limit=0), large)
+    for thread in loading:
+        thread.join()
+    with pytest.raises(errors.CheckpointNotFoundError):
+        daemon.client().load(tmp_path / "gone.safetensors")
+    with daemon.client().load(paths[1], memory_limit=0) as load:
+        prometheus.comes_to_say("penstock_loads_active", 1)
+        prometheus.comes_to_say('penstock_staging_bytes{state="reading"}', 4 * MIB)
+    del load
+    gc.collect()
+
+    small_bytes, large_bytes = 8 * MIB, 24 * MIB
+    prometheus.comes_to_say('penstock_loads_total{source="file",result="ok"}', 14)
+    prometheus.comes_to_say('penstock_loads_total{source="file",result="failed"}', 1)
+    prometheus.comes_to_say('penstock_loads_total{source="file",result="cancelled"}', 1)
+    prometheus.comes_to_say('penstock_rejected_total{reason="CHECKPOINT_NOT_FOUND"}', 1)
+    prometheus.comes_to_say("sum(penstock_rejected_total)", 1)
+    prometheus.comes_to_say('penstock_load_seconds_count{source="file",cache="hit"}', 12)
+    prometheus.comes_to_say('penstock_load_seconds_count{source="file",cache="miss"}', 2)
+    prometheus.comes_to_say("penstock_load_wait_seconds_count", 15)
+    prometheus.comes_to_say("penstock_stage_hits_total", 12)
+    prometheus.comes_to_say("penstock_stage_misses_total", 3)
+    prometheus.comes_to_say("penstock_loads_active", 0)
+    totals = daemon.status()["totals"]
+    assert totals["delivered_bytes"] >= 13 * small_bytes + large_bytes
+    prometheus.comes_to_say("penstock_delivered_bytes_total", totals["delivered_bytes"])
+    prometheus.comes_to_say('penstock_read_bytes_total{source="file"}', totals["read_bytes"])
+    assert totals["read_bytes"] >= small_bytes + large_bytes
+    assert (prometheus.value('penstock_read_seconds_count{source="file"}') or 0) >= 5
+    assert (prometheus.value("penstock_load_seconds_sum{cache='miss',source='file'}") or 0) > 0
+    assert prometheus.value("penstock_staging_limit_bytes") == 16 * MIB
+    assert prometheus.value("sum(penstock_staging_bytes)") == 16 * MIB
+    assert prometheus.value('sum(penstock_build_info{version!=""})') == 1
+
+
+def test_promtool_finds_nothing_to_say_about_a_live_scrape(
+    start_daemon: StartDaemon, require_tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    promtool = require_tool("promtool")
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(2, 1000))
+    daemon = start_daemon("--memory-limit", "16MiB")
+    daemon.client().load_state_dict(path)
+    gc.collect()
+    scraped = daemon.http("/metrics", accept="text/plain")[1]
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=scraped, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
