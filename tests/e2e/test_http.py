@@ -8,7 +8,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from importlib import resources
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -135,6 +136,14 @@ def test_a_body_is_refused_and_not_waited_for(header: str, daemon: DaemonProcess
         assert connection.recv(1) == b""
 
 
+def test_the_page_and_all_that_it_needs_is_served(daemon: DaemonProcess) -> None:
+    files = [Path(str(file)) for file in resources.files("penstock.server").joinpath("page").iterdir()]
+    assert len(files) > 1
+    for file in files:
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        assert daemon.http(path) == (200, file.read_bytes())
+
+
 def test_a_query_is_ignored(daemon: DaemonProcess) -> None:
     assert daemon.http("/healthz?verbose=1") == (200, b"ok\n")
 
@@ -174,7 +183,7 @@ def test_garbage_is_refused_and_the_connection_closed(garbage: bytes, daemon: Da
     daemon.assert_log_clean()
 
 
-def test_a_crowd_of_slow_clients_gives_way_to_probes(start_daemon: StartDaemon, tmp_path: Any) -> None:
+def test_a_crowd_of_slow_clients_gives_way_to_probes(start_daemon: StartDaemon, tmp_path: Path) -> None:
     """Each sends the beginning of a request and nothing more; there are many times as many as may be."""
     tensors = random_tensors(16, MIB // 4)
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)
@@ -210,7 +219,7 @@ def test_clients_that_take_no_answer_hold_up_nobody(daemon: DaemonProcess) -> No
 
 
 def test_who_asks_without_end_holds_up_neither_probes_nor_loads(
-    start_daemon: StartDaemon, tmp_path: Any
+    start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     tensors = random_tensors(16, MIB // 4)
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)

@@ -208,7 +208,9 @@ class Load:
             _log.info("load %s is done: %.3f s", self.load_id, time.monotonic() - self._started)
         except errors.PenstockError as error:
             error.load_id = error.load_id or self.load_id
-            _log.warning("load %s failed: %s", error.load_id, error)
+            if not isinstance(error, errors.LoadClosedError):
+                # As text: a handler that keeps the record must not keep what the traceback refers to.
+                _log.warning("load %s failed: %s", error.load_id, str(error))
             raise
         finally:
             self.close()

@@ -39,7 +39,7 @@ def persist(
             if isinstance(error, errors.DaemonUnavailableError) and error.begun:
                 lost = error
                 deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
-                _log.warning("%s; waiting up to %.0f s for the next one", error, timeout_seconds)
+                _log.warning("%s; waiting up to %.0f s for the next one", str(error), timeout_seconds)
             elif lost is None:
                 raise
             # else not there yet, or replaced between the handoff and the call

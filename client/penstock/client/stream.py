@@ -164,6 +164,8 @@ class Stream:
     def _check(self, segment: pb.SegmentReady) -> None:
         capacity = self._mapping.capacity_bytes if self._mapping else 0
         mapped = self._mapping.mapped_bytes if self._mapping else 0
+        if self.closed:  # by another thread, perhaps before the mapping was looked at
+            raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id)
         if (
             segment.index != self._segments
             or segment.index >= self.manifest.segment_count

@@ -1,0 +1,198 @@
+"""What status tells of a daemon at work: over gRPC, over HTTP, and by `penstock status`."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.client import cli, errors
+from penstock.client.status_text import show
+
+from .conftest import StartDaemon
+from .support import (
+    Nursery,
+    RawLoad,
+    random_tensors,
+    wait_until,
+    write_checkpoint,
+)
+
+MIB = 1 << 20
+ANNE, BERT = 12001, 12002
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    tmp_path.chmod(0o755)
+
+    def write(name: str, count: int) -> Path:
+        """A checkpoint of `count` MiB."""
+        return write_checkpoint(tmp_path / f"{name}.safetensors", random_tensors(count, MIB // 4))
+
+    return write
+
+
+def test_a_load_says_how_far_it_is_and_what_it_waits_for(start_daemon: StartDaemon, write: Write) -> None:
+    path, other = write("m", 16), write("other", 6)
+    daemon = start_daemon("--memory-limit", "8MiB", "--window-size", "8MiB")
+    daemon.wait_populated()
+    with RawLoad(daemon, path, client_name="one") as first:
+        manifest = first.next_but("queued")
+        wait_until(lambda: daemon.status()["loads"][0]["waits_for"], "the window to be full")
+        (load,) = daemon.status()["loads"]
+        assert (load["kind"], load["state"]) == ("load", "streaming")
+        assert load["waits_for"] == "its client to release what it has"
+        assert (load["load_id"], load["total_bytes"]) == (manifest.manifest.load_id, 16 * MIB)
+        assert 0 < load["delivered_bytes"] <= 8 * MIB
+        (stage,) = daemon.status()["stages"]
+        assert (stage["full"], stage["slab_count"], stage["source"]) == (False, 4, "file")
+        assert stage["read_bytes"] >= load["delivered_bytes"]
+        with RawLoad(daemon, other, client_name="two") as second:
+            queued = second.next("queued")
+            (_, load) = daemon.status()["loads"]
+            assert (load["load_id"], load["state"], load["queue_place"]) == (queued.load_id, "waiting", 1)
+            assert load["waits_for"] == "waiting for staging memory that other loads use"
+            waited = load["waited_seconds"]
+            wait_until(lambda: daemon.status()["loads"][1]["waited_seconds"] > waited, "the clock to go on")
+            first.finish()
+            first.close()
+            second.finish()
+    daemon.wait_idle()
+
+
+def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) -> None:
+    one, two = write("one", 3), write("two", 4)
+    daemon = start_daemon("--memory-limit", "32MiB", "--concurrency", "3")
+    daemon.wait_populated()
+    with daemon.client() as client:
+        client.prefetch(one, pin=True)
+        state = client.load_state_dict(two)
+        status = daemon.status()
+        staging = status["staging"]
+        by_state = {name: staging[f"{name}_bytes"] for name in ("free", "reading", "leased", "warm")}
+        assert sum(by_state.values()) == staging["capacity_bytes"] == staging["limit_bytes"] == 32 * MIB
+        assert by_state["leased"] == 6 * MIB
+        assert by_state["warm"] == 4 * MIB
+        assert [stage["capacity_bytes"] for stage in status["stages"]] == [4 * MIB, 6 * MIB]
+        assert [stage["slab_count"] * staging["slab_bytes"] for stage in status["stages"]] == [
+            4 * MIB,
+            6 * MIB,
+        ]
+        assert [stage["pinned"] for stage in status["stages"]] == [True, False]
+        assert [stage["uid"] for stage in status["stages"]] == [None, 0]
+        assert staging["oldest_lease_seconds"] == pytest.approx(
+            status["stages"][1]["holders"][0]["held_seconds"], abs=1
+        )
+        assert status["readers"]["threads"] == 3
+        assert not staging["populating"]
+        del state
+    gc.collect()
+    assert daemon.wait_idle()["staging"]["oldest_lease_seconds"] == 0
+
+
+def test_the_last_minutes_add_up_to_what_was_read_and_delivered(
+    start_daemon: StartDaemon, write: Write
+) -> None:
+    path = write("m", 5)
+    daemon = start_daemon("--memory-limit", "16MiB")
+    with daemon.client() as client:
+        for _ in range(3):
+            client.load_state_dict(path)
+            gc.collect()
+
+    def sums() -> tuple[int, int]:
+        throughput = daemon.status()["throughput"]
+        assert len(throughput["read_bytes"]) == len(throughput["delivered_bytes"]) <= 300
+        return sum(throughput["read_bytes"]), sum(throughput["delivered_bytes"])
+
+    wait_until(lambda: sums() == (5 * MIB, 15 * MIB), "the next sample")
+    assert daemon.status()["throughput"]["interval_seconds"] == 1
+
+
+def test_failures_are_remembered_newest_first_and_no_more_than_fifty(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB")
+    with daemon.client() as client:
+        for number in range(55):
+            with pytest.raises(errors.CheckpointNotFoundError) as caught:
+                client.load(tmp_path / f"{number}.safetensors")
+        with pytest.raises(errors.CheckpointNotFoundError):
+            client.prefetch(tmp_path / "last.safetensors")
+        remembered = client.status()["errors"]
+    assert len(remembered) == 50
+    assert remembered[0]["sources"] == [str(tmp_path / "last.safetensors")]
+    assert remembered[1]["load_id"] == caught.value.load_id
+    assert {failure["reason"] for failure in remembered} == {"CHECKPOINT_NOT_FOUND"}
+    assert all(str(tmp_path) in failure["message"] for failure in remembered)
+    assert json.loads(daemon.http("/status")[1])["errors"][0]["sources"] == remembered[0]["sources"]
+
+
+def test_users_see_over_grpc_only_what_is_theirs(
+    start_daemon: StartDaemon, nursery: Nursery, write: Write, tmp_path: Path
+) -> None:
+    write("m", 1)
+    daemon = start_daemon("--memory-limit", "16MiB", "--allow", str(tmp_path))
+    refused = nursery.start(
+        "call",
+        uid=BERT,
+        socket_dir=daemon.socket_dir,
+        method="load",
+        source=str(tmp_path / "gone.safetensors"),
+    )
+    refused.wait()
+    assert [failure["uid"] for failure in daemon.status()["errors"]] == [BERT]
+    assert daemon.status()["configuration"]["allow"] == str(tmp_path)
+    for uid, count in ((ANNE, 0), (BERT, 1)):
+        asking = nursery.start("status", uid=uid, socket_dir=daemon.socket_dir)
+        seen: dict[str, Any] = asking.hear("status")["status"]
+        asking.wait()
+        assert len(seen["errors"]) == count
+        assert seen["configuration"] == {}
+
+
+def test_the_table_names_what_is_there_and_steers_no_terminal(
+    start_daemon: StartDaemon, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, nasty = write("m", 2), write("\x1b[2J\nforged", 1)
+    daemon = start_daemon("--memory-limit", "16MiB")
+    with daemon.client() as client:
+        client.prefetch(path, pin=True)
+        with RawLoad(daemon, nasty, client_name="\x1b]0;owned\x07") as load:
+            load.finish()
+            with pytest.raises(errors.CheckpointNotFoundError):
+                client.load("/no/such\x1b[31m/thing")
+            assert cli.main(["status", "--socket-dir", str(daemon.socket_dir)]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    for words in (
+        "ready",
+        "limit 16.78 MB",
+        "warm, pinned",
+        "leased",
+        "CHECKPOINT_NOT_FOUND",
+        "/m.safetensors",
+    ):
+        assert words in out
+    assert "?[2J?forged" in out
+    daemon.wait_idle()
+
+
+def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: StartDaemon) -> None:
+    """What the page is tested with is what a daemon says."""
+    sample = json.loads((Path(__file__).parents[1] / "server/data/status.json").read_text())
+    daemon = start_daemon("--memory-limit", "16MiB")
+    told = json.loads(daemon.http("/status")[1])
+
+    def fields(value: dict[str, Any]) -> dict[str, Any]:
+        return {key: fields(inner) if isinstance(inner, dict) else 0 for key, inner in value.items()}
+
+    del sample["configuration"], told["configuration"]
+    assert fields(sample) == fields(told)
+    assert "warm, pinned" in show(sample)
