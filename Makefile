@@ -14,6 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
 .PHONY: help venv proto check-proto docs format lint test image stress demo bench clean
+.PHONY: help venv proto check-proto format lint test image stress demo bench screenshot clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -72,6 +73,9 @@ demo: venv  ## Load a real model through a private daemon and check every bit
 
 bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmarks.md and .png (minutes, ~10 GB of disk)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+screenshot: venv  ## Draw docs/status-page.png again (as root, with Chromium; a minute)
+	@$(BIN)/python -m benchmarks.status_page
 
 clean:  ## Remove .venv, caches and benchmark data
 	rm -rf $(VENV) .cache build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data

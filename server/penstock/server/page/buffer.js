@@ -23,7 +23,8 @@ export function showBuffer({ staging, stages }) {
   const blocks = [
     ...stages.map(stageBlock),
     emptyBlock("free", staging.free_bytes, "Free"),
-    emptyBlock("unmade", whole - made, "Not made yet"),
+    // Less than a slab never is.
+    emptyBlock("unmade", whole - made < staging.slab_bytes ? 0 : whole - made, "Not made yet"),
   ].filter((block) => block.bytes > 0);
   blocks.sort((a, b) => ORDER.indexOf(a.state) - ORDER.indexOf(b.state));
   byId("buffer").classList.toggle("nothing", blocks.length === 0);
@@ -68,7 +69,7 @@ function update(node, block, whole) {
   node.dataset.state = block.state;
   node.dataset.bytes = String(block.bytes);
   node.classList.toggle("pinned", block.pinned);
-  node.style.flexGrow = String(share);
+  node.style.flexGrow = String(share * 100); // below 1 in all they would not fill the bar
   node.querySelector(".fill").style.width = `${block.done * 100}%`;
   fill(node, { name: block.name, size: notes });
   const state = block.href ? `${block.state}, ` : "";
