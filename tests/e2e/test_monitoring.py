@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import promql_parser as promql
 import pytest
@@ -15,13 +13,13 @@ import yaml
 
 from penstock.server.metrics import METRICS
 
-ROOT = Path(__file__).parents[2]
-MONITORING = ROOT / "deploy" / "monitoring"
+from .manifests import OVERLAYS, Object, render
+from .monitoring import MONITORING, alerts, dashboard, dashboard_queries, recorded, rules
+
 TARGET_LABELS = {"job", "instance", "namespace", "pod", "container", "node"}
 """What Prometheus gives to every series of a target."""
 LEGEND = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 TEMPLATE = re.compile(r"\$labels\.(\w+)")
-VARIABLES = {"$instance": ".*", "$__rate_interval": "5m", "$__range": "1h"}
 
 RequireTool = Callable[[str], str]
 Labels = dict[str, tuple[str, ...]]
@@ -38,34 +36,6 @@ def declared() -> dict[str, Labels]:
         else:
             series[metric.full_name] = labels
     return series
-
-
-def rules() -> list[dict[str, Any]]:
-    document = yaml.safe_load((MONITORING / "rules.yaml").read_text())
-    return [rule for group in document["groups"] for rule in group["rules"]]
-
-
-def alerts() -> dict[str, dict[str, Any]]:
-    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
-
-
-def recorded() -> dict[str, str]:
-    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
-
-
-def dashboard() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text())
-    return document
-
-
-def dashboard_queries() -> Iterator[tuple[str, str, str]]:
-    """The panel's title, a query with Grafana's variables replaced, and the legend."""
-    for panel in dashboard()["panels"]:
-        for target in panel.get("targets", ()):
-            query = target["expr"]
-            for variable, value in VARIABLES.items():
-                query = query.replace(variable, value)
-            yield panel["title"], query, target["legendFormat"]
 
 
 def all_queries() -> list[tuple[str, str, str]]:
@@ -156,16 +126,6 @@ def test_promtool_accepts_the_rules_and_their_tests_pass(require_tool: RequireTo
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_itself_understands_the_dashboard(require_tool: RequireTool, tmp_path: Path) -> None:
-    made = [{"record": f"panel:{n}", "expr": query} for n, (_, query, _) in enumerate(dashboard_queries())]
-    path = tmp_path / "panels.yaml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": made}]}))
-    done = subprocess.run(
-        [require_tool("promtool"), "check", "rules", str(path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_every_alert_is_tested_to_fire_and_to_stay_silent() -> None:
     tests = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["tests"]
     cases = [case for test in tests for case in test.get("alert_rule_test", ())]
@@ -193,14 +153,35 @@ def test_the_operator_gets_the_same_rules() -> None:
     )
 
 
-def test_the_component_holds_the_monitor_the_rules_and_the_dashboard(require_tool: RequireTool) -> None:
-    done = subprocess.run(
-        [require_tool("kubectl"), "kustomize", str(MONITORING)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    rendered = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+@pytest.fixture
+def monitor(require_tool: RequireTool) -> Object:
+    require_tool("kubectl")
+    return next(found for found in render("monitoring") if found["kind"] == "PodMonitor")
+
+
+def test_the_component_holds_the_monitor_the_rules_and_the_dashboard(monitor: Object) -> None:
+    rendered = {found["kind"]: found for found in render("monitoring")}
     assert set(rendered) == {"PodMonitor", "PrometheusRule", "ConfigMap"}
     assert json.loads(rendered["ConfigMap"]["data"]["penstock.json"]) == dashboard()
     # The rules and the dashboard select by this name.
-    relabelings = rendered["PodMonitor"]["spec"]["podMetricsEndpoints"][0]["relabelings"]
-    assert {"targetLabel": "job", "replacement": "penstock"} in relabelings
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    assert {"targetLabel": "job", "replacement": "penstock"} in endpoint["relabelings"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_monitor_finds_the_port_of_every_daemon_and_no_other(monitor: Object, overlay: str) -> None:
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    for workload in render(f"overlays/{overlay}"):
+        if workload["kind"] not in ("Deployment", "DaemonSet"):
+            continue
+        template = workload["spec"]["template"]
+        parts = [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]
+        found = {
+            part["name"]
+            for part in parts
+            for port in part.get("ports", ())
+            if port["name"] == endpoint["port"]
+        }
+        assert found == {"penstock"} & {part["name"] for part in parts}
+        assert not found or wanted <= template["metadata"]["labels"].items()
