@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,15 @@ from penstock.server.units import show_size
 
 from .browser import Browser
 from .conftest import StartDaemon
-from .support import DaemonProcess, RawLoad, random_tensors, running_daemon, wait_until, write_checkpoint
+from .support import (
+    HERE,
+    DaemonProcess,
+    RawLoad,
+    random_tensors,
+    running_daemon,
+    wait_until,
+    write_checkpoint,
+)
 
 MIB = 1 << 20
 HOSTILE = "<img src=x onerror=document.title='pwned'>"
@@ -323,6 +333,34 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_too(
     assert f"pid {again.process.pid}" in browser.text("#daemon")
     assert browser.run("return document.getElementById('notice').hidden") is True
     assert browser.text("#health").endswith("Ready")
+
+
+def test_a_daemon_that_hangs_is_told_with_what_hangs(
+    browser: Browser, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    program = (str(HERE / "hanging.py"), str(pipe), "loop")
+    daemon = start_daemon("--memory-limit", "8MiB", "--stall-timeout", "0.5", program=program)
+    open_page(browser, daemon)
+    daemon.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: "the event loop has not turned" in browser.text("#notice"), "the page to tell of it")
+    os.close(os.open(pipe, os.O_WRONLY))
+    wait_until(lambda: browser.text("#health").endswith("Ready"), "the page to recover")
+    assert browser.run("return document.getElementById('notice').hidden") is True
+
+
+def test_only_the_latest_errors_are_listed(
+    browser: Browser, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    for number in range(10):
+        with RawLoad(daemon, tmp_path / f"{number}.safetensors") as load, pytest.raises(grpc.RpcError):
+            load.next("manifest")
+    open_page(browser, daemon)
+    wait_until(lambda: browser.text("#errors-more") == "the latest 8 of 10", "the page to count the errors")
+    assert "/9.safetensors does not exist" in browser.text(".error .message")
+    assert browser.run("return document.querySelectorAll('.error').length") == 8
 
 
 def test_it_asks_nothing_while_nobody_looks(

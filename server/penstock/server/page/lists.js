@@ -13,6 +13,7 @@ const TOTALS = [
   ["stage_misses", "Not found in it", String],
   ["evictions", "Evicted", String],
 ];
+const SHOWN_ERRORS = 8;
 const position = (_, index) => index;
 const STATE_ORDER = ["reading", "leased", "warm", "waiting", "failed"];
 
@@ -95,7 +96,8 @@ function who({ client_name: name, pid, uid }) {
 
 export function showErrors(errors) {
   byId("errors-empty").hidden = errors.length > 0;
-  repeat(byId("errors"), "error", errors, position, (node, error) => {
+  text(byId("errors-more"), errors.length > SHOWN_ERRORS ? `the latest ${SHOWN_ERRORS} of ${errors.length}` : "");
+  repeat(byId("errors"), "error", errors.slice(0, SHOWN_ERRORS), position, (node, error) => {
     const about = [sourceName(error.sources), `pid ${error.pid}`, `uid ${error.uid}`];
     if (error.load_id !== "") about.push(`load ${error.load_id}`);
     fill(node, {
