@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from penstock.server.units import show_size
+from penstock.server.units import parse_size, show_size
 
 from .browser import Browser
 from .conftest import StartDaemon
@@ -227,6 +227,34 @@ def test_every_number_is_that_of_status(browser: Browser, busy_daemon: DaemonPro
     for _, _, size, _, share in shown["blocks"]:
         assert share == pytest.approx(size / (48 * MIB), abs=0.01)
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("kind", ["read", "delivered"])
+def test_the_chart_draws_the_throughput(browser: Browser, busy_daemon: DaemonProcess, kind: str) -> None:
+    browser.look()
+    open_page(browser, busy_daemon)
+
+    def complete() -> dict[str, Any] | None:
+        status = status_of(busy_daemon)
+        found: dict[str, Any] = status["throughput"]
+        return found if sum(found[f"{kind}_bytes"]) == status["totals"][f"{kind}_bytes"] else None
+
+    throughput = wait_until(complete, "the last interval to end")
+    most = max(throughput[f"{kind}_bytes"]) / throughput["interval_seconds"]
+    words = f"{show_size(round(most))}/s {'were read' if kind == 'read' else 'delivered'}"
+
+    def label() -> str:
+        text: str = browser.run("return document.getElementById('chart').getAttribute('aria-label')")
+        return text.replace("\N{NO-BREAK SPACE}", " ")
+
+    wait_until(lambda: words in label(), "the page to show it")
+    scale = browser.text("#chart-top").removesuffix("/s")
+    path = browser.run(f"return document.getElementById('line-{kind}').getAttribute('d')")
+    points = [tuple(map(float, point.split())) for point in path.removeprefix("M").split("L")]
+    assert len(points) >= 2
+    assert (points[0][0], points[-1][0]) == (0, 100)
+    highest = 100 - min(y for _, y in points)
+    assert highest / 100 * parse_size(scale) == pytest.approx(most, rel=0.02)
 
 
 def test_what_clients_chose_is_shown_as_text_and_runs_nothing(
