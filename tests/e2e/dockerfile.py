@@ -32,7 +32,6 @@ class Stage:
     environment: dict[str, str] = field(default_factory=dict)
     directory: str = "/"
     user: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
     entrypoint: list[str] = field(default_factory=list)
     healthcheck: list[str] = field(default_factory=list)
 
@@ -90,8 +89,6 @@ class Builder:
             for pair in shlex.split(rest):
                 key, _, value = pair.partition("=")
                 stage.environment[key] = string.Template(value).substitute(stage.environment)
-        elif word == "LABEL":
-            stage.labels |= dict(pair.split("=", 1) for pair in shlex.split(rest))
         elif word == "WORKDIR":
             stage.directory = rest
             inside(stage.root, rest).mkdir(parents=True, exist_ok=True)
@@ -102,7 +99,7 @@ class Builder:
         elif word == "HEALTHCHECK":
             stage.healthcheck = json.loads(rest.partition(" CMD ")[2])
         else:
-            assert word == "EXPOSE", word
+            assert word in ("EXPOSE", "LABEL"), word
 
     def _run(self, stage: Stage, text: str) -> None:
         lines = [

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from penstock.client import StreamerClient
 
-from .containers import child_of
+from .containers import cannot, child_of
 from .dockerfile import Builder, Stage, inside, parse
 from .manifests import containers
 from .support import HERE, random_tensors, same, wait_until, write_checkpoint
@@ -65,6 +65,14 @@ def test_the_lock_file_has_what_the_daemon_needs_and_nothing_else() -> None:
     assert pins("deploy/image/server.lock") == {name: known[name] for name in needed}
 
 
+def test_both_images_say_the_version_of_the_package() -> None:
+    (version,) = re.findall(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    _, stages = parse(DOCKERFILE)
+    for name in ("daemon", "client"):
+        labels = dict(stages[name].instructions)["LABEL"]
+        assert f'org.opencontainers.image.version="{version}"' in labels
+
+
 def test_users_and_paths_are_those_of_the_manifests() -> None:
     _, stages = parse(DOCKERFILE)
     users = {name: dict(stages[name].instructions)["USER"] for name in ("daemon", "client")}
@@ -86,6 +94,8 @@ def work() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def clean(require_tool: Callable[[str], str], work: Path) -> Path:
     """A root file system of Debian with nothing that is not essential; kept in `.cache` from run to run."""
+    if os.geteuid() != 0:
+        cannot("needs root, to install into a root file system")
     suite = {"12": "bookworm", "13": "trixie"}[parse(DOCKERFILE)[0]["BASE"].split(":")[1].split(".")[0]]
     archive = CACHE / f"{suite}.tar"
     root = work / "clean"

@@ -125,8 +125,9 @@ def test_clients_see_the_sockets_read_only_in_the_same_volume() -> None:
 
 
 def test_images_have_the_version_of_the_package() -> None:
-    version = re.search(r'^version = "(.+)"$', (DEPLOY.parent / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version is not None
+    (version,) = re.findall(
+        r'^version = "(.+)"$', (DEPLOY.parent / "pyproject.toml").read_text(), re.MULTILINE
+    )
     for overlay in OVERLAYS:
         for container in containers(f"overlays/{overlay}").values():
-            assert container.spec["image"] in (f"penstock:{version[1]}", f"penstock-client:{version[1]}")
+            assert container.spec["image"] in (f"penstock:{version}", f"penstock-client:{version}")

@@ -132,6 +132,7 @@ def test_a_sidecar_serves_the_inference_container_of_its_pod(start_pod: StartPod
     assert_confined(inference)
     assert served["sums"] == sums(TENSORS)
     assert inference.run("penstock", "status").returncode == 0
+    assert daemon.run("penstock", "health").returncode == 0
     assert inference.run("rm", "/run/penstock/penstock.sock").returncode != 0
 
     inference.kill()  # it has no handler for SIGTERM, and sidecars outlive the other containers
