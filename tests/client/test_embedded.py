@@ -26,8 +26,8 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def tempdir(monkeypatch: pytest.MonkeyPatch, socket_dir: Path) -> Path:
-    """Where the private directories come to lie, to see that they go."""
+def tempdir(monkeypatch: pytest.MonkeyPatch, socket_dir: Path, tmp_path: Path) -> Path:
+    """Where the private directories come to lie, to see that they go. After pytest made its own."""
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(socket_dir))
     return socket_dir
 

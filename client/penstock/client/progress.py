@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .mapping import leased_bytes
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from penstock.v1 import streamer_pb2 as pb
 
@@ -22,7 +22,7 @@ class Bar:
     def __init__(self, what: str) -> None:
         """Raises ImportError that says what to install."""
         try:
-            from tqdm import tqdm
+            from tqdm.auto import tqdm
         except ImportError as error:
             raise ImportError("progress=True needs tqdm: pip install tqdm") from error
         self._make = functools.partial(tqdm, desc=what, unit="B", unit_scale=True)
