@@ -77,3 +77,9 @@ def test_a_status_without_a_reason_is_told_by_its_name(
         StreamerClient(daemon.socket_dir).load("/x")
     assert type(caught.value) is error
     assert caught.value.reason == ""
+
+
+def test_versions_are_told_when_the_two_do_not_understand_each_other(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon([], refuse_load=(grpc.StatusCode.UNIMPLEMENTED, "", "Method not found!"))
+    with pytest.raises(errors.ProtocolError, match=r"daemon fake, client \d.*upgrade the older"):
+        StreamerClient(daemon.socket_dir).load("/x")

@@ -75,6 +75,23 @@ def test_no_daemon_says_where_it_looked_and_how_to_start_one(socket_dir: Path) -
     assert "penstockd --socket-dir" in str(caught.value)
 
 
+def test_what_is_wrong_with_the_directory_is_said(socket_dir: Path) -> None:
+    def message(directory: Path) -> str:
+        with pytest.raises(errors.DaemonUnavailableError) as caught:
+            Handoff.connect(directory)
+        return str(caught.value)
+
+    assert "no such directory here. In a container, mount" in message(socket_dir / "absent")
+    assert "no daemon has started in it" in message(socket_dir)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        left.bind(str(socket_dir / "handoff.sock"))
+    assert "has ended" in message(socket_dir)
+    assert "may not enter" in str(
+        errors.unreachable("/run/penstock", PermissionError(13, "Permission denied"))
+    )
+    assert "Too many open files" in str(errors.unreachable("/run", OSError(24, "Too many open files")))
+
+
 def test_a_socket_path_that_linux_refuses_is_named(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 100)
     with pytest.raises(ValueError, match="107"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .sizes import Source, absolute_sources, parse_memory_limit
+from .version import client_version
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +125,7 @@ class StreamerClient:
             sources=absolute_sources(source),
             memory_limit_bytes=parse_memory_limit(memory_limit),
             client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
-            client_version=_version(),
+            client_version=client_version(),
         )
         if group is not None:
             name, size = group
@@ -310,7 +311,7 @@ class StreamerClient:
             try:
                 yield session
             except grpc.RpcError as error:
-                raise errors.from_rpc(error, where=str(self.socket_dir)) from error
+                raise errors.from_rpc(error, where=session.where, versions=session.versions) from error
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -338,12 +339,3 @@ def _selection(request: Any, tensors: Selection | None) -> Choose | None:
     request.tensors.SetInParent()
     request.tensors.names.extend(dict.fromkeys(tensors))
     return None
-
-
-def _version() -> str:
-    import importlib.metadata  # slow to import, and of no use to `penstock health`
-
-    try:
-        return importlib.metadata.version("penstock")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -24,6 +24,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -157,9 +158,12 @@ def by_reason(
     return error(message or reason, reason=reason, details=details, load_id=load_id)
 
 
-def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "", begun: bool = False) -> PenstockError:
+def from_rpc(
+    error: grpc.RpcError, *, where: str, versions: str = "", load_id: str = "", begun: bool = False
+) -> PenstockError:
     """The exception for a failed call to the daemon in directory `where`, which had begun to answer or not.
 
+    `versions` says which the two have, for when they do not understand each other.
     UNAVAILABLE without a reason is gRPC's own word for a broken connection, so only that one, and
     SHUTTING_DOWN, become a DaemonUnavailableError. SOURCE_UNAVAILABLE has the same status but does not.
     """
@@ -174,7 +178,11 @@ def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "", begun: bool
     elif status is grpc.StatusCode.UNAVAILABLE:
         answer = DaemonUnavailableError(f"the daemon in {where} went away: {message}", load_id=load_id)
     elif status is grpc.StatusCode.UNIMPLEMENTED:
-        answer = ProtocolError(f"the daemon in {where} does not know this call: {message}", load_id=load_id)
+        answer = ProtocolError(
+            f"the daemon in {where} does not know this call ({versions or 'versions unknown'}); upgrade the "
+            f"older of the two. It said: {message}",
+            load_id=load_id,
+        )
     else:
         name = status.name if status is not None else "UNKNOWN"
         answer = PenstockError(f"the daemon in {where} answered {name}: {message}", load_id=load_id)
@@ -183,12 +191,24 @@ def from_rpc(error: grpc.RpcError, *, where: str, load_id: str = "", begun: bool
     return answer
 
 
-def unreachable(where: str, cause: object) -> DaemonUnavailableError:
-    """Says where a daemon was looked for, and how to start one."""
+def unreachable(where: str, cause: OSError) -> DaemonUnavailableError:
+    """Says where a daemon was looked for, why there is none, and what to do."""
+    if isinstance(cause, FileNotFoundError) and not os.path.isdir(where):
+        why = (
+            "there is no such directory here. In a container, mount the one that the daemon has as its "
+            "--socket-dir; the path may differ"
+        )
+    elif isinstance(cause, FileNotFoundError):
+        why = "the directory is there, but no daemon has started in it, or it is not the daemon's"
+    elif isinstance(cause, ConnectionRefusedError):
+        why = "its sockets are there, but the daemon that made them has ended"
+    elif isinstance(cause, PermissionError):
+        why = "this user may not enter the directory or use the socket in it"
+    else:
+        why = str(cause.strerror or cause)
     return DaemonUnavailableError(
-        f"no penstock daemon answers in {where} ({cause}). Start one with "
-        f"`penstockd --socket-dir {where}`, point PENSTOCK_SOCKET_DIR at a running one, "
-        "or use StreamerClient.embedded()"
+        f"no penstock daemon answers in {where}: {why}. Start one with `penstockd --socket-dir {where}`, "
+        "point PENSTOCK_SOCKET_DIR at a running one, or use StreamerClient.embedded()"
     )
 
 

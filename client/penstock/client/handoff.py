@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from penstock.v1 import streamer_pb2 as pb
 
 from . import errors
+from .version import client_version
 
 # Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
 MAX_PACKET_FDS = 253
@@ -58,7 +59,10 @@ class Handoff:
             if frame.HasField("refused"):
                 raise errors.by_reason(frame.refused.reason, frame.refused.message)
             if fds or not frame.hello.token:
-                raise errors.ProtocolError("the first packet on handoff.sock is not a session token")
+                raise errors.ProtocolError(
+                    "the first packet on handoff.sock is not a session token: the daemon has a version that "
+                    f"client {client_version()} cannot talk to; upgrade the older of the two"
+                )
         except BaseException:
             connection.close()
             raise
@@ -75,7 +79,7 @@ class Handoff:
             connection.connect(path)
         except OSError as error:
             connection.close()
-            raise errors.unreachable(str(socket_dir), f"{path}: {error.strerror or error}") from error
+            raise errors.unreachable(str(socket_dir), error) from error
         except BaseException:
             connection.close()
             raise

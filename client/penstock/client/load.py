@@ -34,6 +34,7 @@ from . import cuda, errors
 from .copies import CopyPool
 from .progress import Bar
 from .reconnect import persist
+from .sizes import show_bytes
 from .stream import Choose, Stream
 
 _log = logging.getLogger("penstock.client")
@@ -188,9 +189,10 @@ class Load:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.is_set() else "open"
+        kind = "all at once" if self._manifest.full else "through a window"
         return (
             f"<Load {self.load_id} {state}: {self._tensors} of {self.tensor_count} tensors, "
-            f"{self._bytes} of {self.total_bytes} bytes>"
+            f"{show_bytes(self._bytes)} of {show_bytes(self.total_bytes)}, {kind}>"
         )
 
     def _run(self) -> Iterator[tuple[str, torch.Tensor]]:

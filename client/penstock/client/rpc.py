@@ -12,6 +12,7 @@ import grpc
 from penstock.v1 import streamer_pb2_grpc
 
 from .handoff import Handoff, socket_path
+from .version import client_version
 
 _OPTIONS = (
     # A segment may hold a hundred thousand tensors, a listing more.
@@ -43,6 +44,11 @@ class Session:
             self.handoff.close()
             raise
         self.metadata = (("penstock-session", self.handoff.token),)
+
+    @property
+    def versions(self) -> str:
+        """What to say when the two do not understand each other."""
+        return f"daemon {self.handoff.daemon_version or 'unknown'}, client {client_version()}"
 
     def close(self, *, keep_lease: bool = False) -> None:
         """May be called again."""

@@ -147,7 +147,7 @@ class Stream:
                     choose = None
             elif kind == "queued":
                 tell_queued(response.queued)
-            elif kind is not None:
+            else:
                 raise self._broken(f"{kind} where the manifest should come")
 
     def _map_slabs(self) -> None:
@@ -179,21 +179,29 @@ class Stream:
             )
 
     def _receive(self) -> pb.LoadResponse | None:
+        """The next message of a kind that this version knows; a newer daemon may send others between."""
         try:
-            response = next(self._call, None)
+            known = (message for message in self._call if message.WhichOneof("response") is not None)
+            response = next(known, None)
         except (grpc.RpcError, ValueError) as error:
             if self.closed:
                 raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id) from None
             if not isinstance(error, grpc.RpcError):
                 raise
             raise errors.from_rpc(
-                error, where=self._session.where, load_id=self.manifest.load_id, begun=self._begun
+                error,
+                where=self._session.where,
+                versions=self._session.versions,
+                load_id=self.manifest.load_id,
+                begun=self._begun,
             ) from error
         self._begun = True
         return response
 
     def _broken(self, what: str) -> errors.ProtocolError:
-        return errors.ProtocolError(f"the daemon sent {what}", load_id=self.manifest.load_id)
+        return errors.ProtocolError(
+            f"the daemon sent {what} ({self._session.versions})", load_id=self.manifest.load_id
+        )
 
 
 class _Requests:

@@ -24,6 +24,7 @@ from .reader import Dropped, ReaderPool
 from .slab import Slab
 from .sources import source_kind
 from .stage import SegmentState, Stage
+from .units import show_size
 
 _ids = itertools.count(1)
 
@@ -130,6 +131,13 @@ class StagedCheckpoint:
         if not self.complete and self.holders:
             return "reading"
         return "leased" if self.holders else "warm"
+
+    def __repr__(self) -> str:
+        ready, total = (self.stage.ready_bytes, self.stage.total_bytes) if self.stage else (0, 0)
+        return (
+            f"<StagedCheckpoint {self.id} {self.state}, {'full' if self.full else 'window'}: "
+            f"{show_size(ready)} of {show_size(total)}, {len(self.holders)} holders>"
+        )
 
     def serves(self, checkpoint: Checkpoint, selection: Selection) -> bool:
         """It holds, or will hold, every byte that the selection of that checkpoint needs."""
