@@ -101,6 +101,8 @@ class StreamerClient:
 
         source: a safetensors file, a directory, an `*.index.json`, a URI, or a list of these that
             are loaded together. Relative paths start at this process's working directory.
+        device: where the tensors are yielded. On "cuda:N" they are copies, made on a stream of the
+            client's ahead of the one yielded and safe on the caller's current stream (docs/cuda.md).
         tensors: names to load, or a predicate over names; None is all.
         memory_limit: what this load may take of the staging buffer: bytes, "4GB", 0 for as little as
             the largest tensor needs, -1 for what the daemon allows; None takes PENSTOCK_MEMORY_LIMIT

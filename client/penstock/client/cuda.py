@@ -1,17 +1,100 @@
-"""Tensors onto a device other than the CPU.
+"""CUDA as `transfer.py` uses it. The only file that touches torch.cuda.
 
-For now one synchronous copy per tensor, from pageable memory: right, and a fraction of what the bus
-can do. The pinned ring with copies in flight has an issue of its own.
+Copies run on a stream of their own, one for each device of the process, so that loads reuse each other's
+memory: torch's allocator keeps what is freed for the stream that it was allocated for. Memory that a caller's
+stream uses is marked with `record_stream`, without which it could be overwritten by the next copy while work
+that the caller has queued still reads it.
+
+Buffers are anonymous memory registered with the driver, not taken from torch's allocator of pinned memory,
+which rounds sizes up and keeps what it has until the process ends.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import ctypes
+import functools
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    import torch
+import torch
+
+from . import mapping
+from .pinned import Event
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of `tensor` on `device`, complete when this returns."""
-    return tensor.to(device, non_blocking=False)
+def open_device(device: torch.device) -> CudaDevice:
+    """The device of that index, or the current one. Raises ValueError when it is not there."""
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device {str(device)!r}: torch {torch.__version__} finds no CUDA device; install a CUDA build "
+            "of torch, give this process a GPU, or load to device='cpu'"
+        )
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if not 0 <= index < count:
+        raise ValueError(f"device {str(device)!r}: this process sees {count} CUDA devices, from cuda:0 on")
+    return CudaDevice(index)
+
+
+class CudaDevice:
+    """A `pinned.Device`."""
+
+    def __init__(self, index: int) -> None:
+        self._device = torch.device("cuda", index)
+        self._stream = _stream_of_copies(index)
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        with torch.cuda.stream(self._stream):
+            return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
+
+    def pin(self, size_bytes: int) -> torch.Tensor:
+        address = mapping.map_anonymous(size_bytes)
+        with torch.cuda.device(self._device):
+            failure = int(_cudart().cudaHostRegister(address, size_bytes, 0))
+            if failure:
+                mapping.unmap(address, size_bytes)
+                # The driver reports the failure a second time, to whatever is launched next by this thread.
+                with contextlib.suppress(RuntimeError):
+                    torch.zeros(1, device=self._device)
+                raise RuntimeError(
+                    f"CUDA cannot pin {size_bytes} bytes of host memory (error {failure}); "
+                    "PENSTOCK_PINNED_BYTES sets how much a load may pin"
+                )
+        array = (ctypes.c_ubyte * size_bytes).from_address(address)
+        return torch.frombuffer(array, dtype=torch.uint8)
+
+    def unpin(self, buffer: torch.Tensor) -> None:
+        address, size_bytes = buffer.data_ptr(), buffer.nbytes
+        with torch.cuda.device(self._device):
+            failure = int(_cudart().cudaHostUnregister(address))
+        if failure:  # then its pages must stay: the device may still use them
+            raise RuntimeError(f"CUDA cannot give {size_bytes} pinned bytes back (error {failure})")
+        mapping.unmap(address, size_bytes)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        # The caller may have been in inference mode when it allocated the target; this thread is not.
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+
+    def record(self) -> Event:
+        # Who waits for it sleeps instead of spinning.
+        event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return cast(Event, event)
+
+    def hand_over(self, tensor: torch.Tensor, event: Event) -> None:
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(cast(torch.cuda.Event, event))
+        tensor.record_stream(stream)
+
+    def settle(self) -> None:
+        self._stream.synchronize()
+
+
+@functools.cache
+def _stream_of_copies(index: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(torch.device("cuda", index))  # type: ignore[no-untyped-call]
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

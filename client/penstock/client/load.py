@@ -6,7 +6,8 @@ iterate     segment by segment: wait until its bytes are there,
                 full ring            views, which keep the slabs leased
                 window, owned        copies
                 window, not owned    views, good until the next iteration
-                other device         copies on that device                       (cuda.py)
+                cuda                 copies there, segments ahead                (transfer.py)
+                other device         copies there
             yield them one by one,
             and from a window release the segment, so that its space is read into again
 interrupted by the death of the daemon: wait for the next one                    (reconnect.py),
@@ -20,8 +21,9 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -32,10 +34,12 @@ from penstock.v1 import streamer_pb2 as pb
 
 from . import cuda, errors
 from .copies import CopyPool
+from .pinned import RingClosedError
 from .progress import Bar
 from .reconnect import persist
-from .sizes import show_bytes
+from .sizes import pinned_bytes, show_bytes
 from .stream import Choose, Stream
+from .transfer import Departures, Tensors, Transfer, run_ahead
 
 _log = logging.getLogger("penstock.client")
 
@@ -88,7 +92,7 @@ class Load:
         progress: bool,
         reconnect_timeout: float,
     ) -> None:
-        """Opens the load; raises what the daemon refuses it with."""
+        """Opens the load; raises what the daemon refuses it with, ValueError for an absent device."""
         self._started = time.monotonic()
         self._ended: float | None = None
         self._first_tensor: float | None = None
@@ -98,14 +102,16 @@ class Load:
         self._closed = threading.Event()
         self._socket_dir = socket_dir
         self._request = request
-        self._device = None if device.type == "cpu" else device
+        self._device = None if device.type in ("cpu", "cuda") else device
+        self._transfer = _open_transfer(device)
+        self._departures = Departures()
         self._owned = owned
         self._reconnect_timeout = reconnect_timeout
         self._bar = Bar("load") if progress else None
         # A cell, so that the finalizer closes the stream of the day without keeping this Load alive.
         self._streams = [self._open(choose)]
         self._copies = CopyPool()
-        self._finalizer = weakref.finalize(self, _close_all, self._streams, self._copies)
+        self._finalizer = weakref.finalize(self, _close_all, self._streams, self._copies, self._transfer)
         self._manifest = self._streams[0].manifest
         _log.info(
             "load %s of %s begins: %d tensors, %d bytes, of which %d are staged",
@@ -178,6 +184,8 @@ class Load:
         if self._owned and not self._streams[0].manifest.full:  # not the manifest it began with
             self._streams[0].revoke()  # a suspended iterator may refer to the window, no tensor does
         self._finalizer()
+        if self._transfer is not None:
+            self._transfer.join()
 
     def __enter__(self) -> Load:
         return self
@@ -197,8 +205,11 @@ class Load:
 
     def _run(self) -> Iterator[tuple[str, torch.Tensor]]:
         try:
-            while (segment := self._next_segment()) is not None:
-                yield from self._deliver(segment)
+            if self._transfer is not None:
+                yield from self._deliver_ahead(self._transfer)
+            else:
+                while (segment := self._next_segment()) is not None:
+                    yield from self._deliver(segment)
             if self._tensors != self.tensor_count:
                 raise errors.ProtocolError(
                     f"the daemon sent {self._tensors} of {self.tensor_count} tensors", load_id=self.load_id
@@ -217,11 +228,14 @@ class Load:
         finally:
             self.close()
 
-    def _next_segment(self) -> pb.SegmentReady | None:
+    def _next_segment(self, *, ahead: bool = False) -> pb.SegmentReady | None:
+        """`ahead` of tensors that were not yielded yet, it is too early to tell a new daemon what is left."""
         while True:
             try:
                 segment = self._streams[0].next_segment()
             except errors.DaemonUnavailableError as lost:
+                if ahead:
+                    raise
                 if self._tensors != self.tensor_count:
                     self._resume(lost)
                     continue
@@ -244,7 +258,7 @@ class Load:
         try:
             for name, tensor in stream.wrap(segment, copies=self._copies if copy else None):
                 if device is not None:
-                    tensor = cuda.to_device(tensor, device)
+                    tensor = tensor.to(device)
                 # By another thread: the daemon may have reused the space while it was copied.
                 if stream.closed or self._closed.is_set():
                     raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
@@ -283,6 +297,32 @@ class Load:
         if self._closed.wait(seconds):
             raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
 
+    def _deliver_ahead(self, transfer: Transfer) -> Iterator[tuple[str, torch.Tensor]]:
+        try:
+            for name, tensor in run_ahead(transfer, self._next_tensors):
+                # By another thread: the window may have been given up while it was copied.
+                if self._closed.is_set():
+                    raise RingClosedError
+                if self._first_tensor is None:
+                    self._first_tensor = time.monotonic()
+                self._tensors += 1
+                self._bytes += tensor.nbytes
+                self._show_progress()
+                yield name, tensor
+                del tensor  # or it would live on while the next one is made
+        except Exception as error:
+            if isinstance(error, RingClosedError) or self._closed.is_set():
+                raise errors.LoadClosedError("the load was closed", load_id=self.load_id) from None
+            raise
+
+    def _next_tensors(self, ahead: bool) -> tuple[Tensors, Callable[[], None]] | None:
+        segment = self._next_segment(ahead=ahead)
+        if segment is None:
+            return None
+        stream = self._streams[0]
+        departed = self._departures.expect(partial(_release, stream, segment))
+        return list(stream.wrap(segment, copies=None)), departed
+
     def _resume(self, lost: errors.DaemonUnavailableError) -> None:
         """Opens the rest of the load at the next daemon."""
         self._streams[0].close()
@@ -300,7 +340,20 @@ class Load:
             )
 
 
-def _close_all(streams: list[Stream], copies: CopyPool) -> None:
+def _open_transfer(device: torch.device) -> Transfer | None:
+    if device.type != "cuda":
+        return None
+    return Transfer(cuda.open_device(device), pinned_bytes=pinned_bytes())
+
+
+def _release(stream: Stream, segment: pb.SegmentReady) -> None:
+    if not stream.manifest.full:
+        stream.release(segment, written=False)
+
+
+def _close_all(streams: list[Stream], copies: CopyPool, transfer: Transfer | None) -> None:
+    if transfer is not None:
+        transfer.close()
     copies.close()
     for stream in streams:
         stream.close()

@@ -16,6 +16,10 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://", re.ASCII)
 # The first that is set counts; users of the Run:ai streamer have the second.
 _LIMIT_VARIABLES = ("PENSTOCK_MEMORY_LIMIT", "RUNAI_STREAMER_MEMORY_LIMIT")
 
+_PINNED_VARIABLE = "PENSTOCK_PINNED_BYTES"
+_PINNED_BYTES = 512 << 20
+_LEAST_PINNED_BYTES = 1 << 20
+
 Source = str | os.PathLike[str]
 
 
@@ -55,6 +59,25 @@ def _parse(limit: int | str, origin: str) -> int:
             "possible), bytes, or a number with a unit such as 4GB or 4GiB"
         )
     return value
+
+
+def pinned_bytes() -> int:
+    """What a load to a CUDA device may pin of the host's memory: $PENSTOCK_PINNED_BYTES, else 512 MiB.
+
+    Raises ValueError for what is no size or too small to copy through.
+    """
+    text = os.environ.get(_PINNED_VARIABLE, "").strip()
+    if not text:
+        return _PINNED_BYTES
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    size_bytes = int(float(match[1]) * factor) if match and factor else 0
+    if not _LEAST_PINNED_BYTES <= size_bytes <= _MAX_BYTES:
+        raise ValueError(
+            f"{_PINNED_VARIABLE}={text!r} is not a size that can be copied through: write bytes or a number "
+            "with a unit, such as 256MiB; 1MiB is the least"
+        )
+    return size_bytes
 
 
 def absolute_sources(source: Source | Iterable[Source]) -> list[str]:

@@ -1,0 +1,121 @@
+"""The pinned buffers of one load, and what a device has to offer for copying through them.
+
+A buffer is idle, taken by a copy thread that fills it, or on its way: the device still reads it, until the
+event that was recorded behind its copies fires. Buffers are made when none is idle, up to a number; from then
+on whoever needs one waits for the event of the one that left first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Protocol
+
+import torch
+
+
+class Event(Protocol):
+    """A point in the order of a device's copies."""
+
+    def query(self) -> bool:
+        """Whether the device has passed it."""
+
+    def synchronize(self) -> None:
+        """Returns when the device has passed it."""
+
+
+class Device(Protocol):
+    """A device as seen by `transfer.py`. One stream of copies; methods may be called by any thread."""
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        """Bytes on the device whose memory belongs to the stream of copies."""
+
+    def pin(self, size_bytes: int) -> torch.Tensor:
+        """Bytes of the host that the device can read while the host goes on."""
+
+    def unpin(self, buffer: torch.Tensor) -> None:
+        """Gives memory of `pin()` back; no copy from it may be under way."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Starts a copy from pinned memory to the device."""
+
+    def record(self) -> Event:
+        """An event behind all copies that this thread has started."""
+
+    def hand_over(self, tensor: torch.Tensor, event: Event) -> None:
+        """Makes the caller's current stream wait for `event`, and keeps the memory of `tensor` from being
+        reused before that stream is done with it. Does not wait itself."""
+
+    def settle(self) -> None:
+        """Returns when no copy is under way."""
+
+
+class RingClosedError(Exception):
+    """A buffer was asked for after the end of the load."""
+
+
+class PinnedRing:
+    """At most `count` buffers of `buffer_bytes`."""
+
+    def __init__(self, device: Device, *, buffer_bytes: int, count: int) -> None:
+        self.buffer_bytes = buffer_bytes
+        self._device = device
+        self._unmade = count
+        self._idle: list[torch.Tensor] = []
+        self._on_their_way: deque[tuple[Event, torch.Tensor]] = deque()
+        self._closed = False
+        # Reentrant, as a garbage collection under it may close the ring of a load that was dropped.
+        self._changed = threading.Condition(threading.RLock())
+
+    def take(self) -> torch.Tensor:
+        """A buffer that nothing reads. Raises RingClosedError, or what keeps the device from pinning."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise RingClosedError
+                if self._idle:
+                    return self._idle.pop()
+                oldest = self._on_their_way[0] if self._on_their_way else None
+                if oldest is not None and (not self._unmade or oldest[0].query()):
+                    self._on_their_way.popleft()
+                    break
+                if self._unmade:
+                    self._unmade -= 1
+                    oldest = None
+                    break
+                self._changed.wait()
+        if oldest is None:
+            return self._device.pin(self.buffer_bytes)
+        event, buffer = oldest
+        try:
+            event.synchronize()
+        except BaseException:
+            self.put(buffer, None)
+            raise
+        return buffer
+
+    def put(self, buffer: torch.Tensor, event: Event | None) -> None:
+        """Gives a taken buffer back; `event` is behind the copies that read it, None if none was started."""
+        with self._changed:
+            if not self._closed:
+                if event is None:
+                    self._idle.append(buffer)
+                else:
+                    self._on_their_way.append((event, buffer))
+                self._changed.notify()
+                return
+        self._device.settle()
+        self._device.unpin(buffer)
+
+    def close(self) -> None:
+        """Unpins all buffers, those that are taken when they are put back. May be called again."""
+        with self._changed:
+            self._closed = True
+            buffers = [*self._idle, *(buffer for _, buffer in self._on_their_way)]
+            self._idle.clear()
+            self._on_their_way.clear()
+            self._changed.notify_all()
+        if buffers:
+            self._device.settle()
+        while buffers:
+            self._device.unpin(buffers.pop())

@@ -1,0 +1,111 @@
+"""Where the tensors of a segment lie on a device, and in which pieces they get there (pure).
+
+Every tensor starts at a multiple of 512 bytes, as if the device's allocator had placed it alone. A tensor of
+more than a mebibyte has an allocation of its own. Smaller ones that follow each other share one of at most 2
+MiB, since allocating and copying each alone would cost more than its bytes do. The price is that one of them,
+kept, keeps its neighbours' memory: no more than torch's allocator takes from the device for a single small
+tensor.
+
+A piece is what one pinned buffer carries at once: whole batches and parts of large tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+ALIGN_BYTES = 512
+BATCH_BYTES = 2 << 20
+
+
+class Place(NamedTuple):
+    """A tensor's index among the allocations, and its offset there."""
+
+    allocation: int
+    offset: int
+
+
+class Move(NamedTuple):
+    """Bytes of a tensor that go into the pinned buffer."""
+
+    tensor: int
+    tensor_offset: int
+    buffer_offset: int
+    size_bytes: int
+
+
+class Copy(NamedTuple):
+    """Bytes of the pinned buffer that go to the device."""
+
+    buffer_offset: int
+    allocation: int
+    allocation_offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    moves: list[Move] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    # One for each tensor, in their order.
+    places: list[Place]
+    # Bytes of each allocation.
+    allocations: list[int]
+    pieces: list[Piece]
+    # The pieces that fill an allocation: from the first number up to, not including, the second.
+    filled_by: list[tuple[int, int]]
+
+
+def plan(sizes: Sequence[int], *, buffer_bytes: int) -> Plan:
+    """Places tensors of these sizes, for pinned buffers of `buffer_bytes`, a multiple of 512."""
+    batch_bytes = min(BATCH_BYTES, buffer_bytes)
+    places: list[Place] = []
+    allocations: list[int] = []
+    batches: list[list[int]] = []
+    open_batch = False
+    for tensor, size_bytes in enumerate(sizes):
+        if 2 * size_bytes > batch_bytes:
+            open_batch = False
+        elif open_batch and (start := _aligned(allocations[-1])) + size_bytes <= batch_bytes:
+            places.append(Place(len(allocations) - 1, start))
+            allocations[-1] = start + size_bytes
+            batches[-1].append(tensor)
+            continue
+        else:
+            open_batch = True
+        places.append(Place(len(allocations), 0))
+        allocations.append(size_bytes)
+        batches.append([tensor])
+    pieces: list[Piece] = []
+    filled_by = []
+    used_bytes = buffer_bytes
+    for allocation, tensors in enumerate(batches):
+        first = last = len(pieces)
+        for start in range(0, allocations[allocation], buffer_bytes):
+            part_bytes = min(buffer_bytes, allocations[allocation] - start)
+            if used_bytes + part_bytes > buffer_bytes:
+                pieces.append(Piece())
+                used_bytes = 0
+            first, last = min(first, len(pieces) - 1), len(pieces)
+            piece = pieces[-1]
+            piece.copies.append(Copy(used_bytes, allocation, start, part_bytes))
+            if len(tensors) == 1:
+                piece.moves.append(Move(tensors[0], start, used_bytes, part_bytes))
+            else:  # a batch is never parted
+                piece.moves.extend(
+                    Move(tensor, 0, used_bytes + places[tensor].offset, sizes[tensor])
+                    for tensor in tensors
+                    if sizes[tensor]
+                )
+            used_bytes = _aligned(used_bytes + part_bytes)
+        filled_by.append((first, last))
+    return Plan(places, allocations, pieces, filled_by)
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES

@@ -1,0 +1,270 @@
+"""Tensors from the ring of a load to a device with memory of its own.
+
+    run_ahead()       takes segments while earlier ones are delivered               caller's thread
+    submit(tensors)   plans them, takes memory on the device                       placement.py
+    each piece        waits for a pinned buffer, fills it, starts its copies,
+                      records an event behind them                                 copy threads, pinned.py
+    the last piece    `departed`: nothing here reads the ring for these tensors any more
+    deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream
+                      wait for their events; so it is right there, and the host waited for nothing
+    close()           nothing new is started, the buffers are given back; at once, or when the threads that
+                      still fill one are done
+
+Copy threads spend their time in memmove and in the driver, without the interpreter's lock. Small tensors are
+moved under it: taking it again costs more than moving them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from . import errors
+from .pinned import Device, Event, PinnedRing, RingClosedError
+from .placement import Piece, Plan, plan
+
+_BUFFER_BYTES = 16 << 20
+# More do not copy faster than the memory of one socket can be read and written.
+_MOST_THREADS = 8
+# Below this a move keeps the interpreter's lock.
+_SMALL_BYTES = 64 << 10
+_THREAD_NAME = "penstock-copy"
+
+_move_locked = ctypes.PyDLL(None).memmove
+_move_locked.restype = ctypes.c_void_p
+_move_locked.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+Tensors = list[tuple[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Tensors that were submitted together, on their way."""
+
+    # Name, dtype and shape of each.
+    heads: list[tuple[str, torch.dtype, torch.Size, int]]
+    plan: Plan
+    allocations: list[torch.Tensor]
+    events: list[Future[Event]]
+    size_bytes: int
+
+
+# Says whether something is under way; answers with the next tensors, and what to call when their bytes have
+# been read, or None at the end.
+Next = Callable[[bool], "tuple[Tensors, Callable[[], None]] | None"]
+
+
+def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.Tensor]]:
+    """Delivers everything, copying ahead of what the caller asks for.
+
+    Two more are taken after each that was delivered, so that the first tensor does not wait for many. What
+    goes wrong with what is ahead is raised when all before it is delivered; then a daemon that went away
+    is asked again, and so is a device that had no memory for one more.
+    """
+    waiting: tuple[Tensors, Callable[[], None]] | None = None
+    failure: Exception | None = None
+    ended = False
+    try:
+        while True:
+            for _ in range(2):
+                if ended or failure is not None or not transfer.has_room:
+                    break
+                try:
+                    waiting = waiting or take_next(transfer.busy)
+                    if waiting is None:
+                        ended = True
+                    else:
+                        transfer.submit(*waiting)
+                        waiting = None
+                except Exception as error:
+                    if not transfer.busy:
+                        raise
+                    failure = error
+            if transfer.busy:
+                yield from transfer.deliver()
+            elif failure is None:
+                return
+            elif waiting is not None or isinstance(failure, errors.DaemonUnavailableError):
+                failure = None
+            else:
+                raise failure
+    finally:
+        failure = waiting = None  # its traceback refers to this frame, and further up to the mapping
+
+
+class Departures:
+    """Releases segments in their order, in whichever order their bytes have been read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._expected: deque[_Expected] = deque()
+
+    def expect(self, release: Callable[[], None]) -> Callable[[], None]:
+        """Returns what to call when a segment has been read; `release` follows when all before it have."""
+        expected = _Expected(release)
+        with self._lock:
+            self._expected.append(expected)
+        return partial(self._depart, expected)
+
+    def _depart(self, expected: _Expected) -> None:
+        with self._lock:
+            expected.departed = True
+            while self._expected and self._expected[0].departed:
+                self._expected.popleft().release()
+
+
+@dataclass(slots=True, eq=False)
+class _Expected:
+    release: Callable[[], None]
+    departed: bool = False
+
+
+class Transfer:
+    """The copies of one load. `submit` and `deliver` belong to one thread; any may close it.
+
+    At most `pinned_bytes` are pinned.
+    """
+
+    def __init__(self, device: Device, *, pinned_bytes: int, threads: int | None = None) -> None:
+        count = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        buffer_bytes = min(_BUFFER_BYTES, pinned_bytes // 2 // 4096 * 4096)
+        # One that is filled and one that is read for each thread.
+        buffers = min(2 * count, pinned_bytes // buffer_bytes)
+        self._device = device
+        self._ring = PinnedRing(device, buffer_bytes=buffer_bytes, count=buffers)
+        self._threads = ThreadPoolExecutor(min(count, buffers), thread_name_prefix=_THREAD_NAME)
+        self._batches: deque[_Batch] = deque()
+        self._limit_bytes = pinned_bytes
+        self._submitted_bytes = 0
+        self._closed = False
+        self._pid = os.getpid()
+
+    @property
+    def busy(self) -> bool:
+        """Something is submitted and not delivered."""
+        return bool(self._batches)
+
+    @property
+    def has_room(self) -> bool:
+        """False when so much is under way that more would only take memory of the device."""
+        return not self._batches or self._submitted_bytes < self._limit_bytes
+
+    def submit(self, tensors: Tensors, departed: Callable[[], None]) -> None:
+        """Starts copying these tensors of the host, and keeps them until they are copied.
+
+        `departed` is called by a copy thread when their bytes have been read. Raises what the device raises
+        when it is out of memory; nothing was started then.
+        """
+        sizes = [tensor.nbytes for _, tensor in tensors]
+        planned = plan(sizes, buffer_bytes=self._ring.buffer_bytes)
+        allocations = [self._device.allocate(size_bytes) for size_bytes in planned.allocations]
+        addresses = [tensor.data_ptr() for _, tensor in tensors]
+        # The tensors keep the mapping, and `departed` must not be called while one is still read.
+        left = _Countdown(len(planned.pieces), departed, tensors)
+        send = partial(_send, self._device, self._ring, addresses, allocations, left)
+        try:
+            events = [self._threads.submit(send, piece) for piece in planned.pieces]
+        except RuntimeError:
+            if self._closed:
+                raise RingClosedError from None
+            raise
+        heads = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors]
+        self._batches.append(_Batch(heads, planned, allocations, events, sum(sizes)))
+        self._submitted_bytes += sum(sizes)
+        if not events:
+            departed()
+
+    def deliver(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors that were submitted first, on the device, good on the caller's current stream.
+
+        Raises what went wrong with their copies; RingClosedError when the transfer was closed meanwhile.
+        """
+        batch = self._batches.popleft()
+        try:
+            for (name, dtype, shape, size_bytes), place in zip(batch.heads, batch.plan.places, strict=True):
+                start = place.offset
+                tensor = batch.allocations[place.allocation][start : start + size_bytes]
+                tensor = tensor.view(dtype).view(shape)
+                if size_bytes:
+                    for number in range(*batch.plan.filled_by[place.allocation]):
+                        self._device.hand_over(tensor, _result(batch.events[number]))
+                yield name, tensor
+                del tensor  # or it would live on while the next one is made
+        finally:
+            self._submitted_bytes -= batch.size_bytes
+
+    def close(self) -> None:
+        """Ends copying without waiting for the threads. May be called again."""
+        if self._pid != os.getpid():
+            return  # a forked child has neither the threads nor the use of the device
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._ring.close()
+
+    def join(self) -> None:
+        """After `close()`: returns when the threads have ended and nothing is pinned any more.
+
+        Not on such a thread, where a garbage collection may have closed the load: it would wait for itself.
+        """
+        if self._pid == os.getpid() and not threading.current_thread().name.startswith(_THREAD_NAME):
+            self._threads.shutdown(wait=True)
+
+
+class _Countdown:
+    """Calls `done` when `step` was called `count` times, and lets go of `kept`."""
+
+    def __init__(self, count: int, done: Callable[[], None], kept: Tensors) -> None:
+        self._count = count
+        self._done = done
+        self._kept = kept
+        self._lock = threading.Lock()
+
+    def step(self) -> None:
+        with self._lock:
+            self._count -= 1
+            last = not self._count
+        if last:
+            self._kept = []
+            self._done()
+
+
+def _send(
+    device: Device,
+    ring: PinnedRing,
+    addresses: list[int],
+    allocations: list[torch.Tensor],
+    left: _Countdown,
+    piece: Piece,
+) -> Event:
+    buffer = ring.take()
+    event = None
+    try:
+        start = buffer.data_ptr()
+        for tensor, offset, to, size_bytes in piece.moves:
+            move = _move_locked if size_bytes < _SMALL_BYTES else ctypes.memmove
+            move(start + to, addresses[tensor] + offset, size_bytes)
+        left.step()
+        try:
+            for at, allocation, offset, size_bytes in piece.copies:
+                target = allocations[allocation][offset : offset + size_bytes]
+                device.copy(target, buffer[at : at + size_bytes])
+        finally:
+            event = device.record()
+    finally:
+        ring.put(buffer, event)
+    return event
+
+
+def _result(event: Future[Event]) -> Event:
+    try:
+        return event.result()
+    except CancelledError:
+        raise RingClosedError from None
