@@ -1,0 +1,49 @@
+"""Which ranks of an inference engine share one pass over the storage: those that ask the same daemon.
+
+Ranks can ask each other only where all of them load the same models in the same order: those of a
+tensor-parallel group always do. The group of the load has the name that the first of them made up, so no
+other load has it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> tuple[str, int] | None:
+    """(name, size) for `StreamerClient.load(group=)`; None where there is nobody to share with.
+
+    A collective of each of `groups`, one after the other: the engine's coordinators, with `world_size` and
+    `cpu_group`. `request` says what is loaded, by its repr.
+    """
+    mine = (uuid.uuid4().hex, _daemon(socket_dir), repr(request))
+    everybody = [mine]
+    for group in groups:
+        everybody = _gather(everybody, group)
+    alike = [name for name, *asked in everybody if asked == list(mine[1:])]
+    return (alike[0], len(alike)) if len(alike) > 1 else None
+
+
+def _gather(mine: list[tuple[Any, ...]], group: Any) -> list[tuple[Any, ...]]:
+    import torch
+
+    if group.world_size == 1:
+        return mine
+    gathered: list[list[tuple[Any, ...]]] = [[]] * group.world_size
+    torch.distributed.all_gather_object(gathered, mine, group=group.cpu_group)
+    return [one for several in gathered for one in several]
+
+
+def _daemon(socket_dir: Path) -> Hashable:
+    """The socket itself: containers of one node may see it under different paths."""
+    try:
+        status = os.stat(socket_dir / "handoff.sock")
+        return _BOOT_ID.read_text(), status.st_dev, status.st_ino
+    except OSError:  # the load will say what is wrong, to each rank for itself
+        return None, os.getpid()

@@ -1,0 +1,173 @@
+"""vLLM's loader for `load_format="penstock"`. Imports vLLM; `vllm.py` imports this when vLLM asks.
+
+    download_model   for a model of the Hugging Face Hub, as vLLM's other loaders do
+    load_weights     the source's tensors, in the order of its files, into model.load_weights()
+    get_all_weights  the same without the model's part; vLLM reloads weights by it
+
+Every rank takes all tensors and keeps its slices of them, as vLLM's models do. Ranks that use the same daemon
+join one group, so that a checkpoint larger than the staging buffer is still read once.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+from .client import StreamerClient
+from .engine_ranks import agree_on_group
+from .sizes import parse_memory_limit
+
+if TYPE_CHECKING:
+    from torch import nn
+    from vllm.config import ModelConfig
+    from vllm.config.load import LoadConfig
+
+_INDEX_NAME = "model.safetensors.index.json"
+_PATTERN = "*.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderOptions:
+    """What `model_loader_extra_config` says."""
+
+    # In the place of the model's own path or URI.
+    source: str | list[str] | None = None
+    socket_dir: str | None = None
+    memory_limit: int | str | None = None
+    # "cpu", "cuda", or "auto".
+    device: str = "auto"
+    # Whether ranks that load the same share one pass over the storage.
+    distributed: bool = True
+
+    @classmethod
+    def parse(cls, extra: Any) -> LoaderOptions:
+        """Raises ValueError that names the key."""
+        if not isinstance(extra, dict):
+            raise ValueError(f"model_loader_extra_config must be a dict, not {type(extra).__name__}")
+        if "concurrency" in extra:
+            raise ValueError(
+                "model_loader_extra_config: concurrency is the daemon's: start penstockd --concurrency"
+            )
+        known = sorted(cls.__dataclass_fields__)
+        if unknown := sorted(set(extra) - set(known)):
+            raise ValueError(
+                f"model_loader_extra_config: unknown keys {unknown}; load_format penstock knows {known}"
+            )
+        options = cls(**extra)
+        sources = options.source if isinstance(options.source, list) else [options.source]
+        wrong = {
+            "source": "source" in extra and not (sources and all(isinstance(s, str) and s for s in sources)),
+            "socket_dir": not (options.socket_dir is None or isinstance(options.socket_dir, str)),
+            "device": options.device not in ("auto", "cpu", "cuda"),
+            "distributed": not isinstance(options.distributed, bool),
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise ValueError(f"model_loader_extra_config: {name}={extra[name]!r} makes no sense")
+        try:
+            parse_memory_limit(options.memory_limit)
+        except TypeError as error:
+            raise ValueError(f"model_loader_extra_config: {error}") from error
+        return options
+
+
+class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(load_config)
+        self.options = LoaderOptions.parse(load_config.model_loader_extra_config or {})
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        self._source(model_config)
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        model.load_weights(self.get_all_weights(model_config, model))  # type: ignore[operator]
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: nn.Module
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of the model's checkpoint, then of those that its parts bring along."""
+        draft = getattr(model_config, "runner", None) == "draft"
+        patterns = getattr(model, "allow_patterns_overrides", None)
+        unused = getattr(model, "is_unused_checkpoint_weight", None)
+        yield from self._load(self._source(model_config, patterns), unused=unused, stages_agree=not draft)
+        for part in getattr(model, "secondary_weights", ()):
+            folder = self._folder(part.model_or_path, part.revision)
+            source = _files(os.path.join(folder, part.subfolder or ""), part.allow_patterns_overrides)
+            unused = getattr(part, "is_unused_weight", None)
+            for name, tensor in self._load(source, unused=unused, stages_agree=False):
+                yield part.prefix + name, tensor
+
+    def _load(
+        self, source: str | list[str], *, unused: Callable[[str], bool] | None, stages_agree: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        client = StreamerClient(self.options.socket_dir)
+        group = None
+        if self.options.distributed and torch.distributed.is_initialized():
+            # Stages of a pipeline may use different tensors, and only the last one has a draft model.
+            groups = _rank_groups(stages_too=stages_agree and unused is None)
+            group = agree_on_group(client.socket_dir, source, groups)
+        with client.load(
+            source,
+            device=self._device(),
+            tensors=None if unused is None else lambda name: not unused(name),
+            memory_limit=self.options.memory_limit,
+            group=group,
+            progress=self.load_config.use_tqdm_on_load and _rank() == 0,
+        ) as load:
+            yield from load
+
+    def _device(self) -> str:
+        """A rank that keeps a slice of each tensor copies less from the host than through the device."""
+        if self.options.device != "auto":
+            return self.options.device
+        alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+        return "cuda" if alone and torch.cuda.is_available() else "cpu"
+
+    def _source(self, model_config: ModelConfig, patterns: list[str] | None = None) -> str | list[str]:
+        if self.options.source is not None:
+            return self.options.source
+        # vLLM keeps the URI of a model in object storage here, and a directory without weights in `model`.
+        uri = getattr(model_config, "model_weights", "")
+        if uri:
+            return str(uri)
+        return _files(self._folder(model_config.model, model_config.revision), patterns)
+
+    def _folder(self, model: str, revision: str | None) -> str:
+        if os.path.exists(model):
+            return model
+        from vllm.model_executor.model_loader.weight_utils import (
+            download_safetensors_index_file_from_hf,
+            download_weights_from_hf,
+        )
+
+        directory = self.load_config.download_dir
+        folder = download_weights_from_hf(
+            model, directory, [_PATTERN], revision, ignore_patterns=self.load_config.ignore_patterns
+        )
+        download_safetensors_index_file_from_hf(model, _INDEX_NAME, directory, revision=revision)
+        return str(folder)
+
+
+def _files(folder: str, patterns: list[str] | None) -> str | list[str]:
+    """The directory itself, unless the model says which of its files it wants."""
+    for pattern in patterns or ():
+        if found := sorted(glob.glob(os.path.join(folder, pattern))):
+            return found
+    return folder
+
+
+def _rank_groups(*, stages_too: bool) -> list[Any]:
+    from vllm.distributed import get_pp_group, get_tp_group
+
+    return [get_tp_group(), get_pp_group()] if stages_too else [get_tp_group()]
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -1,0 +1,114 @@
+"""The parts of vLLM 0.33 and SGLang 0.5.23 that the plugins touch, as far as they touch them.
+
+`install` puts them where the engines would be imported from; where vLLM itself is installed the tests take
+that instead. docs/vllm.md says what was checked against which of them.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+
+
+@dataclass
+class LoadConfig:
+    load_format: str = "auto"
+    download_dir: str | None = None
+    model_loader_extra_config: Any = field(default_factory=dict)
+    ignore_patterns: list[str] | str = field(default_factory=lambda: ["original/**/*"])
+    use_tqdm_on_load: bool = True
+
+
+class BaseModelLoader(ABC):
+    def __init__(self, load_config: LoadConfig) -> None:
+        self.load_config = load_config
+
+    @abstractmethod
+    def download_model(self, model_config: Any) -> None: ...
+
+    @abstractmethod
+    def load_weights(self, model: torch.nn.Module, model_config: Any) -> None: ...
+
+
+_loaders: dict[str, type[BaseModelLoader]] = {}
+
+
+def register_model_loader(load_format: str) -> Callable[[type], type]:
+    def register(loader: type) -> type:
+        if not issubclass(loader, BaseModelLoader):
+            raise ValueError("The model loader must be a subclass of `BaseModelLoader`.")
+        _loaders[load_format] = loader
+        return loader
+
+    return register
+
+
+def get_model_loader(load_config: LoadConfig) -> BaseModelLoader:
+    return _loaders[load_config.load_format](load_config)
+
+
+class Coordinator:
+    """Ranks that the engine has put together."""
+
+    def __init__(self, world_size: int, cpu_group: Any = None) -> None:
+        self.world_size = world_size
+        self.cpu_group = cpu_group
+
+
+tp_group = Coordinator(1)
+pp_group = Coordinator(1)
+
+
+class HookType(enum.Enum):
+    REPLACE = "replace"
+
+
+class HookRegistry:
+    hooks: ClassVar[dict[str, tuple[Callable[..., Any], HookType]]] = {}
+
+    @classmethod
+    def register(cls, target: str, hook: Callable[..., Any], hook_type: HookType) -> None:
+        cls.hooks[target] = (hook, hook_type)
+
+
+_MODULES: dict[str, dict[str, Any]] = {
+    "vllm": {},
+    "vllm.config": {},
+    "vllm.config.load": {"LoadConfig": LoadConfig},
+    "vllm.distributed": {"get_tp_group": lambda: tp_group, "get_pp_group": lambda: pp_group},
+    "vllm.model_executor": {},
+    "vllm.model_executor.model_loader": {
+        "BaseModelLoader": BaseModelLoader,
+        "get_model_loader": get_model_loader,
+        "register_model_loader": register_model_loader,
+    },
+    "vllm.model_executor.model_loader.base_loader": {"BaseModelLoader": BaseModelLoader},
+    "sglang": {},
+    "sglang.srt": {},
+    "sglang.srt.distributed": {"get_tp_group": lambda: tp_group},
+    "sglang.srt.plugins": {},
+    "sglang.srt.plugins.hook_registry": {"HookRegistry": HookRegistry, "HookType": HookType},
+}
+
+
+def install() -> None:
+    for engine in ("vllm", "sglang"):
+        if engine in sys.modules or find_spec(engine) is not None:
+            continue
+        for name, members in _MODULES.items():
+            if name.split(".")[0] == engine:
+                module = ModuleType(name)
+                module.__path__ = []
+                vars(module).update(members)
+                sys.modules[name] = module
+                parent, _, child = name.rpartition(".")
+                if parent:
+                    setattr(sys.modules[parent], child, module)

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.e2e.conftest import StartDaemon
+from tests.e2e.support import random_tensors, same, write_checkpoint
+
+from penstock.client import sglang, vllm
+from penstock.client.engine_ranks import agree_on_group
+
+from . import interfaces
+
+MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
+
+
+class Model(torch.nn.Module):
+    """Takes weights as vLLM's models do, and may ask for more than its own checkpoint."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        self.taken: dict[str, torch.Tensor] = {}
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def load_weights(self, weights: Any) -> set[str]:
+        for name, tensor in weights:
+            assert name not in self.taken
+            self.taken[name] = tensor
+        return set(self.taken)
+
+
+def loader(**extra: Any) -> Any:
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import get_model_loader
+
+    vllm.register()
+    vllm.register()  # vLLM may do so more than once in a process
+    config = LoadConfig(load_format="penstock", model_loader_extra_config=extra, use_tqdm_on_load=False)
+    return get_model_loader(config)
+
+
+def model_config(model: Path | str, **fields: Any) -> Any:
+    return SimpleNamespace(model=str(model), revision=None, runner="generate", **fields)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A directory with two files, an index, and a file that the index does not name."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    tensors = random_tensors(8, MIB // 4)
+    names = sorted(tensors)
+    write_checkpoint(directory / "model-1.safetensors", {name: tensors[name] for name in names[:4]})
+    write_checkpoint(directory / "model-2.safetensors", {name: tensors[name] for name in names[4:]})
+    write_checkpoint(directory / "consolidated.safetensors", {"other": torch.ones(3)})
+    index = {name: f"model-{1 + (name in names[4:])}.safetensors" for name in names}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return directory, tensors
+
+
+@pytest.mark.parametrize("limit", ["4MiB", "64MiB"])
+def test_a_model_gets_every_tensor_of_its_directory(
+    limit: str, start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    directory, tensors = checkpoint
+    daemon = start_daemon("--memory-limit", limit)
+    penstock = loader(socket_dir=str(daemon.socket_dir))
+    model = Model()
+    penstock.download_model(model_config(directory))
+    penstock.load_weights(model, model_config(directory, model_weights=""))
+    same(model.taken.items(), tensors)
+    again = dict(penstock.get_all_weights(model_config(directory), model))  # as vLLM reloads
+    same(again.items(), tensors)
+
+
+def test_the_source_may_be_named_apart_from_the_model(
+    start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    directory, tensors = checkpoint
+    daemon = start_daemon("--memory-limit", "64MiB")
+    penstock = loader(socket_dir=str(daemon.socket_dir), source=str(directory))
+    model = Model()
+    penstock.load_weights(model, model_config(tmp_path))  # only a config and a tokenizer lie there
+    same(model.taken.items(), tensors)
+
+
+def test_a_model_in_object_storage_is_asked_for_by_its_uri(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    penstock = loader()
+    assert penstock._source(model_config(tmp_path, model_weights="s3://bucket/llama")) == "s3://bucket/llama"
+
+
+def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
+    start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    directory, tensors = checkpoint
+    part = tmp_path / "part" / "encoder"
+    part.mkdir(parents=True)
+    write_checkpoint(part / "model.safetensors", {"bias": torch.arange(5.0)})
+    daemon = start_daemon("--memory-limit", "64MiB")
+    model = Model(
+        allow_patterns_overrides=["absent*.safetensors", "model-2.safetensors"],
+        is_unused_checkpoint_weight=lambda name: name.startswith("layer.7"),
+        secondary_weights=[
+            SimpleNamespace(
+                model_or_path=str(tmp_path / "part"),
+                revision=None,
+                subfolder="encoder",
+                prefix="encoder.",
+                allow_patterns_overrides=None,
+            )
+        ],
+    )
+    loader(socket_dir=str(daemon.socket_dir)).load_weights(model, model_config(directory))
+    expected = {name: tensors[name] for name in ("layer.4.weight", "layer.5.weight", "layer.6.weight")}
+    same(model.taken.items(), {**expected, "encoder.bias": torch.arange(5.0)})
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"sorce": "x"}, r"unknown keys \['sorce'\].*'source'"),
+        ({"concurrency": 4}, "penstockd --concurrency"),
+        ({"source": ""}, "source=''"),
+        ({"source": []}, "source="),
+        ({"source": [1]}, "source="),
+        ({"socket_dir": 5}, "socket_dir=5"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"distributed": "yes"}, "distributed='yes'"),
+        ({"memory_limit": "much"}, "memory_limit='much'"),
+        ({"memory_limit": 1.5}, "memory_limit must be"),
+    ],
+)
+def test_what_makes_no_sense_in_the_extra_config_is_refused_by_name(
+    extra: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        loader(**extra)
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "register"),
+    [
+        ("vllm.general_plugins", "penstock.client.vllm:register", vllm.register),
+        ("sglang.srt.plugins", "penstock.client.sglang:register", sglang.register),
+    ],
+)
+def test_the_package_names_the_plugins_to_the_engines(group: str, value: str, register: object) -> None:
+    assert (
+        f'[project.entry-points."{group}"]\npenstock = "{value}"\n' in (ROOT / "pyproject.toml").read_text()
+    )
+    assert EntryPoint("penstock", value, group).load() is register
+
+
+def test_runai_s_place_is_taken_only_when_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def note(load_format: str) -> Any:
+        taken.append(load_format)
+        return lambda loader: loader
+
+    monkeypatch.setattr("vllm.model_executor.model_loader.register_model_loader", note)
+    monkeypatch.delenv("PENSTOCK_REPLACE_RUNAI", raising=False)
+    vllm.register()
+    sglang.register()
+    assert taken == ["penstock"]
+    assert interfaces.HookRegistry.hooks == {}
+    monkeypatch.setenv("PENSTOCK_REPLACE_RUNAI", "1")
+    vllm.register()
+    sglang.register()
+    assert taken[1:] == ["penstock", "runai_streamer"]
+    ((target, (hook, kind)),) = interfaces.HookRegistry.hooks.items()
+    assert target.endswith(".runai_safetensors_weights_iterator")
+    assert (hook, kind) == (sglang.weights_iterator, interfaces.HookType.REPLACE)
+    interfaces.HookRegistry.hooks.clear()
+    monkeypatch.setenv("PENSTOCK_REPLACE_RUNAI", "yes")
+    with pytest.raises(ValueError, match="PENSTOCK_REPLACE_RUNAI='yes'"):
+        vllm.register()
+
+
+def test_sglang_s_function_yields_the_files_tensors(
+    start_daemon: StartDaemon,
+    checkpoint: tuple[Path, dict[str, torch.Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory, tensors = checkpoint
+    daemon = start_daemon("--memory-limit", "64MiB")
+    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", str(daemon.socket_dir))
+    files = [str(directory / f"model-{number}.safetensors") for number in (1, 2)]
+    same(sglang.weights_iterator(files, False, "cuda:0"), tensors)
+
+
+def test_importing_the_plugins_imports_neither_engine_nor_torch() -> None:
+    script = (
+        "import sys, penstock.client.vllm, penstock.client.sglang\n"
+        "assert not {'vllm', 'sglang', 'torch'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_rank_that_is_alone_asks_nobody(tmp_path: Path) -> None:
+    assert agree_on_group(tmp_path, "model", [interfaces.Coordinator(1)]) is None
+
+
+RANK = """
+import json, sys
+import torch
+import torch.distributed as dist
+rank, (store, socket_dir, directory) = int(sys.argv[1]), sys.argv[2:]
+from tests.engines import interfaces
+interfaces.install()
+dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=4)
+# Two stages of two ranks: 0 1 | 2 3.
+tp = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
+pp = [dist.new_group([0, 2]), dist.new_group([1, 3])][rank % 2]
+interfaces.tp_group.__init__(2, tp)
+interfaces.pp_group.__init__(2, pp)
+import vllm.distributed
+vllm.distributed.get_tp_group = lambda: interfaces.tp_group
+vllm.distributed.get_pp_group = lambda: interfaces.pp_group
+from penstock.client.client import StreamerClient
+groups = []
+load = StreamerClient.load
+def note(self, *args, group=None, **more):
+    groups.append(group)
+    return load(self, *args, group=group, **more)
+StreamerClient.load = note
+from tests.engines.test_vllm import Model, loader, model_config
+penstock = loader(socket_dir=socket_dir)
+model = Model()
+penstock.load_weights(model, model_config(directory))
+sums = {name: tensor.double().sum().item() for name, tensor in model.taken.items()}
+del model
+if rank >= 2:  # the last stage has a draft model
+    config = model_config(directory)
+    config.runner = "draft"
+    penstock.load_weights(Model(), config)
+print(json.dumps([groups, sums]))
+"""
+
+
+def test_ranks_of_an_engine_read_a_checkpoint_that_does_not_fit_once(
+    start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    directory, tensors = checkpoint
+    daemon = start_daemon("--memory-limit", "4MiB")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    store = tmp_path / "store"
+    with contextlib.ExitStack() as stack:
+        ranks = []
+        for rank in range(4):
+            arguments = [str(rank), str(store), str(daemon.socket_dir), str(directory)]
+            process = subprocess.Popen(
+                [sys.executable, "-c", RANK, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+            )
+            ranks.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        said = [json.loads(rank.communicate(timeout=100)[0].splitlines()[-1]) for rank in ranks]
+    sums = {name: tensor.double().sum().item() for name, tensor in tensors.items()}
+    assert all(found == sums for _, found in said)
+    main = {tuple(groups[0]) for groups, _ in said}
+    draft = {tuple(groups[1]) for groups, _ in said[2:]}
+    assert [size for _, size in main] == [4]
+    assert [size for _, size in draft] == [2]
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert daemon.status()["totals"]["read_bytes"] == 2 * total_bytes
