@@ -214,6 +214,29 @@ def test_closing_from_another_thread_ends_a_waiting_loop(
     daemon.await_leases_closed()
 
 
+def test_what_was_copied_out_of_a_window_that_was_given_up_is_not_handed_out(
+    start_daemon: StartDaemon, use_device: Callable[..., FakeDevice]
+) -> None:
+    daemon = start_daemon(TENSORS, window_slabs=WINDOW)
+    first = threading.Lock()
+
+    def close() -> None:
+        load.close()
+
+    def wait_until_given_up() -> None:
+        """Before a copy thread reads the window."""
+        if first.acquire(blocking=False):
+            closer.start()
+        daemon.await_leases_closed()
+
+    use_device(FakeDevice(on_pin=wait_until_given_up))
+    closer = threading.Thread(target=close)
+    load = StreamerClient(daemon.socket_dir).load("/x", device="cuda:0")
+    with pytest.raises(LoadClosedError):
+        list(load)
+    closer.join()
+
+
 @pytest.mark.parametrize("die_after", [[0], [1], [5], [1, 2, 3], [14]])
 @FULL_AND_WINDOW
 def test_a_daemon_that_dies_is_followed_by_the_next(

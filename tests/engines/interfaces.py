@@ -101,7 +101,7 @@ _MODULES: dict[str, dict[str, Any]] = {
 
 def install() -> None:
     for engine in ("vllm", "sglang"):
-        if engine in sys.modules or find_spec(engine) is not None:
+        if engine in sys.modules or (engine == "vllm" and find_spec(engine) is not None):
             continue
         for name, members in _MODULES.items():
             if name.split(".")[0] == engine:
