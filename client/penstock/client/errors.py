@@ -191,7 +191,7 @@ def from_rpc(
     return answer
 
 
-def unreachable(where: str, cause: OSError) -> DaemonUnavailableError:
+def unreachable(where: str, cause: object) -> DaemonUnavailableError:
     """Says where a daemon was looked for, why there is none, and what to do."""
     if isinstance(cause, FileNotFoundError) and not os.path.isdir(where):
         why = (
@@ -205,7 +205,7 @@ def unreachable(where: str, cause: OSError) -> DaemonUnavailableError:
     elif isinstance(cause, PermissionError):
         why = "this user may not enter the directory or use the socket in it"
     else:
-        why = str(cause.strerror or cause)
+        why = str(cause.strerror if isinstance(cause, OSError) and cause.strerror else cause)
     return DaemonUnavailableError(
         f"no penstock daemon answers in {where}: {why}. Start one with `penstockd --socket-dir {where}`, "
         "point PENSTOCK_SOCKET_DIR at a running one, or use StreamerClient.embedded()"
