@@ -7,6 +7,7 @@ service are so small that they are bytes here.
 from __future__ import annotations
 
 import os
+import socket
 import urllib.parse
 from pathlib import Path
 
@@ -25,13 +26,21 @@ _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
 def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
     """Raises DaemonUnavailableError unless the daemon takes loads, or with `live` unless it does not hang."""
     path = os.fspath(socket_dir / "penstock.sock")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout_seconds)
+            connection.connect(path)
+    except OSError as error:
+        raise errors.unreachable(str(socket_dir), error) from error
     with grpc.insecure_channel("unix:" + urllib.parse.quote(path), options=_OPTIONS) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
         try:
             answer = call(_LIVE if live else _READY, timeout=timeout_seconds)
         except grpc.RpcError as error:
             cause = error.details() if isinstance(error, grpc.Call) else error
-            raise errors.unreachable(str(socket_dir), cause) from error
+            raise errors.DaemonUnavailableError(
+                f"the daemon in {socket_dir} does not answer: {cause}"
+            ) from error
     if answer != _SERVING:
         raise errors.DaemonUnavailableError(
             f"the daemon in {socket_dir} {'hangs' if live else 'takes no loads now'}: `penstock status` and "
