@@ -127,6 +127,13 @@ def test_it_is_read_only(method: str, daemon: DaemonProcess) -> None:
     assert (status, headers["allow"]) == (405, "GET, HEAD")
 
 
+def test_nobody_is_connected_through_it_or_switched_to_another_protocol(daemon: DaemonProcess) -> None:
+    upgrade = request("/healthz", "GET", "Upgrade: websocket", "Connection: upgrade")
+    answer = exchange(daemon, upgrade + request("/healthz"))
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert head(exchange(daemon, request("localhost:22", "CONNECT")))[0] == 405
+
+
 @pytest.mark.parametrize("header", ["Content-Length: 5", "Transfer-Encoding: chunked"])
 def test_a_body_is_refused_and_not_waited_for(header: str, daemon: DaemonProcess) -> None:
     with connected(daemon) as connection:

@@ -116,7 +116,7 @@ class Load:
         _log.info(
             "load %s of %s begins: %d tensors, %d bytes, of which %d are staged",
             self.load_id,
-            ", ".join(request.sources),
+            ", ".join(request.sources[:3]),
             self.tensor_count,
             self.total_bytes,
             self._manifest.warm_bytes,

@@ -120,7 +120,7 @@ METRICS = (
         {"part": PARTS},
     ),
     Metric("resident_bytes", "gauge", "Private memory of the daemon, beside the staging buffer."),
-    Metric("build_info", "info", "1; the labels say what runs.", {"version": (), "python": ()}),
+    Metric("build_info", "info", "Is 1; the labels say what runs.", {"version": (), "python": ()}),
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _Values = Mapping[tuple[str, ...], float]
