@@ -133,6 +133,15 @@ def test_every_alert_is_tested_to_fire_and_to_stay_silent() -> None:
         assert {case["alertname"] for case in cases if bool(case["exp_alerts"]) is firing} == set(alerts())
 
 
+def test_every_alert_says_what_is_wrong_how_bad_it_is_and_what_to_read() -> None:
+    """That docs/troubleshooting.md has the section is tested with the other documents."""
+    for name, rule in alerts().items():
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+        assert rule["annotations"]["runbook"] == f"docs/troubleshooting.md#{name.lower()}"
+
+
 def test_every_panel_asks_the_chosen_data_source_and_says_what_it_shows() -> None:
     document = dashboard()
     ids = [panel["id"] for panel in document["panels"]]
