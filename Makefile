@@ -13,9 +13,7 @@ PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto docs format lint test image stress demo bench clean
-.PHONY: help venv proto check-proto format lint test image stress demo bench screenshot clean
-.PHONY: help venv proto check-proto format lint test image stress demo bench docs packages clean
+.PHONY: help venv proto check-proto docs format lint test image stress demo bench screenshot packages clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -81,6 +79,7 @@ bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmar
 
 screenshot: venv  ## Draw docs/status-page.png again (as root, with Chromium; a minute)
 	@$(BIN)/python -m benchmarks.status_page
+
 docs: $(VENV)/.stamp-docs  ## Generate the reference of penstock.client from its docstrings into build/docs
 	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
 

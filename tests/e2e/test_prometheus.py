@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import http.client
-import json
-import socket
 import subprocess
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,54 +14,10 @@ import pytest
 from penstock.client import errors
 
 from .conftest import StartDaemon
-from .support import DEADLINE_SECONDS, random_tensors, same, wait_until, write_checkpoint
+from .prometheus import Prometheus, running_prometheus
+from .support import random_tensors, same, write_checkpoint
 
 MIB = 1 << 20
-CONFIGURATION = """
-global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
-scrape_configs:
-  - job_name: penstock
-    static_configs: [{{targets: ["{target}"]}}]
-"""
-
-
-class Prometheus:
-    """A server with a database of its own that scrapes one target."""
-
-    def __init__(self, program: str, directory: Path, target: str) -> None:
-        configuration = directory / "prometheus.yml"
-        configuration.write_text(CONFIGURATION.format(target=target))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
-        with (directory / "prometheus.log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    program,
-                    f"--config.file={configuration}",
-                    f"--storage.tsdb.path={directory / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{self._port}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-
-    def value(self, query: str) -> float | None:
-        """Of a query with one result; None without any, or while the server starts."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=DEADLINE_SECONDS)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
-            except ConnectionRefusedError:
-                return None
-            response = connection.getresponse()
-            answer = json.loads(response.read()) if response.status == 200 else {}
-        results = answer.get("data", {}).get("result", [])
-        assert len(results) <= 1, results
-        return float(results[0]["value"][1]) if results else None
-
-    def comes_to_say(self, query: str, value: float) -> None:
-        wait_until(lambda: self.value(query) == value, f"{query} to be {value}")
 
 
 @pytest.fixture
@@ -73,16 +25,8 @@ def start_prometheus(
     require_tool: Callable[[str], str], tmp_path: Path
 ) -> Iterator[Callable[[str], Prometheus]]:
     program = require_tool("prometheus")
-    started: list[Prometheus] = []
-
-    def start(target: str) -> Prometheus:
-        started.append(Prometheus(program, tmp_path, target))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.process.kill()
-        one.process.wait()
+    with contextlib.ExitStack() as started:
+        yield lambda target: started.enter_context(running_prometheus(program, tmp_path, target))
 
 
 def test_queries_give_the_numbers_that_the_loads_really_had(
