@@ -20,6 +20,8 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
+    # Whatever a browser likes to ask its makers stays on this machine.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
@@ -60,8 +62,9 @@ class Browser:
         return None if found is None else json.loads(found)
 
     def text(self, selector: str) -> str:
-        """As it is rendered, of the first that matches."""
-        found: str = self.run(f"return document.querySelector({json.dumps(selector)}).innerText")
+        """What is to be read in the first that matches; empty where it is hidden."""
+        node = f"document.querySelector({json.dumps(selector)})"
+        found: str = self.run(f"return {node}.checkVisibility() ? {node}.innerText : ''")
         return found.replace("\N{NO-BREAK SPACE}", " ")
 
     def complaints(self) -> list[str]:
