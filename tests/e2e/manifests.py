@@ -19,8 +19,8 @@ Object = dict[str, Any]
 
 
 @functools.cache
-def render(directory: str) -> tuple[Object, ...]:
-    """The objects of a directory below deploy/, such as `overlays/sidecar`."""
+def render(directory: str | Path) -> tuple[Object, ...]:
+    """The objects of a directory, if relative then below deploy/, such as `overlays/sidecar`."""
     kubectl = shutil.which("kubectl")
     assert kubectl is not None
     rendered = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -73,8 +74,10 @@ def test_both_images_say_the_version_of_the_package() -> None:
         assert f'org.opencontainers.image.version="{version}"' in labels
 
 
-def test_users_and_paths_are_those_of_the_manifests() -> None:
+def test_commands_users_and_paths_are_those_of_the_manifests() -> None:
     _, stages = parse(DOCKERFILE)
+    entrypoint = json.loads(dict(stages["daemon"].instructions)["ENTRYPOINT"])
+    assert entrypoint == containers("overlays/sidecar")["penstock"].command
     users = {name: dict(stages[name].instructions)["USER"] for name in ("daemon", "client")}
     node = containers("overlays/daemonset")["penstock"].security
     inference = containers("overlays/daemonset-client")["inference"]
@@ -193,7 +196,7 @@ def test_the_image_s_daemon_serves_as_its_user_from_a_read_only_root(
         enter += [f"--setuid={user}", f"--setgid={group}", "env", "-i"]
         enter += [f"{name}={value}" for name, value in image.environment.items()]
         healthy = subprocess.run([*enter, *image.healthcheck], capture_output=True, text=True, check=False)
-        assert healthy.returncode == 0, healthy.stderr
+        assert healthy.returncode == 0, f"{healthy.stderr}{daemon.poll()}: {log_path.read_text()}"
         client = StreamerClient(f"/proc/{pid}/root/run/penstock")
         same(client.load_state_dict("/models/m.safetensors").items(), tensors)
         os.kill(pid, signal.SIGTERM)

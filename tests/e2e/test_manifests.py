@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from penstock.server.config import load_config
 from penstock.server.header import CHILD_ADDRESS_BYTES
@@ -131,3 +134,19 @@ def test_images_have_the_version_of_the_package() -> None:
     for overlay in OVERLAYS:
         for container in containers(f"overlays/{overlay}").values():
             assert container.spec["image"] in (f"penstock:{version}", f"penstock-client:{version}")
+
+
+@pytest.mark.parametrize("overlay", DAEMONS)
+def test_the_monitoring_component_scrapes_the_daemons_of_every_overlay(overlay: str, tmp_path: Path) -> None:
+    paths = {name: os.path.relpath(DEPLOY / name, tmp_path) for name in (f"overlays/{overlay}", "monitoring")}
+    both = {"resources": [paths[f"overlays/{overlay}"]], "components": [paths["monitoring"]]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(both))
+    objects = render(tmp_path)
+    (monitor,) = (one["spec"] for one in objects if one["kind"] == "PodMonitor")
+    selected = monitor["selector"]["matchLabels"].items()
+    pods = [one["spec"]["template"] for one in objects if one["kind"] in ("Deployment", "DaemonSet")]
+    assert pods
+    assert all(selected <= pod["metadata"]["labels"].items() for pod in pods)
+    daemon = containers(f"overlays/{overlay}")["penstock"]
+    for endpoint in monitor["podMetricsEndpoints"]:
+        assert daemon.port(endpoint["port"]) == 9464
