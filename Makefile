@@ -84,7 +84,7 @@ docs: $(VENV)/.stamp-docs  ## Generate the reference of penstock.client from its
 	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
 
 packages: venv  ## Build the wheel, and install each extra on every Python that is here (minutes, needs an index)
-	@.ci/packages
+	@PIP_ARGS='$(PIP_ARGS)' .ci/packages
 
 clean:  ## Remove .venv, caches and benchmark data
 	rm -rf $(VENV) .cache build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data

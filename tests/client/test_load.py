@@ -127,6 +127,7 @@ def test_what_the_load_knows(start_daemon: StartDaemon) -> None:
         assert load.stats.tensors == 0
         assert load.stats.first_tensor_seconds is None
         assert "open: 0 of 40" in repr(load)
+        assert "all at once" in repr(load)
         for _ in load:
             pass
         stats = load.stats

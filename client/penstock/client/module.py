@@ -118,8 +118,8 @@ class ModuleLoader:
         """Loads what was collected and ties what was tied. Raises RuntimeError with all that did not fit."""
         for prefix, special in self._special.items():
             self._load_special(prefix, special)
-        if strict and not self._problems:
-            self._problems += _name_problems(self._missing, self._unexpected)
+        if strict:  # only those of special modules can be left
+            self._problems = _name_problems(self._missing, self._unexpected) + self._problems
         self._tie()
         keys = _IncompatibleKeys(self._missing, self._unexpected)
         for module in self._plain_modules(self._module):
