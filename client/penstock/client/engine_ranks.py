@@ -7,13 +7,12 @@ other load has it.
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from .ranks import daemon_identity
 
 
 def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> tuple[str, int] | None:
@@ -22,7 +21,7 @@ def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> 
     A collective of each of `groups`, one after the other: the engine's coordinators, with `world_size` and
     `cpu_group`. `request` says what is loaded, by its repr.
     """
-    mine = (uuid.uuid4().hex, _daemon(socket_dir), repr(request))
+    mine = (uuid.uuid4().hex, daemon_identity(socket_dir), repr(request))
     everybody = [mine]
     for group in groups:
         everybody = _gather(everybody, group)
@@ -38,12 +37,3 @@ def _gather(mine: list[tuple[Any, ...]], group: Any) -> list[tuple[Any, ...]]:
     gathered: list[list[tuple[Any, ...]]] = [[]] * group.world_size
     torch.distributed.all_gather_object(gathered, mine, group=group.cpu_group)
     return [one for several in gathered for one in several]
-
-
-def _daemon(socket_dir: Path) -> Hashable:
-    """The socket itself: containers of one node may see it under different paths."""
-    try:
-        status = os.stat(socket_dir / "handoff.sock")
-        return _BOOT_ID.read_text(), status.st_dev, status.st_ino
-    except OSError:  # the load will say what is wrong, to each rank for itself
-        return None, os.getpid()

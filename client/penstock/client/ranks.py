@@ -24,7 +24,7 @@ def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
-    mine = (uuid.uuid4().hex, _daemon_identity(socket_dir), request)
+    mine = (uuid.uuid4().hex, daemon_identity(socket_dir), request)
     everybody: list[tuple[str, Hashable, Hashable]] = [mine] * dist.get_world_size()
     # Not the job's own group, whose backend would take device memory for a few bytes.
     group = dist.new_group(backend="gloo")
@@ -36,7 +36,7 @@ def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:
     return (alike[0], len(alike)) if len(alike) > 1 else None
 
 
-def _daemon_identity(socket_dir: Path) -> Hashable:
+def daemon_identity(socket_dir: Path) -> Hashable:
     """The socket itself: containers of one node may see it under different paths."""
     try:
         status = os.stat(socket_dir / "handoff.sock")
