@@ -140,16 +140,23 @@ def test_the_source_is_read_when_it_is_said_to_be(transfers: Callable[..., Trans
 
 
 def test_the_source_is_let_go_of_when_it_is_read(transfers: Callable[..., Transfer]) -> None:
-    transfer = transfers(FakeDevice())
-    departed = threading.Event()
-    tensors = host_tensors(4)
+    departed, looked = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        assert looked.wait(10)
+
+    device = FakeDevice(on_copy=wait)
+    transfer = transfers(device)
+    tensors = host_tensors(1, 10_000)
     alive = weakref.ref(tensors[0][1])
     transfer.submit(tensors, departed.set)
     assert departed.wait(10)
     del tensors
     gc.collect()
-    assert alive() is None
-    assert len(list(transfer.deliver())) == 4
+    found = alive()
+    looked.set()
+    assert found is None
+    assert len(list(transfer.deliver())) == 1
 
 
 def test_every_start_is_aligned_and_small_tensors_share_copies(transfers: Callable[..., Transfer]) -> None:
