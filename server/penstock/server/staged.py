@@ -14,7 +14,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import plan
@@ -24,7 +24,6 @@ from .pieces import Piece, cut
 from .plan import Selection
 from .reader import Dropped, Job, ReaderPool
 from .slab import Slab
-from .sources import source_kind
 from .stage import SegmentState, Stage
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,8 @@ class StagedCheckpoint:
         selection: Selection,
         *,
         uid: int | None,
-        readers: ReaderPool,
-        block_bytes: int,
+        readers: Mapping[str, ReaderPool],
+        block_bytes: Mapping[str, int],
         patience_seconds: float,
         group: str,
         expected_members: int,
@@ -82,7 +81,7 @@ class StagedCheckpoint:
         self.last_used = asyncio.get_running_loop().time()
         self.read_bytes = 0
         self._loop = asyncio.get_running_loop()
-        self._lane = readers.lane()
+        self._lanes = {kind: pool.lane() for kind, pool in readers.items()}
         self._block_bytes = block_bytes
         self._patience_seconds = patience_seconds
         self._on_idle = on_idle
@@ -310,14 +309,15 @@ class StagedCheckpoint:
                 self._reading[index] = None
                 self._loop.call_soon(self._read_ended, index, None)
                 continue
+            file = self.checkpoint.files[segment.file]
             job = Job(
-                plan.blocks(segment, self._block_bytes),
+                plan.blocks(segment, self._block_bytes[file.kind]),
                 read=functools.partial(self._read_block, index),
-                check=self.checkpoint.files[segment.file].check_unchanged,
+                check=file.check_unchanged,
                 done=functools.partial(self._call_back, index),
             )
             self._reading[index] = job
-            self._lane.submit(job)
+            self._lanes[file.kind].submit(job)
 
     def _read_block(self, index: int, start: int, end: int) -> None:
         """On a reader thread. Reads whole pages where the source wants them: the segment owns them."""
@@ -329,7 +329,7 @@ class StagedCheckpoint:
         offset = self.stage.ring_offset(index) + begin - segment.start
         began = time.monotonic()
         file.read_into(begin, self._views(offset, finish - begin))
-        self._on_block(source_kind(file.uri), time.monotonic() - began)
+        self._on_block(file.kind, time.monotonic() - began)
 
     def _views(self, offset: int, size_bytes: int) -> Sequence[memoryview]:
         """The ring's bytes from `offset` on, across slab borders and the end of the ring."""
@@ -354,7 +354,7 @@ class StagedCheckpoint:
             self.stage.read(index)
             segment = self.stage.segments[index]
             self.read_bytes += segment.size_bytes
-            self._on_read(source_kind(self.checkpoint.files[segment.file].uri), segment.size_bytes)
+            self._on_read(self.checkpoint.files[segment.file].kind, segment.size_bytes)
             self._pump()
             if self.complete:
                 self.checkpoint.close()
@@ -372,7 +372,7 @@ class StagedCheckpoint:
         """Blocks that are being read are read to their end; `_read_ended` parks their segments then."""
         if self.stage is None:
             return
-        idle = self._lane.drop()
+        idle = [job for lane in self._lanes.values() for job in lane.drop()]
         for index, job in list(self._reading.items()):
             if job in idle:
                 del self._reading[index]
