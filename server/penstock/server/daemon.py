@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import random
@@ -76,8 +77,12 @@ class Daemon:
         self._resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self._remote_resolvers = ThreadPoolExecutor(RESOLVERS, "s3-resolver")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
-        self.staging = Staging(config, readers=self.readers.pools, workers=self._slab_workers, totals=self.totals)
-        self.s3 = S3Source(S3Settings.of(config), self._s3_header_readers)
+        self.staging = Staging(
+            config, readers=self.readers.pools, workers=self._slab_workers, totals=self.totals
+        )
+        self.s3 = S3Source(
+            S3Settings.of(config), self._s3_header_readers, functools.partial(self.totals.retried, "s3")
+        )
         self._catalog = Catalog(FileSource(self._header_readers), self.s3)
         self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers, self._remote_resolvers)
         self._handoff = HandoffServer(
@@ -93,7 +98,9 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self.history = History()
         self.health = Health(
-            self.readers.pools["file"], stall_seconds=config.stall_timeout_seconds, on_change=self._health_changed
+            self.readers.pools["file"],
+            stall_seconds=config.stall_timeout_seconds,
+            on_change=self._health_changed,
         )
         self.status = Status(
             config=config,
