@@ -1,0 +1,251 @@
+"""Keep-alive HTTP/1.1 connections, through a proxy where the environment names one, and one exchange on one
+of them. Bytes go from the socket to the caller's memory; nothing else is buffered but a few kilobytes.
+
+Connections do not belong to threads: a thread takes one that is idle, or makes one, and puts it back when
+the answer has been read to its end.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from ...errors import SourceUnavailableError
+from ...progress import moved
+from .faults import Transient
+
+MAX_ERROR_BODY_BYTES = 64 << 10
+"""Of an error answer, read to learn its code."""
+
+
+class Connections:
+    """Idle connections by origin. Made once; every thread may use it."""
+
+    def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext) -> None:
+        """At most `idle` connections are kept while nothing is asked."""
+        self._timeout_seconds = timeout_seconds
+        self._max_idle = idle
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._closed = False
+
+    @contextlib.contextmanager
+    def exchange(self, what: str, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
+        """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
+        within, and SourceUnavailableError, which names `what`."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        connection = self._take(origin) or self._connect(parts)
+        reusable = False
+        try:
+            with _network_errors(what, _where(parts, connection)):
+                exchange = _send(connection, method, parts, headers)
+                yield exchange
+            reusable = exchange.complete
+        except Transient:
+            self._forget(origin)
+            raise
+        finally:
+            self._put(origin, connection, reusable=reusable)
+
+    def close(self) -> None:
+        """Ends every exchange that is under way, with an error."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for connection in self._busy:
+                if connection.sock is not None:
+                    with contextlib.suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+        for _, connection in idle:
+            connection.close()
+
+    def _take(self, origin: str) -> http.client.HTTPConnection | None:
+        while True:
+            with self._lock:
+                place = next((at for at, idle in enumerate(self._idle) if idle[0] == origin), None)
+                if place is None:
+                    return None
+                connection = self._idle.pop(place)[1]
+                self._busy.add(connection)
+            if not _readable(connection):
+                return connection
+            self._put(origin, connection, reusable=False)
+
+    def _forget(self, origin: str) -> None:
+        """What is idle there may be as broken as what just failed: it is tried again on new ones."""
+        with self._lock:
+            forgotten = [connection for at, connection in self._idle if at == origin]
+            self._idle = [idle for idle in self._idle if idle[0] != origin]
+        for connection in forgotten:
+            connection.close()
+
+    def _put(self, origin: str, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if reusable and not self._closed and len(self._idle) < self._max_idle:
+                self._idle.insert(0, (origin, connection))
+                return
+        connection.close()
+
+    def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
+        if self._closed:
+            raise SourceUnavailableError("penstockd stops")
+        connection = self._new(parts, _proxy(parts))
+        with self._lock:
+            self._busy.add(connection)
+        return connection
+
+    def _new(self, parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
+        host, port = parts.hostname or "", parts.port
+        if proxy is None:
+            if parts.scheme == "https":
+                return self._https(host, port)
+            return http.client.HTTPConnection(host, port, timeout=self._timeout_seconds)
+        if parts.scheme == "https":
+            connection = self._https(proxy.hostname or "", proxy.port or 80)
+            connection.set_tunnel(host, port, _proxy_headers(proxy))
+            return connection
+        return _Forwarded(proxy, timeout=self._timeout_seconds)
+
+    def _https(self, host: str, port: int | None) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(host, port, timeout=self._timeout_seconds, context=self._tls)
+
+
+class Exchange:
+    """An answer: status, headers, and a body that is read into the caller's memory."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self.connection = connection
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.length = response.length
+        """What the body has; None where the server does not say."""
+        self._response = response
+        self._left = response.length
+
+    @property
+    def complete(self) -> bool:
+        """Read to its end, and the connection stays good for more."""
+        return self._response.isclosed() and self.connection.sock is not None
+
+    def read_into(self, view: memoryview) -> int:
+        """Some of the body, as it comes; 0 at its end."""
+        if self._left is None or self._response.chunked:
+            count = self._response.readinto(view)
+        else:
+            view = view[: self._left]
+            # Not the response's own readinto: what came before an error would be lost with it.
+            count = self._response.fp.readinto1(view) if view else 0
+            self._left -= count
+            if not self._left:
+                self._response.close()
+        if count:
+            moved()
+        return count
+
+    def finish(self) -> None:
+        """The body should end here. If it does not, the connection is good for nothing else."""
+        if not self._response.isclosed():
+            self._response.read(1)
+
+    def text(self) -> bytes:
+        """The body of an error answer, or the beginning of a long one."""
+        return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+class _Forwarded(http.client.HTTPConnection):
+    """A plain connection to a proxy, which is asked for whole URLs."""
+
+    def __init__(self, proxy: SplitResult, *, timeout: float) -> None:
+        super().__init__(proxy.hostname or "", proxy.port or 80, timeout=timeout)
+        self.proxy_headers = _proxy_headers(proxy)
+
+
+def _send(
+    connection: http.client.HTTPConnection, method: str, parts: SplitResult, headers: Mapping[str, str]
+) -> Exchange:
+    target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    sent = dict(headers)
+    if isinstance(connection, _Forwarded):
+        target = f"{parts.scheme}://{parts.netloc}{target}"
+        sent.update(connection.proxy_headers)
+    try:
+        connection.request(method, target, headers=sent)
+    except OSError:  # of which some, as of certificates, are a ValueError too
+        raise
+    except ValueError as error:  # an ETag that cannot be said in a header
+        raise Transient("bad_response", "what the store said of the object is no valid header") from error
+    moved()
+    exchange = Exchange(connection, connection.getresponse())
+    moved()
+    return exchange
+
+
+def _readable(connection: http.client.HTTPConnection) -> bool:
+    """An idle connection on which something is to be read was closed by the server, or is out of step."""
+    if connection.sock is None:
+        return True
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    from botocore.utils import get_environ_proxies
+
+    proxies: dict[str, str] = get_environ_proxies(f"{parts.scheme}://{parts.netloc}")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    split = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if split.scheme != "http" or not split.hostname:
+        raise SourceUnavailableError(
+            f"S3: {parts.scheme.upper()}_PROXY names a proxy of the kind {split.scheme[:20]}://; penstockd "
+            "can use http:// ones, for https too"
+        )
+    return split
+
+
+def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+
+
+def _where(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if (connection.host, connection.port) == (parts.hostname, port):
+        return parts.netloc
+    return f"{parts.netloc} through the proxy {connection.host}:{connection.port}"
+
+
+@contextlib.contextmanager
+def _network_errors(what: str, where: str) -> Iterator[None]:
+    """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise SourceUnavailableError(
+            f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
+            "private, name its bundle in AWS_CA_BUNDLE"
+        ) from error
+    except TimeoutError as error:
+        raise Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows") from error
+    except socket.gaierror as error:
+        raise Transient("connection", f"a host name does not resolve, {where}: {error.strerror}") from error
+    except OSError as error:
+        text = error.strerror or type(error).__name__
+        raise Transient("connection", f"the connection to {where} failed: {text}") from error
+    except http.client.HTTPException as error:
+        raise Transient("bad_response", f"{where} answered no valid HTTP ({type(error).__name__})") from error
