@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,28 @@ def test_the_table_names_what_is_there_and_steers_no_terminal(
         assert words in out
     assert "?[2J?forged" in out
     daemon.wait_idle()
+
+
+def test_watching_goes_on_when_the_daemon_comes_back(start_daemon: StartDaemon) -> None:
+    first = start_daemon("--memory-limit", "16MiB")
+    command = "import sys; from penstock.client.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ("status", "--watch", "--json", "--socket-dir", str(first.socket_dir))
+    with subprocess.Popen(
+        [sys.executable, "-c", command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        assert json.loads(watching.stdout.readline())["pid"] == first.process.pid
+        first.kill()
+        assert watching.stderr.readline().startswith("penstock: ")
+        second = start_daemon("--memory-limit", "16MiB")
+        while json.loads(watching.stdout.readline())["pid"] != second.process.pid:
+            pass
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 130
 
 
 def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: StartDaemon) -> None:

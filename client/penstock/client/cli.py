@@ -153,15 +153,24 @@ def _client_or_embedded(options: argparse.Namespace) -> StreamerClient:
 
 def _status(options: argparse.Namespace) -> None:
     with StreamerClient(options.socket_dir) as client:
-        while True:
-            status = client.status()
-            if options.watch and not options.json and sys.stdout.isatty():
+        text = _status_text(client, options)
+        while options.watch:
+            if text and not options.json and sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
-            print(json.dumps(status, indent=None if options.watch else 2) if options.json else show(status))
-            if not options.watch:
-                return
-            sys.stdout.flush()
+            print(text, end="", flush=True)
             time.sleep(1)
+            try:
+                text = _status_text(client, options)
+            except errors.DaemonUnavailableError as error:  # it may be on its way back
+                print(f"penstock: {error}", file=sys.stderr)
+                text = ""
+        print(text, end="")
+
+
+def _status_text(client: StreamerClient, options: argparse.Namespace) -> str:
+    status = client.status()
+    text = json.dumps(status, indent=None if options.watch else 2) if options.json else show(status)
+    return text + "\n"
 
 
 def _health(options: argparse.Namespace) -> None:

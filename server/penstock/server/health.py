@@ -70,7 +70,7 @@ class Health:
         """Why the daemon is not live, in words; empty when it is."""
         if self.loop_stalled:
             return f"the event loop has not turned for {self._stall_seconds:g} s"
-        if any(self._stalled_in(readers) >= len(readers.threads) for readers in self._readers):
+        if any(0 < len(readers.threads) <= self._stalled_in(readers) for readers in self._readers):
             return f"every reader has been in one read for {self._stall_seconds:g} s: storage does not answer"
         return ""
 

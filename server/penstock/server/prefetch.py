@@ -41,6 +41,10 @@ class Prefetch(Admission):
         self._pin = pin
         self._tenant = None if access.privileged else caller.uid
 
+    @property
+    def waits_for(self) -> str:
+        return "storage" if self.state == "streaming" else super().waits_for
+
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the caller goes."""
         try:
