@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from tests.e2e.conftest import socket_dir, start_daemon
-
+from ..e2e.conftest import socket_dir, start_daemon
 from .interfaces import install
 
 __all__ = ["socket_dir", "start_daemon"]

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.e2e.conftest import StartDaemon
-from tests.e2e.support import random_tensors, same, write_checkpoint
 
 from penstock.client import sglang, vllm
 from penstock.client.engine_ranks import agree_on_group
 
+from ..e2e.conftest import StartDaemon
+from ..e2e.support import random_tensors, same, write_checkpoint
 from . import interfaces
 
 MIB = 1 << 20
