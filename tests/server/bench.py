@@ -18,6 +18,7 @@ from penstock.server.metrics import Totals
 from penstock.server.reader import ReaderPool
 from penstock.server.sharing import Group
 from penstock.server.sources import SourceFile
+from penstock.server.sources.file import FileSource
 from penstock.server.staged import Holder, StagedCheckpoint
 from penstock.server.staging import Staging
 
@@ -27,6 +28,7 @@ from .support import (
     WatchedExecutor,
     close_leftovers,
     make_config,
+    no_objects,
     open_fds,
     open_slabs,
     turns,
@@ -42,7 +44,7 @@ class GatedFile:
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
-        self.alignment = file.alignment
+        self.kind, self.alignment = file.kind, file.alignment
         self.gate = threading.Event()
         self.reads = 0
         self.read_bytes = 0
@@ -134,8 +136,8 @@ class Bench:
         self.readers = ReaderPool(self.config.concurrency)
         self.totals = Totals()
         self.gates: list[GatedFile] = []
-        self.catalog = Catalog(self.headers)
-        self.staging = Staging(self.config, readers=self.readers, workers=self.workers, totals=self.totals)
+        self.catalog = Catalog(FileSource(self.headers), no_objects(self.headers))
+        self.staging = Staging(self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals)
 
     def enter(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.catalog import CACHED_HEADER_BYTES, Catalog, local_path
+from penstock.server.catalog import CACHED_HEADER_BYTES, Catalog
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointInvalidError,
@@ -20,14 +20,15 @@ from penstock.server.errors import (
     PenstockError,
 )
 from penstock.server.sources import Access
+from penstock.server.sources.file import FileSource, local_path
 
-from .support import ROOT, open_fds, write_checkpoint
+from .support import ROOT, no_objects, open_fds, write_checkpoint
 
 
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        yield Catalog(workers)
+        yield Catalog(FileSource(workers), no_objects(workers))
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +168,9 @@ def test_a_name_that_is_no_text_is_refused(catalog: Catalog, tmp_path: Path) -> 
         "file://host/model.safetensors",
         "file:///model?query",
         "file:///model#fragment",
-        "s3://bucket/model",
+        "s3://",
+        "s3:///key",
+        "s3://-/key",
         "gs://bucket/model",
         "HTTP://host/x",
         "://",

@@ -68,12 +68,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every load of the daemon works with. `resolvers` runs what takes long."""
+    """What every load of the daemon works with. `resolvers` runs what takes long, `remote_resolvers` what
+    waits for a network and may hang."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
     resolvers: Executor
+    remote_resolvers: Executor
 
 
 Emit = Callable[[Any], Awaitable[None]]
@@ -144,8 +146,12 @@ class Admission:
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
         loop = asyncio.get_running_loop()
+        remote = catalog.is_remote(request.sources)
         resolving = loop.run_in_executor(
-            self._parts.resolvers, catalog.resolve, request.sources, self._access
+            self._parts.remote_resolvers if remote else self._parts.resolvers,
+            catalog.resolve,
+            request.sources,
+            self._access,
         )
         try:
             checkpoint = await asyncio.shield(resolving)

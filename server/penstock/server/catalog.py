@@ -1,27 +1,25 @@
 """From what a client names to open files with parsed headers.
 
 A source is a safetensors file, an index file, or a directory: of that the files which its index names, or
-all its `*.safetensors`. Everything here blocks and runs on worker threads.
+all its `*.safetensors`. What these are in each kind of storage, `sources/` knows. Everything here blocks
+and runs on worker threads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import unquote, urlsplit
 
 from .checkpoint import InvalidHeaderError
 from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
 from .header import read_header
 from .index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
-from .sources import Access, SourceFile
-from .sources.file import list_directory, open_file
+from .sources import Access, Patient, Source, SourceFile, join, parent
 from .table import Header, TensorTable
 from .units import show_size
 
@@ -62,73 +60,113 @@ class Checkpoint:
             file.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of the checkpoint, not yet open, and the index that names it."""
+
+    source: Source
+    location: str
+    index: str | None
+
+
 class Catalog:
     """Resolves sources. Keeps the headers of unchanged files, so that a warm load reads none."""
 
-    def __init__(self, workers: Executor) -> None:
-        """`workers` runs the reading of headers; `resolve` itself must not run on it."""
-        self._workers = workers
+    def __init__(self, files: Source, objects: Source) -> None:
+        """`files` are what paths and `file://` URIs name, `objects` what `s3://` URIs do. `resolve` must not
+        run on the workers of either."""
+        self._files = files
+        self._objects = objects
         self._lock = threading.Lock()
         self._headers: OrderedDict[str, Header] = OrderedDict()
         self._cached_bytes = 0
 
+    def location(self, source: str) -> str:
+        """The one way to write what `source` names. Raises InvalidRequestError."""
+        return self._source(source).location(source)
+
+    def is_remote(self, sources: Sequence[str]) -> bool:
+        """Resolving them waits for a network."""
+        return any(self._source(source) is self._objects for source in sources)
+
     def resolve(self, sources: Sequence[str], access: Access) -> Checkpoint:
         """Opens every file that the sources name, and reads what it holds.
 
-        Raises CheckpointNotFoundError, CheckpointInvalidError, AccessDeniedError, InvalidRequestError or
-        SourceUnavailableError; nothing stays open then.
+        Raises CheckpointNotFoundError, CheckpointInvalidError, CheckpointChangedError, AccessDeniedError,
+        InvalidRequestError or SourceUnavailableError; nothing stays open then.
         """
         if not sources:
             raise InvalidRequestError("sources: name at least one file, directory or URI")
         if len(sources) > MAX_SOURCES:
             raise InvalidRequestError(f"sources: {len(sources)} are more than {MAX_SOURCES}")
-        files: list[SourceFile] = []
+        members: list[_Member] = []
+        indexes: list[tuple[str, dict[str, tuple[str, ...]], int]] = []
+        for named in sources:
+            source = self._source(named)
+            index_location, locations = _expand(source, source.location(named), access)
+            if index_location is not None:
+                index = _read_index(source, index_location, access)
+                indexes.append((index_location, index, len(members)))
+                locations = [join(parent(index_location), name) for name in index]
+            members += [_Member(source, location, index_location) for location in locations]
+            if len(members) > MAX_FILES:
+                raise CheckpointInvalidError(
+                    f"{named[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
+                )
+        files, headers = self._open_all(members, access)
+        checkpoint = Checkpoint(tuple(sources), files, headers)
         try:
-            indexes: list[tuple[str, dict[str, tuple[str, ...]], int]] = []
-            for source in sources:
-                index_path, members = _expand(local_path(source), access)
-                if index_path is not None:
-                    index = _read_index(index_path, access)
-                    indexes.append((index_path, index, len(files)))
-                    members = [os.path.join(os.path.dirname(index_path), name) for name in index]
-                if len(files) + len(members) > MAX_FILES:
-                    raise CheckpointInvalidError(
-                        f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
-                    )
-                for member in members:
-                    files.append(_open_member(member, index_path, access))
-            headers = self._read_headers(files)
-            for index_path, index, first in indexes:
-                _check_index(index_path, index, headers[first : first + len(index)])
-            return Checkpoint(tuple(sources), tuple(files), headers)
+            for index_location, index, first in indexes:
+                _check_index(index_location, index, headers[first : first + len(index)])
         except BaseException:
-            for file in files:
+            checkpoint.close()
+            raise
+        return checkpoint
+
+    def _source(self, source: str) -> Source:
+        return self._objects if source.startswith("s3://") else self._files
+
+    def _open_all(
+        self, members: Sequence[_Member], access: Access
+    ) -> tuple[tuple[SourceFile, ...], tuple[Header, ...]]:
+        """Many at a time: hundreds of shards must not add up their latencies, nor all their memory."""
+        opened: list[tuple[SourceFile, Header]] = []
+        try:
+            for first in range(0, len(members), HEADERS_AT_ONCE):
+                opened += self._open_some(members[first : first + HEADERS_AT_ONCE], access)
+                total_bytes = sum(header.size_bytes for _, header in opened)
+                if total_bytes > HEADER_BYTES:
+                    raise CheckpointInvalidError(
+                        f"the headers of the first {len(opened)} of {len(members)} files take "
+                        f"{show_size(total_bytes)}, more than the {show_size(HEADER_BYTES)} that one load "
+                        "may have; load fewer files at a time"
+                    )
+        except BaseException:
+            for file, _ in opened:
                 file.close()
             raise
+        return tuple(file for file, _ in opened), tuple(header for _, header in opened)
 
-    def _read_headers(self, files: Sequence[SourceFile]) -> tuple[Header, ...]:
-        """Many at a time: hundreds of shards must not add up their latencies, nor all their memory."""
-        headers: list[Header] = []
-        for first in range(0, len(files), HEADERS_AT_ONCE):
-            headers += self._read_some_headers(files[first : first + HEADERS_AT_ONCE])
-            total_bytes = sum(header.size_bytes for header in headers)
-            if total_bytes > HEADER_BYTES:
-                raise CheckpointInvalidError(
-                    f"the headers of the first {len(headers)} of {len(files)} files take "
-                    f"{show_size(total_bytes)}, more than the {show_size(HEADER_BYTES)} that one load may "
-                    "have; load fewer files at a time"
-                )
-        return tuple(headers)
-
-    def _read_some_headers(self, files: Sequence[SourceFile]) -> list[Header]:
-        """No file is being read any more when this ends, also when it raises."""
-        reading = [self._workers.submit(self._header, file) for file in files]
+    def _open_some(self, members: Sequence[_Member], access: Access) -> list[tuple[SourceFile, Header]]:
+        """When this raises, none of them is open or being opened."""
+        opening = [member.source.workers.submit(self._open, member, access) for member in members]
         try:
-            return [future.result() for future in reading]
-        finally:
-            for future in reading:
+            return [future.result() for future in opening]
+        except BaseException:
+            for future in opening:
                 future.cancel()
-            wait(reading)
+            wait(opening)
+            for future in filter(_succeeded, opening):
+                future.result()[0].close()
+            raise
+
+    def _open(self, member: _Member, access: Access) -> tuple[SourceFile, Header]:
+        file = _open_member(member, access)
+        try:
+            return file, self._header(file)
+        except BaseException:
+            file.close()
+            raise
 
     def _header(self, file: SourceFile) -> Header:
         with self._lock:
@@ -137,7 +175,7 @@ class Catalog:
                 self._headers.move_to_end(file.version)
                 return cached
         try:
-            header = read_header(file)
+            header = read_header(Patient(file))
         except InvalidHeaderError as error:
             raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
         file.check_unchanged()
@@ -151,55 +189,33 @@ class Catalog:
         return header
 
 
-def local_path(source: str) -> str:
-    """The path that a path or a `file://` URI names. Raises InvalidRequestError."""
-    path = source
-    if not source.startswith("/"):
-        path = _uri_path(source)
-    if "\0" in path:
-        raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character")
-    return path
+def _succeeded(future: Future[tuple[SourceFile, Header]]) -> bool:
+    return not future.cancelled() and future.exception() is None
 
 
-def _uri_path(source: str) -> str:
-    try:
-        parts = urlsplit(source)
-    except ValueError:
-        raise InvalidRequestError(f"sources: {source[:200]!r} is neither a path nor a URI") from None
-    if parts.scheme == "file":
-        local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
-        if not local or parts.query or parts.fragment:
-            raise InvalidRequestError(f"sources: {source[:200]!r} is not of the form file:///path")
-        return unquote(parts.path)
-    if parts.scheme and "://" in source:
-        raise InvalidRequestError(
-            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources"
-        )
-    raise InvalidRequestError(
-        f"sources: {source[:200]!r} is a relative path, which means nothing to penstockd; make it absolute"
-    )
-
-
-def _expand(path: str, access: Access) -> tuple[str | None, list[str]]:
-    """The index file that `path` is or has, or else the weights that `path` is or has."""
-    if path.endswith(INDEX_SUFFIX):
-        return path, []
-    names = list_directory(path, access)
+def _expand(source: Source, location: str, access: Access) -> tuple[str | None, list[str]]:
+    """The index file that `location` is or has, or else the weights that it is or has."""
+    if source.name(location).endswith(INDEX_SUFFIX):
+        return location, []
+    names = source.list(location, access)
     if names is None:
-        return None, [path]
+        return None, [location]
     for name in names:
         if name.endswith((INDEX_SUFFIX, WEIGHTS_SUFFIX)) and not _is_text(name):
-            raise CheckpointInvalidError(f"{path} holds {name!a}, a name that is not UTF-8", file=path)
+            raise CheckpointInvalidError(
+                f"{location} holds {name!a}, a name that is not UTF-8", file=location
+            )
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indexes) > 1:
         raise CheckpointInvalidError(
-            f"{path} holds several index files ({', '.join(indexes[:4])}); name the one to load", file=path
+            f"{location} holds several index files ({', '.join(indexes[:4])}); name the one to load",
+            file=location,
         )
     if indexes:
-        return os.path.join(path, indexes[0]), []
-    weights = [os.path.join(path, name) for name in names if name.endswith(WEIGHTS_SUFFIX)]
+        return join(location, indexes[0]), []
+    weights = [join(location, name) for name in names if name.endswith(WEIGHTS_SUFFIX)]
     if not weights:
-        raise CheckpointNotFoundError(f"{path} holds no *{WEIGHTS_SUFFIX} file", file=path)
+        raise CheckpointNotFoundError(f"{location} holds no *{WEIGHTS_SUFFIX} file", file=location)
     return None, weights
 
 
@@ -211,31 +227,33 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _read_index(path: str, access: Access) -> dict[str, tuple[str, ...]]:
-    file = open_file(path, access)
+def _read_index(source: Source, location: str, access: Access) -> dict[str, tuple[str, ...]]:
+    file = source.open(location, access)
     try:
         if file.size_bytes > MAX_INDEX_BYTES:
             raise CheckpointInvalidError(
-                f"{path}: an index of {show_size(file.size_bytes)}, larger than {show_size(MAX_INDEX_BYTES)}",
-                file=path,
+                f"{location}: an index of {show_size(file.size_bytes)}, larger than "
+                f"{show_size(MAX_INDEX_BYTES)}",
+                file=location,
             )
         raw = bytearray(file.size_bytes)
-        file.read_into(0, [memoryview(raw)])
+        Patient(file).read_into(0, [memoryview(raw)])
         return parse_index(bytes(raw))
     except InvalidIndexError as error:
-        raise CheckpointInvalidError(f"{path}: {error}", file=path) from error
+        raise CheckpointInvalidError(f"{location}: {error}", file=location) from error
     finally:
         file.close()
 
 
-def _open_member(path: str, index_path: str | None, access: Access) -> SourceFile:
+def _open_member(member: _Member, access: Access) -> SourceFile:
     try:
-        return open_file(path, access)
+        return member.source.open(member.location, access)
     except CheckpointNotFoundError as error:
-        if index_path is None:
+        if member.index is None:
             raise
+        name = member.source.name(member.location)
         raise CheckpointInvalidError(
-            f"{index_path} names {os.path.basename(path)}, which does not exist", file=index_path
+            f"{member.index} names {name}, which does not exist", file=member.index
         ) from error
 
 

@@ -68,6 +68,20 @@ class Config:
     log_format: str
     log_level: str
     exit_with_stdin: bool
+    s3_concurrency: int
+    s3_block_bytes: int
+    s3_retries: int
+    s3_timeout_seconds: float
+    s3_addressing: str
+    s3_unsigned: bool
+    s3_requester_pays: bool
+
+    def concurrency_of(self, kind: str) -> int:
+        """Threads that read from that kind of storage at once."""
+        return self.s3_concurrency if kind == "s3" else self.concurrency
+
+    def block_bytes_of(self, kind: str) -> int:
+        return self.s3_block_bytes if kind == "s3" else self.block_bytes
 
     @property
     def max_slabs(self) -> int:
@@ -118,6 +132,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) > 1_000_000:
+        raise ValueError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
 def _concurrency(text: str) -> int:
     threads = _positive(text)
     if threads > MAX_CONCURRENCY:
@@ -157,6 +177,29 @@ def _http_address(text: str) -> HttpAddress | None:
     if not host or not port.isascii() or not port.isdecimal() or int(port[:6]) > 65535:
         raise ValueError(f"{text!r} is neither none nor HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464")
     return HttpAddress(host, int(port))
+
+
+def _waiting_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise ValueError(f"{text!r}: it must be above 0")
+    return seconds
+
+
+def _switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("0", "1", "false", "true"):
+        raise ValueError(f"{text!r} is neither 0 nor 1")
+    return word in ("1", "true")
+
+
+def _addressing(text: str) -> str:
+    """The Run:ai variable says only whether virtual-hosted style is used."""
+    word = text.strip().lower()
+    word = {"0": "path", "false": "path", "1": "virtual", "true": "virtual"}.get(word, word)
+    if word not in ("auto", "path", "virtual"):
+        raise ValueError(f"{text!r} is none of auto, path, virtual")
+    return word
 
 
 def _locations(text: str) -> tuple[str, ...]:
@@ -244,6 +287,44 @@ _OPTIONS = (
         "none switches it off, port 0 takes any",
         "HOST:PORT",
     ),
+    _Option(
+        "--s3-concurrency",
+        "32",
+        _concurrency,
+        "connections that read from S3 at once",
+        "N",
+        ("RUNAI_STREAMER_CONCURRENCY",),
+    ),
+    _Option("--s3-block-size", "16MiB", _block_size, "bytes asked of S3 in one request", "SIZE"),
+    _Option(
+        "--s3-retries", "8", _count, "times in a row without a byte that a read from S3 is tried again", "N"
+    ),
+    _Option(
+        "--s3-timeout",
+        "30",
+        _waiting_seconds,
+        "seconds to connect, and without a byte, after which a request to S3 is made again",
+        "SECONDS",
+    ),
+    _Option(
+        "--s3-addressing",
+        "auto",
+        _addressing,
+        "how a bucket is named: path, virtual (as a host name), or auto, as botocore does",
+        "STYLE",
+        ("RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING",),
+    ),
+    _Option(
+        "--s3-unsigned",
+        "0",
+        _switch,
+        "1: ask S3 without credentials, for public buckets",
+        "0|1",
+        ("RUNAI_STREAMER_S3_UNSIGNED",),
+    ),
+    _Option(
+        "--s3-requester-pays", "0", _switch, "1: agree to pay for requests to requester-pays buckets", "0|1"
+    ),
     _Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
     _Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
 )
@@ -326,6 +407,13 @@ def load_config(
         log_format=values["log_format"],
         log_level=values["log_level"],
         exit_with_stdin=flags["exit_with_stdin"],
+        s3_concurrency=values["s3_concurrency"],
+        s3_block_bytes=values["s3_block_size"],
+        s3_retries=values["s3_retries"],
+        s3_timeout_seconds=values["s3_timeout"],
+        s3_addressing=values["s3_addressing"],
+        s3_unsigned=values["s3_unsigned"],
+        s3_requester_pays=values["s3_requester_pays"],
     )
 
 

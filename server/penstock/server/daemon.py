@@ -21,7 +21,7 @@ from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
 from .admission import Admission, Caller, Emit, Parts, Request
-from .catalog import Catalog, local_path
+from .catalog import Catalog
 from .config import Config, distribution_version
 from .endpoints import Endpoints
 from .errors import (
@@ -40,11 +40,13 @@ from .http import HttpServer
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
-from .metrics import Exposition, Totals
+from .metrics import SOURCES, Exposition, Totals
 from .prefetch import DaemonItself, Prefetch
 from .reader import ReaderPool
 from .service import StreamerService
 from .sources import Access
+from .sources.file import FileSource
+from .sources.s3 import S3Settings, S3Source
 from .staging import Staging
 from .status import Status, effective
 
@@ -56,6 +58,7 @@ LIVENESS_NAME = "live"
 RESOLVERS = 8
 HEADER_READERS = 16
 MAX_CALLS_PER_CONNECTION = 16
+S3_HEADER_READERS = 32
 PREFETCH_RETRY_SECONDS = 1.0
 PREFETCH_RETRY_MAX_SECONDS = 60.0
 
@@ -67,12 +70,19 @@ class Daemon:
         self.config = config
         self.version = distribution_version()
         self.totals = Totals()
-        self.readers = ReaderPool(config.concurrency)
+        self.readers = {
+            kind: ReaderPool(config.concurrency_of(kind), name=f"{kind}-reader") for kind in SOURCES
+        }
+        # Storage behind a network has threads of its own for everything, so that it can hold up only itself.
         self._header_readers = ThreadPoolExecutor(HEADER_READERS, "header")
+        self._s3_header_readers = ThreadPoolExecutor(S3_HEADER_READERS, "s3-header")
         self._resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
+        self._remote_resolvers = ThreadPoolExecutor(RESOLVERS, "s3-resolver")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
-        self._parts = Parts(Catalog(self._header_readers), self.staging, self.totals, self._resolvers)
+        self.s3 = S3Source(S3Settings.of(config), self._s3_header_readers)
+        self._catalog = Catalog(FileSource(self._header_readers), self.s3)
+        self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers, self._remote_resolvers)
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
             version=self.version,
@@ -89,14 +99,16 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self.history = History()
         self.health = Health(
-            [self.readers], stall_seconds=config.stall_timeout_seconds, on_change=self._health_changed
+            [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
+            stall_seconds=config.stall_timeout_seconds,
+            on_change=self._health_changed,
         )
         self.status = Status(
             config=config,
             version=self.version,
             began=asyncio.get_running_loop().time(),
             staging=self.staging,
-            readers=[self.readers],
+            readers=self.readers.values(),
             totals=self.totals,
             loads=self._loads.keys(),
             health=self.health,
@@ -125,9 +137,10 @@ class Daemon:
             raise AccessDeniedError(
                 f"uid {session.uid} may not evict: that is for root and for penstockd's own user"
             )
-        wanted = tuple(local_path(source) for source in sources)
+        locations = self._catalog.location
+        wanted = tuple(map(locations, sources))
         freed, leased = self.staging.evict(
-            lambda staged: not wanted or tuple(map(local_path, staged.checkpoint.sources)) == wanted
+            lambda staged: not wanted or tuple(map(locations, staged.checkpoint.sources)) == wanted
         )
         event(logger, "evict", {"source": ",".join(sources[:3]), "freed": freed, "leased": leased})
         return freed, leased
@@ -221,8 +234,16 @@ class Daemon:
                 await self._gate.stop()
                 self._grpc_path.unlink(missing_ok=True)
                 await self.staging.stop()
-                self.readers.stop()
-                for executor in (self._resolvers, self._header_readers, self._slab_workers):
+                for pool in self.readers.values():
+                    pool.stop()
+                self.s3.stop()
+                for executor in (
+                    self._resolvers,
+                    self._remote_resolvers,
+                    self._header_readers,
+                    self._s3_header_readers,
+                    self._slab_workers,
+                ):
                     executor.shutdown(wait=False, cancel_futures=True)
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())
@@ -319,7 +340,8 @@ class Daemon:
     async def _sample(self) -> None:
         """Remembers what the last minutes were like, for as long as the daemon runs."""
         while True:
-            self.history.sample(self.readers.read_bytes, self.totals.delivered_bytes, self._loads.keys())
+            read_bytes = sum(pool.read_bytes for pool in self.readers.values())
+            self.history.sample(read_bytes, self.totals.delivered_bytes, self._loads.keys())
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def _health_changed(self) -> None:

@@ -68,7 +68,9 @@ def measure(
         target_tensors=plan.SEGMENT_TENSORS,
     )
     whole = max(1, -(-plan.ring_bytes(segments) // slab))
-    busy = -(-WINDOW_BLOCKS_PER_READER * config.concurrency * config.block_bytes // slab)
+    kinds = {file.kind for file in checkpoint.files}
+    at_once = max(config.concurrency_of(kind) * config.block_bytes_of(kind) for kind in kinds)
+    busy = -(-WINDOW_BLOCKS_PER_READER * at_once // slab)
     window = min(max(busy, 2 * needed), max(config.window_bytes // slab, needed), allowed)
     return Demand(
         whole=whole if whole <= allowed else 0,

@@ -11,13 +11,13 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from . import plan
 from .errors import PenstockError, SourceUnavailableError
-from .reader import Dropped, Job, Lane
+from .reader import Dropped, Job, ReaderPool
 from .slab import Slab
-from .sources import SourceFile, source_kind
+from .sources import SourceFile
 from .stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -32,17 +32,17 @@ class Filling:
         slabs: Sequence[Slab],
         files: Sequence[SourceFile],
         *,
-        lane: Lane,
-        block_bytes: int,
+        readers: Mapping[str, ReaderPool],
+        block_bytes: Mapping[str, int],
         on_end: Callable[[int, PenstockError | Dropped | None], None],
         on_block: Callable[[str, float], None],
     ) -> None:
-        """`on_end` is told of each segment that became ready, or was parked because of the error; `on_block`
+        """`readers` and `block_bytes` by kind of source. `on_end` is told of each segment that became ready, or was parked because of the error; `on_block`
         of each block's source and seconds, on a reader thread."""
         self._stage = stage
         self._slabs = slabs
         self._files = files
-        self._lane = lane
+        self._lanes = {kind: pool.lane() for kind, pool in readers.items()}
         self._block_bytes = block_bytes
         self._on_end = on_end
         self._on_block = on_block
@@ -62,18 +62,19 @@ class Filling:
                 self._reading[index] = None
                 self._loop.call_soon(self._ended, index, None)
                 continue
+            file = self._files[segment.file]
             job = Job(
-                plan.blocks(segment, self._block_bytes),
+                plan.blocks(segment, self._block_bytes[file.kind]),
                 read=functools.partial(self._read_block, index),
-                check=self._files[segment.file].check_unchanged,
+                check=file.check_unchanged,
                 done=functools.partial(self._call_back, index),
             )
             self._reading[index] = job
-            self._lane.submit(job)
+            self._lanes[file.kind].submit(job)
 
     def give_up(self) -> None:
         """Blocks that are being read are read to their end; `_ended` parks their segments then."""
-        idle = self._lane.drop()
+        idle = [job for lane in self._lanes.values() for job in lane.drop()]
         for index, job in list(self._reading.items()):
             if job in idle:
                 del self._reading[index]
@@ -88,7 +89,7 @@ class Filling:
         offset = self._stage.ring_offset(index) + begin - segment.start
         began = time.monotonic()
         file.read_into(begin, self._views(offset, finish - begin))
-        self._on_block(source_kind(file.uri), time.monotonic() - began)
+        self._on_block(file.kind, time.monotonic() - began)
 
     def _views(self, offset: int, size_bytes: int) -> Sequence[memoryview]:
         """The ring's bytes from `offset` on, across slab borders and the end of the ring."""

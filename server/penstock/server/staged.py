@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import plan
@@ -22,7 +22,6 @@ from .pieces import Piece, cut
 from .plan import Selection
 from .reader import Dropped, ReaderPool
 from .slab import Slab
-from .sources import source_kind
 from .stage import SegmentState, Stage
 from .units import show_size
 
@@ -48,8 +47,8 @@ class StagedCheckpoint:
         selection: Selection,
         *,
         uid: int | None,
-        readers: ReaderPool,
-        block_bytes: int,
+        readers: Mapping[str, ReaderPool],
+        block_bytes: Mapping[str, int],
         patience_seconds: float,
         group: str,
         expected_members: int,
@@ -80,7 +79,7 @@ class StagedCheckpoint:
         self.last_used = asyncio.get_running_loop().time()
         self.read_bytes = 0
         self._loop = asyncio.get_running_loop()
-        self._lane = readers.lane()
+        self._readers = readers
         self._block_bytes = block_bytes
         self._patience_seconds = patience_seconds
         self._on_idle = on_idle
@@ -164,7 +163,7 @@ class StagedCheckpoint:
             self.stage,
             slabs,
             self.checkpoint.files,
-            lane=self._lane,
+            readers=self._readers,
             block_bytes=self._block_bytes,
             on_end=self._read_ended,
             on_block=self._on_block,
@@ -319,7 +318,7 @@ class StagedCheckpoint:
         if error is None:
             segment = self.stage.segments[index]
             self.read_bytes += segment.size_bytes
-            self._on_read(source_kind(self.checkpoint.files[segment.file].uri), segment.size_bytes)
+            self._on_read(self.checkpoint.files[segment.file].kind, segment.size_bytes)
             self._pump()
             if self.complete:
                 self.checkpoint.close()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -52,7 +52,10 @@ class Usage:
 class Staging:
     """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
 
-    def __init__(self, config: Config, *, readers: ReaderPool, workers: Executor, totals: Totals) -> None:
+    def __init__(
+        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Executor, totals: Totals
+    ) -> None:
+        """`readers` by kind of source."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -126,7 +129,7 @@ class Staging:
             selection,
             uid=tenant,
             readers=self._readers,
-            block_bytes=self._config.block_bytes,
+            block_bytes={kind: self._config.block_bytes_of(kind) for kind in self._readers},
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
             expected_members=expected_members(self.stages.values(), checkpoint, tenant=tenant, group=group),

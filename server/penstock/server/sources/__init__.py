@@ -1,8 +1,10 @@
-"""Where checkpoints come from: the protocol that every kind of storage implements, and URI dispatch."""
+"""Where checkpoints come from: the protocols that every kind of storage implements."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +16,10 @@ def source_kind(uri: str) -> str:
 
 class SourceFile(Protocol):
     """One version of one file or object, open for reading. Methods block and may run on many threads."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its source."""
 
     @property
     def uri(self) -> str: ...
@@ -32,8 +38,8 @@ class SourceFile(Protocol):
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         """Fills the views with the bytes from `offset` on, as far as the file goes.
 
-        Raises CheckpointChangedError when the file turns out shorter than it was, SourceUnavailableError
-        when storage fails.
+        Raises CheckpointChangedError when the file turns out shorter than it was or is another version,
+        SourceUnavailableError when storage fails, and RetryLater when it may still succeed.
         """
 
     def check_unchanged(self) -> None:
@@ -43,6 +49,30 @@ class SourceFile(Protocol):
         """Gives back what it holds open. No read may be under way."""
 
 
+class Source(Protocol):
+    """One kind of storage. Methods block; a location is what `location` returned, or a name joined to one."""
+
+    @property
+    def kind(self) -> str:
+        """ "file" or "s3": what metrics call it."""
+
+    @property
+    def workers(self) -> Executor:
+        """Runs what opens its files and reads their headers."""
+
+    def location(self, source: str) -> str:
+        """The one way to write what `source` names. Raises InvalidRequestError. Does not block."""
+
+    def name(self, location: str) -> str:
+        """The last part of it."""
+
+    def list(self, location: str, access: Access) -> list[str] | None:
+        """Names in a directory, sorted; None if it is to be opened as a file."""
+
+    def open(self, location: str, access: Access) -> SourceFile:
+        """The caller must close it. Raises a PenstockError that names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """What a caller may read: everything, or what begins with one of `prefixes`."""
@@ -50,3 +80,55 @@ class Access:
     uid: int
     privileged: bool
     prefixes: tuple[str, ...]
+
+
+class RetryLater(Exception):
+    """Storage failed for now. What lies before `reached` is read; the rest may be asked for again after a
+    while. Raised instead of waiting, so that no thread sleeps."""
+
+    def __init__(self, reached: int, delay_seconds: float) -> None:
+        super().__init__(f"read up to byte {reached}, the rest in {delay_seconds:.3f} s")
+        self.reached = reached
+        self.delay_seconds = delay_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """Reads a file on a thread that may sleep until the rest can be asked for again."""
+
+    file: SourceFile
+
+    @property
+    def size_bytes(self) -> int:
+        return self.file.size_bytes
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        while True:
+            try:
+                return self.file.read_into(offset, views)
+            except RetryLater as later:
+                views = without(views, later.reached - offset)
+                offset = later.reached
+                time.sleep(later.delay_seconds)
+
+
+def without(views: Sequence[memoryview], count: int) -> list[memoryview]:
+    """The views without their first `count` bytes."""
+    rest = []
+    for view in views:
+        if count >= len(view):
+            count -= len(view)
+        else:
+            rest.append(view[count:] if count else view)
+            count = 0
+    return rest
+
+
+def join(directory: str, name: str) -> str:
+    """The location of `name` in `directory`."""
+    return directory + name if directory.endswith("/") else f"{directory}/{name}"
+
+
+def parent(location: str) -> str:
+    """The directory that holds it."""
+    return location[: location.rindex("/") + 1]

@@ -11,6 +11,8 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from urllib.parse import unquote, urlsplit
 
 from .. import linux
 from ..errors import (
@@ -18,18 +20,41 @@ from ..errors import (
     CheckpointChangedError,
     CheckpointInvalidError,
     CheckpointNotFoundError,
+    InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
 )
-from . import Access
+from . import Access, without
 
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
+class FileSource:
+    """Paths and `file://` URIs. `workers` runs what opens files and reads their headers."""
+
+    kind = "file"
+
+    def __init__(self, workers: Executor) -> None:
+        self.workers = workers
+
+    def location(self, source: str) -> str:
+        return local_path(source)
+
+    def name(self, location: str) -> str:
+        return os.path.basename(location)
+
+    def list(self, location: str, access: Access) -> list[str] | None:
+        return list_directory(location, access)
+
+    def open(self, location: str, access: Access) -> LocalFile:
+        return open_file(location, access)
+
+
 class LocalFile:
     """One open regular file. Owns its descriptors until `close`."""
 
+    kind = "file"
     alignment = linux.PAGE_BYTES
 
     def __init__(self, path: str, fd: int) -> None:
@@ -93,7 +118,7 @@ class LocalFile:
                 os.preadv(self._fd, [views[0][: linux.PAGE_BYTES]], offset, os.RWF_NOWAIT)
                 self._cold = False
             while position < end:
-                count = os.preadv(self._fd, _from(views, position - offset), position, os.RWF_NOWAIT)
+                count = os.preadv(self._fd, without(views, position - offset), position, os.RWF_NOWAIT)
                 if count == 0:
                     break
                 position += count
@@ -111,7 +136,7 @@ class LocalFile:
             if aligned < offset:
                 break
             try:
-                count = os.preadv(fd, _from(views, aligned - offset), aligned)
+                count = os.preadv(fd, without(views, aligned - offset), aligned)
             except OSError as error:
                 if error.errno not in _REFUSES_DIRECT:
                     raise
@@ -122,7 +147,7 @@ class LocalFile:
         return position
 
     def _read_once(self, fd: int, offset: int, position: int, views: Sequence[memoryview]) -> int:
-        count = os.preadv(fd, _from(views, position - offset), position)
+        count = os.preadv(fd, without(views, position - offset), position)
         if count == 0:
             raise self._changed()
         return count
@@ -133,18 +158,6 @@ class LocalFile:
         )
 
 
-def _from(views: Sequence[memoryview], skip: int) -> list[memoryview]:
-    """The views without their first `skip` bytes."""
-    rest = []
-    for view in views:
-        if skip >= len(view):
-            skip -= len(view)
-        else:
-            rest.append(view[skip:] if skip else view)
-            skip = 0
-    return rest
-
-
 def _open_direct(fd: int) -> int | None:
     """The same file once more for direct I/O. None where that cannot be: the file system has none, /proc is
     not mounted, the file's mode changed since it was opened."""
@@ -152,6 +165,35 @@ def _open_direct(fd: int) -> int | None:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+def local_path(source: str) -> str:
+    """The path that a path or a `file://` URI names. Raises InvalidRequestError."""
+    path = source
+    if not source.startswith("/"):
+        path = _uri_path(source)
+    if "\0" in path:
+        raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character")
+    return path
+
+
+def _uri_path(source: str) -> str:
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        raise InvalidRequestError(f"sources: {source[:200]!r} is neither a path nor a URI") from None
+    if parts.scheme == "file":
+        local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
+        if not local or parts.query or parts.fragment:
+            raise InvalidRequestError(f"sources: {source[:200]!r} is not of the form file:///path")
+        return unquote(parts.path)
+    if parts.scheme and "://" in source:
+        raise InvalidRequestError(
+            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources"
+        )
+    raise InvalidRequestError(
+        f"sources: {source[:200]!r} is a relative path, which means nothing to penstockd; make it absolute"
+    )
 
 
 def open_file(path: str, access: Access) -> LocalFile:

@@ -1,0 +1,212 @@
+"""botocore's part: credentials, endpoints, regions, signatures and lists. Imported when first needed, since
+it takes longer than everything else the daemon does at its start.
+
+Requests for bytes are signed in their headers, each anew from the live credentials. A presigned URL costs
+twice as much to make (docs/s3.md), and is a secret that servers and proxies write to their logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from ...errors import (
+    AccessDeniedError,
+    CheckpointInvalidError,
+    InvalidRequestError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from .faults import Answer, Transient, failure
+from .location import Location
+from .settings import S3Settings
+
+RENEW_SECONDS = 10.0
+MAX_LIST_PAGES = 100
+"""Of up to 1000 names each."""
+
+# At the level `debug` these log signatures and session tokens.
+for _name in ("botocore", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class Account:
+    """One botocore session. Methods block, since credentials may come from a network."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        """Raises SourceUnavailableError."""
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str | None, bool], Any] = {}
+        self._regions: dict[str, str] = {}
+        """Of buckets that turned out to be elsewhere."""
+        with _botocore_errors("S3"):
+            self._renewed = time.monotonic()
+            self._start_session()
+            self.tls = self._tls_context()
+            self._client(None, signed=False)
+
+    def url(self, location: Location) -> str:
+        """Of the object, by botocore's rules for endpoints and addressing; nothing secret in it."""
+        parameters = {"Bucket": location.bucket, "Key": location.key}
+        if location.version_id is not None:
+            parameters["VersionId"] = location.version_id
+        with _botocore_errors(location.uri):
+            client = self._client(self._regions.get(location.bucket), signed=False)
+            url: str = client.generate_presigned_url("get_object", Params=parameters)
+        return url
+
+    def sign(self, method: str, url: str, headers: Mapping[str, str], location: Location) -> dict[str, str]:
+        """The headers with what S3 wants to see of who asks."""
+        headers = dict(headers)
+        if self._settings.requester_pays:
+            headers["x-amz-request-payer"] = "requester"
+        if self._settings.unsigned:
+            return headers
+        with _botocore_errors(location.uri):
+            from botocore.auth import S3SigV4Auth
+            from botocore.awsrequest import AWSRequest
+
+            credentials = self._session.get_credentials()
+            if credentials is None:
+                raise _no_credentials(location.uri)
+            request = AWSRequest(method=method, url=url, headers=headers)
+            frozen = credentials.get_frozen_credentials()
+            S3SigV4Auth(frozen, "s3", self.region(location.bucket)).add_auth(request)
+            return dict(request.headers.items())
+
+    def region(self, bucket: str) -> str:
+        """Where it is taken to be."""
+        region = self._regions.get(bucket)
+        if region is None:
+            region = self._client(None, signed=False).meta.region_name
+        return "us-east-1" if region in (None, "aws-global") else region
+
+    def move(self, bucket: str, region: str) -> None:
+        """Remembers where a bucket turned out to be."""
+        self._regions[bucket] = region
+
+    def renew(self) -> None:
+        """Reads the configuration anew: credentials that are written to a file by somebody else may have
+        been renewed there. What botocore can refresh, it does by itself."""
+        with self._lock:
+            if time.monotonic() - self._renewed >= RENEW_SECONDS:
+                self._renewed = time.monotonic()
+                self._start_session()
+
+    def list(self, directory: Location) -> list[str]:
+        """Names directly below a key that ends in `/` or is empty. Raises Transient too."""
+        names: list[str] = []
+        parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
+        if self._settings.requester_pays:
+            parameters["RequestPayer"] = "requester"
+        with _botocore_errors(directory.uri, directory):
+            region = self._regions.get(directory.bucket)
+            client = self._client(region, signed=not self._settings.unsigned)
+            pages = client.get_paginator("list_objects_v2").paginate(**parameters)
+            for number, page in enumerate(pages, start=1):
+                names += (entry["Key"][len(directory.key) :] for entry in page.get("Contents", ()))
+                if number == MAX_LIST_PAGES and page.get("IsTruncated"):
+                    raise CheckpointInvalidError(
+                        f"{directory.uri} holds more than {MAX_LIST_PAGES}000 names; name the files or their "
+                        "index",
+                        file=directory.uri,
+                    )
+        return sorted(names)
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _start_session(self) -> None:
+        import botocore.session
+
+        self._session = botocore.session.Session()
+        self._clients.clear()
+
+    def _client(self, region: str | None, *, signed: bool) -> Any:
+        with self._lock:
+            client = self._clients.get((region, signed))
+            if client is None:
+                client = self._make_client(region, signed=signed)
+                self._clients[region, signed] = client
+            return client
+
+    def _make_client(self, region: str | None, *, signed: bool) -> Any:
+        import botocore
+        from botocore.config import Config
+
+        settings = self._settings
+        options: dict[str, Any] = {
+            "connect_timeout": settings.timeout_seconds,
+            "read_timeout": settings.timeout_seconds,
+            "retries": {"mode": "standard", "total_max_attempts": settings.retries + 1},
+        }
+        if settings.addressing != "auto":
+            options["s3"] = {"addressing_style": settings.addressing}
+        if not signed:
+            options["signature_version"] = botocore.UNSIGNED
+        return self._session.create_client("s3", region_name=region, config=Config(**options))
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """As botocore verifies: by AWS_CA_BUNDLE or the profile's ca_bundle, else by the bundle it brings."""
+        from botocore.httpsession import get_cert_path
+
+        path = self._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        try:
+            if path and os.path.isdir(path):
+                context = ssl.create_default_context(capath=path)
+            else:
+                context = ssl.create_default_context(cafile=path or get_cert_path(True))
+        except (OSError, ssl.SSLError) as error:
+            raise SourceUnavailableError(
+                f"S3: the CA bundle {path} cannot be used: {error}; check AWS_CA_BUNDLE"
+            ) from error
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+@contextlib.contextmanager
+def _botocore_errors(what: str, listing: Location | None = None) -> Iterator[None]:
+    """Turns what botocore raises into what clients are told."""
+    try:
+        yield
+    except (PenstockError, Transient):
+        raise
+    except Exception as error:
+        _raise_told(error, what, listing)
+
+
+def _raise_told(error: Exception, what: str, listing: Location | None) -> NoReturn:
+    if isinstance(error, ImportError):
+        raise SourceUnavailableError(
+            f"{what}: s3:// sources need botocore ({error}); install penstock[server] where penstockd runs"
+        ) from error
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.ClientError) and listing is not None:
+        meta = error.response.get("ResponseMetadata", {})
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        body = f"<Code>{code}</Code>".encode()
+        raise failure(
+            Answer(meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {}), body), listing
+        ) from None
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        raise _no_credentials(what) from None
+    if isinstance(error, exceptions.ParamValidationError):
+        raise InvalidRequestError(
+            f"sources: {what[:200]!r} cannot be asked of S3: it is no bucket or key"
+        ) from None
+    # botocore's texts name files, profiles, providers and endpoints, and no secret.
+    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {str(error)[:500]}") from None
+
+
+def _no_credentials(what: str) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"{what}: penstockd has no AWS credentials; give it some in any way that boto3 knows, or set "
+        "--s3-unsigned 1 for public buckets"
+    )

@@ -1,0 +1,249 @@
+"""Keep-alive HTTP/1.1 connections, through a proxy where the environment names one, and one exchange on one
+of them. Bytes go from the socket to the caller's memory; nothing else is buffered but a few kilobytes.
+
+Connections do not belong to threads: a thread takes one that is idle, or makes one, and puts it back when
+the answer has been read to its end.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from ...errors import SourceUnavailableError
+from ...progress import moved
+from .faults import Transient
+
+MAX_ERROR_BODY_BYTES = 64 << 10
+"""Of an error answer, read to learn its code."""
+
+
+class Connections:
+    """Idle connections by origin. Made once; every thread may use it."""
+
+    def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext) -> None:
+        """At most `idle` connections are kept while nothing is asked."""
+        self._timeout_seconds = timeout_seconds
+        self._max_idle = idle
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._closed = False
+
+    @contextlib.contextmanager
+    def exchange(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
+        """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
+        within, and SourceUnavailableError."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        with _network_errors(parts):
+            exchange = self._begin(method, parts, origin, headers)
+        reusable = False
+        try:
+            with _network_errors(parts):
+                yield exchange
+            reusable = exchange.complete
+        finally:
+            self._put(origin, exchange.connection, reusable=reusable)
+
+    def close(self) -> None:
+        """Ends every exchange that is under way, with an error."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for connection in self._busy:
+                if connection.sock is not None:
+                    with contextlib.suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+        for _, connection in idle:
+            connection.close()
+
+    def _begin(self, method: str, parts: SplitResult, origin: str, headers: Mapping[str, str]) -> Exchange:
+        connection = self._take(origin)
+        if connection is not None:
+            try:
+                return _send(connection, method, parts, headers)
+            except (ConnectionError, http.client.HTTPException):
+                # The server closed it while it was idle: that says nothing about the request.
+                self._put(origin, connection, reusable=False)
+            except BaseException:
+                self._put(origin, connection, reusable=False)
+                raise
+        connection = self._connect(parts)
+        with self._lock:
+            self._busy.add(connection)
+        try:
+            return _send(connection, method, parts, headers)
+        except BaseException:
+            self._put(origin, connection, reusable=False)
+            raise
+
+    def _take(self, origin: str) -> http.client.HTTPConnection | None:
+        while True:
+            with self._lock:
+                place = next((at for at, idle in enumerate(self._idle) if idle[0] == origin), None)
+                if place is None:
+                    return None
+                connection = self._idle.pop(place)[1]
+                self._busy.add(connection)
+            if not _readable(connection):
+                return connection
+            self._put(origin, connection, reusable=False)
+
+    def _put(self, origin: str, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if reusable and not self._closed and len(self._idle) < self._max_idle:
+                self._idle.insert(0, (origin, connection))
+                return
+        connection.close()
+
+    def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
+        if self._closed:
+            raise SourceUnavailableError("penstockd stops")
+        host, port = parts.hostname or "", parts.port
+        proxy = _proxy(parts)
+        if proxy is None:
+            if parts.scheme == "https":
+                return self._https(host, port)
+            return http.client.HTTPConnection(host, port, timeout=self._timeout_seconds)
+        if parts.scheme == "https":
+            connection = self._https(proxy.hostname or "", proxy.port or 80)
+            connection.set_tunnel(host, port, _proxy_headers(proxy))
+            return connection
+        return _Forwarded(proxy, timeout=self._timeout_seconds)
+
+    def _https(self, host: str, port: int | None) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(host, port, timeout=self._timeout_seconds, context=self._tls)
+
+
+class Exchange:
+    """An answer: status, headers, and a body that is read into the caller's memory."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self.connection = connection
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.length = response.length
+        """What the body has; None where the server does not say."""
+        self._response = response
+        self._left = response.length
+
+    @property
+    def complete(self) -> bool:
+        """Read to its end, and the connection stays good for more."""
+        return self._response.isclosed() and self.connection.sock is not None
+
+    def read_into(self, view: memoryview) -> int:
+        """Some of the body, as it comes; 0 at its end."""
+        if self._left is None or self._response.chunked:
+            count = self._response.readinto(view)
+        else:
+            view = view[: self._left]
+            # Not the response's own readinto: what came before an error would be lost with it.
+            count = self._response.fp.readinto1(view) if view else 0
+            self._left -= count
+            if not self._left:
+                self._response.close()
+        if count:
+            moved()
+        return count
+
+    def finish(self) -> None:
+        """The body should end here. If it does not, the connection is good for nothing else."""
+        if not self._response.isclosed():
+            self._response.read(1)
+
+    def text(self) -> bytes:
+        """The body of an error answer, or the beginning of a long one."""
+        return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+class _Forwarded(http.client.HTTPConnection):
+    """A plain connection to a proxy, which is asked for whole URLs."""
+
+    def __init__(self, proxy: SplitResult, *, timeout: float) -> None:
+        super().__init__(proxy.hostname or "", proxy.port or 80, timeout=timeout)
+        self.proxy_headers = _proxy_headers(proxy)
+
+
+def _send(
+    connection: http.client.HTTPConnection, method: str, parts: SplitResult, headers: Mapping[str, str]
+) -> Exchange:
+    target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    sent = dict(headers)
+    if isinstance(connection, _Forwarded):
+        target = f"{parts.scheme}://{parts.netloc}{target}"
+        sent.update(connection.proxy_headers)
+    try:
+        connection.request(method, target, headers=sent)
+    except ValueError as error:  # an ETag that cannot be said in a header
+        raise Transient("bad_response", "what the store said of the object is no valid header") from error
+    moved()
+    exchange = Exchange(connection, connection.getresponse())
+    moved()
+    return exchange
+
+
+def _readable(connection: http.client.HTTPConnection) -> bool:
+    """An idle connection on which something is to be read was closed by the server, or is out of step."""
+    if connection.sock is None:
+        return True
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    from botocore.utils import get_environ_proxies
+
+    proxies: dict[str, str] = get_environ_proxies(f"{parts.scheme}://{parts.netloc}")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    split = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if split.scheme != "http" or not split.hostname:
+        raise SourceUnavailableError(
+            f"S3: {parts.scheme.upper()}_PROXY names a proxy of the kind {split.scheme[:20]}://; penstockd "
+            "can use http:// ones, for https too"
+        )
+    return split
+
+
+def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+
+
+@contextlib.contextmanager
+def _network_errors(parts: SplitResult) -> Iterator[None]:
+    """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
+    where = parts.netloc
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise SourceUnavailableError(
+            f"S3: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
+            "private, name its bundle in AWS_CA_BUNDLE"
+        ) from error
+    except TimeoutError as error:
+        raise Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows") from error
+    except socket.gaierror as error:
+        raise Transient(
+            "connection", f"the host name of {where} does not resolve: {error.strerror}"
+        ) from error
+    except OSError as error:
+        text = error.strerror or type(error).__name__
+        raise Transient("connection", f"the connection to {where} failed: {text}") from error
+    except http.client.HTTPException as error:
+        raise Transient("bad_response", f"{where} answered no valid HTTP ({type(error).__name__})") from error

@@ -1,0 +1,156 @@
+"""What can go wrong with a request, and whether asking again may help.
+
+transient  timeout, connection, throttled, server_error, short_body, bad_response: asked again, from the
+           byte reached, after a random part of a delay that doubles (full jitter)
+final      403, 404, 412 and every other answer that would be the same again
+"""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import re
+import time
+from collections.abc import Mapping
+
+from ...errors import (
+    AccessDeniedError,
+    CheckpointChangedError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from .location import Location
+
+RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
+FIRST_DELAY_SECONDS = 0.1
+LONGEST_DELAY_SECONDS = 10.0
+LONGEST_RETRY_AFTER_SECONDS = 30.0
+"""What an answer may ask for at most: a store that says an hour would hang the load."""
+
+_THROTTLED = frozenset(
+    {
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestLimitExceeded",
+        "TooManyRequests",
+        "TooManyRequestsException",
+        "BandwidthLimitExceeded",
+        "ProvisionedThroughputExceededException",
+        "EC2ThrottledException",
+    }
+)
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
+_REMEDIES = {
+    "AccessDenied": "penstockd's credentials need s3:GetObject for it (and s3:ListBucket for the bucket: "
+    "without that a missing key looks like this too)",
+    "AllAccessDisabled": "the bucket's owner has disabled all access to it",
+    "InvalidAccessKeyId": "S3 does not know penstockd's access key; check its credentials and its endpoint",
+    "SignatureDoesNotMatch": "check penstockd's secret key, and that no proxy changes requests",
+    "InvalidToken": "penstockd's session token is not valid; refresh its credentials",
+    "RequestTimeTooSkewed": "this node's clock is wrong; set it (NTP)",
+    "InvalidObjectState": "it is archived; restore it first",
+    "KMS.DisabledException": "the key that encrypts it is disabled",
+}
+_CODE = re.compile(r"<Code>\s*([A-Za-z0-9._-]{1,100})\s*</Code>")
+_REGION = re.compile(r"<Region>\s*([a-z0-9-]{1,40})\s*</Region>")
+_REQUEST_ID = re.compile(r"<RequestId>\s*([A-Za-z0-9+/=_.:-]{1,100})\s*</RequestId>")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9+/=_.:-]{1,200}")
+_PLAIN_REGION = re.compile(r"[a-z0-9-]{1,40}")
+
+
+class Transient(Exception):
+    """A request that failed and may succeed when it is made again."""
+
+    def __init__(self, reason: str, text: str, *, retry_after_seconds: float = 0.0) -> None:
+        assert reason in RETRY_REASONS
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Answer:
+    """An error answer: its status, and what its headers and its body say. Nothing else of them is kept, since
+    bodies quote what was signed."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        text = body.decode("utf-8", "replace")
+        self.status = status
+        self.code = _first(_CODE, text)
+        region = headers.get("x-amz-bucket-region", "")
+        self.region = region if _PLAIN_REGION.fullmatch(region) else _first(_REGION, text)
+        ids = [headers.get(name, "") for name in ("x-amz-request-id", "x-amz-id-2")]
+        ids = [one for one in ids if _PLAIN_ID.fullmatch(one)]
+        self.request_id = "/".join(ids) or _first(_REQUEST_ID, text)
+        self.retry_after_seconds = _retry_after(headers.get("retry-after", ""))
+
+    def __str__(self) -> str:
+        code = f" {self.code}" if self.code else ""
+        return f"HTTP {self.status}{code} (request id {self.request_id or 'not given'})"
+
+
+def failure(answer: Answer, location: Location) -> PenstockError | Transient:
+    """What an error answer to a GET or HEAD means."""
+    status, code = answer.status, answer.code
+    if status == 429 or code in _THROTTLED:
+        return Transient("throttled", str(answer), retry_after_seconds=answer.retry_after_seconds)
+    if status == 408 or code == "RequestTimeout":
+        return Transient("timeout", str(answer), retry_after_seconds=answer.retry_after_seconds)
+    if status >= 500 and status not in (501, 505):
+        return Transient("server_error", str(answer), retry_after_seconds=answer.retry_after_seconds)
+    said = f"{location.uri}: S3 says {answer}"
+    if status in (412, 416):
+        return CheckpointChangedError(
+            f"{location.uri} was replaced while it was read: S3 says {answer}; load it again",
+            file=location.uri,
+        )
+    if code in EXPIRED:
+        remedy = "penstockd's credentials have expired and could not be renewed; refresh them"
+        return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
+    if status in (401, 403) or code in _REMEDIES:
+        return AccessDeniedError(
+            f"{said}; {_REMEDIES.get(code, _REMEDIES['AccessDenied'])}", file=location.uri
+        )
+    if status == 404:
+        what = "the bucket does not exist" if code == "NoSuchBucket" else "no such object"
+        if code == "NoSuchVersion":
+            what = "no such version of it"
+        return CheckpointNotFoundError(
+            f"{said}: {what}; check the URI, endpoint and region", file=location.uri
+        )
+    if status == 405:
+        return CheckpointNotFoundError(f"{said}: that version is a delete marker", file=location.uri)
+    if 300 <= status < 400 or code == "AuthorizationHeaderMalformed":
+        remedy = (
+            f"the bucket is elsewhere{' (' + answer.region + ')' if answer.region else ''}; set AWS_REGION"
+        )
+        return SourceUnavailableError(f"{said}; {remedy}", file=location.uri)
+    return SourceUnavailableError(f"{said}; S3 refuses the request, and would again", file=location.uri)
+
+
+def delay_seconds(failures: int, retry_after_seconds: float) -> float:
+    """Before the attempt after so many that failed in a row: anything up to a bound that doubles, so that
+    many readers do not come back at once; and not before what the answer asked for."""
+    bound: float = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(failures - 1, 16))
+    return retry_after_seconds + random.uniform(0, bound)
+
+
+def _retry_after(text: str) -> float:
+    """Seconds or a date, within bounds; 0 where it says nothing."""
+    text = text.strip()
+    if text.isdecimal():
+        seconds = float(text[:10])
+    else:
+        parsed = email.utils.parsedate_tz(text) if text else None
+        seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return match[1] if match else ""

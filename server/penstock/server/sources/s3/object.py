@@ -1,0 +1,185 @@
+"""One version of one object.
+
+Every request for its bytes names the version (`If-Match`) and every answer is compared with it, so that two
+versions are never mixed, whether or not the store honours the condition.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...errors import CheckpointChangedError, SourceUnavailableError
+from .. import RetryLater
+from .connection import Exchange
+from .faults import Transient
+from .location import Location
+from .requests import Requests
+
+FIRST_BYTES = 256 << 10
+"""What the first request for an object asks for: the headers of all but a few files are shorter."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectState:
+    """The size of an object, and what tells its versions apart."""
+
+    size_bytes: int
+    etag: str
+    version_id: str
+    last_modified: str
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str], size_bytes: int, location: Location) -> ObjectState:
+        """What an answer says. Raises SourceUnavailableError where a change could not be noticed."""
+        state = cls(
+            size_bytes,
+            headers.get("etag", ""),
+            headers.get("x-amz-version-id", ""),
+            headers.get("last-modified", ""),
+        )
+        if not state.conditions() and location.version_id is None:
+            raise SourceUnavailableError(
+                f"{location.uri}: the store gives it neither a strong ETag nor a Last-Modified, so that a "
+                "change while it is read could not be noticed",
+                file=location.uri,
+            )
+        return state
+
+    def conditions(self) -> dict[str, str]:
+        """Headers that make a request fail for any other version. A weak ETag never matches (RFC 9110)."""
+        if self.etag and not self.etag.startswith("W/"):
+            return {"If-Match": self.etag}
+        return {"If-Unmodified-Since": self.last_modified} if self.last_modified else {}
+
+    def same(self, headers: Mapping[str, str]) -> bool:
+        """What an answer says of its version does not contradict this one."""
+        said = {
+            "etag": self.etag,
+            "x-amz-version-id": self.version_id,
+            "last-modified": self.last_modified,
+        }
+        return all(headers.get(name, value) == value for name, value in said.items())
+
+
+def ask_first(requests: Requests, location: Location) -> tuple[ObjectState, bytes]:
+    """One request for what an object is and for its first bytes. Raises Transient and PenstockError."""
+    asked = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
+    with requests.send(location, "GET", asked, ok=(200, 206, 416)) as exchange:
+        if exchange.status != 416:
+            start, count, size_bytes = _content_range(exchange)
+            if start != 0 or count != min(size_bytes, FIRST_BYTES):
+                raise Transient("bad_response", "the answer holds other bytes than were asked for")
+            state = ObjectState.of(exchange.headers, size_bytes, location)
+            first = bytearray(count)
+            _fill(exchange, [memoryview(first)], _Position(), count)
+            return state, bytes(first)
+    return ask_state(requests, location), b""  # an empty one has no range
+
+
+def ask_state(requests: Requests, location: Location) -> ObjectState:
+    """A HEAD request. Raises Transient and PenstockError."""
+    with requests.send(location, "HEAD", {}, ok=(200,)) as exchange:
+        exchange.finish()
+        length = exchange.headers.get("content-length", "")
+        if not length.isdecimal():
+            raise Transient("bad_response", "the answer does not say how long the object is")
+        return ObjectState.of(exchange.headers, int(length[:19]), location)
+
+
+class S3File:
+    """An object, read by ranges. Holds no connection between reads."""
+
+    kind = "s3"
+    alignment = 1
+
+    def __init__(self, requests: Requests, location: Location, state: ObjectState, first: bytes) -> None:
+        """`first` are its first bytes, or nothing; they are kept until they are read."""
+        self.uri = location.uri
+        self.size_bytes = state.size_bytes
+        self.version = (
+            f"s3:{self.uri}:{state.etag}:{state.version_id}:{state.last_modified}:{state.size_bytes}"
+        )
+        self._requests = requests
+        self._location = location
+        self._state = state
+        self._first = first
+        self._failures: dict[int, int] = {}
+        """How often the ranges that end there failed in a row without a byte."""
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        end = min(offset + sum(map(len, views)), self.size_bytes)
+        first, self._first = self._first, b""
+        if offset == 0 and len(first) >= end:
+            for view in views:
+                count = min(len(view), len(first))
+                view[:count], first = first[:count], first[count:]
+            return
+        if offset >= end:
+            return
+        position = _Position(offset)
+        try:
+            self._read(offset, end, views, position)
+        except Transient as fault:
+            failures = 1 if position.reached > offset else self._failures.get(end, 0) + 1
+            self._failures[end] = failures
+            delay = self._requests.delay(self._location, position.reached, failures, fault)
+            raise RetryLater(position.reached, delay) from fault
+        self._failures.pop(end, None)
+
+    def check_unchanged(self) -> None:
+        """Nothing to ask: every answer was compared with the version."""
+
+    def close(self) -> None:
+        self._first = b""
+
+    def _read(self, offset: int, end: int, views: Sequence[memoryview], position: _Position) -> None:
+        asked = {"Range": f"bytes={offset}-{end - 1}", **self._state.conditions()}
+        with self._requests.send(self._location, "GET", asked, ok=(200, 206)) as exchange:
+            start, count, size_bytes = _content_range(exchange)
+            if not self._state.same(exchange.headers) or size_bytes != self.size_bytes:
+                raise CheckpointChangedError(
+                    f"{self.uri} was replaced while it was read; load it again", file=self.uri
+                )
+            if (start, count) != (offset, end - offset):
+                raise Transient("bad_response", "the answer holds other bytes than were asked for")
+            _fill(exchange, views, position, end)
+
+
+class _Position:
+    """How far a read got, also when it raises."""
+
+    __slots__ = ("reached",)
+
+    def __init__(self, reached: int = 0) -> None:
+        self.reached = reached
+
+
+def _content_range(exchange: Exchange) -> tuple[int, int, int]:
+    """Of the answer to a request for a range: first byte, count, size of the object."""
+    if exchange.status != 206:
+        raise Transient("bad_response", f"HTTP {exchange.status} and not the range that was asked for")
+    match = _CONTENT_RANGE.fullmatch(exchange.headers.get("content-range", "").strip())
+    if match is None:
+        raise Transient("bad_response", "the answer does not say which bytes it holds")
+    start, last, size = (int(number) for number in match.groups())
+    count = last - start + 1
+    if exchange.length not in (None, count):
+        raise Transient("bad_response", "the answer is not as long as the range that it says it holds")
+    return start, count, size
+
+
+def _fill(exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int) -> None:
+    """Reads the body into the views until `end` is reached."""
+    for view in views:
+        view = view[: end - position.reached]
+        while view:
+            count = exchange.read_into(view)
+            if not count:
+                raise Transient("short_body", "the answer ended early")
+            view = view[count:]
+            position.reached += count
+    exchange.finish()

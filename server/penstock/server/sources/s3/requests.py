@@ -1,0 +1,89 @@
+"""Requests for objects: signed, sent to the right region, their answers told apart, failures counted."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from ...errors import ShuttingDownError, SourceUnavailableError
+from .account import Account
+from .connection import Connections, Exchange
+from .faults import EXPIRED, RETRY_REASONS, Answer, Transient, delay_seconds, failure
+from .location import Location
+from .settings import S3Settings
+
+_T = TypeVar("_T")
+
+
+class Requests:
+    """Every thread may use it. `retries` counts by reason what is tried again."""
+
+    def __init__(self, account: Account, settings: S3Settings) -> None:
+        self.account = account
+        self.retries = dict.fromkeys(RETRY_REASONS, 0)
+        self._settings = settings
+        self._connections = Connections(
+            timeout_seconds=settings.timeout_seconds, idle=settings.connections, tls=account.tls
+        )
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    @contextlib.contextmanager
+    def send(
+        self, location: Location, method: str, headers: Mapping[str, str], *, ok: Sequence[int]
+    ) -> Iterator[Exchange]:
+        """An answer whose status is one of `ok`. Raises Transient and PenstockError.
+
+        A bucket that turns out to be elsewhere is asked there, and what expired is signed anew, once each.
+        """
+        moved = renewed = False
+        while True:
+            region = self.account.region(location.bucket)
+            url = self.account.url(location)
+            signed = self.account.sign(method, url, headers, location)
+            with self._connections.exchange(method, url, signed) as exchange:
+                if exchange.status in ok:
+                    yield exchange
+                    return
+                answer = Answer(exchange.status, exchange.headers, exchange.text())
+            if answer.code in EXPIRED and not renewed:
+                renewed = True
+                self.account.renew()
+            elif answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
+                moved = True
+                self.account.move(location.bucket, answer.region)
+            else:
+                raise failure(answer, location)
+
+    def patiently(self, location: Location, request: Callable[[], _T]) -> _T:
+        """Makes the request until it succeeds or is given up, sleeping between attempts."""
+        for failures in itertools.count(1):
+            try:
+                return request()
+            except Transient as fault:
+                delay = self.delay(location, 0, failures, fault)
+            if self._stopping.wait(delay):
+                break
+        raise ShuttingDownError("penstockd stops, and this read was cut off")
+
+    def delay(self, location: Location, position: int, failures: int, fault: Transient) -> float:
+        """Seconds until the next attempt. Raises SourceUnavailableError after as many as are allowed."""
+        if self._stopping.is_set():
+            raise ShuttingDownError("penstockd stops, and this read was cut off")
+        if failures > self._settings.retries:
+            raise SourceUnavailableError(
+                f"{location.uri}: reading at byte {position} failed {failures} times in a row, at last: "
+                f"{fault.text}; check the endpoint and the network, or raise --s3-retries or --s3-timeout",
+                file=location.uri,
+            ) from fault
+        with self._lock:
+            self.retries[fault.reason] += 1
+        return delay_seconds(failures, fault.retry_after_seconds)
+
+    def stop(self) -> None:
+        """Ends what is under way, with an error."""
+        self._stopping.set()
+        self._connections.close()
