@@ -132,12 +132,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) > 1_000_000:
-        raise ValueError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def _concurrency(text: str) -> int:
     threads = _positive(text)
     if threads > MAX_CONCURRENCY:
@@ -297,7 +291,11 @@ _OPTIONS = (
     ),
     _Option("--s3-block-size", "16MiB", _block_size, "bytes asked of S3 in one request", "SIZE"),
     _Option(
-        "--s3-retries", "8", _count, "times in a row without a byte that a read from S3 is tried again", "N"
+        "--s3-retries",
+        "8",
+        _positive,
+        "attempts in a row without a byte after which a read from S3 fails",
+        "N",
     ),
     _Option(
         "--s3-timeout",

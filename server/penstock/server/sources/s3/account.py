@@ -47,7 +47,6 @@ class Account:
         self._regions: dict[str, str] = {}
         """Of buckets that turned out to be elsewhere."""
         with _botocore_errors("S3"):
-            self._renewed = time.monotonic()
             self._start_session()
             self.tls = self._tls_context()
             self._client(None, signed=False)
@@ -92,13 +91,15 @@ class Account:
         """Remembers where a bucket turned out to be."""
         self._regions[bucket] = region
 
-    def renew(self) -> None:
-        """Reads the configuration anew: credentials that are written to a file by somebody else may have
-        been renewed there. What botocore can refresh, it does by itself."""
+    def renewed(self, location: Location, signed: Mapping[str, str]) -> bool:
+        """There are other credentials than those that the headers were signed with. Those that botocore can
+        renew, it renews by itself; but somebody else may have written new ones to a file."""
         with self._lock:
-            if time.monotonic() - self._renewed >= RENEW_SECONDS:
-                self._renewed = time.monotonic()
+            if time.monotonic() - self._began >= RENEW_SECONDS:
                 self._start_session()
+        fresh = self.sign("GET", self.url(location), {}, location)
+        names = ("X-Amz-Security-Token", "Authorization")
+        return any(_identity(fresh.get(name)) != _identity(signed.get(name)) for name in names)
 
     def list(self, directory: Location) -> list[str]:
         """Names directly below a key that ends in `/` or is empty. Raises Transient too."""
@@ -126,6 +127,7 @@ class Account:
         import botocore.session
 
         self._session = botocore.session.Session()
+        self._began = time.monotonic()
         self._clients.clear()
 
     def _client(self, region: str | None, *, signed: bool) -> Any:
@@ -144,7 +146,7 @@ class Account:
         options: dict[str, Any] = {
             "connect_timeout": settings.timeout_seconds,
             "read_timeout": settings.timeout_seconds,
-            "retries": {"mode": "standard", "total_max_attempts": settings.retries + 1},
+            "retries": {"mode": "standard", "total_max_attempts": settings.retries},
         }
         if settings.addressing != "auto":
             options["s3"] = {"addressing_style": settings.addressing}
@@ -179,6 +181,11 @@ def _botocore_errors(what: str, listing: Location | None = None) -> Iterator[Non
         raise
     except Exception as error:
         _raise_told(error, what, listing)
+
+
+def _identity(header: str | None) -> str:
+    """Of an Authorization header, without its date and signature; of a session token, all."""
+    return (header or "").partition("/")[0] if header and header.startswith("AWS4") else header or ""
 
 
 def _raise_told(error: Exception, what: str, listing: Location | None) -> NoReturn:

@@ -44,15 +44,18 @@ class Connections:
         within, and SourceUnavailableError."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
-        with _network_errors(parts):
-            exchange = self._begin(method, parts, origin, headers)
+        connection = self._take(origin) or self._connect(parts)
         reusable = False
         try:
             with _network_errors(parts):
+                exchange = _send(connection, method, parts, headers)
                 yield exchange
             reusable = exchange.complete
+        except Transient:
+            self._forget(origin)
+            raise
         finally:
-            self._put(origin, exchange.connection, reusable=reusable)
+            self._put(origin, connection, reusable=reusable)
 
     def close(self) -> None:
         """Ends every exchange that is under way, with an error."""
@@ -66,26 +69,6 @@ class Connections:
         for _, connection in idle:
             connection.close()
 
-    def _begin(self, method: str, parts: SplitResult, origin: str, headers: Mapping[str, str]) -> Exchange:
-        connection = self._take(origin)
-        if connection is not None:
-            try:
-                return _send(connection, method, parts, headers)
-            except (ConnectionError, http.client.HTTPException):
-                # The server closed it while it was idle: that says nothing about the request.
-                self._put(origin, connection, reusable=False)
-            except BaseException:
-                self._put(origin, connection, reusable=False)
-                raise
-        connection = self._connect(parts)
-        with self._lock:
-            self._busy.add(connection)
-        try:
-            return _send(connection, method, parts, headers)
-        except BaseException:
-            self._put(origin, connection, reusable=False)
-            raise
-
     def _take(self, origin: str) -> http.client.HTTPConnection | None:
         while True:
             with self._lock:
@@ -98,6 +81,14 @@ class Connections:
                 return connection
             self._put(origin, connection, reusable=False)
 
+    def _forget(self, origin: str) -> None:
+        """What is idle there may be as broken as what just failed: it is tried again on new ones."""
+        with self._lock:
+            forgotten = [connection for at, connection in self._idle if at == origin]
+            self._idle = [idle for idle in self._idle if idle[0] != origin]
+        for connection in forgotten:
+            connection.close()
+
     def _put(self, origin: str, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
         with self._lock:
             self._busy.discard(connection)
@@ -109,8 +100,13 @@ class Connections:
     def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
         if self._closed:
             raise SourceUnavailableError("penstockd stops")
+        connection = self._new(parts, _proxy(parts))
+        with self._lock:
+            self._busy.add(connection)
+        return connection
+
+    def _new(self, parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
         host, port = parts.hostname or "", parts.port
-        proxy = _proxy(parts)
         if proxy is None:
             if parts.scheme == "https":
                 return self._https(host, port)

@@ -106,7 +106,7 @@ def failure(answer: Answer, location: Location) -> PenstockError | Transient:
     said = f"{location.uri}: S3 says {answer}"
     if status in (412, 416):
         return CheckpointChangedError(
-            f"{location.uri} was replaced while it was read: S3 says {answer}; load it again",
+            f"{location.uri} was changed while it was read: S3 says {answer}; load it again",
             file=location.uri,
         )
     if code in EXPIRED:
@@ -117,11 +117,11 @@ def failure(answer: Answer, location: Location) -> PenstockError | Transient:
             f"{said}; {_REMEDIES.get(code, _REMEDIES['AccessDenied'])}", file=location.uri
         )
     if status == 404:
-        what = "the bucket does not exist" if code == "NoSuchBucket" else "no such object"
+        what = "the bucket" if code == "NoSuchBucket" else "it"
         if code == "NoSuchVersion":
-            what = "no such version of it"
+            what = "that version of it"
         return CheckpointNotFoundError(
-            f"{said}: {what}; check the URI, endpoint and region", file=location.uri
+            f"{said}: {what} does not exist; check the URI and the endpoint", file=location.uri
         )
     if status == 405:
         return CheckpointNotFoundError(f"{said}: that version is a delete marker", file=location.uri)
@@ -136,7 +136,8 @@ def failure(answer: Answer, location: Location) -> PenstockError | Transient:
 def delay_seconds(failures: int, retry_after_seconds: float) -> float:
     """Before the attempt after so many that failed in a row: anything up to a bound that doubles, so that
     many readers do not come back at once; and not before what the answer asked for."""
-    bound: float = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(failures - 1, 16))
+    doubled: float = FIRST_DELAY_SECONDS * 2 ** min(max(failures - 1, 0), 16)
+    bound = min(LONGEST_DELAY_SECONDS, doubled)
     return retry_after_seconds + random.uniform(0, bound)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import CheckpointChangedError, SourceUnavailableError
-from .. import RetryLater
+from .. import RetryLater, without
 from .connection import Exchange
 from .faults import Transient
 from .location import Location
@@ -66,7 +66,8 @@ class ObjectState:
 
 
 def ask_first(requests: Requests, location: Location) -> tuple[ObjectState, bytes]:
-    """One request for what an object is and for its first bytes. Raises Transient and PenstockError."""
+    """One request for what an object is and for its first bytes: as many of them as came. Raises Transient
+    and PenstockError."""
     asked = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
     with requests.send(location, "GET", asked, ok=(200, 206, 416)) as exchange:
         if exchange.status != 416:
@@ -74,9 +75,14 @@ def ask_first(requests: Requests, location: Location) -> tuple[ObjectState, byte
             if start != 0 or count != min(size_bytes, FIRST_BYTES):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
             state = ObjectState.of(exchange.headers, size_bytes, location)
-            first = bytearray(count)
-            _fill(exchange, [memoryview(first)], _Position(), count)
-            return state, bytes(first)
+            first, position = bytearray(count), _Position()
+            try:
+                _fill(exchange, [memoryview(first)], position, count)
+            except Transient as fault:
+                if not position.reached:
+                    raise
+                requests.count(fault)
+            return state, bytes(first[: position.reached])
     return ask_state(requests, location), b""  # an empty one has no range
 
 
@@ -112,19 +118,16 @@ class S3File:
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)
-        first, self._first = self._first, b""
-        if offset == 0 and len(first) >= end:
-            for view in views:
-                count = min(len(view), len(first))
-                view[:count], first = first[:count], first[count:]
-            return
+        if offset == 0:
+            offset = self._copy_first(views)
+            views = without(views, offset)
         if offset >= end:
             return
         position = _Position(offset)
         try:
             self._read(offset, end, views, position)
         except Transient as fault:
-            failures = 1 if position.reached > offset else self._failures.get(end, 0) + 1
+            failures = 0 if position.reached > offset else self._failures.get(end, 0) + 1
             self._failures[end] = failures
             delay = self._requests.delay(self._location, position.reached, failures, fault)
             raise RetryLater(position.reached, delay) from fault
@@ -136,13 +139,22 @@ class S3File:
     def close(self) -> None:
         self._first = b""
 
+    def _copy_first(self, views: Sequence[memoryview]) -> int:
+        first, self._first = self._first, b""
+        copied = 0
+        for view in views:
+            part = first[copied : copied + len(view)]
+            view[: len(part)] = part
+            copied += len(part)
+        return copied
+
     def _read(self, offset: int, end: int, views: Sequence[memoryview], position: _Position) -> None:
         asked = {"Range": f"bytes={offset}-{end - 1}", **self._state.conditions()}
         with self._requests.send(self._location, "GET", asked, ok=(200, 206)) as exchange:
             start, count, size_bytes = _content_range(exchange)
             if not self._state.same(exchange.headers) or size_bytes != self.size_bytes:
                 raise CheckpointChangedError(
-                    f"{self.uri} was replaced while it was read; load it again", file=self.uri
+                    f"{self.uri} was changed while it was read; load it again", file=self.uri
                 )
             if (start, count) != (offset, end - offset):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")

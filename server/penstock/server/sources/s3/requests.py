@@ -37,9 +37,10 @@ class Requests:
     ) -> Iterator[Exchange]:
         """An answer whose status is one of `ok`. Raises Transient and PenstockError.
 
-        A bucket that turns out to be elsewhere is asked there, and what expired is signed anew, once each.
+        A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials that
+        were renewed meanwhile is asked again with these.
         """
-        moved = renewed = False
+        moved = False
         while True:
             region = self.account.region(location.bucket)
             url = self.account.url(location)
@@ -49,10 +50,9 @@ class Requests:
                     yield exchange
                     return
                 answer = Answer(exchange.status, exchange.headers, exchange.text())
-            if answer.code in EXPIRED and not renewed:
-                renewed = True
-                self.account.renew()
-            elif answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
+            if answer.code in EXPIRED and self.account.renewed(location, signed):
+                continue
+            if answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
                 moved = True
                 self.account.move(location.bucket, answer.region)
             else:
@@ -73,15 +73,18 @@ class Requests:
         """Seconds until the next attempt. Raises SourceUnavailableError after as many as are allowed."""
         if self._stopping.is_set():
             raise ShuttingDownError("penstockd stops, and this read was cut off")
-        if failures > self._settings.retries:
+        if failures >= self._settings.retries:
             raise SourceUnavailableError(
                 f"{location.uri}: reading at byte {position} failed {failures} times in a row, at last: "
                 f"{fault.text}; check the endpoint and the network, or raise --s3-retries or --s3-timeout",
                 file=location.uri,
             ) from fault
+        self.count(fault)
+        return delay_seconds(failures, fault.retry_after_seconds)
+
+    def count(self, fault: Transient) -> None:
         with self._lock:
             self.retries[fault.reason] += 1
-        return delay_seconds(failures, fault.retry_after_seconds)
 
     def stop(self) -> None:
         """Ends what is under way, with an error."""

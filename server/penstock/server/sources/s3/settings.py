@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class S3Settings:
     retries: int
-    """Times in a row without a byte that a read is tried again."""
+    """Attempts in a row without a byte after which a read fails."""
     timeout_seconds: float
     """To connect, and without a byte."""
     connections: int
