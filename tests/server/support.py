@@ -85,7 +85,7 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
 
 def no_objects(workers: Executor) -> S3Source:
     """For tests that load none."""
-    return S3Source(S3Settings(retries=0, timeout_seconds=1, connections=1), workers)
+    return S3Source(S3Settings(retries=1, timeout_seconds=1, connections=1), workers, print)
 
 
 def open_fds() -> dict[int, str]:

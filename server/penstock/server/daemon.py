@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import random
@@ -80,7 +81,9 @@ class Daemon:
         self._remote_resolvers = ThreadPoolExecutor(RESOLVERS, "s3-resolver")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
-        self.s3 = S3Source(S3Settings.of(config), self._s3_header_readers)
+        self.s3 = S3Source(
+            S3Settings.of(config), self._s3_header_readers, functools.partial(self.totals.retried, "s3")
+        )
         self._catalog = Catalog(FileSource(self._header_readers), self.s3)
         self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers, self._remote_resolvers)
         self._handoff = HandoffServer(

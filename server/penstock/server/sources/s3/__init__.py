@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
 from .. import Access
-from .faults import RETRY_REASONS, Transient
+from .faults import Transient
 from .location import Location, check_access, parse
 from .object import S3File, ask_first, ask_state
 from .requests import Requests
 from .settings import S3Settings
 
-__all__ = ["RETRY_REASONS", "S3File", "S3Settings", "S3Source"]
+__all__ = ["S3File", "S3Settings", "S3Source"]
 
 OBJECT_SUFFIX = ".safetensors"
 """What ends so is taken for an object; anything else may be the prefix of several."""
@@ -34,19 +35,15 @@ class S3Source:
 
     kind = "s3"
 
-    def __init__(self, settings: S3Settings, workers: Executor) -> None:
+    def __init__(self, settings: S3Settings, workers: Executor, on_retry: Callable[[str], None]) -> None:
+        """`on_retry` is told the reason of whatever is tried again, by one thread at a time."""
         self.workers = workers
+        self._on_retry = on_retry
         self._settings = settings
         self._lock = threading.Lock()
         self._made: Requests | None = None
         self._known: OrderedDict[str, None] = OrderedDict()
         """Objects opened lately: of these the headers are probably kept, and a HEAD request is enough."""
-
-    @property
-    def retries(self) -> dict[str, int]:
-        """How many requests were made again since the start, by reason."""
-        made = self._made
-        return dict.fromkeys(RETRY_REASONS, 0) if made is None else dict(made.retries)
 
     def location(self, source: str) -> str:
         return parse(source).uri
@@ -95,7 +92,7 @@ class S3Source:
 
         with self._lock:
             if self._made is None:
-                self._made = Requests(Account(self._settings), self._settings)
+                self._made = Requests(Account(self._settings), self._settings, self._on_retry)
             return self._made
 
     def _was_known(self, location: str) -> bool:

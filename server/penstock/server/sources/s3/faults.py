@@ -20,9 +20,9 @@ from ...errors import (
     PenstockError,
     SourceUnavailableError,
 )
+from ...metrics import RETRY_REASONS
 from .location import Location
 
-RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 10.0
 LONGEST_RETRY_AFTER_SECONDS = 30.0

@@ -11,7 +11,7 @@ from typing import TypeVar
 from ...errors import ShuttingDownError, SourceUnavailableError
 from .account import Account
 from .connection import Connections, Exchange
-from .faults import EXPIRED, RETRY_REASONS, Answer, Transient, delay_seconds, failure
+from .faults import EXPIRED, Answer, Transient, delay_seconds, failure
 from .location import Location
 from .settings import S3Settings
 
@@ -19,11 +19,12 @@ _T = TypeVar("_T")
 
 
 class Requests:
-    """Every thread may use it. `retries` counts by reason what is tried again."""
+    """Every thread may use it."""
 
-    def __init__(self, account: Account, settings: S3Settings) -> None:
+    def __init__(self, account: Account, settings: S3Settings, on_retry: Callable[[str], None]) -> None:
+        """`on_retry` is told the reason whenever something is tried again, by one thread at a time."""
         self.account = account
-        self.retries = dict.fromkeys(RETRY_REASONS, 0)
+        self._on_retry = on_retry
         self._settings = settings
         self._connections = Connections(
             timeout_seconds=settings.timeout_seconds, idle=settings.connections, tls=account.tls
@@ -84,7 +85,7 @@ class Requests:
 
     def count(self, fault: Transient) -> None:
         with self._lock:
-            self.retries[fault.reason] += 1
+            self._on_retry(fault.reason)
 
     def stop(self) -> None:
         """Ends what is under way, with an error."""
