@@ -150,11 +150,11 @@ class DaemonProcess:
 
 
 @contextlib.contextmanager
-def running_daemon(*flags: str) -> Iterator[DaemonProcess]:
+def running_daemon(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[DaemonProcess]:
     """A daemon for several tests, checked as `start_daemon` does."""
     top = Path(tempfile.mkdtemp(prefix="pst-"))
     top.chmod(0o755)
-    daemon = DaemonProcess(top / "s", *flags)
+    daemon = DaemonProcess(top / "s", *flags, environment=environment)
     try:
         yield daemon.wait_ready()
         daemon.end()

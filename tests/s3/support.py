@@ -1,0 +1,96 @@
+"""Buckets with checkpoints, daemons that read them, and what tests ask of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from penstock.client import errors
+
+from ..e2e.support import DaemonProcess, random_tensors, same
+from .moto import ACCESS_KEY, REGION, SECRET_KEY, MotoServer
+
+MIB = 1 << 20
+BLOCK_BYTES = 64 << 10
+RETRIES = 3
+
+FLAGS = (
+    *("--memory-limit", "64MiB", "--s3-block-size", str(BLOCK_BYTES)),
+    *("--s3-retries", str(RETRIES), "--s3-timeout", "1"),
+)
+"""Small blocks, so that a small object has many, and little patience."""
+
+# Of every daemon's credentials, and of signatures.
+SECRETS = [ACCESS_KEY, SECRET_KEY, "X-Amz-Signature", "Signature=", "AWS4-HMAC", "SESSIONTOKEN"]
+
+Tensors = dict[str, torch.Tensor]
+
+
+def environment(endpoint: str, **more: str) -> dict[str, str]:
+    """Of a daemon that has the tests' credentials as variables."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": REGION,
+        **more,
+    }
+
+
+class Bucket:
+    """A bucket of moto's."""
+
+    def __init__(self, moto: MotoServer, name: str, *, region: str = REGION, versioned: bool = False) -> None:
+        self.name = name
+        self._client = moto.client(region=region)
+        location = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        self._client.create_bucket(Bucket=name, **({} if region == "us-east-1" else location))
+        if versioned:
+            self._client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+
+    def uri(self, key: str = "") -> str:
+        return f"s3://{self.name}/{key}"
+
+    def put(self, key: str, body: bytes, **options: Any) -> str:
+        """Its version, or an empty text in a bucket without versions."""
+        answer = self._client.put_object(Bucket=self.name, Key=key, Body=body, **options)
+        return str(answer.get("VersionId", ""))
+
+    def put_tensors(self, key: str, tensors: Tensors, **options: Any) -> str:
+        return self.put(key, safetensors.torch.save(tensors), **options)
+
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.name, Key=key)
+
+    def put_random(self, key: str, *, mib: int = 1, seed: int = 0, **options: Any) -> Tensors:
+        """Four tensors for a MiB: sixteen blocks of the tests' daemons."""
+        tensors = random_tensors(4 * mib, MIB // 16, seed=seed)
+        self.put_tensors(key, tensors, **options)
+        return tensors
+
+
+def load_and_compare(daemon: DaemonProcess, source: str | list[str], tensors: Tensors) -> None:
+    with daemon.client() as client, client.load(source) as load:
+        same(load, tensors)
+
+
+def refused(
+    daemon: DaemonProcess, source: str | list[str], kind: type[errors.PenstockError], *parts: str
+) -> str:
+    """The message with which a load fails, which has to hold all parts and no secret."""
+    with daemon.client() as client, pytest.raises(kind) as caught:
+        client.load_state_dict(source)
+    message = str(caught.value)
+    for part in parts:
+        assert part.lower() in message.lower(), message
+    assert_no_secret(message, str(caught.value.details))
+    return message
+
+
+def assert_no_secret(*texts: str, secrets: list[str] | None = None) -> None:
+    for text in texts:
+        for secret in [*SECRETS, *(secrets or [])]:
+            assert secret not in text, text
