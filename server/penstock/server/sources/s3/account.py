@@ -208,8 +208,11 @@ def _raise_told(error: Exception, what: str, listing: Location | None) -> NoRetu
         raise InvalidRequestError(
             f"sources: {what[:200]!r} cannot be asked of S3: it is no bucket or key"
         ) from None
+    remedy = ""
+    if isinstance(error, exceptions.SSLError):
+        remedy = "; if the certificate's authority is private, name its bundle in AWS_CA_BUNDLE"
     # botocore's texts name files, profiles, providers and endpoints, and no secret.
-    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {str(error)[:500]}") from None
+    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {str(error)[:500]}{remedy}") from None
 
 
 def _no_credentials(what: str) -> AccessDeniedError:

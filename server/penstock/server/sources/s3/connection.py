@@ -39,15 +39,15 @@ class Connections:
         self._closed = False
 
     @contextlib.contextmanager
-    def exchange(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
+    def exchange(self, what: str, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
         """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
-        within, and SourceUnavailableError."""
+        within, and SourceUnavailableError, which names `what`."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         connection = self._take(origin) or self._connect(parts)
         reusable = False
         try:
-            with _network_errors(parts):
+            with _network_errors(what, _where(parts, connection)):
                 exchange = _send(connection, method, parts, headers)
                 yield exchange
             reusable = exchange.complete
@@ -181,6 +181,8 @@ def _send(
         sent.update(connection.proxy_headers)
     try:
         connection.request(method, target, headers=sent)
+    except OSError:  # of which some, as of certificates, are a ValueError too
+        raise
     except ValueError as error:  # an ETag that cannot be said in a header
         raise Transient("bad_response", "what the store said of the object is no valid header") from error
     moved()
@@ -221,23 +223,27 @@ def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
 
 
+def _where(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if (connection.host, connection.port) == (parts.hostname, port):
+        return parts.netloc
+    return f"{parts.netloc} through the proxy {connection.host}:{connection.port}"
+
+
 @contextlib.contextmanager
-def _network_errors(parts: SplitResult) -> Iterator[None]:
+def _network_errors(what: str, where: str) -> Iterator[None]:
     """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
-    where = parts.netloc
     try:
         yield
     except ssl.SSLCertVerificationError as error:
         raise SourceUnavailableError(
-            f"S3: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
+            f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
             "private, name its bundle in AWS_CA_BUNDLE"
         ) from error
     except TimeoutError as error:
         raise Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows") from error
     except socket.gaierror as error:
-        raise Transient(
-            "connection", f"the host name of {where} does not resolve: {error.strerror}"
-        ) from error
+        raise Transient("connection", f"a host name does not resolve, {where}: {error.strerror}") from error
     except OSError as error:
         text = error.strerror or type(error).__name__
         raise Transient("connection", f"the connection to {where} failed: {text}") from error

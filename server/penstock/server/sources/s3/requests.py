@@ -46,7 +46,7 @@ class Requests:
             region = self.account.region(location.bucket)
             url = self.account.url(location)
             signed = self.account.sign(method, url, headers, location)
-            with self._connections.exchange(method, url, signed) as exchange:
+            with self._connections.exchange(location.uri, method, url, signed) as exchange:
                 if exchange.status in ok:
                     yield exchange
                     return
