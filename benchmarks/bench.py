@@ -24,16 +24,21 @@ from typing import TypeVar
 import arrivals
 import crowd
 import make_checkpoint
+import objects
 import report
+import s3
 import system
 from contenders import CONTENDERS, Measurement
 from crowd import CrowdRun, Setup
 from daemons import Daemon, MemoryWatch, clean_environment
 from make_checkpoint import parse_size
+from objects import ObjectServer
 from report import Group, Run
 
 _CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
 _ONE_GB = 10**9
+_S3 = ["penstock-1gb-views", "penstock-1gb", "runai-default", "runai-1gb-views", "raw-http"]
+_S3_SELDOM = {"penstock-1gb", "runai-default"}
 # As `--block-size` of penstockd, which has no way to be asked.
 _BLOCK_BYTES = 8 << 20
 
@@ -350,6 +355,36 @@ class Bench:
         )
         self._publish_lines("queue", [text, "", *arrivals.lines(orders, singles, daemon_cpu, peaks)])
 
+    def s3(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        names = self._chosen(_S3)
+        groups, crowds = [], []
+        for title, tls in (("HTTP", False), ("HTTPS", True)):
+            with objects.Near(tls=tls) as server:
+                with self._daemons(names, path, server) as daemons:
+                    runs = self._alternate(
+                        names, path, daemons, before=system.fill_page_cache, seldom=_S3_SELDOM, server=server
+                    )
+                groups.append(Group(title, runs))
+                if crowd.WINDOW.contender in self._only_contenders:
+                    with _started("1gb", path, server) as daemon:
+                        uris = [server.uri(file) for file in _files(path)]
+                        crowds.append((title, crowd.run(crowd.WINDOW, uris, daemon)))
+        measurements = {title: run.measurements for title, run in crowds}
+        for group in groups:
+            for name in set(group.runs) - {s3.BARE}:
+                measurements[f"{group.title}, {name}"] = [run.measurement for run in group.runs[name]]
+        _compare_measurements(measurements)
+        self._publish("s3", groups, s3.PAIRS, s3.NOTE, s3.lines(groups, crowds))
+
+    def s3latency(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes // 2)
+        system.fill_page_cache(_files(path))
+        points = s3.curve(path, rounds=min(self.rounds, _SELDOM_ROUNDS), tell=_tell)
+        if self._write_page:
+            s3.draw(points)
+        self._publish_lines("s3latency", s3.curve_lines(points))
+
     def _turns(self, names: list[_T], seldom: Collection[_T]) -> Iterator[_T]:
         for number in range(self.rounds):
             # Each round starts with another one, so that nobody always comes after the same.
@@ -362,14 +397,19 @@ class Bench:
         return [name for name in names if name in self._only_contenders]
 
     @contextlib.contextmanager
-    def _daemons(self, names: list[str], path: Path) -> Iterator[dict[str, Daemon]]:
+    def _daemons(
+        self, names: list[str], path: Path, server: ObjectServer | None = None
+    ) -> Iterator[dict[str, Daemon]]:
         """The daemons that the contenders need and that may serve several runs; `_run` makes the others."""
         needed = {CONTENDERS[name].daemon for name in names} - {None, "fresh"}
         # Only who is measured for it may find the checkpoint in the staging buffer.
         if _checkpoint_bytes(path) < 2 * _ONE_GB:
             needed.discard("1gb")
         with contextlib.ExitStack() as stack:
-            yield {kind: stack.enter_context(_started(kind, path)) for kind in sorted(filter(None, needed))}
+            yield {
+                kind: stack.enter_context(_started(kind, path, server))
+                for kind in sorted(filter(None, needed))
+            }
 
     def _alternate(
         self,
@@ -379,11 +419,13 @@ class Bench:
         *,
         before: Callable[[list[str]], None],
         seldom: Collection[str] = (),
+        server: ObjectServer | None = None,
     ) -> dict[str, list[Run]]:
+        """With a server the contenders read the checkpoint from there."""
         runs: dict[str, list[Run]] = {name: [] for name in names}
         for name in self._turns(names, seldom):
             before(_files(path))
-            runs[name].append(self._run(name, path, daemons))
+            runs[name].append(self._run(name, path, daemons, server=server))
             _tell_run(name, runs[name])
         _compare_checksums(runs)
         return runs
@@ -395,25 +437,33 @@ class Bench:
         daemons: dict[str, Daemon],
         *flags: str,
         files: list[str] | None = None,
+        server: ObjectServer | None = None,
     ) -> Run:
         contender = CONTENDERS[name]
+        files = files or _files(path)
+        environment = clean_environment() | contender.environment
+        raw_block_bytes, threads = _BLOCK_BYTES, 16
+        if server is not None:
+            files = [server.uri(file) for file in files]
+            # A client of Penstock knows nothing of the server.
+            environment |= server.environment() if contender.daemon is None else {}
+            raw_block_bytes, threads = s3.BLOCK_BYTES, s3.CONNECTIONS
         with contextlib.ExitStack() as stack:
             daemon = None
             if contender.daemon in daemons:
                 daemon = daemons[contender.daemon]
             elif contender.daemon is not None:
-                daemon = stack.enter_context(_started(contender.daemon, path))
-            command = [sys.executable, _CONTENDERS_SCRIPT, name, *(files or _files(path)), *flags]
-            threads = 16
+                daemon = stack.enter_context(_started(contender.daemon, path, server))
+            command = [sys.executable, _CONTENDERS_SCRIPT, name, *files, *flags]
             if daemon is not None:
                 command += ["--socket-dir", daemon.socket_dir]
-            elif not contender.has_checksum and daemons:
+            elif not contender.has_checksum and daemons and server is None:
                 threads = next(iter(daemons.values())).status()["readers"]["threads"]
-            command += ["--raw-threads", str(threads), "--raw-block-bytes", str(_BLOCK_BYTES)]
+            command += ["--raw-threads", str(threads), "--raw-block-bytes", str(raw_block_bytes)]
             cpu_before = daemon.cpu_seconds() if daemon else 0.0
             finished = subprocess.run(
                 command,
-                env=clean_environment() | contender.environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -445,7 +495,7 @@ class Bench:
         self._publish_lines(scenario, lines[:-1])
 
     def _publish_lines(self, scenario: str, lines: list[str]) -> None:
-        seldom = self.rounds > _SELDOM_ROUNDS and scenario in ("warm", "cold", "small", "node")
+        seldom = self.rounds > _SELDOM_ROUNDS and scenario in ("warm", "cold", "small", "node", "s3")
         rounds_note = f"; {_SELDOM_ROUNDS} of loaders that are slow or matter less" if seldom else ""
         lines = [
             "",
@@ -462,16 +512,19 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _started(kind: str, path: Path) -> Iterator[Daemon]:
+def _started(kind: str, path: Path, server: ObjectServer | None = None) -> Iterator[Daemon]:
     """A daemon of the limit that the kind stands for, with its pages."""
+    environment = server.environment() if server else None
     if kind == "fresh":
-        with Daemon() as daemon:
+        with Daemon(environment=environment) as daemon:
             yield daemon
         return
     limits = {"1gb": _ONE_GB, "zero": 0, "roomy": _roomy_bytes(path)}
-    with Daemon("--memory-limit", str(limits[kind])) as daemon:
+    with Daemon("--memory-limit", str(limits[kind]), environment=environment) as daemon:
         if limits[kind]:
             daemon.wait_until_populated()
+        if server is not None:
+            s3.warm_up(daemon, server)
         yield daemon
 
 
@@ -525,7 +578,19 @@ def _compare_measurements(measurements: dict[str, list[Measurement]]) -> None:
         raise ChecksumError(f"contenders read different bytes (checksum, tensors, bytes): {sums}")
 
 
-_SCENARIOS = ("warm", "cold", "again", "startup", "small", "sparse", "node", "warm10", "queue")
+_SCENARIOS = (
+    "warm",
+    "cold",
+    "again",
+    "startup",
+    "small",
+    "sparse",
+    "node",
+    "warm10",
+    "queue",
+    "s3",
+    "s3latency",
+)
 
 
 def main(arguments: list[str]) -> None:

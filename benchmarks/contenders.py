@@ -38,6 +38,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import bare_http
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,7 +50,7 @@ Tensors = Iterator[tuple[str, "torch.Tensor"]]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to load, and where the daemon is."""
+    """What to load, paths or URIs, and where the daemon is."""
 
     paths: list[str]
     socket_dir: str | None
@@ -216,6 +218,21 @@ def _raw_o_direct(task: Task) -> Callable[[], Tensors]:
     return load
 
 
+def _raw_http(task: Task) -> Callable[[], Tensors]:
+    """What the server gives: the objects' bytes on as many connections as the daemon has readers."""
+    loop = bare_http.Loop(task.paths, threads=task.raw_threads, block_bytes=task.raw_block_bytes)
+
+    def load() -> Tensors:
+        loop.run()
+        yield from ()
+
+    return load
+
+
+def _stored_bytes(path: str) -> int:
+    return bare_http.object_bytes(path) if path.startswith("s3://") else os.path.getsize(path)
+
+
 # Processes of the scenario in which several load the same checkpoint.
 NODE_PROCESSES = 4
 
@@ -255,6 +272,7 @@ CONTENDERS = {
             environment=_BUFFERED,
         ),
         Contender("raw-o-direct", "raw O_DIRECT reads", _raw_o_direct, has_checksum=False),
+        Contender("raw-http", "bare loop of ranged GETs", _raw_http, has_checksum=False),
     ]
 }
 
@@ -302,7 +320,7 @@ def measure(
     return Measurement(
         contender=contender.name,
         tensors=tensors,
-        size_bytes=size_bytes or sum(os.path.getsize(path) for path in task.paths),
+        size_bytes=size_bytes or sum(map(_stored_bytes, task.paths)),
         checksum=checksum,
         first_seconds=first_seconds,
         last_seconds=last_seconds,

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ class Setup:
 
 
 _ONE, _ONE_WINDOW = Setup("penstock-full", 1, hold=True), Setup("penstock-1gb-views", 1, hold=False)
-_ALL, _WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE = (
+_ALL, WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE = (
     Setup(contender, NODE_PROCESSES, hold=hold)
     for contender, hold in (
         ("penstock-full", True),
@@ -43,7 +44,7 @@ _ALL, _WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE = (
         ("safetensors-load", True),
     )
 )
-SETUPS = [_ONE, _ALL, _ONE_WINDOW, _WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE]
+SETUPS = [_ONE, _ALL, _ONE_WINDOW, WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE]
 # What each process may take beyond its import, the limit aside (the target).
 _PRIVATE_BYTES = 200_000_000
 
@@ -71,7 +72,7 @@ class CrowdRun:
         return self.clients_bytes - self.imported_bytes + self.daemon_bytes
 
 
-def run(setup: Setup, files: list[str], daemon: Daemon | None) -> CrowdRun:
+def run(setup: Setup, files: Sequence[str], daemon: Daemon | None) -> CrowdRun:
     with _Crowd(setup, files, daemon) as crowd:
         crowd.wait_until_ready()
         imported_bytes = crowd.pss_bytes()
@@ -107,7 +108,7 @@ def lines(runs: dict[Setup, list[CrowdRun]]) -> list[str]:
                 f"{size_bytes / statistics.median(seconds) / 1e9:.2f}",
                 f"{statistics.median(sum(m.cpu_seconds for m in run.measurements) for run in rounds):.2f}",
                 f"{statistics.median(run.daemon_cpu_seconds for run in rounds):.2f}" if daemon else "",
-                _times_read(rounds, size_bytes // setup.processes) if daemon else "",
+                times_read(rounds, size_bytes // setup.processes) if daemon else "",
                 _megabytes([run.clients_bytes - run.imported_bytes for run in rounds]),
                 _megabytes([run.daemon_bytes for run in rounds]) if daemon else "",
                 _megabytes([run.beyond_import_bytes for run in rounds]),
@@ -130,7 +131,7 @@ def lines(runs: dict[Setup, list[CrowdRun]]) -> list[str]:
         *(
             f"- {ours.label}: {report.ratios(_seconds(runs[ours]), _seconds(runs[one]))} times as long as "
             f"{one.label} (target: at most 1.6)"
-            for ours, one in ((_ALL, _ONE), (_WINDOW, _ONE_WINDOW))
+            for ours, one in ((_ALL, _ONE), (WINDOW, _ONE_WINDOW))
             if ours in runs and one in runs
         ),
         *(
@@ -139,8 +140,8 @@ def lines(runs: dict[Setup, list[CrowdRun]]) -> list[str]:
             for ours, other in (
                 (_ALL, _RUNAI),
                 (_ALL, _LOAD_FILE),
-                (_WINDOW, _RUNAI_1GB),
-                (_WINDOW, _RUNAI_1GB_VIEWS),
+                (WINDOW, _RUNAI_1GB),
+                (WINDOW, _RUNAI_1GB_VIEWS),
             )
             if ours in runs and other in runs
         ),
@@ -155,7 +156,7 @@ def _megabytes(sizes: list[int]) -> str:
     return report.spread([size / 1e6 for size in sizes], 0)
 
 
-def _times_read(rounds: list[CrowdRun], size_bytes: int) -> str:
+def times_read(rounds: list[CrowdRun], size_bytes: int) -> str:
     """Of the bytes of the checkpoint's tensors."""
     read = {run.read_bytes for run in rounds}
     if read == {size_bytes}:
@@ -166,7 +167,7 @@ def _times_read(rounds: list[CrowdRun], size_bytes: int) -> str:
 class _Crowd:
     """The processes; they end with the context."""
 
-    def __init__(self, setup: Setup, files: list[str], daemon: Daemon | None) -> None:
+    def __init__(self, setup: Setup, files: Sequence[str], daemon: Daemon | None) -> None:
         command = [sys.executable, _CONTENDERS_SCRIPT, setup.contender, *files, "--barrier"]
         command += ["--hold"] if setup.hold else []
         command += ["--socket-dir", daemon.socket_dir] if daemon else []

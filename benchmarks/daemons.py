@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would configure a contender behind the benchmark's back."""
-    prefixes = ("PENSTOCK_", "RUNAI_", "FASTSAFETENSORS_", "SAFETENSORS_")
+    prefixes = ("PENSTOCK_", "RUNAI_", "FASTSAFETENSORS_", "SAFETENSORS_", "AWS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
@@ -27,10 +28,14 @@ class Daemon:
     """A penstockd of its own socket directory; both are gone when the context ends.
 
     `log` is a file that gets every event as a line of JSON; without it warnings go to standard error.
+    `environment` is added to the daemon's.
     """
 
-    def __init__(self, *flags: str, log: Path | None = None) -> None:
+    def __init__(
+        self, *flags: str, log: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._flags = flags
+        self._environment = dict(environment or {})
         self._log = log
         self.ready_seconds = 0.0
 
@@ -49,7 +54,7 @@ class Daemon:
             start = time.perf_counter()
             self._process = subprocess.Popen(
                 command,
-                env=clean_environment(),
+                env=clean_environment() | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -76,13 +81,19 @@ class Daemon:
 
         return StreamerClient(self.socket_dir).status()
 
-    def prefetch(self, path: Path) -> float:
+    def prefetch(self, path: Path | str) -> float:
         """Stages a checkpoint, and returns the seconds that it took."""
         from penstock.client import StreamerClient
 
         start = time.perf_counter()
         StreamerClient(self.socket_dir).prefetch(path)
         return time.perf_counter() - start
+
+    def evict(self) -> None:
+        """Gives up what is staged."""
+        from penstock.client import StreamerClient
+
+        StreamerClient(self.socket_dir).evict()
 
     def wait_until_populated(self, timeout_seconds: float = 60) -> None:
         """Until every slab that the limit allows is there, with its pages, and unused."""

@@ -39,6 +39,8 @@ _TITLES = {
     "node": "Several processes of one node at once",
     "warm10": "A new process, and a checkpoint that is staged",
     "queue": "Many clients, and memory for two",
+    "s3": "Object storage, as fast as a server can be",
+    "s3latency": "Object storage that is far away",
 }
 
 
@@ -157,7 +159,7 @@ def draw(path: Path = PICTURE) -> None:
     results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
     panels = [
         (f"{_TITLES[scenario]}{', ' + group['title'] if group['title'] else ''}", group["runs"])
-        for scenario in ("warm", "cold", "again")
+        for scenario in ("warm", "cold", "again", "s3")
         for group in results.get(scenario, [])
     ]
     if not panels:

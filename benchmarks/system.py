@@ -12,7 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-_PACKAGES = ("torch", "grpcio", "protobuf", "runai-model-streamer", "safetensors", "fastsafetensors")
+_PACKAGES = (
+    *("torch", "grpcio", "protobuf", "boto3"),
+    *("runai-model-streamer", "runai-model-streamer-s3", "safetensors", "fastsafetensors"),
+)
 
 
 def fill_page_cache(paths: list[str]) -> None:
@@ -93,7 +96,7 @@ def commit() -> str:
 
     try:
         # The report itself is what a run changes.
-        changed = git("status", "--porcelain", "--", ".", ":!docs/benchmarks.md", ":!docs/benchmarks.png")
+        changed = git("status", "--porcelain", "--", ".", ":!docs/*.png", ":!docs/benchmarks.md")
         return git("rev-parse", "--short=12", "HEAD") + (" with local changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,0 +1,214 @@
+"""Servers of objects for the benchmarks, on the loopback, which know ranges, ETag and If-Match as S3 does.
+
+`Near` is nginx: as fast as a server can be. `Far` answers as storage does that is far away: after a delay,
+and with no more than so many bytes a second on each connection. Its rate is kept by the kernel
+(SO_MAX_PACING_RATE), packet by packet, as a network would; its delay is a sleep before each answer. (Network
+emulation, `tc netem`, is not in every kernel, and nginx's `limit_rate` waits in milliseconds, which is too
+coarse for this.)
+
+Neither checks signatures nor lists anything: a benchmark names its objects. Run as a program this file is
+`Far`.
+"""
+
+import argparse
+import http.client
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from make_checkpoint import DATA_DIR
+
+BUCKET = "bench"
+# In <asm/socket.h>; not in Python's socket module.
+_SO_MAX_PACING_RATE = 47
+
+
+class ObjectServer:
+    """A server over `benchmarks/.data`; it and its directory are gone when the context ends."""
+
+    scheme = "http"
+
+    def __init__(self) -> None:
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """For every process that is to read from it, daemon and contenders alike. The keys are made up."""
+        environment = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "AKIABENCHMARKSONLY00",
+            "AWS_SECRET_ACCESS_KEY": "benchmarks-only",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "NO_PROXY": "127.0.0.1",
+            "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+        }
+        if self.scheme == "https":
+            environment["AWS_CA_BUNDLE"] = str(self._directory / "certificate.pem")
+        return environment
+
+    def uri(self, path: Path | str) -> str:
+        """Of a file in `benchmarks/.data`."""
+        return f"s3://{BUCKET}/{Path(path).relative_to(DATA_DIR)}"
+
+    def url(self, uri: str) -> str:
+        """Where the object of a URI is."""
+        return f"{self.endpoint}/{uri.removeprefix('s3://')}"
+
+    def __enter__(self) -> "ObjectServer":
+        self._directory = Path(tempfile.mkdtemp(prefix="penstock-objects-"))
+        # nginx cannot be asked for a port that is free.
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
+        try:
+            self._wait_until_listening()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        shutil.rmtree(self._directory)
+
+    def _wait_until_listening(self) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{self._command()} does not listen") from None
+                time.sleep(0.01)
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+
+class Near(ObjectServer):
+    def __init__(self, *, tls: bool = False) -> None:
+        super().__init__()
+        self.scheme = "https" if tls else "http"
+
+    def _command(self) -> list[str]:
+        program = shutil.which("nginx")
+        if program is None:
+            raise RuntimeError("this scenario needs nginx (Debian's nginx-light)")
+        tls = certificate = ""
+        if self.scheme == "https":
+            self._make_certificate()
+            tls, certificate = "ssl", "ssl_certificate certificate.pem; ssl_certificate_key key.pem;"
+        temporary = " ".join(
+            f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (self._directory / "nginx.conf").write_text(f"""
+daemon off;
+{"user root;" if os.geteuid() == 0 else ""}
+worker_processes {os.cpu_count()};
+pid nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    {temporary}
+    default_type application/octet-stream;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_timeout 3600;
+    keepalive_requests 1000000000;
+    {certificate}
+    server {{
+        listen 127.0.0.1:{self.port} {tls} backlog=1024;
+        location /{BUCKET}/ {{ alias {DATA_DIR}/; }}
+    }}
+}}
+""")
+        return [program, "-p", str(self._directory), "-c", "nginx.conf", "-e", "stderr"]
+
+    def _make_certificate(self) -> None:
+        """Its own authority, for AWS_CA_BUNDLE."""
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        command += ["-subj", "/CN=penstock benchmarks", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command += ["-keyout", "key.pem", "-out", "certificate.pem"]
+        subprocess.run(command, cwd=self._directory, check=True, capture_output=True)
+
+
+class Far(ObjectServer):
+    """`rate_bytes` a second on each connection, each answer `delay_seconds` late."""
+
+    def __init__(self, *, delay_seconds: float, rate_bytes: int) -> None:
+        super().__init__()
+        self._delay_seconds = delay_seconds
+        self._rate_bytes = rate_bytes
+
+    def _command(self) -> list[str]:
+        figures = [str(self.port), str(self._delay_seconds), str(self._rate_bytes)]
+        return [sys.executable, __file__, *figures]
+
+
+def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate_bytes)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection, connection.makefile("rb") as requests:
+        while line := requests.readline():
+            method, target, _ = line.decode().split()
+            headers = http.client.parse_headers(requests)
+            time.sleep(delay_seconds)
+            with open(DATA_DIR / target.partition("?")[0].removeprefix(f"/{BUCKET}/"), "rb") as file:
+                _answer(connection, method, headers, file.fileno())
+
+
+def _answer(connection: socket.socket, method: str, headers: http.client.HTTPMessage, fd: int) -> None:
+    stat = os.fstat(fd)
+    etag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+    first, last = 0, stat.st_size - 1
+    status, lines = "200 OK", [f"ETag: {etag}", "Accept-Ranges: bytes"]
+    if found := re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", "")):
+        first, last = int(found[1]), min(int(found[2]), last)
+        status = "206 Partial Content"
+        lines.append(f"Content-Range: bytes {first}-{last}/{stat.st_size}")
+    if headers.get("If-Match", etag) != etag:
+        status, last = "412 Precondition Failed", first - 1
+    lines = [f"HTTP/1.1 {status}", *lines, f"Content-Length: {last - first + 1}", "", ""]
+    connection.sendall("\r\n".join(lines).encode())
+    while method == "GET" and first <= last:
+        first += os.sendfile(connection.fileno(), fd, first, last - first + 1)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="Serves benchmarks/.data slowly.")
+    parser.add_argument("port", type=int)
+    parser.add_argument("delay_seconds", type=float)
+    parser.add_argument("rate_bytes", type=int)
+    options = parser.parse_args(arguments)
+    with socket.create_server(("127.0.0.1", options.port), backlog=1024) as listener:
+        while True:
+            connection, _ = listener.accept()
+            figures = (connection, options.delay_seconds, options.rate_bytes)
+            threading.Thread(target=_serve, args=figures, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
