@@ -127,6 +127,9 @@ class Account:
         import botocore.session
 
         self._session = botocore.session.Session()
+        if self._session.get_config_variable("region") is None and os.environ.get("AWS_REGION"):
+            # Which every other SDK of AWS reads, and Kubernetes' service accounts set.
+            self._session.set_config_variable("region", os.environ["AWS_REGION"])
         self._began = time.monotonic()
         self._clients.clear()
 

@@ -1,0 +1,424 @@
+"""The S3 source against a real HTTP server: signatures, versions, ranges, what is retried and what is not."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from penstock.server.errors import (
+    AccessDeniedError,
+    CheckpointChangedError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from penstock.server.sources import Access, Patient, RetryLater
+from penstock.server.sources.s3 import S3File, S3Settings, S3Source
+from penstock.server.sources.s3 import faults as s3_faults
+from penstock.server.sources.s3.object import FIRST_BYTES
+
+from .objects import Asked, ObjectServer
+from .support import ROOT
+
+KEY_ID, SECRET = "AKIDEXAMPLE", "SECRETEXAMPLE"
+CONTENT = random.Random(5).randbytes(FIRST_BYTES + 300_000)
+AWKWARD = [
+    "a b+c",
+    "%41%2F",
+    "#frag?query=1&x",
+    "é漢🎉",
+    "a//b",
+    "/lead",
+    "a/../b",
+    "./a",
+    "trail/.",
+    "~*()'!@$;:,=",
+]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "eu-west-3",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # Retries are to be counted, not waited for.
+    monkeypatch.setattr(s3_faults, "FIRST_DELAY_SECONDS", 0.0)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    server = ObjectServer()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    yield server
+    server.close()
+
+
+Sources = Callable[..., S3Source]
+
+
+@pytest.fixture
+def retried() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def sources(retried: list[str]) -> Iterator[Sources]:
+    made: list[S3Source] = []
+    with ThreadPoolExecutor(2) as workers:
+
+        def make(**settings: object) -> S3Source:
+            values: dict[str, object] = {"retries": 3, "timeout_seconds": 20.0, "connections": 2, **settings}
+            made.append(S3Source(S3Settings(**values), workers, retried.append))  # type: ignore[arg-type]
+            return made[-1]
+
+        yield make
+        for source in made:
+            source.stop()
+
+
+def read(file: S3File, start: int, end: int) -> bytes:
+    buffer = bytearray(end - start)
+    half = len(buffer) // 2
+    Patient(file).read_into(start, [memoryview(buffer)[:half], memoryview(buffer)[half:]])
+    return bytes(buffer)
+
+
+def once(act: Callable[[Asked], object], *, method: str = "GET", skip: int = 0) -> Callable[[Asked], bool]:
+    left = [skip + 1]
+
+    def hook(asked: Asked) -> bool:
+        if asked.method != method or not left[0]:
+            return False
+        left[0] -= 1
+        if left[0]:
+            return False
+        act(asked)
+        return True
+
+    return hook
+
+
+def always(act: Callable[[Asked], None]) -> Callable[[Asked], bool]:
+    def hook(asked: Asked) -> bool:
+        act(asked)
+        return True
+
+    return hook
+
+
+def test_the_first_request_brings_the_state_and_the_first_bytes(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    assert (file.size_bytes, file.uri, file.kind) == (len(CONTENT), "s3://bucket/k", "s3")
+    assert read(file, 0, FIRST_BYTES) == CONTENT[:FIRST_BYTES]
+    assert [asked.range for asked in server.asked] == [(0, FIRST_BYTES - 1)]
+    assert read(file, 1000, len(CONTENT)) == CONTENT[1000:]
+    assert server.asked[-1].headers["if-match"] == server.etags["k"]
+    assert read(file, 0, 5) == CONTENT[:5]
+
+
+def test_an_object_known_already_is_asked_by_head(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+    source = sources()
+    first = source.open("s3://bucket/k", ROOT)
+    again = source.open("s3://bucket/k", ROOT)
+    assert [asked.method for asked in server.asked] == ["GET", "HEAD"]
+    assert again.version == first.version
+    assert read(again, 0, 100) == CONTENT[:100]
+    server.put("k", CONTENT[::-1])
+    assert source.open("s3://bucket/k", ROOT).version != first.version
+
+
+@pytest.mark.parametrize("key", AWKWARD)
+def test_every_request_is_signed_for_exactly_what_is_asked(
+    key: str, server: ObjectServer, sources: Sources
+) -> None:
+    server.put(key, CONTENT)
+    source = sources(requester_pays=True)
+    file = source.open(f"s3://bucket/{key}", ROOT)
+    assert read(file, 5, len(CONTENT)) == CONTENT[5:]
+    source.open(f"s3://bucket/{key}", ROOT)
+    assert [asked.method for asked in server.asked] == ["GET", "GET", "HEAD"]
+    for asked in server.asked:
+        assert asked.headers["x-amz-request-payer"] == "requester"
+        assert asked.headers["authorization"] == signature_of(asked, server.url)
+
+
+def signature_of(asked: Asked, url: str) -> str:
+    """By botocore, from what arrived."""
+    signed = asked.headers["authorization"].split("SignedHeaders=")[1].split(",")[0].split(";")
+    assert {"host", "x-amz-date"} <= set(signed)
+    headers = {name: asked.headers[name] for name in signed if name != "x-amz-date"}
+    request = AWSRequest(method=asked.method, url=url + asked.target, headers=headers)
+    request.context["timestamp"] = asked.headers["x-amz-date"]
+    auth = S3SigV4Auth(Credentials(KEY_ID, SECRET), "s3", "eu-west-3")
+    request.headers["X-Amz-Date"] = asked.headers["x-amz-date"]
+    text = auth.string_to_sign(request, auth.canonical_request(request))
+    return (
+        f"AWS4-HMAC-SHA256 Credential={KEY_ID}/{auth.credential_scope(request)}, "
+        f"SignedHeaders={';'.join(signed)}, Signature={auth.signature(text, request)}"
+    )
+
+
+def test_unsigned_requests_carry_nothing_of_the_credentials(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+    sources(unsigned=True).open("s3://bucket/k", ROOT)
+    assert "authorization" not in server.asked[0].headers
+    assert KEY_ID not in server.asked[0].target
+
+
+def test_connections_are_kept(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    for start in range(0, 50_000, 10_000):
+        read(file, start, start + 10_000)
+    assert len({asked.handler.client_address for asked in server.asked}) == 1
+
+
+def cut(asked: Asked, *, after: int) -> None:
+    start, last = asked.range
+    handler = asked.handler
+    handler.send_response(206)
+    handler.send_header("Content-Length", str(last - start + 1))
+    handler.send_header("Content-Range", f"bytes {start}-{last}/{len(CONTENT)}")
+    handler.end_headers()
+    handler.wfile.write(CONTENT[start : start + after])
+    handler.close_connection = True
+
+
+def reset(asked: Asked) -> None:
+    asked.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    os.close(asked.handler.connection.detach())
+    asked.handler.close_connection = True
+
+
+@pytest.mark.parametrize("after", [0, 1, 4096, 99_999])
+def test_what_was_cut_goes_on_from_the_byte_reached_without_a_sleeping_thread(
+    after: int, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    server.hooks.append(once(lambda asked: cut(asked, after=after)))
+    buffer = memoryview(bytearray(100_000))
+    with pytest.raises(RetryLater) as caught:
+        file.read_into(200_000, [buffer[:7], buffer[7:]])
+    assert caught.value.reached == 200_000 + after
+    assert retried == ["short_body"]
+    file.read_into(caught.value.reached, [buffer[after:]])
+    assert server.asked[-1].range == (200_000 + after, 299_999)
+    assert bytes(buffer) == CONTENT[200_000:300_000]
+
+
+TRANSIENT: dict[str, tuple[str, Callable[[Asked], None]]] = {
+    "reset": ("connection", reset),
+    "500": ("server_error", lambda asked: asked.fail(500, "InternalError")),
+    "503": ("throttled", lambda asked: asked.fail(503, "SlowDown")),
+    "429": ("throttled", lambda asked: asked.fail(429, "")),
+    "400": ("timeout", lambda asked: asked.fail(400, "RequestTimeout")),
+    "200": ("bad_response", lambda asked: asked.answer(200, b"<html>" * 100)),
+    "wrong range": ("bad_response", lambda asked: asked.answer(206, b"x", Content_Range="bytes 0-0/9")),
+    "no range": ("bad_response", lambda asked: asked.answer(206, b"x")),
+    "no HTTP": ("bad_response", lambda asked: no_http(asked)),
+}
+
+
+def no_http(asked: Asked) -> None:
+    asked.handler.wfile.write(b"SSH-2.0-OpenSSH\r\n")
+    asked.handler.close_connection = True
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSIENT if name != "wrong range"])
+def test_what_may_pass_is_asked_again_and_counted(
+    name: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.put("k", CONTENT)
+    reason, act = TRANSIENT[name]
+    file = sources().open("s3://bucket/k", ROOT)
+    server.hooks += [once(act), once(act, skip=1)]
+    assert read(file, 10, 20_000) == CONTENT[10:20_000]
+    assert retried[0] == reason
+
+
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_what_lasts_is_given_up_with_the_object_and_a_remedy(
+    name: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.put("k", CONTENT)
+    _, act = TRANSIENT[name]
+    server.hooks.append(always(act))
+    with pytest.raises(SourceUnavailableError, match=r"s3://bucket/k: .*3 times in a row.*--s3-retries"):
+        sources().open("s3://bucket/k", ROOT)
+    assert (len(server.asked), len(retried)) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "says"),
+    [
+        (403, "AccessDenied", AccessDeniedError, "s3:GetObject"),
+        (403, "RequestTimeTooSkewed", AccessDeniedError, "clock"),
+        (403, "SignatureDoesNotMatch", AccessDeniedError, "secret key"),
+        (400, "ExpiredToken", AccessDeniedError, "expired"),
+        (404, "NoSuchBucket", CheckpointNotFoundError, "the bucket does not exist"),
+        (404, "NoSuchVersion", CheckpointNotFoundError, "that version"),
+        (412, "PreconditionFailed", CheckpointChangedError, "changed"),
+        (400, "InvalidRequest", SourceUnavailableError, "refuses"),
+        (501, "NotImplemented", SourceUnavailableError, "refuses"),
+        (302, "", SourceUnavailableError, "AWS_REGION"),
+    ],
+)
+def test_what_would_be_the_same_again_fails_at_once(
+    status: int,
+    code: str,
+    error: type[PenstockError],
+    says: str,
+    server: ObjectServer,
+    sources: Sources,
+    retried: list[str],
+) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    server.hooks.append(once(lambda asked: asked.fail(status, code)))
+    with pytest.raises(error, match=says) as caught:
+        read(file, 10, 20)
+    assert "s3://bucket/k" in caught.value.message
+    assert not retried
+    if status != 412:
+        assert "REQ1" in caught.value.message
+
+
+def test_an_object_that_is_replaced_is_noticed_also_where_conditions_are_ignored(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    server.hooks.append(
+        once(lambda asked: asked.answer(206, b"x" * 10, ETag='"other"', Content_Range="bytes 10-19/562144"))
+    )
+    with pytest.raises(CheckpointChangedError, match="s3://bucket/k was changed"):
+        read(file, 10, 20)
+
+
+def test_without_a_strong_etag_the_time_of_the_last_change_is_the_condition(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.put("k", CONTENT, etag='W/"weak"')
+    with pytest.raises(SourceUnavailableError, match="neither a strong ETag nor a Last-Modified"):
+        sources().open("s3://bucket/k", ROOT)
+    when = "Wed, 21 Oct 2026 07:28:00 GMT"
+    about = {"ETag": 'W/"weak"', "Last_Modified": when}
+    total = len(CONTENT)
+
+    def serve(asked: Asked) -> bool:
+        start, last = asked.range
+        last = min(last, total - 1)
+        part = CONTENT[start : last + 1]
+        asked.answer(206, part, Content_Range=f"bytes {start}-{last}/{total}", **about)
+        return True
+
+    server.hooks.append(serve)
+    file = sources().open("s3://bucket/k", ROOT)
+    assert read(file, 10, 20) == CONTENT[10:20]
+    assert server.asked[-1].headers["if-unmodified-since"] == when
+    assert "if-match" not in server.asked[-1].headers
+    about["Last_Modified"] = "Wed, 21 Oct 2026 07:28:01 GMT"
+    with pytest.raises(CheckpointChangedError):
+        read(file, 10, 20)
+
+
+def test_a_bucket_elsewhere_is_asked_there_and_remembered(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+
+    def elsewhere(asked: Asked) -> bool:
+        if "/us-west-2/" in asked.headers["authorization"]:
+            return False
+        asked.fail(301, "PermanentRedirect", x_amz_bucket_region="us-west-2")
+        return True
+
+    server.hooks.append(elsewhere)
+    source = sources()
+    assert read(source.open("s3://bucket/k", ROOT), 0, 9) == CONTENT[:9]
+    source.open("s3://bucket/k", ROOT)
+    assert len(server.asked) == 3
+
+
+def test_a_redirect_in_circles_ends(server: ObjectServer, sources: Sources) -> None:
+    regions = iter(["us-west-1", "us-west-2", "us-west-1"])
+    server.hooks.append(
+        always(lambda asked: asked.fail(301, "PermanentRedirect", x_amz_bucket_region=next(regions)))
+    )
+    with pytest.raises(SourceUnavailableError, match="elsewhere"):
+        sources().open("s3://bucket/k", ROOT)
+    assert len(server.asked) == 2
+
+
+def test_an_empty_object_has_no_bytes(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", b"")
+    file = sources().open("s3://bucket/k", ROOT)
+    assert file.size_bytes == 0
+    Patient(file).read_into(0, [])
+
+
+def test_a_head_that_is_refused_is_asked_again_for_a_reason(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+    source = sources()
+    source.open("s3://bucket/k", ROOT)
+    server.hooks.append(always(lambda asked: asked.fail(403, "RequestTimeTooSkewed")))
+    with pytest.raises(AccessDeniedError, match="clock"):
+        source.open("s3://bucket/k", ROOT)
+
+
+def test_what_is_not_allowed_is_not_asked_for(server: ObjectServer, sources: Sources) -> None:
+    access = Access(uid=1000, privileged=False, prefixes=("s3://bucket/models",))
+    source = sources()
+    for uri in ("s3://bucket/other/x.safetensors", "s3://bucket/models/../x.safetensors"):
+        with pytest.raises(AccessDeniedError, match="uid 1000"):
+            source.open(uri, access)
+        with pytest.raises(AccessDeniedError, match="uid 1000"):
+            source.list(uri, access)
+    assert not server.asked
+
+
+def test_without_credentials_the_error_says_how_to_do_without(
+    server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(AccessDeniedError, match="--s3-unsigned"):
+        sources().open("s3://bucket/k", ROOT)
+    assert not server.asked
+
+
+def test_an_answer_says_how_long_to_wait_within_bounds() -> None:
+    def asked_for(value: str) -> float:
+        return s3_faults.Answer(503, {"retry-after": value}, b"").retry_after_seconds
+
+    assert asked_for("7") == 7
+    assert asked_for("86400") == asked_for("9" * 400) == s3_faults.LONGEST_RETRY_AFTER_SECONDS
+    assert asked_for("Fri, 31 Dec 9999 23:59:59 GMT") == s3_faults.LONGEST_RETRY_AFTER_SECONDS
+    for nonsense in ("", "soon", "-5", "Thu, 01 Jan 1970 00:00:00 GMT"):
+        assert asked_for(nonsense) == 0
+
+
+def test_nothing_of_an_error_page_is_told_but_code_region_and_request_id() -> None:
+    body = b"<Error><Code>Odd\nCode</Code><StringToSign>SECRET</StringToSign></Error>"
+    answer = s3_faults.Answer(400, {"x-amz-request-id": "bad id\n"}, body)
+    assert str(answer) == "HTTP 400 (request id not given)"
