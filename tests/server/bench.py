@@ -137,7 +137,9 @@ class Bench:
         self.totals = Totals()
         self.gates: list[GatedFile] = []
         self.catalog = Catalog(FileSource(self.headers), no_objects(self.headers))
-        self.staging = Staging(self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals)
+        self.staging = Staging(
+            self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals
+        )
 
     def enter(
         self,

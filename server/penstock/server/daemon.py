@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,7 +41,7 @@ from .http import HttpServer
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
-from .metrics import SOURCES, Exposition, Totals
+from .metrics import RETRY_REASONS, SOURCES, Exposition, Totals
 from .prefetch import DaemonItself, Prefetch
 from .reader import ReaderPool
 from .service import StreamerService
@@ -81,8 +81,10 @@ class Daemon:
         self._remote_resolvers = ThreadPoolExecutor(RESOLVERS, "s3-resolver")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
+        retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
+        self.totals.retries["s3"] = retries.copy
         self.s3 = S3Source(
-            S3Settings.of(config), self._s3_header_readers, functools.partial(self.totals.retried, "s3")
+            S3Settings.of(config), self._s3_header_readers, lambda reason: retries.update([reason])
         )
         self._catalog = Catalog(FileSource(self._header_readers), self.s3)
         self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers, self._remote_resolvers)

@@ -37,8 +37,9 @@ class Filling:
         on_end: Callable[[int, PenstockError | Dropped | None], None],
         on_block: Callable[[str, float], None],
     ) -> None:
-        """`readers` and `block_bytes` by kind of source. `on_end` is told of each segment that became ready, or was parked because of the error; `on_block`
-        of each block's source and seconds, on a reader thread."""
+        """`readers` and `block_bytes` by kind of source. `on_end` is told of each segment that became
+        ready, or was parked because of the error; `on_block` of each block's source and seconds, on a reader
+        thread."""
         self._stage = stage
         self._slabs = slabs
         self._files = files

@@ -167,10 +167,6 @@ class Totals:
             "evictions": self.evictions,
         }
 
-    def retried(self, source: str, reason: str) -> None:
-        """Something was read again. From any thread, but for each source from one at a time."""
-        self.retries[source, reason] += 1
-
     def observe_read(self, source: str, seconds: float) -> None:
         """One block has been read."""
         self.read_seconds.labels(source).observe(seconds)

@@ -342,3 +342,5 @@ class ReaderPool:
             read.lane.troubled = True
             if self._surplus() < 0:
                 self._add_thread()
+        elif self._surplus() > 0:
+            self._wake.notify()  # one that waits may end

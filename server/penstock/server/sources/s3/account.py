@@ -2,7 +2,8 @@
 it takes longer than everything else the daemon does at its start.
 
 Requests for bytes are signed in their headers, each anew from the live credentials. A presigned URL costs
-twice as much to make (docs/s3.md), and is a secret that servers and proxies write to their logs.
+twice as much to make (benchmarks/s3_signing.py), and is a secret that servers and proxies write to their
+logs.
 """
 
 from __future__ import annotations
