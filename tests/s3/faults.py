@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 from .proxy import Answer, Exchange, Fault, Headers
 
@@ -162,6 +163,25 @@ def html(status: int) -> Fault:
     """What a load balancer or a captive portal says."""
     body = b"<!DOCTYPE html><html><head><title>Gateway</title></head><body><h1>Sorry</h1></body></html>"
     return raw_answer(Answer(status, [("Content-Type", "text/html; charset=utf-8")], body))
+
+
+def serve_file(path: Path) -> Fault:
+    """No fault: the ranges of a file, which need not be in memory."""
+    size_bytes = path.stat().st_size
+
+    def fault(exchange: Exchange) -> None:
+        first, last = exchange.request.range or (0, size_bytes - 1)
+        last = min(last, size_bytes - 1)
+        ranged = exchange.request.range is not None
+        headers = [("ETag", '"a-file"'), ("Content-Length", str(last - first + 1))]
+        headers += [("Content-Range", f"bytes {first}-{last}/{size_bytes}")] if ranged else []
+        exchange.send_head(Answer(206 if ranged else 200, headers, b""))
+        if exchange.request.method != "HEAD":
+            with path.open("rb") as file:
+                file.seek(first)
+                exchange.send_body(file.read(last - first + 1))
+
+    return fault
 
 
 def _send_part(exchange: Exchange, size_bytes: int) -> None:

@@ -126,9 +126,10 @@ class Exchange:
 
     def stall(self) -> None:
         """Sends nothing more until the test releases the proxy or the client closes the connection."""
+        released = self._proxy.released
         with contextlib.suppress(OSError):
             # The client has nothing to send meanwhile: this returns when it closes.
-            while not self._proxy.released.is_set():
+            while not released.is_set():
                 self._connection.settimeout(0.05)
                 try:
                     if not self._connection.recv(1, socket.MSG_PEEK):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.server.metrics import METRICS, Exposition, Gauges, Metric, Totals
+from penstock.server.metrics import METRICS, RETRY_REASONS, Exposition, Gauges, Metric, Totals
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -57,8 +57,7 @@ def test_what_is_counted_is_what_is_said() -> None:
     totals.source_bytes["file"] += 100
     totals.rejected["ACCESS_DENIED"] += 2
     totals.delivered_bytes += 50
-    for _ in range(7):
-        totals.retried("s3", "throttled")
+    totals.retries["s3"] = lambda: dict.fromkeys(RETRY_REASONS, 0) | {"throttled": 7}
     totals.observe_read("s3", 0.5)
     totals.load_wait_seconds.observe(700)
     series = scrape(totals, gauges=Gauges(limit_bytes=10, warm_bytes=4), stalled={"loop"})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,9 +41,9 @@ from .http import HttpServer
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
-from .metrics import SOURCES, Exposition, Totals
+from .metrics import RETRY_REASONS, SOURCES, Exposition, Totals
 from .prefetch import DaemonItself, Prefetch
-from .reader import ReaderPool, Readers
+from .reader import ReaderPool
 from .service import StreamerService
 from .sources import Access
 from .sources.file import FileSource
@@ -71,20 +71,20 @@ class Daemon:
         self.config = config
         self.version = distribution_version()
         self.totals = Totals()
-        self.readers = Readers(
-            {kind: ReaderPool(config.concurrency_of(kind), name=f"{kind}-reader") for kind in SOURCES}
-        )
+        self.readers = {
+            kind: ReaderPool(config.concurrency_of(kind), name=f"{kind}-reader") for kind in SOURCES
+        }
         # Storage behind a network has threads of its own for everything, so that it can hold up only itself.
         self._header_readers = ThreadPoolExecutor(HEADER_READERS, "header")
         self._s3_header_readers = ThreadPoolExecutor(S3_HEADER_READERS, "s3-header")
         self._resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self._remote_resolvers = ThreadPoolExecutor(RESOLVERS, "s3-resolver")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
-        self.staging = Staging(
-            config, readers=self.readers.pools, workers=self._slab_workers, totals=self.totals
-        )
+        self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
+        retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
+        self.totals.retries["s3"] = retries.copy
         self.s3 = S3Source(
-            S3Settings.of(config), self._s3_header_readers, functools.partial(self.totals.retried, "s3")
+            S3Settings.of(config), self._s3_header_readers, lambda reason: retries.update([reason])
         )
         self._catalog = Catalog(FileSource(self._header_readers), self.s3)
         self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers, self._remote_resolvers)
@@ -104,7 +104,7 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self.history = History()
         self.health = Health(
-            [self.readers.pools["file"]],  # S3 that does not answer is no reason to restart this daemon
+            [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
             stall_seconds=config.stall_timeout_seconds,
             on_change=self._health_changed,
         )
@@ -113,7 +113,7 @@ class Daemon:
             version=self.version,
             began=asyncio.get_running_loop().time(),
             staging=self.staging,
-            readers=self.readers,
+            readers=self.readers.values(),
             totals=self.totals,
             loads=self._loads.keys(),
             health=self.health,
@@ -239,7 +239,8 @@ class Daemon:
                 await self._gate.stop()
                 self._grpc_path.unlink(missing_ok=True)
                 await self.staging.stop()
-                self.readers.stop()
+                for pool in self.readers.values():
+                    pool.stop()
                 self.s3.stop()
                 for executor in (
                     self._resolvers,
@@ -344,7 +345,8 @@ class Daemon:
     async def _sample(self) -> None:
         """Remembers what the last minutes were like, for as long as the daemon runs."""
         while True:
-            self.history.sample(self.readers.read_bytes, self.totals.delivered_bytes, self._loads.keys())
+            read_bytes = sum(pool.read_bytes for pool in self.readers.values())
+            self.history.sample(read_bytes, self.totals.delivered_bytes, self._loads.keys())
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def _health_changed(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from . import plan
 from .errors import PenstockError, SourceUnavailableError
-from .reader import Dropped, Job, Lane
+from .reader import Dropped, Job, ReaderPool
 from .slab import Slab
 from .sources import SourceFile
 from .stage import Stage
@@ -32,17 +32,18 @@ class Filling:
         slabs: Sequence[Slab],
         files: Sequence[SourceFile],
         *,
-        lanes: Mapping[str, Lane],
+        readers: Mapping[str, ReaderPool],
         block_bytes: Mapping[str, int],
         on_end: Callable[[int, PenstockError | Dropped | None], None],
         on_block: Callable[[str, float], None],
     ) -> None:
-        """`lanes` and `block_bytes` by kind of source. `on_end` is told of each segment that became ready, or
-        was parked because of the error; `on_block` of each block's source and seconds, on a reader thread."""
+        """`readers` and `block_bytes` by kind of source. `on_end` is told of each segment that became
+        ready, or was parked because of the error; `on_block` of each block's source and seconds, on a reader
+        thread."""
         self._stage = stage
         self._slabs = slabs
         self._files = files
-        self._lanes = lanes
+        self._lanes = {kind: pool.lane() for kind, pool in readers.items()}
         self._block_bytes = block_bytes
         self._on_end = on_end
         self._on_block = on_block

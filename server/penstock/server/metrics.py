@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,7 +135,8 @@ class Totals:
     def __init__(self) -> None:
         self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RESULTS), 0)
         self.source_bytes = dict.fromkeys(SOURCES, 0)
-        self.retries: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RETRY_REASONS), 0)
+        self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
+        """For a source that tries again: how often it did, by reason."""
         self.rejected = dict.fromkeys(reasons(), 0)
         self.delivered_bytes = 0
         self.stage_hits = 0
@@ -165,10 +166,6 @@ class Totals:
             "stage_misses": self.stage_misses,
             "evictions": self.evictions,
         }
-
-    def retried(self, source: str, reason: str) -> None:
-        """Something was read again. From any thread, but for each source from one at a time."""
-        self.retries[source, reason] += 1
 
     def observe_read(self, source: str, seconds: float) -> None:
         """One block has been read."""
@@ -231,7 +228,7 @@ class Exposition(Collector):
             else:
                 continue
             for key in itertools.product(*metric.labels.values()):
-                family.add_metric(key, values[metric.name][key])
+                family.add_metric(key, values[metric.name].get(key, 0))
             yield family
         build = {"version": self._version, "python": platform.python_version()}
         yield InfoMetricFamily(PREFIX + "build", _BY_NAME["build_info"].help, value=build)
@@ -241,7 +238,11 @@ def _counted(totals: Totals) -> dict[str, _Values]:
     return {
         "loads_total": totals.loads,
         "read_bytes_total": {(source,): count for source, count in totals.source_bytes.items()},
-        "read_retries_total": totals.retries,
+        "read_retries_total": {
+            (source, reason): count
+            for source, retries in totals.retries.items()
+            for reason, count in retries().items()
+        },
         "delivered_bytes_total": {(): totals.delivered_bytes},
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},

@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from .progress import Pulse, watch
 from .sources import RetryLater
@@ -342,26 +342,5 @@ class ReaderPool:
             read.lane.troubled = True
             if self._surplus() < 0:
                 self._add_thread()
-
-
-class Readers:
-    """A pool for each kind of storage, so that a slow network does not hold up the disk."""
-
-    def __init__(self, pools: Mapping[str, ReaderPool]) -> None:
-        self.pools = pools
-
-    @property
-    def threads(self) -> int:
-        return sum(len(pool.threads) for pool in self.pools.values())
-
-    @property
-    def busy(self) -> int:
-        return sum(pool.busy for pool in self.pools.values())
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(pool.read_bytes for pool in self.pools.values())
-
-    def stop(self) -> None:
-        for pool in self.pools.values():
-            pool.stop()
+        elif self._surplus() > 0:
+            self._wake.notify()  # one that waits may end

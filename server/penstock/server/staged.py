@@ -79,7 +79,7 @@ class StagedCheckpoint:
         self.last_used = asyncio.get_running_loop().time()
         self.read_bytes = 0
         self._loop = asyncio.get_running_loop()
-        self._lanes = {kind: pool.lane() for kind, pool in readers.items()}
+        self._readers = readers
         self._block_bytes = block_bytes
         self._patience_seconds = patience_seconds
         self._on_idle = on_idle
@@ -163,7 +163,7 @@ class StagedCheckpoint:
             self.stage,
             slabs,
             self.checkpoint.files,
-            lanes=self._lanes,
+            readers=self._readers,
             block_bytes=self._block_bytes,
             on_end=self._read_ended,
             on_block=self._on_block,

@@ -21,7 +21,7 @@ from .config import UNLIMITED, Config
 from .health import Health
 from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges, Totals
-from .reader import Readers
+from .reader import ReaderPool
 from .sources import source_kind
 from .staged import StagedCheckpoint
 from .staging import Staging
@@ -38,7 +38,7 @@ class Status:
     version: str
     began: float
     staging: Staging
-    readers: Readers
+    readers: Collection[ReaderPool]
     totals: Totals
     loads: Collection[Admission]
     health: Health
@@ -56,8 +56,8 @@ class Status:
             oldest_lease_seconds=self._oldest_lease_seconds(),
             loads_active=len(self.loads),
             loads_waiting=usage.waiting,
-            readers=self.readers.threads,
-            readers_busy=self.readers.busy,
+            readers=sum(len(pool.threads) for pool in self.readers),
+            readers_busy=sum(pool.busy for pool in self.readers),
         )
 
     def message(self, only_uid: int | None) -> pb.GetStatusResponse:
@@ -71,8 +71,8 @@ class Status:
             serving=not self.health.draining,
             staging=self._staging(),
             readers=pb.ReaderStatus(
-                threads=self.readers.threads,
-                busy=self.readers.busy,
+                threads=sum(len(pool.threads) for pool in self.readers),
+                busy=sum(pool.busy for pool in self.readers),
                 stalled=self.health.stalled_readers,
                 bytes_per_second=self.history.read_rate(),
             ),

@@ -2,7 +2,7 @@
 
 location    s3:// URIs, and who may read them (pure)
 faults      which failures are asked again, after how long, and what the others mean (pure)
-account     credentials, endpoints, signatures, lists: botocore's part, imported when first needed
+account     credentials, endpoints, signatures, lists: boto3's part, imported when first needed
 connection  keep-alive HTTP connections whose bytes go into the caller's memory
 requests    the three above, put together to requests that are answered or fail for good
 object      one version of one object as a SourceFile

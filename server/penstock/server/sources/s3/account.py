@@ -1,8 +1,9 @@
-"""botocore's part: credentials, endpoints, regions, signatures and lists. Imported when first needed, since
+"""boto3's part: credentials, endpoints, regions, signatures and lists. Imported when first needed, since
 it takes longer than everything else the daemon does at its start.
 
 Requests for bytes are signed in their headers, each anew from the live credentials. A presigned URL costs
-twice as much to make (docs/s3.md), and is a secret that servers and proxies write to their logs.
+twice as much to make (benchmarks/s3_signing.py), and is a secret that servers and proxies write to their
+logs.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ class Account:
             return client
 
     def _make_client(self, region: str | None, *, signed: bool) -> Any:
+        import boto3
         import botocore
         from botocore.config import Config
 
@@ -155,7 +157,8 @@ class Account:
             options["s3"] = {"addressing_style": settings.addressing}
         if not signed:
             options["signature_version"] = botocore.UNSIGNED
-        return self._session.create_client("s3", region_name=region, config=Config(**options))
+        session = boto3.Session(botocore_session=self._session)
+        return session.client("s3", region_name=region, config=Config(**options))
 
     def _tls_context(self) -> ssl.SSLContext:
         """As botocore verifies: by AWS_CA_BUNDLE or the profile's ca_bundle, else by the bundle it brings."""
@@ -194,7 +197,7 @@ def _identity(header: str | None) -> str:
 def _raise_told(error: Exception, what: str, listing: Location | None) -> NoReturn:
     if isinstance(error, ImportError):
         raise SourceUnavailableError(
-            f"{what}: s3:// sources need botocore ({error}); install penstock[server] where penstockd runs"
+            f"{what}: s3:// sources need boto3 ({error}); install penstock[server] where penstockd runs"
         ) from error
     from botocore import exceptions
 
