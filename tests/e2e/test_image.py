@@ -127,6 +127,7 @@ def in_image(stage: Stage, command: list[str], *mounts: tuple[str, Path]) -> lis
         f"cd {stage.root}",
         *(f"mkdir -p .{place} && mount --bind {source} .{place}" for place, source in mounts),
         "mount -t proc proc proc",
+        "mount -t sysfs -o ro sysfs sys",
         "mount -t tmpfs -o mode=755 tmpfs dev",
         "for name in null zero urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done",
         f"mount -o remount,bind,ro {stage.root} .",
