@@ -113,9 +113,13 @@ class _End(asyncio.Protocol):
 
     transport: asyncio.Transport
     _other: _End | None = None
+    _early = b""
+    """What came before `join`: older Pythons (3.11.2 for one) read once although reading is paused."""
 
     def join(self, other: _End) -> None:
         self._other, other._other = other, self
+        other.transport.write(self._early)
+        self._early = b""
         if self.transport.is_closing():
             other.transport.close()
 
@@ -124,7 +128,11 @@ class _End(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._other is not None and not self._other.transport.is_closing():
+        if self._other is None:
+            self._early += data
+            self.transport.resume_reading()
+            self.transport.pause_reading()  # which holds from the first read on
+        elif not self._other.transport.is_closing():
             self._other.transport.write(data)
 
     def pause_writing(self) -> None:
