@@ -16,6 +16,9 @@ SAMPLES = 300
 RATE_SAMPLES = 5
 """A rate is over so many intervals: one is too nervous to read."""
 ERRORS = 50
+MESSAGE_CHARACTERS = 1000
+SHOWN_SOURCES = 16
+"""Of a load or a stage: a request may name very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +71,13 @@ class History:
         self, error: PenstockError, *, uid: int, pid: int, load_id: str = "", sources: tuple[str, ...] = ()
     ) -> None:
         self.failures.appendleft(
-            Failure(time.monotonic(), load_id, error.reason, error.message, uid, pid, sources)
+            Failure(
+                time.monotonic(),
+                load_id,
+                error.reason,
+                error.message[:MESSAGE_CHARACTERS],
+                uid,
+                pid,
+                sources[:SHOWN_SOURCES],
+            )
         )

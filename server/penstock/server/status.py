@@ -19,15 +19,12 @@ from penstock.v1 import streamer_pb2 as pb
 from .admission import Admission
 from .config import UNLIMITED, Config
 from .health import Health
-from .history import INTERVAL_SECONDS, Failure, History
+from .history import INTERVAL_SECONDS, SHOWN_SOURCES, Failure, History
 from .metrics import Gauges, Totals
 from .reader import ReaderPool
 from .sources import source_kind
 from .staged import StagedCheckpoint
 from .staging import Staging
-
-SHOWN_SOURCES = 16
-"""Of a load or a stage: a request may name very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +167,7 @@ def _failure(failure: Failure) -> pb.RecentError:
         message=failure.message,
         uid=failure.uid,
         pid=failure.pid,
-        sources=failure.sources[:SHOWN_SOURCES],
+        sources=failure.sources,
     )
 
 
