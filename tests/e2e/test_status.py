@@ -71,7 +71,7 @@ def test_a_load_says_how_far_it_is_and_what_it_waits_for(start_daemon: StartDaem
 
 def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) -> None:
     one, two = write("one", 3), write("two", 4)
-    daemon = start_daemon("--memory-limit", "32MiB", "--concurrency", "3")
+    daemon = start_daemon("--memory-limit", "32MiB", "--concurrency", "3", "--s3-concurrency", "2")
     daemon.wait_populated()
     with daemon.client() as client:
         client.prefetch(one, pin=True)
@@ -92,7 +92,7 @@ def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) 
         assert staging["oldest_lease_seconds"] == pytest.approx(
             status["stages"][1]["holders"][0]["held_seconds"], abs=1
         )
-        assert status["readers"]["threads"] == 3
+        assert status["readers"]["threads"] == 3 + 2
         assert not staging["populating"]
         del state
     gc.collect()
