@@ -52,6 +52,11 @@ class Request:
         return self.path.partition("/")[2].partition("/")[2]
 
     @property
+    def closes(self) -> bool:
+        """It is the last of its connection."""
+        return self.headers.get("Connection", "").lower() == "close"
+
+    @property
     def query(self) -> dict[str, str]:
         return dict(parse_qsl(self.target.partition("?")[2], keep_blank_values=True))
 
@@ -118,6 +123,8 @@ class Exchange:
         ]
         if not any(name.lower() == "content-length" for name, _ in answer.headers):
             lines.append(f"Content-Length: {len(answer.body)}")
+        if self.request.closes:
+            lines.append("Connection: close")
         self._connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     def send_body(self, body: bytes) -> None:
@@ -148,8 +155,9 @@ class Exchange:
         raise _ConnectionOver
 
     def close_proxy(self) -> None:
-        """From now on connections are refused, until `FaultProxy.open`."""
-        self._proxy.refuse()
+        """From now on connections are refused, until `FaultProxy.open`. Only the first time."""
+        if not self._proxy.refusing:
+            self._proxy.refuse()
         self.reset()
 
 
@@ -191,6 +199,7 @@ class FaultProxy:
         self._open: set[socket.socket] = set()
         self._connections = 0
         self.port = 0
+        self.refusing = False
         self.open()
 
     @property
@@ -231,11 +240,13 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.refusing = True
 
     def open(self) -> None:
         """Listens, again on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
         self.port = self._listener.getsockname()[1]
+        self.refusing = False
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def drop_connections(self) -> None:
@@ -284,6 +295,8 @@ class FaultProxy:
                 encrypted.do_handshake()
             for request in _requests(connection, number):
                 self._answer(Exchange(request, self, connection))
+                if request.closes:
+                    return
         except (OSError, _ConnectionOver):
             return  # the client went, or the fault was to go
         finally:
