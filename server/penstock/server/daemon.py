@@ -41,7 +41,7 @@ from .http import HttpServer
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
 from .log import event
-from .metrics import RETRY_REASONS, SOURCES, Exposition, Totals
+from .metrics import RETRY_REASONS, Exposition, Totals
 from .prefetch import DaemonItself, Prefetch
 from .reader import ReaderPool
 from .service import StreamerService
@@ -72,7 +72,9 @@ class Daemon:
         self.version = distribution_version()
         self.totals = Totals()
         self.readers = {
-            kind: ReaderPool(config.concurrency_of(kind), name=f"{kind}-reader") for kind in SOURCES
+            # Without spares: when all hang in the kernel the daemon is to say that it hangs.
+            "file": ReaderPool(config.concurrency_of("file"), spare_threads=0),
+            "s3": ReaderPool(config.concurrency_of("s3"), name="s3-reader"),
         }
         # Storage behind a network has threads of its own for everything, so that it can hold up only itself.
         self._header_readers = ThreadPoolExecutor(HEADER_READERS, "header")

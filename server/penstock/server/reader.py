@@ -8,7 +8,7 @@ No lane holds the others back when its storage fails or hangs:
 
 - A read that may succeed later raises RetryLater. The rest of its block waits without a thread.
 - A read that has not moved for `STALL_SECONDS` does not count as one of the threads; another takes its
-  place, and surplus threads end when it moves again. At most `SPARE_THREADS` are replaced so.
+  place, and surplus threads end when it moves again. At most `spare_threads` are replaced so.
 - A lane in trouble, which stalls or waits, gets no more than its share of threads and of waiting blocks,
   and what it begins counts as stalled until it moves.
 
@@ -114,9 +114,11 @@ class _Read:
 class ReaderPool:
     """`size` reader threads, and what they have read since the start."""
 
-    def __init__(self, size: int, *, name: str = "reader") -> None:
+    def __init__(self, size: int, *, name: str = "reader", spare_threads: int = SPARE_THREADS) -> None:
+        """Stalled reads are replaced by at most `spare_threads` others."""
         self._size = size
         self._name = name
+        self._spare_threads = spare_threads
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._watched = threading.Condition(self._lock)
@@ -216,7 +218,7 @@ class ReaderPool:
 
     def _surplus(self) -> int:
         """How many threads there are beyond those that may read at once."""
-        return len(self.threads) - min(self._stalled, SPARE_THREADS) - self._size
+        return len(self.threads) - min(self._stalled, self._spare_threads) - self._size
 
     def _next(self) -> _Read | None:
         """Waits for a block. None: the thread is to end."""
