@@ -158,6 +158,8 @@ class Admission:
         except asyncio.CancelledError:
             resolving.add_done_callback(_close_unwanted)
             raise
+        finally:
+            del resolving  # or an error and this frame would keep each other, and a header, until gc comes
         if request.expect_version and request.expect_version != checkpoint.version:
             checkpoint.close()
             raise CheckpointChangedError(

@@ -150,8 +150,11 @@ class Catalog:
     def _open_some(self, members: Sequence[_Member], access: Access) -> list[tuple[SourceFile, Header]]:
         """When this raises, none of them is open or being opened."""
         opening = [member.source.workers.submit(self._open, member, access) for member in members]
+        opened = []
         try:
-            return [future.result() for future in opening]
+            for future in opening:
+                opened.append(future.result())
+            return opened
         except BaseException:
             for future in opening:
                 future.cancel()
@@ -159,6 +162,10 @@ class Catalog:
             for future in filter(_succeeded, opening):
                 future.result()[0].close()
             raise
+        finally:
+            # An error, its future and this frame would keep each other, and a header, until the collector comes.
+            opening.clear()
+            del future
 
     def _open(self, member: _Member, access: Access) -> tuple[SourceFile, Header]:
         file = _open_member(member, access)
