@@ -77,6 +77,7 @@ def run(setup: Setup, files: Sequence[str], daemon: Daemon | None) -> CrowdRun:
         crowd.wait_until_ready()
         imported_bytes = crowd.pss_bytes()
         cpu_before = daemon.cpu_seconds() if daemon else 0.0
+        read_before = daemon.status()["totals"]["read_bytes"] if daemon else 0
         started_at = time.monotonic()
         measurements = crowd.load()
         daemon_cpu_seconds = daemon.cpu_seconds() - cpu_before if daemon else 0.0
@@ -89,7 +90,7 @@ def run(setup: Setup, files: Sequence[str], daemon: Daemon | None) -> CrowdRun:
             daemon_bytes=system.pss_bytes(daemon.pid) if daemon else 0,
             daemon_cpu_seconds=daemon_cpu_seconds,
             limit_bytes=status["staging"]["limit_bytes"] if status else 0,
-            read_bytes=status["totals"]["read_bytes"] if status else 0,
+            read_bytes=status["totals"]["read_bytes"] - read_before if status else 0,
         )
 
 
