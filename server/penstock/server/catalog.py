@@ -163,7 +163,7 @@ class Catalog:
                 future.result()[0].close()
             raise
         finally:
-            # An error, its future and this frame would keep each other, and a header, until the collector comes.
+            # An error, its future and this frame would keep each other, and a header, until gc comes.
             opening.clear()
             del future
 

@@ -244,7 +244,7 @@ def _token(context: _Context) -> str | None:
 
 async def _abort(context: _Context, error: PenstockError, load_id: str) -> NoReturn:
     """Ends the call with the error's status and a google.rpc.ErrorInfo."""
-    # gRPC keeps what ended a call for a while. Not with it the frames it came through, and the headers in them.
+    # gRPC keeps what ended a call for a while; so without the frames that it came through, and their headers.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     details = {**error.details, "retryable": str(error.retryable).lower()}
     if load_id:
