@@ -189,6 +189,11 @@ def test_flags_that_may_be_repeated_add_up() -> None:
     assert (config.allow, config.prefetch) == (("/a", "/b"), ("/c", "/d"))
 
 
+def test_an_allowed_uri_of_a_file_is_its_path() -> None:
+    config = load("--allow", "file:///models%20a", "--allow", "s3://b/with%20literal")
+    assert config.allow == ("/models a", "s3://b/with%20literal")
+
+
 def test_help_lists_every_flag_and_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load("--help")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from .errors import ConfigError
 from .limits import OVERHEAD_BYTES, MemoryBound
@@ -204,6 +205,14 @@ def _locations(text: str) -> tuple[str, ...]:
     return locations
 
 
+def _prefixes(text: str) -> tuple[str, ...]:
+    """Paths as paths, since that is what they are compared with."""
+    return tuple(
+        unquote(location.removeprefix("file://")) if location.startswith("file://") else location
+        for location in _locations(text)
+    )
+
+
 _OPTIONS = (
     _Option(
         "--socket-dir",
@@ -240,7 +249,7 @@ _OPTIONS = (
     _Option(
         "--allow",
         "",
-        _locations,
+        _prefixes,
         "path prefix that users other than root and the daemon's own may load from; repeatable, in the "
         "variable one a line",
         "PREFIX",
