@@ -143,6 +143,23 @@ def test_a_body_is_refused_and_not_waited_for(header: str, daemon: DaemonProcess
         assert connection.recv(1) == b""
 
 
+@pytest.mark.parametrize("host", ["localhost:9464", "127.0.0.1", "[::1]:80", "10.1.2.3:9464", ""])
+def test_whoever_asks_for_this_machine_is_answered(host: str, daemon: DaemonProcess) -> None:
+    asked = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    assert head(exchange(daemon, asked))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:9464", "[::1", "127.0.0.1.nip.io", "@"]
+)
+def test_a_web_site_that_has_its_name_resolved_to_the_loopback_reads_nothing(
+    host: str, daemon: DaemonProcess
+) -> None:
+    answer = exchange(daemon, f"GET /status HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert head(answer)[0] in (400, 403)
+    assert b"socket_dir" not in answer
+
+
 def test_the_page_and_all_that_it_needs_is_served(daemon: DaemonProcess) -> None:
     files = [Path(str(file)) for file in resources.files("penstock.server").joinpath("page").iterdir()]
     assert len(files) > 1
@@ -185,7 +202,7 @@ def test_one_connection_serves_any_number_of_requests(daemon: DaemonProcess) -> 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: repr(garbage[:40]))
 def test_garbage_is_refused_and_the_connection_closed(garbage: bytes, daemon: DaemonProcess) -> None:
     answer = exchange(daemon, garbage)
-    assert answer == b"" or head(answer)[0] in (400, 404, 405, 413, 431, 501)
+    assert answer == b"" or head(answer)[0] in (400, 403, 404, 405, 413, 431, 501)
     holds_up_nobody(daemon)
     daemon.assert_log_clean()
 

@@ -10,12 +10,14 @@ file moves the bytes, `endpoints.py` answers.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 import h11
 
@@ -66,6 +68,7 @@ class HttpServer:
         self._listener = _bind(address)
         host, port = self._listener.getsockname()[:2]
         self.address = HttpAddress(host, port)
+        self._any_host = not ipaddress.ip_address(host.partition("%")[0]).is_loopback
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[asyncio.Task[None], None] = {}
         """The one that has waited longest comes first."""
@@ -121,7 +124,11 @@ class HttpServer:
         with connection:
             try:
                 while (request := await _next_request(connection, protocol)) is not None:
-                    await _send(connection, protocol, request, await _answer(request, respond))
+                    if self._any_host or _names_no_site(request):
+                        answer = await _answer(request, respond)
+                    else:
+                        answer = Answer(403, b"this port answers to IP addresses and localhost only\n")
+                    await _send(connection, protocol, request, answer)
                     if protocol.our_state is not h11.DONE or protocol.their_state is not h11.DONE:
                         return
                     protocol.start_next_cycle()
@@ -169,6 +176,19 @@ def _has_body(request: h11.Request) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and int(value))
         for name, value in request.headers
     )
+
+
+def _names_no_site(request: h11.Request) -> bool:
+    """So no web site can have its own name resolved to the loopback and read what is for this machine."""
+    for name, value in request.headers:
+        if name == b"host" and value:
+            host = ""
+            try:
+                host = urlsplit(f"//{value.decode('latin-1')}").hostname or ""
+                ipaddress.ip_address(host)
+            except ValueError:
+                return host == "localhost"
+    return True
 
 
 async def _answer(request: h11.Request, respond: Respond) -> Answer:
