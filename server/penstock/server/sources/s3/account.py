@@ -125,9 +125,12 @@ class Account:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _start_session(self) -> None:
+        import boto3
         import botocore.session
 
         self._session = botocore.session.Session()
+        # Once: a second one of the same session would add its methods to every client once more.
+        self._boto3 = boto3.Session(botocore_session=self._session)
         if self._session.get_config_variable("region") is None and os.environ.get("AWS_REGION"):
             # Which every other SDK of AWS reads, and Kubernetes' service accounts set.
             self._session.set_config_variable("region", os.environ["AWS_REGION"])
@@ -143,7 +146,6 @@ class Account:
             return client
 
     def _make_client(self, region: str | None, *, signed: bool) -> Any:
-        import boto3
         import botocore
         from botocore.config import Config
 
@@ -157,8 +159,7 @@ class Account:
             options["s3"] = {"addressing_style": settings.addressing}
         if not signed:
             options["signature_version"] = botocore.UNSIGNED
-        session = boto3.Session(botocore_session=self._session)
-        return session.client("s3", region_name=region, config=Config(**options))
+        return self._boto3.client("s3", region_name=region, config=Config(**options))
 
     def _tls_context(self) -> ssl.SSLContext:
         """As botocore verifies: by AWS_CA_BUNDLE or the profile's ca_bundle, else by the bundle it brings."""
