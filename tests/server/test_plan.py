@@ -122,6 +122,26 @@ def test_blocks_tile_their_segment_and_share_no_page(picked: Picked, target: int
         assert all(0 < end - start <= block_bytes for start, end in blocks)
 
 
+@given(selections(), targets, st.sampled_from([1, 100, 4096, 64 << 10]))
+@EXAMPLES
+def test_even_blocks_tile_their_segment_and_are_as_long_as_each_other(
+    picked: Picked, target: int, block_bytes: int
+) -> None:
+    tables, selection = picked
+    for segment in plan.segments(tables, selection, target_bytes=target, target_tensors=4096):
+        if segment.size_bytes > 1000 * block_bytes:
+            continue
+        blocks = list(plan.even_blocks(segment, block_bytes))
+        sizes = {end - start for start, end in blocks}
+        assert len(blocks) == -(-segment.size_bytes // block_bytes)
+        assert sum(end - start for start, end in blocks) == segment.size_bytes
+        if blocks:
+            assert (blocks[0][0], blocks[-1][1]) == (segment.start, segment.end)
+            assert all(before[1] == after[0] for before, after in pairwise(blocks))
+            assert 0 < max(sizes) <= block_bytes
+            assert max(sizes) - min(sizes) <= 1
+
+
 @given(tables, st.data())
 @EXAMPLES
 def test_select_finds_names_in_every_file(tables: list[TensorTable], data: st.DataObject) -> None:

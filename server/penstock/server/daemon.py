@@ -57,6 +57,8 @@ SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
 LIVENESS_NAME = "live"
 """The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it takes loads."""
 RESOLVERS = 8
+S3_RESOLVERS = 64
+"""More, because each may have to wait for a store that does not answer."""
 HEADER_READERS = 16
 MAX_CALLS_PER_CONNECTION = 16
 S3_HEADER_READERS = 32
@@ -80,7 +82,7 @@ class Daemon:
         self._header_readers = ThreadPoolExecutor(HEADER_READERS, "header")
         self._s3_header_readers = ThreadPoolExecutor(S3_HEADER_READERS, "s3-header")
         self._resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
-        self._remote_resolvers = ThreadPoolExecutor(RESOLVERS, "s3-resolver")
+        self._remote_resolvers = ThreadPoolExecutor(S3_RESOLVERS, "s3-resolver")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
         retries = Counter(dict.fromkeys(RETRY_REASONS, 0))

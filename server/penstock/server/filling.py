@@ -64,8 +64,9 @@ class Filling:
                 self._loop.call_soon(self._ended, index, None)
                 continue
             file = self._files[segment.file]
+            cut = plan.blocks if file.alignment > 1 else plan.even_blocks
             job = Job(
-                plan.blocks(segment, self._block_bytes[file.kind]),
+                cut(segment, self._block_bytes[file.kind]),
                 read=functools.partial(self._read_block, index),
                 check=file.check_unchanged,
                 done=functools.partial(self._call_back, index),

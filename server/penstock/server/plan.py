@@ -18,6 +18,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .errors import TensorNotFoundError
 from .linux import PAGE_BYTES
@@ -220,6 +221,14 @@ def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
         end = min(segment.end, (start // block_bytes + 1) * block_bytes)
         yield start, end
         start = end
+
+
+def even_blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """As few ranges as can be of at most `block_bytes`, as long as each other: for storage to which all offsets
+    are alike, and where a request for a remainder takes as long to be answered as one for a block."""
+    count = -(-segment.size_bytes // block_bytes)
+    cuts = [segment.start + segment.size_bytes * number // count for number in range(count)]
+    return pairwise([*cuts, segment.end])
 
 
 def selected_bytes(tables: Sequence[TensorTable], selection: Selection) -> int:
