@@ -224,8 +224,8 @@ def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def even_blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """As few ranges as can be of at most `block_bytes`, as long as each other: for storage to which all offsets
-    are alike, and where a request for a remainder takes as long to be answered as one for a block."""
+    """As few ranges of at most `block_bytes` as can be, as long as each other: for storage to which all
+    offsets are alike, and where a request for a remainder waits as long as one for a whole block."""
     count = -(-segment.size_bytes // block_bytes)
     cuts = [segment.start + segment.size_bytes * number // count for number in range(count)]
     return pairwise([*cuts, segment.end])
