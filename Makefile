@@ -50,9 +50,6 @@ check-proto: venv  ## Fail if the generated code is not what the .proto files ge
 	diff -ru "$$new/committed/penstock" "$$new/generated" \
 	  || { echo 'generated code is out of date: run `make proto`' >&2; exit 1; }
 
-docs: venv  ## Write docs/metrics.md from the metrics that the daemon declares
-	$(BIN)/python docs/build_metrics.py
-
 format: venv  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
@@ -80,7 +77,8 @@ bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmar
 screenshot: venv  ## Draw docs/status-page.png again (as root, with Chromium; a minute)
 	@$(BIN)/python -m benchmarks.status_page
 
-docs: $(VENV)/.stamp-docs  ## Generate the reference of penstock.client from its docstrings into build/docs
+docs: $(VENV)/.stamp-docs  ## Write docs/metrics.md, and the reference of penstock.client into build/docs
+	$(BIN)/python docs/build_metrics.py
 	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
 
 packages: venv  ## Build the wheel, and install each extra on every Python that is here (minutes, needs an index)
