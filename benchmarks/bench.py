@@ -217,7 +217,7 @@ class Bench:
         head = ["loader", "last tensor s, less touching", "CPU µs per tensor"]
         note = (
             f"{self.small_tensors} tensors of 6 KiB. CPU per tensor is the client's, less what the same "
-            "bytes in few tensors cost it and less the touching."
+            "bytes in few tensors cost it and less what the benchmark does with each: counting and touching."
         )
         self._publish("small", [Group("", many_runs)], [], note, report.markdown_table(head, rows))
 

@@ -73,7 +73,7 @@ class Measurement:
     last_seconds: float
     # Of this process while the clock ran, all threads.
     cpu_seconds: float
-    # What touching as many tensors of the same shapes costs when their bytes are in the CPU's cache.
+    # What counting and touching as many tensors of the same shapes costs with their bytes in the CPU's cache.
     touch_cpu_seconds: float
     # Highest resident set while the clock ran, less the resident set when it started.
     peak_rss_bytes: int
@@ -291,9 +291,8 @@ def measure(
 
         torch.set_num_threads(1)
     load = contender.prepare(task)
-    tensors = size_bytes = checksum = 0
     first_seconds = 0.0
-    shapes: dict[tuple[torch.Size, torch.dtype], int] = {}
+    tally = Tally(touched=touched)
 
     barrier()
     _reset_peak_rss()
@@ -301,16 +300,11 @@ def measure(
     cpu_before = _cpu_seconds()
     start = time.perf_counter()
     for _, tensor in load():
-        if touched:
-            checksum += touch(tensor)
+        tally.take(tensor)
         if held is not None:
             held.append(tensor)
-        if not tensors:
+        if tally.tensors == 1:
             first_seconds = time.perf_counter() - start
-        tensors += 1
-        size_bytes += tensor.nbytes
-        key = (tensor.shape, tensor.dtype)
-        shapes[key] = shapes.get(key, 0) + 1
     # A generator that ran to its end has given everything back: the clock covers that too.
     last_seconds = time.perf_counter() - start
     finished_at = time.monotonic()
@@ -319,16 +313,33 @@ def measure(
 
     return Measurement(
         contender=contender.name,
-        tensors=tensors,
-        size_bytes=size_bytes or sum(map(_stored_bytes, task.paths)),
-        checksum=checksum,
+        tensors=tally.tensors,
+        size_bytes=tally.size_bytes or sum(map(_stored_bytes, task.paths)),
+        checksum=tally.checksum,
         first_seconds=first_seconds,
         last_seconds=last_seconds,
         cpu_seconds=cpu_seconds,
-        touch_cpu_seconds=_touch_cpu_seconds(shapes) if tensors >= 1000 else 0.0,
+        touch_cpu_seconds=_touch_cpu_seconds(tally.shapes) if tally.tensors >= 1000 else 0.0,
         peak_rss_bytes=peak_rss_bytes,
         finished_at=finished_at,
     )
+
+
+class Tally:
+    """What the benchmark does with every tensor."""
+
+    def __init__(self, *, touched: bool) -> None:
+        self._touched = touched
+        self.tensors = self.size_bytes = self.checksum = 0
+        self.shapes: dict[tuple[torch.Size, torch.dtype], int] = {}
+
+    def take(self, tensor: "torch.Tensor") -> None:
+        if self._touched:
+            self.checksum += touch(tensor)
+        self.tensors += 1
+        self.size_bytes += tensor.nbytes
+        key = (tensor.shape, tensor.dtype)
+        self.shapes[key] = self.shapes.get(key, 0) + 1
 
 
 def touch(tensor: "torch.Tensor") -> int:
@@ -344,9 +355,10 @@ def _touch_cpu_seconds(shapes: "dict[tuple[torch.Size, torch.dtype], int]") -> f
     for (shape, dtype), count in shapes.items():
         tensor = torch.zeros(shape, dtype=dtype)
         repeats = min(count, 20_000)
+        tally = Tally(touched=True)
         before = time.thread_time()
         for _ in range(repeats):
-            touch(tensor)
+            tally.take(tensor)
         seconds += (time.thread_time() - before) * count / repeats
     return seconds
 
