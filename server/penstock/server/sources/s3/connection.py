@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import os
 import select
 import socket
 import ssl
@@ -23,6 +24,13 @@ from .faults import Transient
 
 MAX_ERROR_BODY_BYTES = 64 << 10
 """Of an error answer, read to learn its code."""
+BUFFER_BYTES = 64 << 10
+"""More than the HTTP parser reads ahead."""
+BURST_BYTES = 1 << 20
+
+# OpenSSL gives 16 KiB at a time, each with a turn of the interpreter's lock. Dozens of threads taking turns
+# spend more time on waking each other than on decrypting: so only as many as there are cores, in bursts.
+_decrypting = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
 
 
 class Connections:
@@ -132,6 +140,8 @@ class Exchange:
         """What the body has; None where the server does not say."""
         self._response = response
         self._left = response.length
+        self._drained = False
+        """Nothing of the body is left in the parser's buffer: the rest is in the socket."""
 
     @property
     def complete(self) -> bool:
@@ -144,8 +154,12 @@ class Exchange:
             count = self._response.readinto(view)
         else:
             view = view[: self._left]
-            # Not the response's own readinto: what came before an error would be lost with it.
-            count = self._response.fp.readinto1(view) if view else 0
+            if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
+                count = _read_burst(self.connection.sock, view)
+            else:
+                # Not the response's own readinto: what came before an error would be lost with it.
+                count = self._response.fp.readinto1(view) if view else 0
+                self._drained = len(view) >= BUFFER_BYTES
             self._left -= count
             if not self._left:
                 self._response.close()
@@ -161,6 +175,44 @@ class Exchange:
     def text(self) -> bytes:
         """The body of an error answer, or the beginning of a long one."""
         return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
+    """What has come, up to a burst; waits for the first of it. 0 at the end. Raises OSError."""
+    timeout_seconds = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        while True:
+            try:
+                with _decrypting:
+                    return _read_ready(connection, view[:BURST_BYTES])
+            except ssl.SSLWantReadError:
+                _wait_readable(connection, timeout_seconds)
+    finally:
+        connection.settimeout(timeout_seconds)
+
+
+def _read_ready(connection: ssl.SSLSocket, view: memoryview) -> int:
+    """Raises SSLWantReadError if there is nothing."""
+    total = 0
+    while total < len(view):
+        try:
+            count = connection.recv_into(view[total:])
+        except OSError:  # also that there is no more; what is there counts, and the next read raises again
+            if total:
+                break
+            raise
+        if not count:
+            break
+        total += count
+    return total
+
+
+def _wait_readable(connection: socket.socket, timeout_seconds: float | None) -> None:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    if not poll.poll(None if timeout_seconds is None else timeout_seconds * 1000):
+        raise TimeoutError
 
 
 class _Forwarded(http.client.HTTPConnection):
