@@ -5,8 +5,8 @@
 
 Prints tables, and writes docs/benchmarks.md and docs/benchmarks.png. A run of some scenarios leaves the
 others on the page as they were, so that they may be measured one by one; each says of which commit it is. Run
-it on a machine that does nothing else. As root it also drops all caches for the cold scenario, and measures
-huge pages for shared memory, for which it changes a setting of the machine and puts it back.
+it on a machine that does nothing else. As root it also measures huge pages for shared memory, for which it
+changes a setting of the machine and puts it back.
 """
 
 import argparse
@@ -147,8 +147,8 @@ class Bench:
             "of the raw reads right before and after it"
             for name in names
         ]
-        dropped = "all caches" if system.drops_all_caches() else "the checkpoint's pages"
-        self._publish("cold", [Group("", runs)], [], f"Dropped before every run: {dropped}.", compared)
+        note = "Before every run the checkpoint's pages are dropped from the page cache."
+        self._publish("cold", [Group("", runs)], [], note, compared)
 
     def again(self) -> None:
         path = make_checkpoint.llama_checkpoint(self.size_bytes)

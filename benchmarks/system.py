@@ -11,7 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _PACKAGES = (
     *("torch", "grpcio", "protobuf", "boto3"),
     *("runai-model-streamer", "runai-model-streamer-s3", "safetensors", "fastsafetensors"),
@@ -27,20 +26,15 @@ def fill_page_cache(paths: list[str]) -> None:
 
 
 def drop_page_cache(paths: list[str]) -> None:
-    """Drops everything where it may, else the pages of these files."""
+    """Drops the pages of these files. Not everybody's: programs would then read their own code from the disk
+    that is measured, while the clock runs."""
     os.sync()
-    if os.access(_DROP_CACHES, os.W_OK):
-        _DROP_CACHES.write_text("3")
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
-
-
-def drops_all_caches() -> bool:
-    return os.access(_DROP_CACHES, os.W_OK)
 
 
 def available_bytes() -> int:
