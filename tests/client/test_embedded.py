@@ -39,7 +39,7 @@ def test_it_serves_and_leaves_nothing_behind(checkpoint: Path, tempdir: Path) ->
         assert client.socket_dir.stat().st_mode & 0o777 == 0o700
         status = client.status()
         assert status["staging"]["limit_bytes"] == 64_000_000
-        assert status["readers"]["threads"] == 2
+        assert status["configuration"]["concurrency"] == "2"
         state = client.load_state_dict(checkpoint)
         assert "embedded" in repr(client)
     assert not Path(f"/proc/{status['pid']}").exists()
