@@ -14,7 +14,7 @@ _ERRORS = 5
 
 def show(status: dict[str, Any]) -> str:
     """Lines for a terminal. What clients chose is made printable."""
-    parts = [_head(status), _stages(status), _loads(status), _errors(status)]
+    parts = [_head(status), _stages(status), _holders(status), _loads(status), _errors(status)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -50,22 +50,32 @@ def _stages(status: dict[str, Any]) -> str:
             stage["state"] + (", pinned" if stage["pinned"] else ""),
             show_bytes(stage["capacity_bytes"]) + ("" if stage["full"] else " window"),
             _share(stage["ready_bytes"], stage["total_bytes"]),
-            _holders(stage),
+            _users(stage),
             _sources(stage["sources"]),
         )
         for stage in status["stages"]
     ]
-    return _table(("STAGE", "STATE", "MEMORY", "READ", "HELD BY", "CHECKPOINT"), rows)
+    return _table(("STAGE", "STATE", "MEMORY", "READ", "USED BY", "CHECKPOINT"), rows)
 
 
-def _holders(stage: dict[str, Any]) -> str:
-    holders = stage["holders"]
-    if not holders:
+def _users(stage: dict[str, Any]) -> str:
+    count = len(stage["holders"])
+    if not count:
         return f"idle {_duration(stage['idle_seconds'])}"
-    oldest = max(holders, key=lambda holder: holder["held_seconds"])
-    more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
-    name = _plain(oldest["client_name"])
-    return f"pid {oldest['pid']} {name} {_duration(oldest['held_seconds'])}{more}".replace("  ", " ")
+    return "1 client" if count == 1 else f"{count} clients"
+
+
+def _holders(status: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"uid {holder['uid']} pid {holder['pid']} {_plain(holder['client_name'])}".rstrip(),
+            str(stage["id"]),
+            _duration(holder["held_seconds"]),
+        )
+        for stage in status["stages"]
+        for holder in stage["holders"]
+    ]
+    return _table(("HOLDER", "STAGE", "SINCE"), rows)
 
 
 def _loads(status: dict[str, Any]) -> str:
