@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .ranks import daemon_identity
+from .ranks import Said, daemon_identity, group_of
 
 
 def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> tuple[str, int] | None:
@@ -21,19 +21,18 @@ def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> 
     A collective of each of `groups`, one after the other: the engine's coordinators, with `world_size` and
     `cpu_group`. `request` says what is loaded, by its repr.
     """
-    mine = (uuid.uuid4().hex, daemon_identity(socket_dir), repr(request))
+    mine: Said = (uuid.uuid4().hex, daemon_identity(socket_dir), repr(request))
     everybody = [mine]
     for group in groups:
         everybody = _gather(everybody, group)
-    alike = [name for name, *asked in everybody if asked == list(mine[1:])]
-    return (alike[0], len(alike)) if len(alike) > 1 else None
+    return group_of(mine, everybody)
 
 
-def _gather(mine: list[tuple[Any, ...]], group: Any) -> list[tuple[Any, ...]]:
+def _gather(mine: list[Said], group: Any) -> list[Said]:
     import torch
 
     if group.world_size == 1:
         return mine
-    gathered: list[list[tuple[Any, ...]]] = [[]] * group.world_size
+    gathered: list[list[Said]] = [[]] * group.world_size
     torch.distributed.all_gather_object(gathered, mine, group=group.cpu_group)
     return [one for several in gathered for one in several]

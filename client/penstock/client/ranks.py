@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+Said = tuple[str, Hashable, Hashable]
+"""What a rank tells the others: a name for a group, its daemon, what it asks for."""
 
 
 def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:
@@ -24,14 +26,19 @@ def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
-    mine = (uuid.uuid4().hex, daemon_identity(socket_dir), request)
-    everybody: list[tuple[str, Hashable, Hashable]] = [mine] * dist.get_world_size()
+    mine: Said = (uuid.uuid4().hex, daemon_identity(socket_dir), request)
+    everybody: list[Said] = [mine] * dist.get_world_size()
     # Not the job's own group, whose backend would take device memory for a few bytes.
     group = dist.new_group(backend="gloo")
     try:
         dist.all_gather_object(everybody, mine, group=group)
     finally:
         dist.destroy_process_group(group)
+    return group_of(mine, everybody)
+
+
+def group_of(mine: Said, everybody: Sequence[Said]) -> tuple[str, int] | None:
+    """Of all who asked for what this rank did, named by the first of them; None if nobody else did."""
     alike = [name for name, *asked in everybody if asked == list(mine[1:])]
     return (alike[0], len(alike)) if len(alike) > 1 else None
 
