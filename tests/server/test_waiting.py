@@ -280,6 +280,29 @@ async def test_one_that_leaves_before_the_system_refuses_it_memory_leaves_nothin
         bench.assert_nothing_is_left()
 
 
+@pytest.mark.parametrize("gone", [False, True])
+@on_clock_loop
+async def test_stopping_lets_no_one_begin(make: Callable[..., Path], gone: bool) -> None:
+    """Nor does it leave behind a load that had been granted its slabs and did not have them yet."""
+    async with running() as bench:
+        holding = bench.enter(make("a", 8))
+        waiting = bench.enter(make("b", 4))
+        await holding.read()
+        holding.leave()  # which grants
+        assert bench.queued == 0 and not waiting.staged.started
+        if gone:
+            waiting.leave()
+        await bench.staging.stop()
+        bench.workers.shutdown()
+        if not gone:
+            with pytest.raises(ShuttingDownError):
+                await waiting.staged.wait_started()
+            waiting.leave()
+        await turns()
+        assert not bench.staging.stages
+        assert bench.staging.pool.available == bench.staging.pool.max_slabs
+
+
 @on_clock_loop
 async def test_stopping_tells_those_who_wait(make: Callable[..., Path]) -> None:
     async with running() as bench:

@@ -77,6 +77,7 @@ class Staging:
         """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
+        self._stopped = False
         self.populating = False
         """The buffer's pages are being made."""
 
@@ -230,10 +231,12 @@ class Staging:
             await self._trim()
 
     async def stop(self) -> None:
-        """Gives up everything that is idle."""
+        """Gives up everything that is idle, grants nothing any more, and is done with the workers."""
+        self._stopped = True
         for staged in self._queue:
             self._queue.leave(staged)
-            staged.fail(ShuttingDownError("penstockd stopped while the load waited for memory"))
+            staged.fail(_stopped_while_waiting())
+        await asyncio.gather(*self._tasks)
         self.evict(lambda staged: True)
         await self.pool.stop()
 
@@ -254,7 +257,7 @@ class Staging:
 
     def _grant(self) -> None:
         """Starts everything at the head of the queue that can have its slabs now."""
-        if self._granting:  # giving up a checkpoint frees slabs, which calls back here
+        if self._granting or self._stopped:  # giving up a checkpoint frees slabs, which calls back here
             return
         self._granting = True
         try:
@@ -285,8 +288,11 @@ class Staging:
             self._workers, plan.segments_within, staged.checkpoint.tables, staged.selection, capacity
         )
         self._starting.pop(staged, None)
-        if not staged.holders:
-            self._forget(staged)
+        if self._stopped:
+            staged.fail(_stopped_while_waiting())
+        if not staged.holders or staged.error is not None:
+            if not staged.holders:
+                self._forget(staged)
             self.pool.give_back(slabs)
             return
         staged.start(slabs, segments)
@@ -343,3 +349,7 @@ class Staging:
         limit = asyncio.get_running_loop().time() - self._config.trim_after_seconds
         self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= limit)
         await self.pool.trim(self._config.trim_after_seconds)
+
+
+def _stopped_while_waiting() -> ShuttingDownError:
+    return ShuttingDownError("penstockd stopped while the load waited for memory")
