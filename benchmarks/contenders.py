@@ -25,6 +25,7 @@ What the peers do with memory, since it decides what they cost (read from the pa
 """
 
 import argparse
+import ctypes
 import dataclasses
 import importlib
 import json
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     import torch
 
 PAGE_BYTES = 4096
+SMALL_BYTES = 64 * 1024
 
 Tensors = Iterator[tuple[str, "torch.Tensor"]]
 
@@ -343,8 +345,13 @@ class Tally:
 
 
 def touch(tensor: "torch.Tensor") -> int:
+    """The sum of one byte of every page."""
     import torch
 
+    if tensor.nbytes <= SMALL_BYTES and tensor.is_cpu and tensor.is_contiguous():
+        begin = tensor.data_ptr()  # a fifth of what the calls below cost
+        pages = range(begin, begin + tensor.nbytes, PAGE_BYTES)
+        return sum([ctypes.c_ubyte.from_address(page).value for page in pages])
     return int(tensor.reshape(-1).view(torch.uint8).numpy()[::PAGE_BYTES].sum(dtype="u8"))
 
 
