@@ -289,7 +289,8 @@ async def test_stopping_lets_no_one_begin(make: Callable[..., Path], gone: bool)
         waiting = bench.enter(make("b", 4))
         await holding.read()
         holding.leave()  # which grants
-        assert bench.queued == 0 and not waiting.staged.started
+        assert bench.queued == 0
+        assert not waiting.staged.started
         if gone:
             waiting.leave()
         await bench.staging.stop()

@@ -62,7 +62,6 @@ class LocalFile:
         self.uri = path
         self._fd = fd
         self._direct_fd: int | None = None
-        self._cold = False
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -109,23 +108,22 @@ class LocalFile:
     def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
         """Copies what the page cache has from `offset` on; returns the position reached.
 
-        Asking for pages that are not cached makes some kernels begin to read them ahead; while the file
-        has been found cold only one page is asked for first.
+        Asking for pages that are not cached makes some kernels begin to read as many ahead, and these would
+        be read twice: so one page is asked for before the others.
         """
         position = offset
         try:
-            if self._cold and end - offset > linux.PAGE_BYTES:
-                os.preadv(self._fd, [views[0][: linux.PAGE_BYTES]], offset, os.RWF_NOWAIT)
-                self._cold = False
             while position < end:
-                count = os.preadv(self._fd, without(views, position - offset), position, os.RWF_NOWAIT)
+                rest = without(views, position - offset)
+                if end - position > linux.PAGE_BYTES:
+                    os.preadv(self._fd, [rest[0][: linux.PAGE_BYTES]], position, os.RWF_NOWAIT)
+                count = os.preadv(self._fd, rest, position, os.RWF_NOWAIT)
                 if count == 0:
                     break
                 position += count
         except OSError as error:
             if error.errno not in _NOT_CACHED:
                 raise
-            self._cold = True
         return position
 
     def _read_direct(self, offset: int, position: int, end: int, views: Sequence[memoryview]) -> int:
