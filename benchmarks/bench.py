@@ -25,6 +25,7 @@ import arrivals
 import crowd
 import make_checkpoint
 import objects
+import operate
 import report
 import s3
 import system
@@ -34,6 +35,7 @@ from daemons import Daemon, MemoryWatch, clean_environment
 from make_checkpoint import parse_size
 from objects import ObjectServer
 from report import Group, Run
+from s3 import Staged
 
 _CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
 _ONE_GB = 10**9
@@ -355,10 +357,26 @@ class Bench:
         )
         self._publish_lines("queue", [text, "", *arrivals.lines(orders, singles, daemon_cpu, peaks)])
 
+    def operate(self) -> None:
+        path = make_checkpoint.llama_checkpoint(self.size_bytes)
+        system.fill_page_cache(_files(path))
+        with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
+            log = Path(directory, "log")
+            with Daemon("--memory-limit", str(_ONE_GB), log=log, http_address="127.0.0.1:0") as daemon:
+                daemon.wait_until_populated()
+                address = next(event["http"] for line in log.open() if "http" in (event := json.loads(line)))
+                rows = [
+                    ("a scrape, nothing to do", operate.scrape_seconds(address), "0.02"),
+                    ("`penstock health`, nothing to do", operate.probe_seconds(daemon.socket_dir), "0.3"),
+                ]
+                with operate.loads(daemon.socket_dir, str(path)):
+                    rows.append(("a scrape while a load runs", operate.scrape_seconds(address), "0.02"))
+        self._publish_lines("operate", operate.lines(rows))
+
     def s3(self) -> None:
         path = make_checkpoint.llama_checkpoint(self.size_bytes)
         names = self._chosen(_S3)
-        groups, crowds = [], []
+        groups, crowds, staged = [], [], []
         for title, tls in (("HTTP", False), ("HTTPS", True)):
             with objects.Near(tls=tls) as server:
                 with self._daemons(names, path, server) as daemons:
@@ -366,6 +384,8 @@ class Bench:
                         names, path, daemons, before=system.fill_page_cache, seldom=_S3_SELDOM, server=server
                     )
                 groups.append(Group(title, runs))
+                if s3.BARE in names:
+                    staged.append((title, self._stage(path, server)))
                 if crowd.WINDOW.contender in self._only_contenders:
                     with _started("1gb", path, server) as daemon:
                         uris = [server.uri(file) for file in _files(path)]
@@ -375,7 +395,22 @@ class Bench:
             for name in set(group.runs) - {s3.BARE}:
                 measurements[f"{group.title}, {name}"] = [run.measurement for run in group.runs[name]]
         _compare_measurements(measurements)
-        self._publish("s3", groups, s3.PAIRS, s3.NOTE, s3.lines(groups, crowds))
+        self._publish("s3", groups, s3.PAIRS, s3.NOTE, s3.lines(groups, staged, crowds))
+
+    def _stage(self, path: Path, server: ObjectServer) -> list[Staged]:
+        """Nothing but the daemon, beside the bare loop: neither makes tensors."""
+        rounds = []
+        with _started("roomy", path, server) as daemon:
+            for _ in range(self.rounds):
+                cpu_before = daemon.cpu_seconds()
+                seconds = sum(daemon.prefetch(server.uri(file)) for file in _files(path))
+                cpu_seconds = daemon.cpu_seconds() - cpu_before
+                daemon.evict()
+                bare = self._run(s3.BARE, path, {}, server=server).measurement
+                rounds.append(Staged(seconds, cpu_seconds, bare.last_seconds, bare.cpu_seconds))
+                _tell("staged by the daemon", len(rounds), seconds)
+                _tell("bare loop beside it", len(rounds), bare.last_seconds)
+        return rounds
 
     def s3latency(self) -> None:
         path = make_checkpoint.llama_checkpoint(self.size_bytes // 2)
@@ -588,6 +623,7 @@ _SCENARIOS = (
     "node",
     "warm10",
     "queue",
+    "operate",
     "s3",
     "s3latency",
 )

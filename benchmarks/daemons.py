@@ -32,18 +32,23 @@ class Daemon:
     """
 
     def __init__(
-        self, *flags: str, log: Path | None = None, environment: Mapping[str, str] | None = None
+        self,
+        *flags: str,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        http_address: str = "none",
     ) -> None:
         self._flags = flags
         self._environment = dict(environment or {})
         self._log = log
+        self._http_address = http_address
         self.ready_seconds = 0.0
 
     def __enter__(self) -> "Daemon":
         # Short: the path of a Unix socket has 107 bytes.
         self.socket_dir = tempfile.mkdtemp(prefix="penstock-bench-")
         command = [sys.executable, "-m", "penstock.server", "--socket-dir", self.socket_dir, *self._flags]
-        command += ["--http-address", "none"]
+        command += ["--http-address", self._http_address]
         with contextlib.ExitStack() as stack:
             stderr = None
             if self._log is None:

@@ -39,6 +39,7 @@ _TITLES = {
     "node": "Several processes of one node at once",
     "warm10": "A new process, and a checkpoint that is staged",
     "queue": "Many clients, and memory for two",
+    "operate": "Asking how the daemon is",
     "s3": "Object storage, as fast as a server can be",
     "s3latency": "Object storage that is far away",
 }

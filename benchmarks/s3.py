@@ -41,7 +41,21 @@ _BLOCKS_MIB = (8, 16, 32, 64)
 _CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
 
 
-def lines(groups: Sequence[Group], crowds: Sequence[tuple[str, CrowdRun]]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A checkpoint staged by the daemon alone, and the bare loop right after it."""
+
+    seconds: float
+    cpu_seconds: float
+    bare_seconds: float
+    bare_cpu_seconds: float
+
+
+def lines(
+    groups: Sequence[Group],
+    staged: Sequence[tuple[str, Sequence[Staged]]],
+    crowds: Sequence[tuple[str, CrowdRun]],
+) -> list[str]:
     """The daemon beside the bare loop, CPU, and several clients at once."""
     compared = []
     for group in groups:
@@ -52,6 +66,13 @@ def lines(groups: Sequence[Group], crowds: Sequence[tuple[str, CrowdRun]]) -> li
             )
             label = CONTENDERS["penstock-1gb-views"].label
             compared.append(f"- {group.title}: {label}: {factors} of the bare loop's rate")
+    for title, rounds in staged:
+        factors = report.ratios([each.bare_seconds for each in rounds], [each.seconds for each in rounds])
+        cpu = report.ratios([each.cpu_seconds for each in rounds], [each.bare_cpu_seconds for each in rounds])
+        compared.append(
+            f"- {title}: the daemon alone, which stages it into populated memory (`prefetch`) and makes no "
+            f"tensors either: {factors} of the bare loop's rate, with {cpu} times its CPU"
+        )
     rows = []
     for group in groups:
         for name, runs in group.runs.items():

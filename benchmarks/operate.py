@@ -1,0 +1,91 @@
+"""What asking a daemon how it is takes: a scrape of its metrics, and the probe of a container."""
+
+import contextlib
+import http.client
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import report
+from daemons import clean_environment
+
+_SCRAPES = 60
+_PROBES = 10
+_PAUSE_SECONDS = 0.05
+
+
+def scrape_seconds(address: str) -> list[float]:
+    """Of scrapes one after the other on one connection, as Prometheus makes them."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    taken = []
+    with contextlib.closing(connection):
+        for _ in range(_SCRAPES):
+            start = time.perf_counter()
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            body = answer.read()
+            taken.append(time.perf_counter() - start)
+            if answer.status != 200 or b"penstock_read_bytes_total" not in body:
+                raise RuntimeError(f"/metrics answers {answer.status}: {body[:200]!r}")
+            time.sleep(_PAUSE_SECONDS)
+    return taken
+
+
+def probe_seconds(socket_dir: str) -> list[float]:
+    """Of `penstock health`, from the start of the process to its end."""
+    taken = []
+    for _ in range(_PROBES):
+        start = time.perf_counter()
+        subprocess.run(
+            [Path(sys.executable).with_name("penstock"), "health", "--socket-dir", socket_dir],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+@contextlib.contextmanager
+def loads(socket_dir: str, path: str) -> Iterator[None]:
+    """Loads the checkpoint again and again, in a process of its own, for as long as the context lasts."""
+    code = (
+        "import sys; from penstock.client import StreamerClient\n"
+        "client = StreamerClient(sys.argv[1])\n"
+        "while True:\n"
+        "    with client.load(sys.argv[2], owned=False) as load:\n"
+        "        for count, _ in enumerate(load): pass\n"
+        "    print(count, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, socket_dir, path],
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise RuntimeError("the process that was to load did not")
+        drain = threading.Thread(target=process.stdout.read)
+        drain.start()
+        yield
+        if process.poll() is not None:
+            raise RuntimeError(f"the process that was to load ended with {process.returncode}")
+    finally:
+        process.kill()
+        process.wait()
+    drain.join()
+
+
+def lines(rows: Sequence[tuple[str, list[float], str]]) -> list[str]:
+    head = ["seconds", "median (range)", "95 %", "target"]
+    cells = [
+        [what, report.spread(seconds, 4), f"{sorted(seconds)[len(seconds) * 95 // 100]:.4f}", target]
+        for what, seconds, target in rows
+    ]
+    return report.markdown_table(head, cells)
