@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -268,6 +270,42 @@ def test_what_lasts_is_given_up_with_the_object_and_a_remedy(
     with pytest.raises(SourceUnavailableError, match=r"s3://bucket/k: .*3 times in a row.*--s3-retries"):
         sources().open("s3://bucket/k", ROOT)
     assert (len(server.asked), len(retried)) == (3, 2)
+
+
+def trickle(asked: Asked) -> None:
+    """The answer that is due, byte by byte, for as long as it is read."""
+    start, last = asked.range
+    asked.handler.send_response(206)
+    asked.handler.send_header("Content-Length", str(last + 1 - start))
+    asked.handler.send_header("Content-Range", f"bytes {start}-{last}/{len(CONTENT)}")
+    asked.handler.end_headers()
+    asked.handler.close_connection = True
+    with contextlib.suppress(OSError):
+        for at in range(start, last + 1):
+            asked.handler.wfile.write(CONTENT[at : at + 1])
+            time.sleep(0.01)
+
+
+def test_a_body_that_trickles_is_asked_for_again_from_the_byte_reached(
+    server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.put("k", CONTENT)
+    file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
+    server.hooks.append(once(trickle))
+    assert read(file, FIRST_BYTES, len(CONTENT)) == CONTENT[FIRST_BYTES:]
+    assert retried == ["timeout"]
+    assert server.asked[-1].range[0] > FIRST_BYTES
+
+
+def test_a_store_that_only_trickles_is_given_up(
+    server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.put("k", CONTENT)
+    file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
+    server.hooks.append(always(trickle))
+    with pytest.raises(SourceUnavailableError, match=r"3 times in a row.*too slowly.*--s3-timeout"):
+        read(file, FIRST_BYTES, len(CONTENT))
+    assert retried == ["timeout", "timeout"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ versions are never mixed, whether or not the store honours the condition.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from .requests import Requests
 
 FIRST_BYTES = 256 << 10
 """What the first request for an object asks for: the headers of all but a few files are shorter."""
+
+SLOWEST_BYTES = 64 << 10
+"""What must come within `--s3-timeout`: a store that gives less, byte by byte, would hang the load."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -77,7 +81,7 @@ def ask_first(requests: Requests, location: Location) -> tuple[ObjectState, byte
             state = ObjectState.of(exchange.headers, size_bytes, location)
             first, position = bytearray(count), _Position()
             try:
-                _fill(exchange, [memoryview(first)], position, count)
+                _fill(exchange, [memoryview(first)], position, count, requests.timeout_seconds)
             except Transient as fault:
                 if not position.reached:
                     raise
@@ -114,7 +118,7 @@ class S3File:
         self._state = state
         self._first = first
         self._failures: dict[int, int] = {}
-        """How often the ranges that end there failed in a row without a byte."""
+        """How often the ranges that end there failed in a row without a byte, or too slowly."""
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)
@@ -127,7 +131,8 @@ class S3File:
         try:
             self._read(offset, end, views, position)
         except Transient as fault:
-            failures = 0 if position.reached > offset else self._failures.get(end, 0) + 1
+            moved = position.reached - offset >= (SLOWEST_BYTES if fault.reason == "timeout" else 1)
+            failures = 0 if moved else self._failures.get(end, 0) + 1
             self._failures[end] = failures
             delay = self._requests.delay(self._location, position.reached, failures, fault)
             raise RetryLater(position.reached, delay) from fault
@@ -158,7 +163,7 @@ class S3File:
                 )
             if (start, count) != (offset, end - offset):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
-            _fill(exchange, views, position, end)
+            _fill(exchange, views, position, end, self._requests.timeout_seconds)
 
 
 class _Position:
@@ -184,8 +189,11 @@ def _content_range(exchange: Exchange) -> tuple[int, int, int]:
     return start, count, size
 
 
-def _fill(exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int) -> None:
+def _fill(
+    exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int, timeout_seconds: float
+) -> None:
     """Reads the body into the views until `end` is reached."""
+    since, at = time.monotonic(), position.reached
     for view in views:
         view = view[: end - position.reached]
         while view:
@@ -194,4 +202,8 @@ def _fill(exchange: Exchange, views: Sequence[memoryview], position: _Position, 
                 raise Transient("short_body", "the answer ended early")
             view = view[count:]
             position.reached += count
+            if position.reached - at >= SLOWEST_BYTES:
+                since, at = time.monotonic(), position.reached
+            elif time.monotonic() - since > timeout_seconds:
+                raise Transient("timeout", "the answer comes too slowly for --s3-timeout")
     exchange.finish()

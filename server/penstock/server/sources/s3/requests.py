@@ -24,6 +24,7 @@ class Requests:
     def __init__(self, account: Account, settings: S3Settings, on_retry: Callable[[str], None]) -> None:
         """`on_retry` is told the reason whenever something is tried again, by one thread at a time."""
         self.account = account
+        self.timeout_seconds = settings.timeout_seconds
         self._on_retry = on_retry
         self._settings = settings
         self._connections = Connections(
