@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -73,8 +74,9 @@ def test_load_tells_its_figures_and_its_daemon(
     assert figures["tensors"] == "6"
     assert figures["bytes"].startswith(f"{sum(len(tensor.data) for tensor in TENSORS)} ")
     assert figures["staged already"] == "no"
-    assert f"in {daemon.socket_dir}" in err
-    assert err.count("\n") == 1
+    which, waiting = err.splitlines()
+    assert f"in {daemon.socket_dir}" in which
+    assert waiting == "penstock: load ?: waiting for staging memory, place 1: for the test"
 
 
 def test_load_shows_a_bar_and_selects_by_globs(
@@ -100,7 +102,7 @@ def test_load_shows_a_bar_and_selects_by_globs(
 def test_load_without_a_daemon_uses_a_private_one_and_says_so(
     tmp_path: Path, socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", str(socket_dir))
+    monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(3), "b": torch.ones(2, 2)}, path)
     assert cli.main(["load", str(path), "--memory-limit", "4MB", "--no-progress"]) == 0
@@ -109,10 +111,44 @@ def test_load_without_a_daemon_uses_a_private_one_and_says_so(
     assert "private" in err
 
 
+def test_a_directory_that_was_named_must_have_a_daemon(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", str(socket_dir))
+    assert cli.main(["load", "/x", "--no-progress"]) == 1
+    assert capsys.readouterr().err.startswith(f"penstock: no penstock daemon answers in {socket_dir}")
+
+
+def test_no_private_daemon_is_started_beside_one_that_hangs(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
+    monkeypatch.setattr("penstock.client.handoff.TIMEOUT_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hanging:
+        hanging.bind(str(socket_dir / "handoff.sock"))
+        hanging.listen()
+        assert cli.main(["load", "/x", "--no-progress"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"penstock: the daemon in {socket_dir} does not answer")
+    assert "penstock health --live" in error
+    assert error.count("\n") == 1
+
+
+def test_globs_that_match_nothing_are_an_error(
+    start_daemon: StartDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon = start_daemon(TENSORS)
+    arguments = ["load", "/x", "--no-progress", "--socket-dir", str(daemon.socket_dir), "--tensors", "no*"]
+    assert cli.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "penstock: --tensors no*: the checkpoint has no tensor of such a name" in err
+
+
 def test_a_missing_checkpoint_is_1_and_one_line(
     tmp_path: Path, socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", str(socket_dir))
+    monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
     assert cli.main(["load", str(tmp_path / "nothing"), "--no-progress"]) == 1
     announcement, error = capsys.readouterr().err.splitlines()
     assert "private" in announcement
@@ -139,7 +175,7 @@ def test_prefetch_and_evict(start_daemon: StartDaemon, capsys: pytest.CaptureFix
     assert cli.main(["prefetch", "/x", "--pin", "--socket-dir", socket_dir]) == 0
     out, err = capsys.readouterr()
     assert out == "staged 2 B (1 B were there before), pinned\n"
-    assert err == ""
+    assert err == "penstock: load ?: waiting for staging memory, place 1: no reason given\n"
     assert cli.main(["evict", "/x", "--socket-dir", socket_dir]) == 0
     assert capsys.readouterr().out == "freed 1 B, in use 5 B\n"
 
@@ -183,7 +219,7 @@ def test_ctrl_c_is_130_and_silent(start_daemon: StartDaemon) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.count("\n") == 1  # which daemon
+    assert err.count("\n") == 2  # which daemon, and the place in the queue
     daemon.await_leases_closed()
 
 

@@ -67,6 +67,7 @@ def test_reasons_come_through_grpc(reason: str, start_daemon: StartDaemon) -> No
         (grpc.StatusCode.UNAVAILABLE, errors.DaemonUnavailableError),
         (grpc.StatusCode.UNIMPLEMENTED, errors.ProtocolError),
         (grpc.StatusCode.INTERNAL, errors.PenstockError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DaemonUnavailableError),
     ],
 )
 def test_a_status_without_a_reason_is_told_by_its_name(

@@ -83,6 +83,8 @@ def test_what_is_wrong_with_the_directory_is_said(socket_dir: Path) -> None:
 
     assert "no such directory here. In a container, mount" in message(socket_dir / "absent")
     assert "no daemon has started in it" in message(socket_dir)
+    (socket_dir / "penstockd.lock").touch()
+    assert "the daemon that ran there has stopped" in message(socket_dir)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
         left.bind(str(socket_dir / "handoff.sock"))
     assert "has ended" in message(socket_dir)

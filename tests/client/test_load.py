@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,6 +185,19 @@ def test_names_and_predicates_select(start_daemon: StartDaemon) -> None:
     assert client.load_state_dict("/x", tensors=lambda name: False) == {}
     with pytest.raises(TypeError, match="not one name"):
         client.load("/x", tensors="t7")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("group", ("job",)), ("group", ("job", "8")), ("group", "job"), ("source", 5), ("source", b"/x")],
+)
+def test_an_argument_of_the_wrong_kind_is_named(
+    argument: str, value: object, start_daemon: StartDaemon
+) -> None:
+    client = StreamerClient(start_daemon(TENSORS).socket_dir)
+    arguments: dict[str, Any] = {"source": "/x", argument: value}
+    with pytest.raises(TypeError, match=argument):
+        client.load(**arguments)
 
 
 def test_an_error_in_the_predicate_ends_the_load(start_daemon: StartDaemon) -> None:

@@ -6,16 +6,19 @@ Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from . import errors
 from .client import StreamerClient, socket_directory
+from .progress import QUEUE_LOG
 from .sizes import parse_memory_limit, show_bytes
 from .status_text import show
 
@@ -24,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with _places_on_stderr():
+            options.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -37,6 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"penstock: {message}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _places_on_stderr() -> Iterator[None]:
+    """Whoever waits for memory sees for what, and at which place."""
+    logger, handler = logging.getLogger(QUEUE_LOG), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("penstock: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +138,8 @@ def _load(options: argparse.Namespace) -> None:
             for _ in load:
                 pass
         stats = load.stats
+    if patterns and not stats.tensors:
+        raise ValueError(f"--tensors {' '.join(patterns)}: the checkpoint has no tensor of such a name")
     rate = stats.bytes / stats.seconds / 1e9
     first = stats.first_tensor_seconds
     _table(
@@ -138,12 +158,17 @@ def _load(options: argparse.Namespace) -> None:
 
 
 def _client_or_embedded(options: argparse.Namespace) -> StreamerClient:
-    """The daemon that runs, else a private one; says which. A directory asked for must have one."""
+    """The daemon that runs, else a private one; says which. A directory that was named must have one, and
+    one that hangs is no reason for a second one beside it."""
+    from .embedded import accepts
+    from .handoff import socket_path
+
     client = StreamerClient(options.socket_dir)
     try:
         status = client.status()
     except errors.DaemonUnavailableError:
-        if options.socket_dir is not None:
+        named = options.socket_dir is not None or os.environ.get("PENSTOCK_SOCKET_DIR")
+        if named or accepts(socket_path(client.socket_dir, "handoff.sock")):
             raise
         print(f"no daemon in {client.socket_dir}: using a private one for this load", file=sys.stderr)
         return StreamerClient.embedded(-1 if options.memory_limit is None else options.memory_limit)

@@ -130,7 +130,7 @@ class StreamerClient:
             client_version=client_version(),
         )
         if group is not None:
-            name, size = group
+            name, size = _group(group)
             request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
         choose = _selection(request, tensors)
         load = Load(
@@ -277,8 +277,12 @@ class StreamerClient:
         from penstock.v1 import streamer_pb2 as pb
         from penstock.v1.plain import to_plain
 
+        from .handoff import TIMEOUT_SECONDS
+
         with self._session() as session:
-            response = session.service.GetStatus(pb.GetStatusRequest(), metadata=session.metadata)
+            response = session.service.GetStatus(
+                pb.GetStatusRequest(), metadata=session.metadata, timeout=TIMEOUT_SECONDS
+            )
         return to_plain(response)
 
     def close(self) -> None:
@@ -325,6 +329,14 @@ def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:
     if chosen is None:
         chosen = os.environ.get("PENSTOCK_SOCKET_DIR") or DEFAULT_SOCKET_DIR
     return Path(os.path.abspath(chosen))
+
+
+def _group(given: object) -> tuple[str, int]:
+    if isinstance(given, tuple) and len(given) == 2:
+        name, size = given
+        if isinstance(name, str) and isinstance(size, int):
+            return name, size
+    raise TypeError(f"group must be a name and a number of loads, as ('job', 8), not {given!r}")
 
 
 def _selection(request: Any, tensors: Selection | None) -> Choose | None:

@@ -177,6 +177,12 @@ def from_rpc(
         answer = by_reason(reason, message, details=details, load_id=load_id)
     elif status is grpc.StatusCode.UNAVAILABLE:
         answer = DaemonUnavailableError(f"the daemon in {where} went away: {message}", load_id=load_id)
+    elif status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        answer = DaemonUnavailableError(
+            f"the daemon in {where} does not answer ({message}): it hangs, or the machine does; `penstock "
+            "health --live` and its log say which",
+            load_id=load_id,
+        )
     elif status is grpc.StatusCode.UNIMPLEMENTED:
         answer = ProtocolError(
             f"the daemon in {where} does not know this call ({versions or 'versions unknown'}); upgrade the "
@@ -198,6 +204,8 @@ def unreachable(where: str, cause: object) -> DaemonUnavailableError:
             "there is no such directory here. In a container, mount the one that the daemon has as its "
             "--socket-dir; the path may differ"
         )
+    elif isinstance(cause, FileNotFoundError) and os.path.exists(os.path.join(where, "penstockd.lock")):
+        why = "the daemon that ran there has stopped"
     elif isinstance(cause, FileNotFoundError):
         why = "the directory is there, but no daemon has started in it, or it is not the daemon's"
     elif isinstance(cause, ConnectionRefusedError):

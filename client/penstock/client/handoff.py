@@ -29,7 +29,7 @@ _MAX_FRAME_BYTES = 64 * 1024
 # sun_path holds 108 bytes with its NUL, and gRPC refuses what the kernel refuses, less clearly.
 _MAX_SOCKET_PATH_BYTES = 107
 # Everything awaited here was sent before the daemon said so; more than a moment means it hangs.
-_TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 def socket_path(socket_dir: Path, name: str) -> str:
@@ -53,7 +53,7 @@ class Handoff:
         self._lease_fd = -1
         self._pid = os.getpid()
         try:
-            connection.settimeout(_TIMEOUT_SECONDS)
+            connection.settimeout(TIMEOUT_SECONDS)
             frame, fds = self._receive()
             _close_all(fds)
             if frame.HasField("refused"):
@@ -75,7 +75,7 @@ class Handoff:
         path = socket_path(socket_dir, "handoff.sock")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            connection.settimeout(_TIMEOUT_SECONDS)
+            connection.settimeout(TIMEOUT_SECONDS)
             connection.connect(path)
         except OSError as error:
             connection.close()
@@ -135,7 +135,8 @@ class Handoff:
             )
         except TimeoutError as error:
             raise errors.DaemonUnavailableError(
-                f"the daemon in {self._where} does not answer on handoff.sock"
+                f"the daemon in {self._where} does not answer on handoff.sock: it hangs, or the machine "
+                "does; `penstock health --live` and its log say which"
             ) from error
         except OSError as error:
             raise errors.DaemonUnavailableError(

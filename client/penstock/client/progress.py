@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from penstock.v1 import streamer_pb2 as pb
 
-_log = logging.getLogger("penstock.client")
+QUEUE_LOG = "penstock.client.queue"
+_log = logging.getLogger(QUEUE_LOG)
 
 
 class Bar:

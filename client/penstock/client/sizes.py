@@ -85,6 +85,8 @@ def absolute_sources(source: Source | Iterable[Source]) -> list[str]:
 
     Raises ValueError for no source, an empty one, or a name that is not UTF-8.
     """
+    if not isinstance(source, (str, os.PathLike, Iterable)) or isinstance(source, bytes):
+        raise TypeError(f"source must be a path, a URI or a list of these, not {source!r}")
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if not sources:
         raise ValueError("no source to load")
