@@ -16,8 +16,6 @@ from penstock.server.config import (
     MIN_SLAB_BYTES,
     UNLIMITED_SLAB_BYTES,
     Config,
-    HttpAddress,
-    known_variables,
     load_config,
     slab_bytes,
 )
@@ -30,7 +28,9 @@ from penstock.server.limits import (
     shmem_huge_pages,
     user_share,
 )
+from penstock.server.options import known_variables
 from penstock.server.units import parse_size, show_size
+from penstock.server.values import HttpAddress
 from penstock.server.variables import unknown
 
 from .support import MIB

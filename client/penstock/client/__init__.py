@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     from .errors import TooManyLoadsError as TooManyLoadsError
     from .errors import UnsupportedDtypeError as UnsupportedDtypeError
     from .load import Load as Load
-    from .load import LoadedFile as LoadedFile
-    from .load import LoadStats as LoadStats
     from .prefetch import Prefetched as Prefetched
     from .streamer import SafetensorsStreamer as SafetensorsStreamer
     from .streamer import list_safetensors as list_safetensors
+    from .summary import LoadedFile as LoadedFile
+    from .summary import LoadStats as LoadStats
 
 _HOMES = {
     "StreamerClient": "client",
     "Evicted": "client",
     "Load": "load",
-    "LoadStats": "load",
-    "LoadedFile": "load",
+    "LoadStats": "summary",
+    "LoadedFile": "summary",
     "Prefetched": "prefetch",
     "S3Credentials": "ambient",
     "SafetensorsStreamer": "streamer",

@@ -22,7 +22,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -39,39 +38,10 @@ from .progress import Bar
 from .reconnect import persist
 from .sizes import pinned_bytes, show_bytes
 from .stream import Choose, Stream
+from .summary import LoadedFile, LoadStats
 from .transfer import Departures, Tensors, Transfer, run_ahead
 
 _log = logging.getLogger("penstock.client")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadStats:
-    """Figures of a load, so far or at its end."""
-
-    # Delivered to the caller.
-    bytes: int
-    tensors: int
-    # From the request to the end, or to now.
-    seconds: float
-    # Of these, waiting for memory. Known at the end.
-    waited_seconds: float
-    # From the request to the first tensor; None before it.
-    first_tensor_seconds: float | None
-    # The whole load was in the staging buffer already.
-    cache_hit: bool
-    # Read from the source meanwhile, for this load or others that share it. Known at the end.
-    read_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedFile:
-    """A file of the checkpoint as the daemon resolved it, with its `__metadata__`."""
-
-    uri: str
-    size_bytes: int
-    metadata: dict[str, str]
-    # There is metadata that is too large to be passed on.
-    metadata_omitted: bool
 
 
 class Load:

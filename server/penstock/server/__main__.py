@@ -8,9 +8,10 @@ import os
 import sys
 
 from . import variables
-from .config import known_variables, load_config
+from .config import load_config
 from .errors import ConfigError
 from .limits import memory_bound
+from .options import known_variables
 
 logger = logging.getLogger("penstock.server")
 

@@ -4,66 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import random
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
 from penstock.v1 import streamer_pb2 as pb
-from penstock.v1 import streamer_pb2_grpc
 
+from . import at_start
 from .admission import Admission, Caller, Emit, Parts, Request
 from .catalog import Catalog
-from .config import Config, distribution_version
+from .config import Config
 from .endpoints import Endpoints
 from .errors import (
     AccessDeniedError,
-    ConfigError,
     PenstockError,
     SessionRequiredError,
     ShuttingDownError,
     TooManyLoadsError,
 )
-from .gate import Gate
 from .handoff import HandoffServer, Session
 from .health import Health
 from .history import INTERVAL_SECONDS, History
 from .http import HttpServer
 from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
 from .load import Load
+from .lock import locked
 from .log import event
 from .metrics import RETRY_REASONS, Exposition, Totals
-from .prefetch import DaemonItself, Prefetch
+from .prefetch import Prefetch
 from .reader import ReaderPool
+from .rpc import RpcServer
 from .service import StreamerService
 from .sources import Access
 from .sources.file import FileSource
 from .sources.s3 import S3Settings, S3Source
 from .staging import Staging
 from .status import Status, effective
+from .version import distribution_version
 
 logger = logging.getLogger(__name__)
 
-SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
-LIVENESS_NAME = "live"
-"""The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it takes loads."""
 RESOLVERS = 8
 S3_RESOLVERS = 64
 """More, because each may have to wait for a store that does not answer."""
 HEADER_READERS = 16
-MAX_CALLS_PER_CONNECTION = 16
 S3_HEADER_READERS = 32
-PREFETCH_RETRY_SECONDS = 1.0
-PREFETCH_RETRY_MAX_SECONDS = 60.0
 
 
 class Daemon:
@@ -98,10 +87,6 @@ class Daemon:
             allows=self._allows,
             on_refused=lambda error: self.refused(error, None),
         )
-        self._grpc_path = config.socket_dir / "grpc.sock"
-        self._gate = Gate(config.socket_dir / "penstock.sock", self._grpc_path, allows=self._allows)
-        self._health = health.aio.HealthServicer()
-        self._publishing: set[asyncio.Task[None]] = set()
         self._loads: dict[Admission, asyncio.Task[None]] = {}
         self._no_loads = asyncio.Event()
         self._no_loads.set()
@@ -110,8 +95,9 @@ class Daemon:
         self.health = Health(
             [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
             stall_seconds=config.stall_timeout_seconds,
-            on_change=self._health_changed,
+            on_change=lambda: self._rpc.publish_health_soon(),
         )
+        self._rpc = RpcServer(config.socket_dir, health=self.health, allows=self._allows)
         self.status = Status(
             config=config,
             version=self.version,
@@ -225,8 +211,10 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until told to stop. Raises ConfigError when it cannot begin."""
-        with _locked(self.config), self._http() as address:
-            server = await self._serve()
+        # A daemon that ends with its standard input has a directory for itself.
+        lock = locked(self.config.socket_dir, private=self.config.exit_with_stdin)
+        with lock, self._http() as address:
+            await self._serve()
             started = {"version": self.version, "http": address, **effective(self.config)}
             event(logger, "serving", {**started, **_huge_pages()})
             keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
@@ -239,9 +227,7 @@ class Daemon:
                 for task in (*keeping, prefetching):
                     task.cancel()
                 self._handoff.stop()
-                await server.stop(None)
-                await self._gate.stop()
-                self._grpc_path.unlink(missing_ok=True)
+                await self._rpc.stop()
                 await self.staging.stop()
                 for pool in self.readers.values():
                     pool.stop()
@@ -277,69 +263,31 @@ class Daemon:
             self._no_loads.set()
         self._stop_asked.set()
 
-    async def _serve(self) -> grpc.aio.Server:
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ask_to_stop)
         if self.config.exit_with_stdin:
             loop.add_reader(sys.stdin.fileno(), self._stdin_readable)
-        self._grpc_path.unlink(missing_ok=True)
-        server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", 64 << 20),
-                ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
-            )
-        )
-        streamer_pb2_grpc.add_StreamerServiceServicer_to_server(StreamerService(self), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-        umask = os.umask(0o177)  # the way in is the gate
-        try:
-            server.add_insecure_port(f"unix:{self._grpc_path}")
-        finally:
-            os.umask(umask)
-        await server.start()
-        await self._gate.start()
+        await self._rpc.start(StreamerService(self))
         self._handoff.start()
         self.health.waits_for = ""
         if self.config.ready_after_prefetch:
             self.health.waits_for = "what --prefetch names is not staged yet"
-        await self._publish_health()
+        await self._rpc.publish_health()
         self.health.start()
-        return server
 
     async def _prefetch_all(self) -> None:
-        """Stages what the flags name, each pinned, retrying for as long as it takes."""
-        await asyncio.gather(*(self._prefetch(source) for source in self.config.prefetch))
+        """Stages what the flags name; then nothing keeps the daemon from being ready."""
+        await at_start.stage_all(self.config.prefetch, self._parts, self.run_load)
         if not self.health.draining:
             self.health.waits_for = ""
-            await self._publish_health()
-
-    async def _prefetch(self, source: str) -> None:
-        caller = DaemonItself(os.geteuid(), os.getpid())
-        access = Access(caller.uid, privileged=True, prefixes=())
-        delay = PREFETCH_RETRY_SECONDS
-        while True:
-            prefetch = Prefetch(Request((source,)), caller, access, self._parts, pin=True)
-            try:
-                await self.run_load(prefetch, _ignore)
-                return
-            except PenstockError as error:
-                event(
-                    logger,
-                    "prefetch failed",
-                    {"source": source, "error": error.message, "retry_seconds": round(delay, 1)},
-                    level=logging.WARNING,
-                )
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, PREFETCH_RETRY_MAX_SECONDS)
+            await self._rpc.publish_health()
 
     async def _drain(self) -> None:
         self.health.draining = True
         self.health.waits_for = "penstockd drains and will stop"
-        await self._publish_health()
+        await self._rpc.publish_health()
         event(logger, "draining", {"loads": len(self._loads), "grace_seconds": self.config.grace_seconds})
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._no_loads.wait(), self.config.grace_seconds)
@@ -353,25 +301,10 @@ class Daemon:
             self.history.sample(read_bytes, self.totals.delivered_bytes, self._loads.keys())
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    def _health_changed(self) -> None:
-        task = asyncio.create_task(self._publish_health())
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
-
-    async def _publish_health(self) -> None:
-        answer = health_pb2.HealthCheckResponse
-        ready, live = self.health.ready, self.health.live
-        for name, good in (("", ready), (SERVICE_NAME, ready), (LIVENESS_NAME, live)):
-            await self._health.set(name, answer.SERVING if good else answer.NOT_SERVING)
-
     def _stdin_readable(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.ask_to_stop()
-
-
-async def _ignore(_: object) -> None:
-    """Progress that nobody watches."""
 
 
 def _huge_pages() -> dict[str, str]:
@@ -382,30 +315,6 @@ def _huge_pages() -> dict[str, str]:
         "huge_pages": f"no ({setting})",
         "hint": "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled makes clients faster",
     }
-
-
-@contextlib.contextmanager
-def _locked(config: Config) -> Iterator[None]:
-    """One daemon a directory: gRPC would silently take a live socket's place."""
-    try:
-        config.socket_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(config.socket_dir / "penstockd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"--socket-dir: {config.socket_dir} cannot be used: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--socket-dir: another penstockd serves {config.socket_dir}; stop it, or choose another"
-            ) from None
-        yield
-        if config.exit_with_stdin:  # a private directory, whose owner may be gone without cleaning up
-            with contextlib.suppress(OSError):
-                (config.socket_dir / "penstockd.lock").unlink()
-                config.socket_dir.rmdir()
-    finally:
-        os.close(fd)
 
 
 async def serve(config: Config) -> None:

@@ -12,10 +12,11 @@ from typing import NoReturn
 
 from . import plan
 from .catalog import Checkpoint
-from .config import MINIMAL, Config
+from .config import Config
 from .errors import MemoryLimitTooSmallError
 from .limits import is_privileged, user_share
 from .plan import Selection
+from .values import MINIMAL
 
 WINDOW_BLOCKS_PER_READER = 4
 

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 import h11
 
-from .config import HttpAddress
 from .errors import ConfigError
+from .values import HttpAddress
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .admission import Admission, Caller, Emit, Parts, Request
@@ -19,18 +18,6 @@ class Progress:
     ready_bytes: int
     total_bytes: int
     done: bool
-
-
-@dataclass(slots=True)
-class DaemonItself:
-    """The caller of what the daemon was told to do by its flags."""
-
-    uid: int
-    pid: int
-    closed: bool = False
-
-    def on_close(self, release: Callable[[], None]) -> None:
-        """It never closes before the daemon ends."""
 
 
 class Prefetch(Admission):

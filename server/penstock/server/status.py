@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from penstock.v1 import streamer_pb2 as pb
 
 from .admission import Admission
-from .config import UNLIMITED, Config
+from .config import Config
 from .health import Health
 from .history import INTERVAL_SECONDS, SHOWN_SOURCES, Failure, History
 from .metrics import Gauges, Totals
@@ -25,6 +25,7 @@ from .reader import ReaderPool
 from .sources import source_kind
 from .staged import StagedCheckpoint
 from .staging import Staging
+from .values import UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,35 @@
+"""What a Load tells of itself: its figures and its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStats:
+    """Figures of a load, so far or at its end."""
+
+    # Delivered to the caller.
+    bytes: int
+    tensors: int
+    # From the request to the end, or to now.
+    seconds: float
+    # Of these, waiting for memory. Known at the end.
+    waited_seconds: float
+    # From the request to the first tensor; None before it.
+    first_tensor_seconds: float | None
+    # The whole load was in the staging buffer already.
+    cache_hit: bool
+    # Read from the source meanwhile, for this load or others that share it. Known at the end.
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """A file of the checkpoint as the daemon resolved it, with its `__metadata__`."""
+
+    uri: str
+    size_bytes: int
+    metadata: dict[str, str]
+    # There is metadata that is too large to be passed on.
+    metadata_omitted: bool

@@ -1,0 +1,245 @@
+"""Every flag of penstockd and the variables that stand in for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import values
+from .errors import ConfigError
+from .units import parse_size
+from .version import distribution_version
+
+DEFAULT_SOCKET_DIR = "/run/penstock"
+DEFAULT_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One flag, the variables that stand in for it, and how its text is read."""
+
+    flag: str
+    default: str
+    parse: Callable[[str], Any]
+    help: str
+    metavar: str | None = None
+    variables: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    repeatable: bool = False
+
+    @property
+    def field(self) -> str:
+        return self.flag.lstrip("-").replace("-", "_")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (f"PENSTOCK_{self.field.upper()}", *self.variables)
+
+
+_OPTIONS = (
+    _Option(
+        "--socket-dir",
+        DEFAULT_SOCKET_DIR,
+        lambda text: Path(os.path.abspath(text)),
+        "directory of penstock.sock and handoff.sock; made if it is missing",
+        "DIR",
+    ),
+    _Option(
+        "--memory-limit",
+        "-1",
+        values.memory_limit,
+        "cap of the staging buffer: -1 as much as is loaded, 0 per load as much as its largest tensor, "
+        "or a size such as 8GB or 8GiB",
+        "SIZE",
+        ("RUNAI_STREAMER_MEMORY_LIMIT",),
+    ),
+    _Option(
+        "--concurrency", "16", values.concurrency, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)
+    ),
+    _Option(
+        "--block-size",
+        f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
+        values.block_size,
+        "bytes that one thread reads at once",
+        "SIZE",
+        ("RUNAI_STREAMER_CHUNK_BYTESIZE",),
+    ),
+    _Option(
+        "--window-size",
+        "4GiB",
+        parse_size,
+        "most that the window of one load takes when its checkpoint does not fit the limit",
+        "SIZE",
+    ),
+    _Option(
+        "--allow",
+        "",
+        values.prefixes,
+        "path prefix that users other than root and the daemon's own may load from; repeatable, in the "
+        "variable one a line",
+        "PREFIX",
+        repeatable=True,
+    ),
+    _Option(
+        "--prefetch",
+        "",
+        values.locations,
+        "checkpoint to stage at start and to keep staged; repeatable, in the variable one a line",
+        "URI",
+        repeatable=True,
+    ),
+    _Option(
+        "--trim-after",
+        "60",
+        values.seconds,
+        "without a limit: seconds after which unused memory goes back to the system",
+        "SECONDS",
+    ),
+    _Option("--queue-timeout", "600", values.seconds, "seconds that a load may wait for memory", "SECONDS"),
+    _Option("--group-timeout", "60", values.seconds, "seconds that a group waits for its members", "SECONDS"),
+    _Option("--grace", "30", values.seconds, "seconds that running loads get after SIGTERM", "SECONDS"),
+    _Option(
+        "--stall-timeout",
+        "60",
+        values.stall_timeout,
+        "seconds without a turn of the event loop, or with every reader in one read, after which health says "
+        "that the daemon hangs",
+        "SECONDS",
+    ),
+    _Option("--max-loads", "256", values.positive, "loads at a time, waiting ones included", "N"),
+    _Option(
+        "--http-address",
+        "127.0.0.1:9464",
+        values.http_address,
+        "where /metrics, /healthz, /readyz, /status and the status page are served, to whoever can connect; "
+        "none switches it off, port 0 takes any",
+        "HOST:PORT",
+    ),
+    _Option(
+        "--s3-concurrency",
+        "32",
+        values.concurrency,
+        "connections that read from S3 at once",
+        "N",
+        ("RUNAI_STREAMER_CONCURRENCY",),
+    ),
+    _Option("--s3-block-size", "16MiB", values.block_size, "bytes asked of S3 in one request", "SIZE"),
+    _Option(
+        "--s3-retries",
+        "8",
+        values.positive,
+        "attempts in a row without a byte after which a read from S3 fails",
+        "N",
+    ),
+    _Option(
+        "--s3-timeout",
+        "30",
+        values.waiting_seconds,
+        "seconds to connect, and without a byte, after which a request to S3 is made again",
+        "SECONDS",
+    ),
+    _Option(
+        "--s3-addressing",
+        "auto",
+        values.addressing,
+        "how a bucket is named: path, virtual (as a host name), or auto, as botocore does",
+        "STYLE",
+        ("RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING",),
+    ),
+    _Option(
+        "--s3-unsigned",
+        "0",
+        values.switch,
+        "1: ask S3 without credentials, for public buckets",
+        "0|1",
+        ("RUNAI_STREAMER_S3_UNSIGNED",),
+    ),
+    _Option(
+        "--s3-requester-pays",
+        "0",
+        values.switch,
+        "1: agree to pay for requests to requester-pays buckets",
+        "0|1",
+    ),
+    _Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
+    _Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
+)
+
+
+_SWITCHES = ("READY_AFTER_PREFETCH", "NO_POPULATE")
+
+
+def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What each flag means, by its name. Raises ConfigError; exits on `--help` and usage."""
+    flags = vars(_parser().parse_args(arguments))
+    read = {option.field: _value(option, flags[option.field], environment) for option in _OPTIONS}
+    switches = {
+        switch.lower(): flags[switch.lower()] or _switched(switch, environment) for switch in _SWITCHES
+    }
+    return {**flags, **read, **switches}
+
+
+def known_variables() -> list[str]:
+    """Every variable that stands in for a flag."""
+    named = [source for option in _OPTIONS for source in option.sources]
+    return [*named, *(f"PENSTOCK_{switch}" for switch in _SWITCHES)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="penstockd",
+        description="Reads checkpoints into a capped shared-memory buffer and hands them to the processes "
+        "of this node.",
+        epilog="A flag wins over its variable, PENSTOCK_... over RUNAI_STREAMER_....",
+        allow_abbrev=False,
+    )
+    for option in _OPTIONS:
+        text = f"{option.help} (default: {option.default or 'none'}; variables: {', '.join(option.sources)})"
+        parser.add_argument(
+            option.flag,
+            help=text,
+            metavar=option.metavar or f"{{{','.join(option.choices)}}}",
+            action="append" if option.repeatable else "store",
+        )
+    parser.add_argument(
+        "--ready-after-prefetch",
+        action="store_true",
+        help="take loads at once, but report readiness only when every --prefetch is staged (variable: "
+        "PENSTOCK_READY_AFTER_PREFETCH=1)",
+    )
+    parser.add_argument(
+        "--no-populate",
+        action="store_true",
+        help="do not touch the buffer's pages ahead of the first load (variable: PENSTOCK_NO_POPULATE=1)",
+    )
+    parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input is closed")
+    parser.add_argument("--version", action="version", version=f"penstockd {distribution_version()}")
+    return parser
+
+
+def _value(option: _Option, flag: Any, environment: Mapping[str, str]) -> Any:
+    origin, text = option.flag, flag
+    if text is None:
+        origin, text = next(
+            ((name, environment[name]) for name in option.sources if environment.get(name)),
+            ("the default", option.default),
+        )
+    if isinstance(text, list):
+        text = "\n".join(text)
+    try:
+        if option.choices and text not in option.choices:
+            raise ValueError(f"{text!r} is none of {', '.join(option.choices)}")
+        return option.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _switched(switch: str, environment: Mapping[str, str]) -> bool:
+    text = environment.get(f"PENSTOCK_{switch}", "").strip().lower()
+    if text not in ("", "0", "1", "false", "true"):
+        raise ConfigError(f"PENSTOCK_{switch}: {text!r} is neither 0 nor 1")
+    return text in ("1", "true")

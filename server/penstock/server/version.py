@@ -1,0 +1,12 @@
+"""The version of this distribution, for messages to people."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def distribution_version() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # run from a source tree
+        return "0+unknown"
