@@ -58,6 +58,12 @@ def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
         module_daemon.wait_idle()
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """Checkpoints that several tests load and none changes."""
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path)
@@ -77,7 +83,7 @@ def nursery(nursery_process: Nursery, start_daemon: StartDaemon) -> Iterator[Nur
     nursery_process.end_all()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> None:
     if os.geteuid() != 0:
         cannot("needs root, to become other users and to make namespaces")

@@ -103,6 +103,15 @@ class DaemonProcess:
         with self.client() as client:
             return client.status()
 
+    def read_bytes(self) -> int:
+        """All that it has read from storage, by its own count."""
+        total: int = self.status()["totals"]["read_bytes"]
+        return total
+
+    def leased_bytes(self) -> int:
+        count: int = self.status()["staging"]["leased_bytes"]
+        return count
+
     def wait_populated(self) -> None:
         wait_until(lambda: " populated " in self.log(), "the staging buffer to be populated")
 
@@ -217,6 +226,19 @@ class Nursery(Forker):
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
         client = ClientProcess(self, {"program": program, "uid": uid, "arguments": plain})
         self._clients.append(client)
+        return client
+
+    def hold(self, daemon: DaemonProcess, checkpoint: Checkpoint) -> ClientProcess:
+        """A client that has loaded a checkpoint and keeps its tensors."""
+        path, tensors = checkpoint
+        client = self.start("hold", socket_dir=daemon.socket_dir, source=path)
+        assert client.hear("holds")["found"] == expected(tensors)
+        return client
+
+    def pause(self, daemon: DaemonProcess, source: Path, *, after: int, **options: Any) -> ClientProcess:
+        """A client whose load stands still after so many tensors; 0: after the manifest."""
+        client = self.start("load", socket_dir=daemon.socket_dir, source=source, pause_after=after, **options)
+        client.hear("paused")
         return client
 
     def end_all(self) -> None:
@@ -380,13 +402,13 @@ class Checkpoints:
     """Called with a name, a checkpoint of so many tensors of 1 MiB; written when first asked for."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._made: dict[str, Checkpoint] = {}
 
     def __call__(self, name: str, count: int = 5) -> Checkpoint:
         if name not in self._made:
             tensors = random_tensors(count, MIB // 4, seed=len(self._made))
-            path = write_checkpoint(self._directory / f"{name}.safetensors", tensors)
+            path = write_checkpoint(self.directory / f"{name}.safetensors", tensors)
             self._made[name] = path, tensors
         return self._made[name]
 

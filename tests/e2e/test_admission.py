@@ -108,8 +108,7 @@ def test_waiting_too_long_fails_with_the_numbers(
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--queue-timeout", "0.5")
     path, tensors = write("running", 20)
-    running = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
-    running.hear("paused")
+    running = nursery.pause(daemon, path, after=0)
     with pytest.raises(errors.StagingExhaustedError) as caught:
         daemon.client().load(write("large", 12)[0])
     message = str(caught.value)
@@ -173,8 +172,7 @@ def test_a_window_smaller_than_every_tensor_takes_what_the_largest_needs(
 def test_a_load_beside_leases_that_stay_streams_through_what_is_left(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=write("large", 12)[0])
-    holder.hear("holds")
+    nursery.hold(daemon, write("large", 12))
     path, tensors = write("queued1", 20)
     same(daemon.client().load_state_dict(path).items(), tensors)
     path, tensors = write("medium", 10)  # would fit, were there no leases

@@ -35,21 +35,28 @@ from .support import (
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def small(checkpoints: Checkpoints) -> Checkpoint:
     """4 MiB in 4 tensors."""
-    return Checkpoints(tmp_path_factory.mktemp("deaths"))("small", 4)
+    return checkpoints("small", 4)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def large(checkpoints: Checkpoints) -> Checkpoint:
     """40 MiB in 40 tensors."""
-    return Checkpoints(tmp_path_factory.mktemp("deaths"))("large", 40)
+    return checkpoints("large", 40)
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def other(checkpoints: Checkpoints) -> Checkpoint:
     """24 MiB in 24 tensors."""
-    return Checkpoints(tmp_path_factory.mktemp("deaths"))("other", 24)
+    return checkpoints("other", 24)
+
+
+@pytest.fixture(params=["small", "large"])
+def either(request: pytest.FixtureRequest) -> Checkpoint:
+    """One that is staged as a whole, and one that passes through a window."""
+    checkpoint: Checkpoint = request.getfixturevalue(request.param)
+    return checkpoint
 
 
 VICTIMS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -108,9 +115,8 @@ def test_a_client_killed_while_it_waits_for_memory_leaves_the_queue(
 def test_a_client_killed_with_tensors_of_a_full_stage_gives_its_lease_back(
     daemon: DaemonProcess, nursery: Nursery, small: Checkpoint, other: Checkpoint
 ) -> None:
-    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=small[0])
-    assert holder.hear("holds")["found"] == expected(small[1])
-    assert daemon.status()["staging"]["leased_bytes"] > 0
+    holder = nursery.hold(daemon, small)
+    assert daemon.leased_bytes() > 0
     holder.kill()
     daemon.wait_idle()
     same(daemon.client().load_state_dict(other[0]).items(), other[1])  # needs its memory
@@ -138,12 +144,10 @@ def test_a_client_killed_while_its_header_is_parsed_leaves_nothing_running(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("source", ["small", "large"])
 def test_a_signal_in_mid_load_gives_everything_back(
-    number: int, source: str, daemon: DaemonProcess, nursery: Nursery, small: Checkpoint, large: Checkpoint
+    number: int, daemon: DaemonProcess, nursery: Nursery, either: Checkpoint
 ) -> None:
-    path = {"small": small, "large": large}[source][0]
-    client = nursery.start("iterate_until_interrupted", socket_dir=daemon.socket_dir, source=path)
+    client = nursery.start("iterate_until_interrupted", socket_dir=daemon.socket_dir, source=either[0])
     client.hear("paused")
     client.signal(number)
     code = client.wait()
@@ -151,12 +155,10 @@ def test_a_signal_in_mid_load_gives_everything_back(
     daemon.wait_idle()
 
 
-@pytest.mark.parametrize("source", ["small", "large"])
 def test_a_process_that_just_ends_gives_everything_back_and_ends_quietly(
-    source: str, daemon: DaemonProcess, nursery: Nursery, small: Checkpoint, large: Checkpoint
+    daemon: DaemonProcess, nursery: Nursery, either: Checkpoint
 ) -> None:
-    path = {"small": small, "large": large}[source][0]
-    client = nursery.start("exit_without_close", socket_dir=daemon.socket_dir, source=path)
+    client = nursery.start("exit_without_close", socket_dir=daemon.socket_dir, source=either[0])
     client.hear("exits")
     assert client.wait() == 0
     assert client.errors() == ""
@@ -169,13 +171,11 @@ def use(load: Load) -> None:
             tensor.fill_(1 // 0)
 
 
-@pytest.mark.parametrize("source", ["small", "large"])
 @pytest.mark.parametrize("how", ["break", "exception", "drop", "close"])
 def test_leaving_a_load_early_gives_everything_back(
-    how: str, source: str, daemon: DaemonProcess, small: Checkpoint, large: Checkpoint
+    how: str, daemon: DaemonProcess, either: Checkpoint
 ) -> None:
-    path = {"small": small, "large": large}[source][0]
-    load = daemon.client().load(path)
+    load = daemon.client().load(either[0])
     if how == "break":
         for name, tensor in load:
             assert tensor.numel() > 0, name
@@ -203,10 +203,8 @@ def test_a_client_that_never_releases_does_not_hold_up_a_full_stage(
 ) -> None:
     path, tensors = large
     daemon = start_daemon("--memory-limit", "64MiB")
-    stalled = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
-    stalled.hear("paused")
-    stopped = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
-    stopped.hear("paused")
+    stalled = nursery.pause(daemon, path, after=0)
+    stopped = nursery.pause(daemon, path, after=0)
     stopped.signal(signal.SIGSTOP)
     same(daemon.client().load_state_dict(path).items(), tensors)
     stalled.go()
@@ -275,8 +273,7 @@ def test_a_daemon_killed_leaves_tensors_alive_and_nothing_else(
     path, tensors = large
     shared_memory = sorted(os.listdir("/dev/shm"))
     daemon = start_daemon("--memory-limit", "64MiB")
-    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=path)
-    assert holder.hear("holds")["found"] == expected(tensors)
+    holder = nursery.hold(daemon, large)
     mine = daemon.client().load_state_dict(path)
     daemon.kill()
     holder.go()
@@ -298,10 +295,7 @@ def test_a_load_survives_the_daemon_and_goes_on_with_the_next(
 ) -> None:
     path, tensors = large
     daemon = start_daemon("--memory-limit", limit)
-    client = nursery.start(
-        "load", socket_dir=daemon.socket_dir, source=path, pause_after=pause_after, owned=owned
-    )
-    client.hear("paused")
+    client = nursery.pause(daemon, path, after=pause_after, owned=owned)
     daemon.kill()
     client.go()
     start_daemon("--memory-limit", limit)
@@ -328,8 +322,7 @@ def test_a_checkpoint_changed_while_the_daemon_was_away_is_not_resumed(
 ) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(40, MIB // 4))
     daemon = start_daemon("--memory-limit", "8MiB")
-    client = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=3)
-    client.hear("paused")
+    client = nursery.pause(daemon, path, after=3)
     daemon.kill()
     write_checkpoint(path, random_tensors(40, MIB // 4, seed=9))
     client.go()
@@ -356,8 +349,7 @@ def test_sigterm_refuses_new_loads_and_lets_running_ones_finish(
 ) -> None:
     path, tensors = large
     daemon = start_daemon("--memory-limit", "8MiB", "--grace", "60")
-    client = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=3)
-    client.hear("paused")
+    client = nursery.pause(daemon, path, after=3)
     daemon.process.send_signal(signal.SIGTERM)
     wait_until(lambda: " draining " in daemon.log(), "the daemon to drain")
     with pytest.raises(errors.ShuttingDownError):
@@ -376,8 +368,7 @@ def test_a_load_cut_off_by_a_stop_goes_on_with_the_next_daemon(
     path, tensors = large
     grace = "0.2" if how == "the grace ends" else "600"
     daemon = start_daemon("--memory-limit", "8MiB", "--grace", grace)
-    client = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=3)
-    client.hear("paused")
+    client = nursery.pause(daemon, path, after=3)
     daemon.process.send_signal(signal.SIGTERM)
     if how != "the grace ends":
         wait_until(lambda: " draining " in daemon.log(), "the daemon to drain")

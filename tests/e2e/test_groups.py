@@ -68,19 +68,14 @@ class Member:
         )
 
 
-def read_bytes(daemon: DaemonProcess) -> int:
-    total: int = daemon.status()["totals"]["read_bytes"]
-    return total
-
-
 def test_a_group_that_starts_at_once_reads_once(
     daemon: DaemonProcess, member: Member, large: Checkpoint
 ) -> None:
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     members = [member(daemon, 8) for _ in range(8)]
     for one in members:
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) - before == 8 * LIMIT
+    assert daemon.read_bytes() - before == 8 * LIMIT
     assert daemon.status()["staging"]["peak_bytes"] <= LIMIT
 
 
@@ -88,7 +83,7 @@ def test_members_that_start_one_after_another_read_once(
     daemon: DaemonProcess, member: Member, large: Checkpoint
 ) -> None:
     """Those that came have consumed all that the window holds before the next one starts."""
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     members = []
     for number in range(1, 5):
         members.append(member(daemon, 4))
@@ -98,7 +93,7 @@ def test_members_that_start_one_after_another_read_once(
             assert stage["ready_bytes"] <= LIMIT
     for one in members:
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) - before == 8 * LIMIT
+    assert daemon.read_bytes() - before == 8 * LIMIT
 
 
 def starved(daemon: DaemonProcess, members: int) -> bool:
@@ -115,24 +110,24 @@ def starved(daemon: DaemonProcess, members: int) -> bool:
 def test_a_member_killed_in_mid_load_is_counted_out(
     daemon: DaemonProcess, member: Member, large: Checkpoint
 ) -> None:
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     members = [member(daemon, 3, pause_after=0) for _ in range(2)]
     victim = member(daemon, 3, pause_after=1)
     for one in (*members, victim):
         one.hear("paused")
     for one in members:
         one.go()
-    wait_until(lambda: read_bytes(daemon) - before >= LIMIT // 2, "the window to be full")
+    wait_until(lambda: daemon.read_bytes() - before >= LIMIT // 2, "the window to be full")
     victim.kill()
     for one in members:
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) - before == 8 * LIMIT
+    assert daemon.read_bytes() - before == 8 * LIMIT
 
 
 def test_a_member_killed_before_the_others_came_is_counted_as_one_that_came(
     daemon: DaemonProcess, member: Member, large: Checkpoint
 ) -> None:
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     first = member(daemon, 3)
     wait_until(lambda: starved(daemon, 1), "the first member to have all that there is")
     victim = member(daemon, 3, pause_after=1)
@@ -141,7 +136,7 @@ def test_a_member_killed_before_the_others_came_is_counted_as_one_that_came(
     third = member(daemon, 3)
     for one in (first, third):
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) - before == 8 * LIMIT
+    assert daemon.read_bytes() - before == 8 * LIMIT
 
 
 def test_a_member_that_never_comes_is_given_up_after_the_timeout(
@@ -154,7 +149,7 @@ def test_a_member_that_never_comes_is_given_up_after_the_timeout(
         one.go()
     for one in members:
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) == 8 * LIMIT
+    assert daemon.read_bytes() == 8 * LIMIT
 
 
 def test_a_member_that_comes_after_the_timeout_is_served_by_itself(
@@ -167,7 +162,7 @@ def test_a_member_that_comes_after_the_timeout_is_served_by_itself(
     assert late.hear("loaded")["found"] == expected(large[1])
     first.go()
     assert first.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) == 16 * LIMIT
+    assert daemon.read_bytes() == 16 * LIMIT
 
 
 def test_groups_of_different_names_do_not_wait_for_each_other(
@@ -183,18 +178,18 @@ def test_groups_of_different_names_do_not_wait_for_each_other(
     last = member(daemon, 2, name="one")
     for one in (held_back, last):
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert read_bytes(daemon) == 16 * LIMIT
+    assert daemon.read_bytes() == 16 * LIMIT
 
 
 def test_a_group_may_run_again_under_the_same_name(
     daemon: DaemonProcess, member: Member, large: Checkpoint
 ) -> None:
     for _ in range(2):
-        before = read_bytes(daemon)
+        before = daemon.read_bytes()
         members = [member(daemon, 2) for _ in range(2)]
         for one in members:
             assert one.hear("loaded")["found"] == expected(large[1])
-        assert read_bytes(daemon) - before == 8 * LIMIT
+        assert daemon.read_bytes() - before == 8 * LIMIT
 
 
 def test_a_group_s_load_that_waits_for_no_one_is_a_plain_load(

@@ -28,15 +28,15 @@ from .support import (
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def small(checkpoints: Checkpoints) -> Checkpoint:
     """5 MiB in 5 tensors."""
-    return Checkpoints(tmp_path_factory.mktemp("leases"))("small", 5)
+    return checkpoints("small", 5)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def large(checkpoints: Checkpoints) -> Checkpoint:
     """24 MiB in 24 tensors."""
-    return Checkpoints(tmp_path_factory.mktemp("leases"))("large", 24)
+    return checkpoints("large", 24)
 
 
 @pytest.fixture
@@ -47,9 +47,8 @@ def daemon(module_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
     module_daemon.wait_idle()
 
 
-def leased_bytes(daemon: DaemonProcess) -> int:
-    count: int = daemon.status()["staging"]["leased_bytes"]
-    return count
+def wait_for_the_end_of_the_lease(daemon: DaemonProcess) -> None:
+    wait_until(lambda: daemon.leased_bytes() == 0, "the lease to end")
 
 
 def in_slabs(tensor: torch.Tensor) -> bool:
@@ -70,13 +69,13 @@ def test_tensors_are_the_staging_buffer_s_own_memory_as_long_as_any_view_lives(
     view = state["layer.3.weight"].view(512, 512)[7:9].T
     del state
     gc.collect()
-    assert leased_bytes(daemon) == 6 * MIB
+    assert daemon.leased_bytes() == 6 * MIB
     same(daemon.client().load_state_dict(large[0]).items(), large[1])  # needs more than is left
     assert in_slabs(view)
     assert torch.equal(view, tensors["layer.3.weight"].view(512, 512)[7:9].T)
     del view
     gc.collect()
-    wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+    wait_for_the_end_of_the_lease(daemon)
     assert daemon.status()["staging"]["warm_bytes"] == 6 * MIB or daemon.status()["stages"] == []
 
 
@@ -100,15 +99,13 @@ def test_tensors_outlive_client_load_and_the_thread_that_loaded_them(
     dropping.start()
     dropping.join()
     gc.collect()
-    wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+    wait_for_the_end_of_the_lease(daemon)
 
 
 def test_every_holder_is_told_of_and_memory_is_idle_when_the_last_one_let_go(
     daemon: DaemonProcess, nursery: Nursery, small: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holders = [nursery.start("hold", socket_dir=daemon.socket_dir, source=small[0]) for _ in range(2)]
-    for holder in holders:
-        holder.hear("holds")
+    holders = [nursery.hold(daemon, small) for _ in range(2)]
     (stage,) = [stage for stage in daemon.status()["stages"] if stage["holders"]]
     assert stage["state"] == "leased"
     assert stage["sources"] == [str(small[0])]
@@ -116,7 +113,7 @@ def test_every_holder_is_told_of_and_memory_is_idle_when_the_last_one_let_go(
         (os.getuid(), holder.pid) for holder in holders
     )
     assert all(0 < one["held_seconds"] < 60 for one in stage["holders"])
-    assert leased_bytes(daemon) == 6 * MIB
+    assert daemon.leased_bytes() == 6 * MIB
     assert cli.main(["status", "--socket-dir", str(daemon.socket_dir)]) == 0
     shown = capsys.readouterr().out
     for holder in holders:
@@ -125,9 +122,9 @@ def test_every_holder_is_told_of_and_memory_is_idle_when_the_last_one_let_go(
     wait_until(
         lambda: sum(len(stage["holders"]) for stage in daemon.status()["stages"]) == 1, "one to be left"
     )
-    assert leased_bytes(daemon) == 6 * MIB
+    assert daemon.leased_bytes() == 6 * MIB
     holders[1].kill()
-    wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+    wait_for_the_end_of_the_lease(daemon)
 
 
 def test_tensors_of_a_stopped_daemon_are_readable_beside_those_of_the_next(
@@ -137,7 +134,7 @@ def test_tensors_of_a_stopped_daemon_are_readable_beside_those_of_the_next(
     held = first.client().load_state_dict(small[0])
     first.kill()
     second = start_daemon("--memory-limit", "16MiB")
-    assert leased_bytes(second) == 0
+    assert second.leased_bytes() == 0
     same(second.client().load_state_dict(large[0]).items(), large[1])
     same(held.items(), small[1])
     assert all(in_slabs(tensor) for tensor in held.values())
@@ -157,14 +154,14 @@ def test_a_forked_child_has_the_tensors_and_the_lease_lasts_until_both_let_go(
     assert parent.hear("child")["found"] == expected(tensors)
     parent.go()
     parent.hear("dropped")
-    assert leased_bytes(daemon) == 6 * MIB
+    assert daemon.leased_bytes() == 6 * MIB
     same(daemon.client().load_state_dict(large[0]).items(), large[1])
     parent.go()
     assert parent.hear("child")["found"] == expected(tensors)
-    assert leased_bytes(daemon) == 6 * MIB
+    assert daemon.leased_bytes() == 6 * MIB
     parent.go()
     assert parent.hear("joined")["code"] == 0
-    wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+    wait_for_the_end_of_the_lease(daemon)
 
 
 def test_a_forked_child_keeps_the_lease_of_a_parent_that_was_killed(
@@ -174,10 +171,10 @@ def test_a_forked_child_keeps_the_lease_of_a_parent_that_was_killed(
     child = parent.hear("child")["pid"]
     try:
         parent.kill()
-        assert leased_bytes(daemon) == 6 * MIB
+        assert daemon.leased_bytes() == 6 * MIB
     finally:
         os.kill(child, 9)
-    wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+    wait_for_the_end_of_the_lease(daemon)
 
 
 @pytest.mark.parametrize("how", ["ends", "closes"])
@@ -220,7 +217,7 @@ def test_a_spawned_child_gets_copies_that_need_no_lease(
     path, tensors = small
     parent = nursery.start("spawn_with_tensors", socket_dir=daemon.socket_dir, source=path)
     assert parent.hear("child")["found"] == expected(tensors)
-    wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+    wait_for_the_end_of_the_lease(daemon)
     daemon.client().evict()
     parent.go()
     assert parent.hear("child")["found"] == expected(tensors)
@@ -235,6 +232,6 @@ def test_a_program_that_is_started_inherits_no_lease(
         try:
             state.clear()
             gc.collect()
-            wait_until(lambda: leased_bytes(daemon) == 0, "the lease to end")
+            wait_for_the_end_of_the_lease(daemon)
         finally:
             program.kill()

@@ -52,7 +52,7 @@ def test_a_second_load_of_an_unchanged_checkpoint_reads_nothing(
     with daemon.client().load(path) as second:
         same(second, tensors)
     assert (second.stats.cache_hit, second.stats.read_bytes) == (True, 0)
-    assert daemon.status()["totals"]["read_bytes"] == 40 * MIB
+    assert daemon.read_bytes() == 40 * MIB
 
 
 def test_a_touched_checkpoint_is_read_anew(
@@ -144,7 +144,7 @@ def test_a_selection_yields_just_that(
     selection = names if how == "names" else names.__contains__
     with daemon.client().load(path, tensors=selection) as load:
         same(load, {name: tensors[name] for name in names})
-    assert daemon.status()["totals"]["read_bytes"] == 12 * MIB
+    assert daemon.read_bytes() == 12 * MIB
 
 
 def test_a_selection_of_a_warm_checkpoint_reads_nothing(
@@ -158,7 +158,7 @@ def test_a_selection_of_a_warm_checkpoint_reads_nothing(
     with daemon.client().load(path, tensors=names) as load:
         same(load, {name: tensors[name] for name in names})
     assert load.stats.cache_hit
-    assert daemon.status()["totals"]["read_bytes"] == 40 * MIB
+    assert daemon.read_bytes() == 40 * MIB
 
 
 def test_no_tensor_at_all_is_a_load_too(

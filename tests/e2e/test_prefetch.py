@@ -36,11 +36,6 @@ def pinned(daemon: DaemonProcess) -> list[tuple[str, str]]:
     ]
 
 
-def read_bytes(daemon: DaemonProcess) -> int:
-    total: int = daemon.status()["totals"]["read_bytes"]
-    return total
-
-
 def health(daemon: DaemonProcess) -> str:
     """What gRPC's health service says of the daemon."""
     with grpc.insecure_channel(f"unix:{daemon.socket_dir / 'penstock.sock'}") as channel:
@@ -57,14 +52,14 @@ def health(daemon: DaemonProcess) -> str:
 
 def test_a_load_after_a_prefetch_reads_nothing(daemon: DaemonProcess, write: Checkpoints) -> None:
     path, tensors = write("m")
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     assert daemon.client().prefetch(path) == Prefetched(5 * MIB, warm_bytes=0)
-    assert read_bytes(daemon) - before == 5 * MIB
+    assert daemon.read_bytes() - before == 5 * MIB
     assert daemon.client().prefetch(path) == Prefetched(5 * MIB, warm_bytes=5 * MIB)
     with daemon.client().load(path) as load:
         same(load, tensors)
     assert load.stats.cache_hit
-    assert read_bytes(daemon) - before == 5 * MIB
+    assert daemon.read_bytes() - before == 5 * MIB
     assert pinned(daemon) == []
 
 
@@ -99,13 +94,12 @@ def test_a_prefetch_of_what_is_being_loaded_reads_nothing_more(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     path, tensors = write("m", 12)
-    before = read_bytes(daemon)
-    client = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
-    client.hear("paused")
+    before = daemon.read_bytes()
+    client = nursery.pause(daemon, path, after=0)
     assert daemon.client().prefetch(path).total_bytes == 12 * MIB
     client.go()
     assert client.hear("loaded")["found"] == expected(tensors)
-    assert read_bytes(daemon) - before == 12 * MIB
+    assert daemon.read_bytes() - before == 12 * MIB
 
 
 def test_a_prefetch_of_what_streams_through_a_window_does_not_stop_it(
@@ -200,7 +194,7 @@ def test_the_flag_stages_and_pins_at_start(start_daemon: StartDaemon, write: Che
         same(load, tensors)
     assert load.stats.cache_hit
     assert health(daemon) == "SERVING/SERVING"
-    assert read_bytes(daemon) == 9 * MIB
+    assert daemon.read_bytes() == 9 * MIB
 
 
 def test_the_variable_names_one_a_line(start_daemon: StartDaemon, write: Checkpoints) -> None:

@@ -173,8 +173,7 @@ def test_an_upgrade_in_the_grace_period_loses_no_load(
     told to come again."""
     path, tensors = large
     first = start_daemon("--memory-limit", "4MiB", "--grace", "60")
-    streaming = nursery.start("load", socket_dir=first.socket_dir, source=path, pause_after=3)
-    streaming.hear("paused")
+    streaming = nursery.pause(first, path, after=3)
     queued = nursery.start("load", socket_dir=first.socket_dir, source=path / "0.safetensors")
     one_waits(first)
     first.process.send_signal(signal.SIGTERM)
@@ -200,8 +199,7 @@ def test_a_grace_too_short_costs_a_load_nothing_but_time(
 ) -> None:
     path, tensors = large
     first = start_daemon("--memory-limit", limit, "--grace", "0.1")
-    client = nursery.start("load", socket_dir=first.socket_dir, source=path, pause_after=7, owned=owned)
-    client.hear("paused")
+    client = nursery.pause(first, path, after=7, owned=owned)
     assert first.terminate() == 0
     start_daemon("--memory-limit", limit)
     client.go()

@@ -24,14 +24,10 @@ class BytesRead:
 
     def __init__(self, daemon: DaemonProcess) -> None:
         self._daemon = daemon
-        self._before = self._total()
-
-    def _total(self) -> int:
-        total: int = self._daemon.status()["totals"]["read_bytes"]
-        return total
+        self._before = daemon.read_bytes()
 
     def __call__(self) -> int:
-        return self._total() - self._before
+        return self._daemon.read_bytes() - self._before
 
 
 @pytest.mark.parametrize(("count", "what"), [(12, "full"), (32, "window")])
@@ -85,8 +81,7 @@ def test_loads_of_a_full_stage_that_is_being_consumed_join_it_at_any_time(
 ) -> None:
     path, tensors = write("m", 12)
     read = BytesRead(daemon)
-    first = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=7)
-    first.hear("paused")
+    first = nursery.pause(daemon, path, after=7)
     same(daemon.client().load_state_dict(path).items(), tensors)
     first.go()
     assert first.hear("loaded")["found"] == expected(tensors)
@@ -133,10 +128,8 @@ def test_the_one_that_began_a_stage_may_die_and_the_others_go_on(
     for count in (12, 32):
         path, tensors = write(f"{count}", count)
         read = BytesRead(daemon)
-        first = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
-        first.hear("paused")
-        second = nursery.start("load", socket_dir=daemon.socket_dir, source=path, pause_after=0)
-        second.hear("paused")
+        first = nursery.pause(daemon, path, after=0)
+        second = nursery.pause(daemon, path, after=0)
         first.kill()
         second.go()
         assert second.hear("loaded")["found"] == expected(tensors)

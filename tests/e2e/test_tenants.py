@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +16,12 @@ from .conftest import StartDaemon
 from .support import (
     MIB,
     Checkpoint,
+    Checkpoints,
     ClientProcess,
     DaemonProcess,
     Nursery,
     RawLoad,
     expected,
-    random_tensors,
     running_daemon,
     same,
     wait_until,
@@ -32,31 +31,25 @@ from .support import (
 ANNE, BERT = 54321, 54322
 
 
-@pytest.fixture(autouse=True, scope="module")
-def root() -> None:
-    if os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("needs root, to become other users")
-        pytest.skip("needs root, to become other users")
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that other users may load from: small.safetensors (3 MiB), large.safetensors (24 MiB)."""
-    top = tmp_path_factory.mktemp("models")
-    for name, count in (("small", 3), ("large", 24)):
-        write_checkpoint(top / f"{name}.safetensors", random_tensors(count, MIB // 4, seed=count))
-    return top
+def models(checkpoints: Checkpoints) -> Path:
+    """The directory of `small` and `large`, which other users may load from."""
+    return checkpoints.directory
 
 
 @pytest.fixture(scope="module")
-def small(models: Path) -> Checkpoint:
-    return models / "small.safetensors", random_tensors(3, MIB // 4, seed=3)
+def small(checkpoints: Checkpoints) -> Checkpoint:
+    """3 MiB in 3 tensors."""
+    return checkpoints("small", 3)
 
 
 @pytest.fixture(scope="module")
-def large(models: Path) -> Checkpoint:
-    return models / "large.safetensors", random_tensors(24, MIB // 4, seed=24)
+def large(checkpoints: Checkpoints) -> Checkpoint:
+    """24 MiB in 24 tensors."""
+    return checkpoints("large", 24)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +106,11 @@ def test_one_user_s_slabs_are_used_again_for_that_user(
 def test_a_checkpoint_that_one_user_staged_is_not_shared_with_another(
     daemon: DaemonProcess, ask: Ask, small: Checkpoint
 ) -> None:
-    before = daemon.status()["totals"]["read_bytes"]
+    before = daemon.read_bytes()
     holders = [ask(uid, "hold", source=small[0]) for uid in (ANNE, BERT, ANNE)]
     for holder in holders:
         assert holder.hear("holds")["found"] == expected(small[1])
-    assert daemon.status()["totals"]["read_bytes"] - before == 6 * MIB
+    assert daemon.read_bytes() - before == 6 * MIB
     assert len(daemon.status()["stages"]) == 2
 
 
@@ -125,11 +118,11 @@ def test_what_the_operator_prefetched_is_warm_for_the_first_user_only(
     daemon: DaemonProcess, ask: Ask, small: Checkpoint
 ) -> None:
     daemon.client().prefetch(small[0], pin=True)
-    before = daemon.status()["totals"]["read_bytes"]
+    before = daemon.read_bytes()
     first = ask(ANNE, "mapped_slabs", source=small[0]).hear("slabs")
-    assert daemon.status()["totals"]["read_bytes"] == before
+    assert daemon.read_bytes() == before
     second = ask(BERT, "mapped_slabs", source=small[0]).hear("slabs")
-    assert daemon.status()["totals"]["read_bytes"] == before + 3 * MIB
+    assert daemon.read_bytes() == before + 3 * MIB
     assert first["found"] == second["found"] == expected(small[1])
     assert not set(first["inodes"]) & set(second["inodes"])
     third = ask(ANNE, "mapped_slabs", source=small[0]).hear("slabs")

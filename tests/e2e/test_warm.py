@@ -53,15 +53,6 @@ def staged(daemon: DaemonProcess) -> set[str]:
     return {Path(source).name.removesuffix(".safetensors") for stage in stages for source in stage["sources"]}
 
 
-def read_bytes(daemon: DaemonProcess) -> int:
-    total: int = daemon.status()["totals"]["read_bytes"]
-    return total
-
-
-def touch(path: Path) -> None:
-    os.utime(path)
-
-
 # ---- served warm ---------------------------------------------------------------------------------
 
 
@@ -74,10 +65,10 @@ def test_another_process_s_second_load_reads_nothing_from_the_file(
     first.wait()
     daemon.wait_idle()
     assert daemon.status()["staging"]["warm_bytes"] >= 12 * MIB
-    before, system_before = read_bytes(daemon), bytes_read_by_system(daemon)
+    before, system_before = daemon.read_bytes(), bytes_read_by_system(daemon)
     second = nursery.start("load", socket_dir=daemon.socket_dir, source=path)
     assert second.hear("loaded")["found"] == expected(tensors)
-    assert read_bytes(daemon) == before
+    assert daemon.read_bytes() == before
     assert bytes_read_by_system(daemon) - system_before < MIB // 4
 
 
@@ -94,16 +85,16 @@ def test_what_became_of_the_file_decides_whether_it_is_read_again(
 ) -> None:
     path, tensors = write("a", 6)
     held = daemon.client().load_state_dict(path)
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     load_and_compare(daemon, path, tensors)
-    assert read_bytes(daemon) == before
-    touch(path)
+    assert daemon.read_bytes() == before
+    os.utime(path)
     load_and_compare(daemon, path, tensors)
-    assert read_bytes(daemon) == before + 6 * MIB
+    assert daemon.read_bytes() == before + 6 * MIB
     replacement, changed = write("b", 6)
     replacement.rename(path)
     load_and_compare(daemon, path, changed)
-    assert read_bytes(daemon) == before + 12 * MIB
+    assert daemon.read_bytes() == before + 12 * MIB
     same(held.items(), tensors)
     del held
 
@@ -123,7 +114,7 @@ def test_any_part_of_a_warm_directory_is_served_without_reading(
         parts.append((write_checkpoint(tmp_path / "model" / f"{number}.safetensors", tensors), tensors))
     everything = {name: tensor for _, tensors in parts for name, tensor in tensors.items()}
     load_and_compare(daemon, tmp_path / "model", everything)
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     load_and_compare(daemon, parts[1][0], parts[1][1])
     swapped = daemon.client().load_state_dict([parts[2][0], parts[0][0]])
     assert list(swapped) == [*sorted(parts[2][1]), *sorted(parts[0][1])]
@@ -131,7 +122,7 @@ def test_any_part_of_a_warm_directory_is_served_without_reading(
     del swapped
     one = daemon.client().load_state_dict(tmp_path / "model", tensors=["1.layer.2.weight"])
     same(one.items(), {"1.layer.2.weight": everything["1.layer.2.weight"]})
-    assert read_bytes(daemon) == before
+    assert daemon.read_bytes() == before
 
 
 def test_more_than_what_is_staged_is_read(daemon: DaemonProcess, write: Checkpoints) -> None:
@@ -140,11 +131,11 @@ def test_more_than_what_is_staged_is_read(daemon: DaemonProcess, write: Checkpoi
     same(
         daemon.client().load_state_dict(path, tensors=names).items(), {name: tensors[name] for name in names}
     )
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     with daemon.client().load(path) as load:
         same(load, tensors)
     assert not load.stats.cache_hit
-    assert read_bytes(daemon) == before + 6 * MIB
+    assert daemon.read_bytes() == before + 6 * MIB
 
 
 def test_with_the_minimal_limit_nothing_stays(nursery: Nursery, write: Checkpoints) -> None:
@@ -188,11 +179,11 @@ def test_a_cancelled_load_is_gone_on_with_from_what_is_there(
 ) -> None:
     path, tensors = sharded
     left = leave_partial(daemon, path)
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     with daemon.client().load(path) as load:
         assert not load.stats.cache_hit
         same(load, tensors)
-    assert read_bytes(daemon) - before == sum(tensor.nbytes for tensor in tensors.values()) - left
+    assert daemon.read_bytes() - before == sum(tensor.nbytes for tensor in tensors.values()) - left
     with daemon.client().load(path) as load:
         same(load, tensors)
     assert load.stats.cache_hit
@@ -272,9 +263,9 @@ def test_what_is_pinned_stays_whatever_else_needs_the_memory(
             load_and_compare(daemon, *write(name))
         load_and_compare(daemon, *write("large", 40))  # through a window of what is left
         assert "pinned" in staged(daemon)
-        before = read_bytes(daemon)
+        before = daemon.read_bytes()
         load_and_compare(daemon, path, tensors)
-        assert read_bytes(daemon) == before
+        assert daemon.read_bytes() == before
         client.evict(path)
     for name in "bcd":
         load_and_compare(daemon, *write(name))
@@ -284,14 +275,13 @@ def test_what_is_pinned_stays_whatever_else_needs_the_memory(
 def test_what_is_held_stays_whatever_else_needs_the_memory(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    path, tensors = write("held", 5)
-    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=path)
-    holder.hear("holds")
+    held = write("held", 5)
+    holder = nursery.hold(daemon, held)
     for name in "bcdb":
         load_and_compare(daemon, *write(name))
     load_and_compare(daemon, *write("large", 40))
     holder.go()
-    assert holder.hear("holds")["found"] == expected(tensors)
+    assert holder.hear("holds")["found"] == expected(held[1])
     assert "held" in staged(daemon)
 
 
@@ -299,18 +289,16 @@ def test_evict_says_what_it_freed_and_what_is_still_in_use(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     """What is in use is given back when its last client lets go."""
-    held, _ = write("held", 5)
-    idle, tensors = write("idle", 3)
-    holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=held)
-    holder.hear("holds")
-    load_and_compare(daemon, idle, tensors)
+    held, idle = write("held", 5), write("idle", 3)
+    holder = nursery.hold(daemon, held)
+    load_and_compare(daemon, *idle)
     wait_until(lambda: daemon.status()["staging"]["warm_bytes"], "the idle one to be idle")
     with daemon.client() as client:
-        nothing = client.evict(held.with_name("other.safetensors"))
+        nothing = client.evict(held[0].with_name("other.safetensors"))
         assert (nothing.freed_bytes, nothing.leased_bytes) == (0, 0)
-        one = client.evict(idle)
+        one = client.evict(idle[0])
         assert (one.freed_bytes, one.leased_bytes) == (4 * MIB, 0)
-        other = client.evict(held)
+        other = client.evict(held[0])
         assert (other.freed_bytes, other.leased_bytes) == (0, 6 * MIB)
     assert staged(daemon) == {"held"}
     holder.kill()
@@ -322,8 +310,7 @@ def test_evict_without_a_source_takes_everything_idle(
 ) -> None:
     with daemon.client() as client:
         client.prefetch(write("pinned", 3)[0], pin=True)
-        holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=write("held", 3)[0])
-        holder.hear("holds")
+        nursery.hold(daemon, write("held", 3))
         load_and_compare(daemon, *write("idle", 3))
         wait_until(lambda: daemon.status()["staging"]["warm_bytes"] == 8 * MIB, "the load to be idle")
         evicted = client.evict()
@@ -334,11 +321,10 @@ def test_evict_without_a_source_takes_everything_idle(
 def test_a_pin_that_is_held_is_unpinned_and_goes_when_it_is_let_go(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
-    path, _ = write("pinned", 3)
+    path, tensors = write("pinned", 3)
     with daemon.client() as client:
         client.prefetch(path, pin=True)
-        holder = nursery.start("hold", socket_dir=daemon.socket_dir, source=path)
-        holder.hear("holds")
+        holder = nursery.hold(daemon, (path, tensors))
         assert [stage["pinned"] for stage in daemon.status()["stages"]] == [True]
         assert client.evict(path).leased_bytes == 4 * MIB
     assert [stage["pinned"] for stage in daemon.status()["stages"]] == [False]
@@ -350,9 +336,9 @@ def test_what_was_evicted_is_read_anew(daemon: DaemonProcess, write: Checkpoints
     path, tensors = write("a", 5)
     load_and_compare(daemon, path, tensors)
     daemon.client().evict(path)
-    before = read_bytes(daemon)
+    before = daemon.read_bytes()
     load_and_compare(daemon, path, tensors)
-    assert read_bytes(daemon) == before + 5 * MIB
+    assert daemon.read_bytes() == before + 5 * MIB
 
 
 def test_the_command_line_evicts(

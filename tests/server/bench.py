@@ -19,6 +19,7 @@ from penstock.server.reader import ReaderPool
 from penstock.server.sharing import Group
 from penstock.server.sources import SourceFile
 from penstock.server.sources.file import FileSource
+from penstock.server.stage import Stage
 from penstock.server.staged import Holder, StagedCheckpoint
 from penstock.server.staging import Staging
 
@@ -82,6 +83,12 @@ class Visit:
     pieces_of: tuple[Checkpoint, plan.Selection]
     gates: list[GatedFile]
 
+    @property
+    def stage(self) -> Stage:
+        """That of a load that has its slabs."""
+        assert self.staged.stage is not None
+        return self.staged.stage
+
     def leave(self) -> None:
         self.staged.leave(self)
 
@@ -92,8 +99,7 @@ class Visit:
     async def read(self, count: int | None = None, *, begin: int = 0, release: bool = True) -> int:
         """Reads segments as a client does, compares every tensor with the file; returns the bytes."""
         await self.staged.wait_started()
-        stage = self.staged.stage
-        assert stage is not None
+        stage = self.stage
         pieces = self.staged.pieces(*self.pieces_of)
         delivered = 0
         for number, piece in enumerate(pieces[:count]):

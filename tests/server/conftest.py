@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import MIB, SLAB_BYTES, write_checkpoint
+from .support import MIB, bytes_in, write_checkpoint
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str, slabs: float, *, tensor_bytes: int = MIB) -> Path:
         nonlocal written
         written += 1
-        size = int(slabs * SLAB_BYTES) - 64 * 1024
+        size = bytes_in(slabs)
         sizes = [tensor_bytes] * (size // tensor_bytes) + [size % tensor_bytes]
         return write_checkpoint(tmp_path / f"{name}.safetensors", sizes, seed=written)
 

@@ -55,6 +55,11 @@ def write_checkpoint(
     return path
 
 
+def bytes_in(slabs: float) -> int:
+    """Of a checkpoint that takes so many slabs: less than they have, as segments take whole pages."""
+    return int(slabs * SLAB_BYTES) - 64 * 1024
+
+
 def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Config:
     """A limit of 8 slabs of 2 MiB, unless `changes` says otherwise."""
     values: dict[str, Any] = {

@@ -17,11 +17,14 @@ from .support import (
     MIB,
     SLAB_BYTES,
     advance,
+    bytes_in,
     on_clock_loop,
     turns,
     until,
 )
 from .test_pool import identities
+
+WINDOW = 2 * SLAB_BYTES
 
 # ---- sharing ------------------------------------------------------------------------------------
 
@@ -36,8 +39,8 @@ async def test_a_warm_checkpoint_is_not_read_again(make: Callable[..., Path]) ->
         assert bench.staging.usage().warm_bytes == 3 * SLAB_BYTES
         again = bench.enter(path)
         assert again.staged is first.staged
-        assert await again.read() == 3 * SLAB_BYTES - 64 * 1024
-        assert bench.totals.read_bytes == again.staged.read_bytes == 3 * SLAB_BYTES - 64 * 1024
+        assert await again.read() == bytes_in(3)
+        assert bench.totals.read_bytes == again.staged.read_bytes == bytes_in(3)
         assert (bench.totals.stage_hits, bench.totals.stage_misses) == (1, 1)
         again.leave()
 
@@ -95,7 +98,7 @@ async def test_a_load_joins_one_that_still_waits_for_memory(make: Callable[..., 
         await holding.read()
         holding.leave()
         await asyncio.gather(first.read(), second.read())
-        assert second.staged.read_bytes == 4 * SLAB_BYTES - 64 * 1024
+        assert second.staged.read_bytes == bytes_in(4)
         first.leave()
         second.leave()
 
@@ -104,12 +107,12 @@ async def test_a_load_joins_one_that_still_waits_for_memory(make: Callable[..., 
 async def test_two_loads_of_one_window_read_the_file_once(make: Callable[..., Path]) -> None:
     path = make("a", 7)
     async with running() as bench:
-        first = bench.enter(path, memory_limit=2 * SLAB_BYTES, gated=True)
-        second = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        first = bench.enter(path, memory_limit=WINDOW, gated=True)
+        second = bench.enter(path, memory_limit=WINDOW)
         assert second.staged is first.staged
         first.open_gates()
         await asyncio.gather(first.read(), second.read())
-        assert bench.totals.read_bytes == 7 * SLAB_BYTES - 64 * 1024
+        assert bench.totals.read_bytes == bytes_in(7)
         first.leave()
         second.leave()
 
@@ -118,11 +121,10 @@ async def test_two_loads_of_one_window_read_the_file_once(make: Callable[..., Pa
 async def test_a_load_that_comes_after_a_window_recycled_gets_its_own(make: Callable[..., Path]) -> None:
     path = make("a", 7)
     async with running() as bench:
-        first = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        first = bench.enter(path, memory_limit=WINDOW)
         await first.read(3)
-        assert first.staged.stage is not None
-        assert first.staged.stage.recycled
-        second = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        assert first.stage.recycled
+        second = bench.enter(path, memory_limit=WINDOW)
         assert second.staged is not first.staged
         await asyncio.gather(first.read(begin=3), second.read())
         first.leave()
@@ -133,14 +135,13 @@ async def test_a_load_that_comes_after_a_window_recycled_gets_its_own(make: Call
 async def test_a_window_waits_for_the_slowest_and_goes_on_when_it_dies(make: Callable[..., Path]) -> None:
     path = make("a", 7)
     async with running() as bench:
-        fast = bench.enter(path, memory_limit=2 * SLAB_BYTES)
-        slow = bench.enter(path, memory_limit=2 * SLAB_BYTES)
+        fast = bench.enter(path, memory_limit=WINDOW)
+        slow = bench.enter(path, memory_limit=WINDOW)
         reading = asyncio.ensure_future(fast.read())
         await slow.read(1, release=False)
         await until(lambda: bench.readers.busy == 0 and not fast.staged.reading)
         assert not reading.done()
-        assert slow.staged.stage is not None
-        assert slow.staged.stage.state(0) is SegmentState.READY
+        assert slow.stage.state(0) is SegmentState.READY
         slow.leave()
         await reading
         fast.leave()
@@ -150,16 +151,15 @@ async def test_a_window_waits_for_the_slowest_and_goes_on_when_it_dies(make: Cal
 async def test_a_group_shares_a_window_and_the_first_waits_for_the_last(make: Callable[..., Path]) -> None:
     path = make("a", 7)
     async with running() as bench:
-        first = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        first = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         reading = asyncio.ensure_future(first.read())
         await first.staged.wait_started()
         await until(lambda: not first.staged.reading)
-        assert first.staged.stage is not None
-        assert not first.staged.stage.recycled
-        second = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        assert not first.stage.recycled
+        second = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         assert second.staged is first.staged
         await asyncio.gather(reading, second.read())
-        assert bench.totals.read_bytes == 7 * SLAB_BYTES - 64 * 1024
+        assert bench.totals.read_bytes == bytes_in(7)
         first.leave()
         second.leave()
 
@@ -168,17 +168,16 @@ async def test_a_group_shares_a_window_and_the_first_waits_for_the_last(make: Ca
 async def test_a_group_goes_on_without_a_member_that_does_not_come(make: Callable[..., Path]) -> None:
     path = make("a", 7)
     async with running() as bench:
-        first = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        first = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         reading = asyncio.ensure_future(first.read())
         await first.staged.wait_started()
         await until(lambda: not first.staged.reading)
         advance(bench.config.group_timeout_seconds - 1)
         await turns()
-        assert first.staged.stage is not None
-        assert not first.staged.stage.recycled
+        assert not first.stage.recycled
         advance(2)
         await reading
-        late = bench.enter(path, memory_limit=2 * SLAB_BYTES, group=GROUP)
+        late = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         await late.read()
         first.leave()
         late.leave()
@@ -188,10 +187,10 @@ async def test_a_group_goes_on_without_a_member_that_does_not_come(make: Callabl
 async def test_a_group_member_that_dies_is_counted_out(make: Callable[..., Path]) -> None:
     path = make("a", 7)
     async with running() as bench:
-        visits = [bench.enter(path, memory_limit=2 * SLAB_BYTES, group=Group("three", 3)) for _ in range(2)]
+        visits = [bench.enter(path, memory_limit=WINDOW, group=Group("three", 3)) for _ in range(2)]
         await visits[0].read(1)
         visits[0].leave()
-        visits.append(bench.enter(path, memory_limit=2 * SLAB_BYTES, group=Group("three", 3)))
+        visits.append(bench.enter(path, memory_limit=WINDOW, group=Group("three", 3)))
         await asyncio.gather(visits[1].read(), visits[2].read())
         for visit in visits:
             visit.leave()
