@@ -29,7 +29,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked. `target` is as it was on the wire."""
+    """What was asked. `target` is as it was on the wire, but for scheme and host, which some clients name."""
 
     method: str
     target: str
@@ -329,6 +329,7 @@ def _requests(connection: socket.socket, number: int) -> Iterator[Request]:
     with connection.makefile("rb") as reader:
         while line := reader.readline(65537):
             method, target, _ = line.decode("latin-1").split()
+            target = re.sub(r"^https?://[^/]*", "", target)
             yield Request(method, target, http.client.parse_headers(reader), number)
 
 

@@ -3,8 +3,8 @@
     - from runai_model_streamer import SafetensorsStreamer
     + from penstock.client import SafetensorsStreamer
 
-docs/migrate.md lists what differs. What is wrong with an argument or a checkpoint is a ValueError, as there;
-that no daemon answers is a PenstockError.
+docs/migrate.md lists what differs. What is wrong with an argument or a checkpoint, or may not be read, is a
+ValueError, as there; that no daemon answers is a PenstockError.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ OBJECT_SCHEMES = ("s3://", "gs://", "az://")
 _PRIVATE_LIMIT_BYTES = 40_000_000_000
 """What runai_model_streamer takes when RUNAI_STREAMER_MEMORY_LIMIT is not set."""
 _INVALID = (
+    errors.AccessDeniedError,
     errors.CheckpointChangedError,
     errors.CheckpointInvalidError,
     errors.CheckpointNotFoundError,
@@ -170,19 +171,22 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """The safetensors files of a directory, not of those below it, sorted; of an s3:// prefix what the daemon
-    finds there. Empty where there is none.
+    """The safetensors files of a directory, not of those below it, sorted; of an s3:// prefix, with its last
+    slash or without, what the daemon loads from there. Empty where there is none.
 
-    Credentials as in `SafetensorsStreamer.stream_files()`.
+    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket,
+    or an object is no safetensors file.
     """
     if not path.startswith(OBJECT_SCHEMES):
         return sorted(glob.glob(os.path.join(path, "*.safetensors")))
     client = ambient_client(S3Credentials.of(s3_credentials))
     try:
-        with _as_value_error(), client.load(path, tensors=[]) as load:
+        # With a slash, as the name alone may be an object's.
+        with _as_value_error(), client.load(os.path.join(path, ""), tensors=[]) as load:
             return [file.uri for file in load.files]
     except ValueError as error:
-        if isinstance(error.__cause__, errors.CheckpointNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, errors.CheckpointNotFoundError) and "bucket" not in cause.details:
             return []
         raise
 

@@ -117,11 +117,13 @@ def failure(answer: Answer, location: Location) -> PenstockError | Transient:
             f"{said}; {_REMEDIES.get(code, _REMEDIES['AccessDenied'])}", file=location.uri
         )
     if status == 404:
-        what = "the bucket" if code == "NoSuchBucket" else "it"
-        if code == "NoSuchVersion":
+        what, details = "it", {"file": location.uri}
+        if code == "NoSuchBucket":
+            what, details["bucket"] = "the bucket", location.bucket
+        elif code == "NoSuchVersion":
             what = "that version of it"
         return CheckpointNotFoundError(
-            f"{said}: {what} does not exist; check the URI and the endpoint", file=location.uri
+            f"{said}: {what} does not exist; check the URI and the endpoint", **details
         )
     if status == 405:
         return CheckpointNotFoundError(f"{said}: that version is a delete marker", file=location.uri)
