@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from .support import BLOCK_BYTES, FLAGS, Bucket, environment, load_and_compare
 
 KEY = "models/one.safetensors"
 CONNECTIONS = 4
+PATIENT = (*FLAGS, "--s3-timeout", "600", "--grace", "0")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +104,7 @@ def test_a_daemon_that_is_told_to_stop_does_not_wait_for_stalled_storage(
     start_daemon: StartDaemon, proxy: FaultProxy, bucket: Bucket, nursery: Nursery
 ) -> None:
     bucket.put_random(KEY, mib=2)
-    flags = (*FLAGS, "--s3-timeout", "600", "--grace", "0")
-    daemon = start_daemon(*flags, environment=environment(proxy.endpoint))
+    daemon = start_daemon(*PATIENT, environment=environment(proxy.endpoint))
     rule = proxy.on(asks("GET", bucket=bucket.name, beyond=4 * BLOCK_BYTES), faults.stall, times=None)
     client = nursery.start(
         "load", socket_dir=daemon.socket_dir, source=bucket.uri(KEY), reconnect_timeout=0.0
@@ -110,3 +112,43 @@ def test_a_daemon_that_is_told_to_stop_does_not_wait_for_stalled_storage(
     rule.wait_hit()
     assert daemon.terminate() == 0
     assert client.hear("failed")["error"] in ("ShuttingDownError", "DaemonUnavailableError")
+
+
+@pytest.mark.parametrize("what", ["list", "header"])
+def test_a_daemon_that_is_told_to_stop_does_not_wait_for_stalled_lists_and_headers(
+    what: str, start_daemon: StartDaemon, proxy: FaultProxy, bucket: Bucket, nursery: Nursery
+) -> None:
+    bucket.put_random(KEY)
+    rule = proxy.on(lambda request: request.method == "GET", faults.stall, times=None)
+    daemon = start_daemon(*PATIENT, environment=environment(proxy.endpoint))
+    source = bucket.uri("models/" if what == "list" else KEY)
+    client = nursery.start("load", socket_dir=daemon.socket_dir, source=source, reconnect_timeout=0.0)
+    rule.wait_hit()
+    assert daemon.terminate() == 0
+    assert client.hear("failed")["error"] in ("ShuttingDownError", "DaemonUnavailableError")
+
+
+@pytest.mark.parametrize("what", ["connection", "TLS handshake"])
+@pytest.mark.parametrize("source", ["s3://bucket/models/", "s3://bucket/one.safetensors"])
+def test_a_daemon_that_is_told_to_stop_does_not_wait_for_a_store_that_takes_no_connection(
+    source: str, what: str, start_daemon: StartDaemon, nursery: Nursery
+) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        scheme = "https"
+        if what == "connection":
+            scheme = "http"
+            for _ in range(3):  # the first ones take all the room there is
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(listener.getsockname())
+        endpoint = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        daemon = start_daemon(*PATIENT, environment=environment(endpoint))
+        client = nursery.start("load", socket_dir=daemon.socket_dir, source=source, reconnect_timeout=0.0)
+        wait_until(lambda: daemon.status()["loads"], "the load begins")
+        if what == "TLS handshake":
+            connection, _ = listener.accept()
+            stack.enter_context(connection)
+            assert connection.recv(1)
+        assert daemon.terminate() == 0
+        assert client.hear("failed")["error"] in ("ShuttingDownError", "DaemonUnavailableError")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 
 from . import variables
 from .config import load_config
@@ -27,10 +28,21 @@ def main() -> int:
             hint = {"meant": nearest} if nearest else {}
             log.event(logger, "unknown variable", {"name": name, **hint}, level=logging.WARNING)
         asyncio.run(daemon.serve(config))
+        _leave_hanging_threads()
     except ConfigError as error:
         print(f"penstockd: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _leave_hanging_threads() -> None:
+    """Ends the process if a request to storage hangs on a worker's thread: the interpreter would wait for it,
+    and whoever stops the daemon would kill it in the end."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

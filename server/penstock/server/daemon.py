@@ -228,10 +228,10 @@ class Daemon:
                     task.cancel()
                 self._handoff.stop()
                 await self._rpc.stop()
+                self.s3.stop()  # first, so that what waits for it has ended when the loop does
                 await self.staging.stop()
                 for pool in self.readers.values():
                     pool.stop()
-                self.s3.stop()
                 for executor in (
                     self._resolvers,
                     self._remote_resolvers,
