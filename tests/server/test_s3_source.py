@@ -297,6 +297,28 @@ def test_a_body_that_trickles_is_asked_for_again_from_the_byte_reached(
     assert server.asked[-1].range[0] > FIRST_BYTES
 
 
+@pytest.mark.parametrize("status", [206, 503])
+def test_an_answer_whose_headers_or_error_trickle_is_asked_for_again(
+    status: int, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    """A byte comes well within the time for each, and there is no end of them."""
+
+    def slowly(asked: Asked) -> None:
+        said = f"HTTP/1.1 {status} x\r\n" + ("Content-Length: 100000\r\n\r\n" if status == 503 else "X-")
+        asked.handler.close_connection = True
+        with contextlib.suppress(OSError):
+            asked.handler.wfile.write(said.encode())
+            while True:
+                asked.handler.wfile.write(b"a")
+                time.sleep(0.01)
+
+    server.put("k", CONTENT)
+    file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
+    server.hooks.append(once(slowly))
+    assert read(file, FIRST_BYTES, len(CONTENT)) == CONTENT[FIRST_BYTES:]
+    assert retried == ["timeout"]
+
+
 def test_a_store_that_only_trickles_is_given_up(
     server: ObjectServer, sources: Sources, retried: list[str]
 ) -> None:

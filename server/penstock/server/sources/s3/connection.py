@@ -10,12 +10,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import io
 import os
 import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from ...errors import SourceUnavailableError
@@ -109,6 +112,7 @@ class Connections:
         if self._closed:
             raise SourceUnavailableError("penstockd stops")
         connection = self._new(parts, _proxy(parts))
+        connection.response_class = _Response
         with self._lock:
             self._busy.add(connection)
         return connection
@@ -132,7 +136,7 @@ class Connections:
 class Exchange:
     """An answer: status, headers, and a body that is read into the caller's memory."""
 
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+    def __init__(self, connection: http.client.HTTPConnection, response: _Response) -> None:
         self.connection = connection
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.getheaders()}
@@ -156,6 +160,8 @@ class Exchange:
             view = view[: self._left]
             if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
                 count = _read_burst(self.connection.sock, view)
+            elif self._drained and isinstance(self.connection.sock, socket.socket):
+                count = self.connection.sock.recv_into(view)
             else:
                 # Not the response's own readinto: what came before an error would be lost with it.
                 count = self._response.fp.readinto1(view) if view else 0
@@ -174,7 +180,48 @@ class Exchange:
 
     def text(self) -> bytes:
         """The body of an error answer, or the beginning of a long one."""
+        self._response.hurry()
         return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+class _Response(http.client.HTTPResponse):
+    """One whose headers must come within the connection's timeout, however slowly byte by byte."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self._timeout_seconds = sock.gettimeout()
+        self._timed = _Timed(self.fp.detach())
+        self.fp = io.BufferedReader(self._timed)
+        self.hurry()
+
+    def begin(self) -> None:
+        super().begin()
+        self._timed.until = None
+
+    def hurry(self) -> None:
+        """What is read from now on must come within the timeout too."""
+        if self._timeout_seconds is not None:
+            self._timed.until = time.monotonic() + self._timeout_seconds
+
+
+class _Timed(io.RawIOBase):
+    """Another raw stream, read until a time."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self.until: float | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.until is not None and time.monotonic() > self.until:
+            raise TimeoutError
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
@@ -238,9 +285,10 @@ def _send(
     except ValueError as error:  # an ETag that cannot be said in a header
         raise Transient("bad_response", "what the store said of the object is no valid header") from error
     moved()
-    exchange = Exchange(connection, connection.getresponse())
+    response = connection.getresponse()
+    assert isinstance(response, _Response)
     moved()
-    return exchange
+    return Exchange(connection, response)
 
 
 def _readable(connection: http.client.HTTPConnection) -> bool:
