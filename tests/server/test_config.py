@@ -220,6 +220,7 @@ def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.Capture
         (["--prefetch=/a", "--memory-limit=0"], ["--prefetch", "--memory-limit"]),
         (["--prefetch=/a", "--prefetch=/b", "--max-loads=2"], ["--prefetch", "--max-loads"]),
         (["--block-size=64MiB", "--memory-limit=32MiB"], ["--block-size", "--memory-limit"]),
+        (["--s3-unsigned=1", "--s3-requester-pays=1"], ["--s3-unsigned", "--s3-requester-pays"]),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused_and_both_are_named(

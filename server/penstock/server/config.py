@@ -137,6 +137,10 @@ def _check_together(values: Mapping[str, Any]) -> None:
             f"--block-size: a block of {values['block_size']} bytes is more than the whole --memory-limit of "
             f"{limit}"
         )
+    if values["s3_unsigned"] and values["s3_requester_pays"]:
+        raise ConfigError(
+            "--s3-requester-pays: S3 cannot charge a requester that it does not know; leave out --s3-unsigned"
+        )
 
 
 def slab_bytes(memory_limit: int) -> int:

@@ -139,7 +139,7 @@ _OPTIONS = (
         "--s3-timeout",
         "30",
         values.waiting_seconds,
-        "seconds to connect, and without a byte, after which a request to S3 is made again",
+        "seconds to connect, without a byte, and for 64 KiB, after which a request to S3 is made again",
         "SECONDS",
     ),
     _Option(
