@@ -13,7 +13,7 @@ PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto docs format lint test image stress demo bench screenshot packages clean
+.PHONY: help venv proto check-proto docs reference format lint test image stress demo bench screenshot packages clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -77,9 +77,13 @@ bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmar
 screenshot: venv  ## Draw docs/status-page.png again (as root, with Chromium; a minute)
 	@$(BIN)/python -m benchmarks.status_page
 
-docs: $(VENV)/.stamp-docs  ## Write docs/metrics.md, and the reference of penstock.client into build/docs
+docs: reference  ## Write docs/metrics.md, and the reference of penstock.client into build/docs
 	$(BIN)/python docs/build_metrics.py
+
+reference: $(VENV)/.stamp-docs  ## Write the reference alone, and fail if a link in it leads nowhere
+	rm -rf build/docs
 	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
+	$(BIN)/python docs/check_reference.py build/docs
 
 packages: venv  ## Build the wheel, and install each extra on every Python that is here (minutes, needs an index)
 	@PIP_ARGS='$(PIP_ARGS)' .ci/packages

@@ -1,8 +1,10 @@
-"""Every relative link in the documentation leads somewhere, anchors included."""
+"""Links in the documentation lead somewhere, anchors included, and dead ones in the reference are found."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,33 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
         "`[no](link.md)`\n```\n[no](x.md)\n```\n"
     )
     assert broken(page) == ["gone.md", "other.md#none", "other.md#no-heading"]
+
+
+def check_reference(directory: Path) -> tuple[int, list[str]]:
+    command = [sys.executable, str(ROOT / "docs/check_reference.py"), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, [line.removeprefix(f"{directory}/") for line in done.stderr.splitlines()]
+
+
+def test_a_dead_link_in_the_pages_of_the_reference_is_found(tmp_path: Path) -> None:
+    directory = tmp_path / "pages"
+    (directory / "sub").mkdir(parents=True)
+    (tmp_path / "beside.html").write_text("")
+    (directory / "a b.css").write_text("")
+    (directory / "index.html").write_text('<meta http-equiv="refresh" content="0; url=./sub/page.html"/>')
+    (directory / "sub/page.html").write_text(
+        '<p id="here"><a href="#here">1</a><a href="">2</a><a href="../index.html">3</a>'
+        '<link href="../a%20b.css"><a href="https://x.example/y#z">4</a><img src="data:image/png;base64,AA">'
+        "<script>`<a href=\"${made}\">`</script><pre>&lt;a href='text'&gt;</pre>"
+    )
+    assert check_reference(directory) == (0, [])
+    (directory / "sub/wrong.html").write_text(
+        '<a href="page.html#here">1</a><a href="page.html#gone">2</a><a href="#here">3</a>'
+        '<a href="gone.html">4</a><a href="../../beside.html">5</a><img src="gone.png">'
+    )
+    dead = ["page.html#gone", "#here", "gone.html", "../../beside.html", "gone.png"]
+    assert check_reference(directory) == (1, [f"sub/wrong.html: {link}" for link in dead])
+
+
+def test_a_reference_without_pages_is_no_reference(tmp_path: Path) -> None:
+    assert check_reference(tmp_path) == (1, [f"{tmp_path}: no pages"])

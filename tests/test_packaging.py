@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,25 @@ def test_its_metadata_names_the_extras_the_programs_and_the_licence(wheel: zipfi
     assert not any(line.startswith(("boto3", "prometheus")) for line in client)
 
 
-def test_the_source_distribution_holds_what_the_tests_need(built: Path) -> None:
+def tracked(git: str, *more: str) -> set[str]:
+    """The files of the checkout, below ROOT."""
+    command = [git, "-C", str(ROOT), "-c", f"safe.directory={ROOT}", "ls-files", "-z", *more]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")[:-1])
+
+
+def test_the_source_distribution_holds_what_git_tracks_and_nothing_else(
+    built: Path, require_tool: Callable[[str], str]
+) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip(f"{ROOT} is no git checkout")
+    git = require_tool("git")
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "LICENSE", "README.md", "examples/load.py", "tests/conftest.py"} <= names
-    assert not any("__pycache__" in name or name.startswith((".venv", "dist/")) for name in names)
+        names = {member.name.partition("/")[2] for member in archive if not member.isdir()}
+    present = {name for name in tracked(git) if (ROOT / name).exists()}
+    assert present - names == set()
+    # What a developer is about to add may be in it too.
+    assert names - present - tracked(git, "--others", "--exclude-standard") == {"PKG-INFO"}
 
 
 def test_what_is_unpacked_runs_without_the_source_tree(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

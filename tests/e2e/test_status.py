@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from penstock.client import cli, errors
 from penstock.client.status_text import show
+from penstock.server.config import Config
 
 from .conftest import StartDaemon
 from .support import (
@@ -209,8 +212,21 @@ def test_watching_goes_on_when_the_daemon_comes_back(start_daemon: StartDaemon) 
         assert watching.wait(60) == 130
 
 
+def test_every_value_of_the_configuration_is_in_status_and_the_log(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB", "--s3-block-size", "1MiB")
+    told = json.loads(daemon.http("/status")[1])["configuration"]
+    assert set(told) == {field.name for field in dataclasses.fields(Config)}
+    assert (told["memory_limit"], told["s3_block_bytes"], told["prefetch"]) == (str(16 * MIB), str(MIB), "")
+    (start,) = [line for line in daemon.log().splitlines() if " serving " in line]
+    logged = {
+        key: json.loads(value) if value.startswith('"') else value
+        for key, value in re.findall(r' (\w+)=("(?:[^"\\]|\\.)*"|\S+)', start)
+    }
+    assert told.items() <= logged.items()
+
+
 def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: StartDaemon) -> None:
-    """What the page is tested with is what a daemon says."""
+    """What the tables are tested with is what a daemon says."""
     sample = json.loads((Path(__file__).parents[1] / "server/data/status.json").read_text())
     daemon = start_daemon("--memory-limit", "16MiB")
     told = json.loads(daemon.http("/status")[1])
@@ -218,6 +234,5 @@ def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: Star
     def fields(value: dict[str, Any]) -> dict[str, Any]:
         return {key: fields(inner) if isinstance(inner, dict) else 0 for key, inner in value.items()}
 
-    del sample["configuration"], told["configuration"]
     assert fields(sample) == fields(told)
     assert "warm, pinned" in show(sample)

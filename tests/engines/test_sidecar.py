@@ -12,11 +12,12 @@ from penstock.server.config import load_config
 from penstock.server.limits import OVERHEAD_BYTES, MemoryBound
 
 MIB = 1 << 20
-MANIFEST = Path(__file__).parents[2] / "deploy" / "examples" / "vllm-sidecar.yaml"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+MANIFEST = DEPLOY / "examples" / "vllm-sidecar.yaml"
 
 
-def pod() -> dict[str, Any]:
-    deployment = yaml.safe_load(MANIFEST.read_text())
+def pod(manifest: Path = MANIFEST) -> dict[str, Any]:
+    deployment = yaml.safe_load(manifest.read_text())
     spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
     return spec
 
@@ -49,3 +50,18 @@ def test_both_containers_see_the_sockets_and_the_model_under_one_path() -> None:
     for name in ("sockets", "models"):
         assert mounts[0][name] == mounts[1][name]
     assert engine["args"][engine["args"].index("--model") + 1].startswith(mounts[1]["models"] + "/")
+
+
+def test_its_daemon_is_probed_like_the_overlay_s() -> None:
+    def probes(daemon: dict[str, Any], port: int | str) -> dict[str, Any]:
+        defaults = {"periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3}
+        found = {key: defaults | value for key, value in daemon.items() if key.endswith("Probe")}
+        assert {probe["httpGet"].pop("port") for probe in found.values()} == {port}
+        return found
+
+    (daemon,) = pod()["initContainers"]
+    (other,) = pod(DEPLOY / "overlays/sidecar/deployment.yaml")["initContainers"]
+    address = next(each["value"] for each in daemon["env"] if each["name"] == "PENSTOCK_HTTP_ADDRESS")
+    ours = probes(daemon, int(address.rpartition(":")[2]))
+    assert ours == probes(other, "penstock-http")
+    assert set(ours) == {"startupProbe", "readinessProbe", "livenessProbe"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -253,7 +254,12 @@ def test_a_switch_has_a_variable_too(variable: str, field: str, on: bool) -> Non
         ("PENSTOCK_MEMORY_LIMTI", "PENSTOCK_MEMORY_LIMIT"),
         ("PENSTOCK_HTTP_ADDR", "PENSTOCK_HTTP_ADDRESS"),
         ("PENSTOCK_ALOW", "PENSTOCK_ALLOW"),
+        ("PENSTOCK_REPLACE_RUN_AI", "PENSTOCK_REPLACE_RUNAI"),
         ("PENSTOCK_XYZZY_QUUX", ""),
+        # Like others only for the prefix.
+        ("PENSTOCK_MODEL", ""),
+        ("PENSTOCK_TOKEN", ""),
+        ("PENSTOCK_DEBUG", ""),
     ],
 )
 def test_a_variable_that_means_nothing_is_found_with_the_nearest_that_does(name: str, nearest: str) -> None:
@@ -268,6 +274,14 @@ def test_variables_of_others_are_nobodys_business() -> None:
         *("PENSTOCK_METRICS_SERVICE_HOST", "PENSTOCK_METRICS_PORT_80_TCP_PORT"),
         *("PENSTOCK_SOCKET_DIR", "PENSTOCK_PINNED_BYTES", "RUNAI_STREAMER_CONCURRENCY", "HOME"),
     ]
+    assert unknown(names, known_variables()) == []
+
+
+def test_every_variable_that_the_client_s_code_names_is_known() -> None:
+    client = Path(__file__).parents[2] / "client"
+    text = "".join(path.read_text() for path in client.rglob("*.py"))
+    names = set(re.findall(r"PENSTOCK_[A-Z0-9_]+", text))
+    assert {"PENSTOCK_PINNED_BYTES", "PENSTOCK_REPLACE_RUNAI"} <= names
     assert unknown(names, known_variables()) == []
 
 

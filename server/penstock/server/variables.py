@@ -7,8 +7,10 @@ import re
 from collections.abc import Collection, Iterable
 
 PREFIX = "PENSTOCK_"
-_OF_CLIENTS = ("PENSTOCK_PINNED_BYTES",)
+_OF_CLIENTS = ("PENSTOCK_PINNED_BYTES", "PENSTOCK_REPLACE_RUNAI")
 """What only the client reads: both may share an environment."""
+_LIKENESS = 0.8
+"""As difflib counts, the prefix included: typing errors are above, other words mostly below."""
 _OF_KUBERNETES = re.compile(r"PENSTOCK_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)", re.ASCII)
 """What Kubernetes sets in every pod for a Service named penstock, or penstock-something."""
 
@@ -17,7 +19,7 @@ def unknown(names: Iterable[str], known: Collection[str]) -> list[tuple[str, str
     """The names that mean nothing, each with the known one that is nearest; empty where none is near."""
     known = [*known, *_OF_CLIENTS]
     return [
-        (name, next(iter(difflib.get_close_matches(name, known, n=1)), ""))
+        (name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_LIKENESS)), ""))
         for name in sorted(names)
         if name.startswith(PREFIX) and name not in known and not _OF_KUBERNETES.fullmatch(name)
     ]
