@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +240,28 @@ def test_thousands_of_connections_without_a_session_leave_the_daemon_its_descrip
     flood.kill()
     wait_until(lambda: len(daemon.fds()) < files // 32, "the connections to be forgotten")
     assert loads(ask, ANNE, small)
+
+
+@pytest.mark.stress
+def test_a_connection_that_never_agrees_on_settings_is_closed_after_a_minute(daemon: DaemonProcess) -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    settings, acknowledged = (b"\0\0\0\4" + flags + bytes(4) for flags in (b"\0", b"\1"))
+    with contextlib.ExitStack() as stack:
+
+        def connect(said: bytes) -> socket.socket:
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.settimeout(90)
+            connection.connect(str(daemon.socket_dir / "penstock.sock"))
+            connection.sendall(said)
+            return connection
+
+        agreed = connect(preface + settings + acknowledged)
+        for connection in [connect(said) for said in (b"", preface, preface + settings)]:
+            while connection.recv(4096):
+                pass
+        agreed.settimeout(0)
+        with pytest.raises(BlockingIOError):  # and no end
+            list(iter(lambda: agreed.recv(4096), b""))
 
 
 def test_a_user_who_may_load_nothing_gets_no_connection_at_all(
