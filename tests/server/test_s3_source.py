@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from botocore.auth import S3SigV4Auth
@@ -24,6 +26,7 @@ from penstock.server.errors import (
 )
 from penstock.server.sources import Access, Patient, RetryLater
 from penstock.server.sources.s3 import S3File, S3Settings, S3Source
+from penstock.server.sources.s3 import account as s3_account
 from penstock.server.sources.s3 import faults as s3_faults
 from penstock.server.sources.s3.object import FIRST_BYTES
 
@@ -31,6 +34,7 @@ from .objects import Asked, ObjectServer
 from .support import ROOT
 
 KEY_ID, SECRET = "AKIDEXAMPLE", "SECRETEXAMPLE"
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 CONTENT = random.Random(5).randbytes(FIRST_BYTES + 300_000)
 AWKWARD = [
     "a b+c",
@@ -120,6 +124,27 @@ def once(act: Callable[[Asked], object], *, method: str = "GET", skip: int = 0) 
 def always(act: Callable[[Asked], None]) -> Callable[[Asked], bool]:
     def hook(asked: Asked) -> bool:
         act(asked)
+        return True
+
+    return hook
+
+
+def lists(directory: str, *keys: str, token: str = "", after: str = "") -> Callable[[Asked], bool]:
+    """Answers what asks for that directory, from the page `token` on; `after` is the one that follows."""
+
+    def hook(asked: Asked) -> bool:
+        query = dict(parse_qsl(urlsplit(asked.target).query, keep_blank_values=True))
+        if query.get("prefix") != directory or query.get("continuation-token", "") != token:
+            return False
+        contents = "".join(f"<Contents><Key>{quote(key)}</Key></Contents>" for key in keys)
+        following = f"<NextContinuationToken>{after}</NextContinuationToken>" if after else ""
+        body = (
+            f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="{NAMESPACE}"><Name>bucket</Name>'
+            f"<Prefix>{quote(directory)}</Prefix><KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys>"
+            f"<EncodingType>url</EncodingType><IsTruncated>{str(bool(after)).lower()}</IsTruncated>"
+            f"{following}{contents}</ListBucketResult>"
+        )
+        asked.answer(200, body.encode(), Content_Type="application/xml")
         return True
 
     return hook
@@ -443,6 +468,45 @@ def test_without_credentials_the_error_says_how_to_do_without(
     with pytest.raises(AccessDeniedError, match="--s3-unsigned"):
         sources().open("s3://bucket/k", ROOT)
     assert not server.asked
+
+
+@pytest.mark.parametrize("way", ["object", "prefix"])
+def test_credentials_that_expired_and_were_written_anew_are_read_again(
+    way: str, server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = tmp_path / "credentials"
+    text = f"[default]\naws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\n"
+    shared.write_text(text)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
+    monkeypatch.setattr(s3_account, "RENEW_SECONDS", 0.0)
+    server.put("models/k", CONTENT)
+    source = sources()
+    expired = False
+
+    def serve(asked: Asked) -> bool:
+        if expired and f"={KEY_ID}/" in asked.headers["authorization"]:
+            asked.fail(400, "ExpiredToken")
+            return True
+        return lists("models/", "models/k")(asked)
+
+    def ask() -> None:
+        if way == "object":
+            assert read(source.open("s3://bucket/models/k", ROOT), 0, 9) == CONTENT[:9]
+        else:
+            assert source.list("s3://bucket/models/", ROOT) == ["k"]
+
+    server.hooks.append(serve)
+    ask()
+    expired = True
+    with pytest.raises(AccessDeniedError, match=r"s3://bucket/models/.*ExpiredToken.*REQ1.*refresh them"):
+        ask()
+    shared.write_text(text.replace(KEY_ID, "AKIDRENEWED"))
+    ask()
+    asked = len(server.asked)
+    ask()
+    assert all("=AKIDRENEWED/" in later.headers["authorization"] for later in server.asked[asked:])
 
 
 def test_an_answer_says_how_long_to_wait_within_bounds() -> None:

@@ -46,13 +46,14 @@ class Requests:
         while True:
             region = self.account.region(location.bucket)
             url = self.account.url(location)
+            identity = self.account.identity(location)
             signed = self.account.sign(method, url, headers, location)
             with self._connections.exchange(location.uri, method, url, signed) as exchange:
                 if exchange.status in ok:
                     yield exchange
                     return
                 answer = Answer(exchange.status, exchange.headers, exchange.text())
-            if answer.code in EXPIRED and self.account.renewed(location, signed):
+            if answer.code in EXPIRED and self.account.renewed(location, identity):
                 continue
             if answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
                 moved = True
