@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from penstock.server.errors import (
     CheckpointChangedError,
     CheckpointNotFoundError,
     PenstockError,
+    ShuttingDownError,
     SourceUnavailableError,
 )
 from penstock.server.sources import Access, Patient, RetryLater
@@ -468,6 +470,81 @@ def test_without_credentials_the_error_says_how_to_do_without(
     with pytest.raises(AccessDeniedError, match="--s3-unsigned"):
         sources().open("s3://bucket/k", ROOT)
     assert not server.asked
+
+
+def test_the_pages_of_a_list_are_put_together(server: ObjectServer, sources: Sources) -> None:
+    server.hooks += [lists("m/", "m/b", "m/", after="t/2="), lists("m/", "m/a +%é", token="t/2=")]
+    assert sources().list("s3://bucket/m/", ROOT) == ["a +%é", "b"]
+    assert len(server.asked) == 2
+
+
+LISTS: dict[str, tuple[str, Callable[[Asked], None]]] = {
+    **{name: TRANSIENT[name] for name in ("reset", "500", "503", "429", "400")},
+    "no HTTP": ("connection", TRANSIENT["no HTTP"][1]),
+    "408": ("timeout", lambda asked: asked.fail(408, "")),
+    "200 and HTML": ("bad_response", lambda asked: asked.answer(200, b"<html><body>Sorry</body></html>")),
+    "200 and half a page": ("server_error", lambda asked: asked.answer(200, b"<html>" * 100)),  # to botocore
+    "200 and nothing": ("bad_response", lambda asked: asked.answer(200)),
+    "200 and an error": ("server_error", lambda asked: asked.fail(200, "InternalError")),
+    "cut list": ("connection", lambda asked: cut_list(asked)),
+    "no next page": ("bad_response", lambda asked: endless(asked, "")),
+    "the same page": ("bad_response", lambda asked: endless(asked, "t")),
+}
+
+
+def cut_list(asked: Asked) -> None:
+    asked.answer(200, b"<ListBucketResult>", Content_Length="1000")
+    asked.handler.close_connection = True
+
+
+def endless(asked: Asked, token: str) -> None:
+    """Says that there is more where the page before said it, or does not say where."""
+    body = (
+        f"<Name>b</Name><IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+    )
+    asked.answer(200, f"<ListBucketResult>{body}</ListBucketResult>".encode())
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_page_that_fails_is_asked_for_again_and_counted(
+    name: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    reason, act = LISTS[name]
+    server.hooks += [once(act, skip=1), once(act, skip=1)]
+    server.hooks += [lists("m/", "m/b", after="t"), lists("m/", "m/a", token="t")]
+    assert sources().list("s3://bucket/m/", ROOT) == ["a", "b"]
+    assert retried == [reason, reason]
+    assert len(server.asked) == 4, "the first page was asked for again"
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_that_keeps_failing_is_given_up_with_a_remedy(
+    name: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.hooks += [lists("m/", "m/b", after="t"), always(LISTS[name][1])]
+    with pytest.raises(SourceUnavailableError, match=r"s3://bucket/m/: listing it .*3 times.*--s3-retries"):
+        sources().list("s3://bucket/m/", ROOT)
+    assert (len(server.asked), len(retried)) == (4, 2)
+
+
+def test_a_list_waits_as_long_as_it_is_told_and_no_longer_than_the_daemon_runs(
+    server: ObjectServer, sources: Sources
+) -> None:
+    met = threading.Event()
+
+    def throttle(asked: Asked) -> None:
+        asked.fail(503, "SlowDown", Retry_After="30")
+        met.set()
+
+    server.hooks.append(always(throttle))
+    source = sources()
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
+        assert met.wait(20)
+        source.stop()
+        with pytest.raises(ShuttingDownError):
+            listing.result(20)
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("way", ["object", "prefix"])

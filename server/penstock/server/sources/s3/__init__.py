@@ -18,7 +18,6 @@ from concurrent.futures import Executor
 
 from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
 from .. import Access
-from .faults import Transient
 from .listing import list_names
 from .location import Location, check_access, parse
 from .object import S3File, ask_first, ask_state
@@ -60,12 +59,7 @@ class S3Source:
             return None
         is_directory = not named.key or named.key.endswith("/")
         directory = named if is_directory else Location(named.bucket, named.key + "/")
-        try:
-            names = [name for name in list_names(self._requests(), directory) if name]
-        except Transient as fault:  # botocore has tried again itself
-            raise SourceUnavailableError(
-                f"{location}: it cannot be listed: {fault.text}", file=location
-            ) from fault
+        names = [name for name in list_names(self._requests(), directory) if name]
         return names if names or is_directory else None
 
     def open(self, location: str, access: Access) -> S3File:

@@ -113,7 +113,8 @@ class Account:
         return self.identity(location) != identity
 
     def list_page(self, directory: Location, token: str) -> Page | Answer:
-        """Names directly below a key that ends in `/` or is empty, from where the page before said."""
+        """Names directly below a key that ends in `/` or is empty, from where the page before said. Asked
+        once. Raises Transient too."""
         parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
         if token:
             parameters["ContinuationToken"] = token
@@ -128,8 +129,9 @@ class Account:
                 page = client.list_objects_v2(**parameters)
             except ClientError as error:
                 return _answer(error.response)
-        names = [entry["Key"][len(directory.key) :] for entry in page.get("Contents", ())]
-        return Page(names, page.get("NextContinuationToken", ""))
+            except Exception as error:
+                raise (_transient(error) or error) from error
+        return _page(page, directory, token)
 
     # ---- inside ---------------------------------------------------------------------------------
 
@@ -168,7 +170,7 @@ class Account:
         options: dict[str, Any] = {
             "connect_timeout": settings.timeout_seconds,
             "read_timeout": settings.timeout_seconds,
-            "retries": {"mode": "standard", "total_max_attempts": settings.retries},
+            "retries": {"mode": "standard", "total_max_attempts": 1},  # `Requests` has its own
         }
         if settings.addressing != "auto":
             options["s3"] = {"addressing_style": settings.addressing}
@@ -213,6 +215,34 @@ def _answer(response: Mapping[str, Any]) -> Answer:
         said["Code"] = error.get("Code")
     body = "".join(f"<{name}>{value}</{name}>" for name, value in said.items() if value)
     return Answer(meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {}), body.encode())
+
+
+def _page(page: Mapping[str, Any], directory: Location, token: str) -> Page:
+    """Raises Transient for what is no list: botocore takes any XML, and an empty body, for an empty one."""
+    if page.get("Name") is None or page.get("IsTruncated") is None:
+        raise Transient("bad_response", "HTTP 200 and not the list that was asked for")
+    following = page.get("NextContinuationToken", "") if page["IsTruncated"] else ""
+    if page["IsTruncated"] and following in ("", token):
+        raise Transient("bad_response", "the list does not say where it goes on")
+    return Page([entry["Key"][len(directory.key) :] for entry in page.get("Contents", ())], following)
+
+
+def _transient(error: Exception) -> Transient | None:
+    """What the network or a server that is no S3 did to a list. Without texts that a server could have put
+    there."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+
+    endpoint = str(getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")).partition("?")[0]
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return None
+    if isinstance(error, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError):
+        return Transient("timeout", f"no byte from {endpoint} for the time that --s3-timeout allows")
+    if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError):
+        return Transient("connection", f"the connection to {endpoint} failed: {type(error).__name__}")
+    if isinstance(error, ResponseParserError):
+        return Transient("bad_response", "the answer is no list that can be read")
+    return None
 
 
 def _raise_told(error: Exception, what: str) -> NoReturn:

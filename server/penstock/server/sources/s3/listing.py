@@ -1,6 +1,9 @@
-"""What lies directly below a key, page by page. Errors mean what they mean for objects."""
+"""What lies directly below a key, page by page. A page that fails is asked for again as objects are, and
+errors mean what they mean for those."""
 
 from __future__ import annotations
+
+import functools
 
 from ...errors import CheckpointInvalidError
 from .account import Page
@@ -13,11 +16,12 @@ MAX_PAGES = 100
 
 
 def list_names(requests: Requests, directory: Location) -> list[str]:
-    """Sorted, below a key that ends in `/` or is empty. Raises Transient and PenstockError."""
+    """Sorted, below a key that ends in `/` or is empty. Raises PenstockError."""
     names: list[str] = []
     token = ""
     for _ in range(MAX_PAGES):
-        page = _ask_page(requests, directory, token)
+        ask = functools.partial(_ask_page, requests, directory, token)
+        page = requests.patiently(directory, ask, doing="listing it")
         names += page.names
         token = page.next
         if not token:
