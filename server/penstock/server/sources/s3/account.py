@@ -233,13 +233,17 @@ def _transient(error: Exception) -> Transient | None:
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
-    endpoint = str(getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")).partition("?")[0]
-    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+    about: dict[str, Any] = getattr(error, "kwargs", {})
+    asked = about.get("proxy_url") or about.get("endpoint_url")  # without a password of the proxy's
+    where = str(asked or "the endpoint").partition("?")[0]
+    # ssl's error and urllib3's for a certificate are a ValueError too; those for a broken handshake are not.
+    causes = getattr(about.get("error"), "args", ())
+    if isinstance(error, exceptions.SSLError) and any(isinstance(cause, ValueError) for cause in causes):
         return None
     if isinstance(error, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError):
-        return Transient("timeout", f"no byte from {endpoint} for the time that --s3-timeout allows")
+        return Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows")
     if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError):
-        return Transient("connection", f"the connection to {endpoint} failed: {type(error).__name__}")
+        return Transient("connection", f"the connection to {where} failed: {type(error).__name__}")
     if isinstance(error, ResponseParserError):
         return Transient("bad_response", "the answer is no list that can be read")
     return None
