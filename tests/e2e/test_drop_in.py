@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import penstock.client
-from penstock.client import DaemonUnavailableError, S3Credentials, SafetensorsStreamer, ambient
+from penstock.client import DaemonUnavailableError, S3Credentials, SafetensorsStreamer, ambient, errors
 
 from .conftest import StartDaemon
 from .programs import digest
@@ -325,6 +325,16 @@ def test_a_named_daemon_that_is_absent_is_an_error(monkeypatch: pytest.MonkeyPat
         pytest.raises(DaemonUnavailableError, match="PENSTOCK_SOCKET_DIR"),
     ):
         streamer.stream_file("/model.safetensors")
+
+
+@pytest.mark.usefixtures("through_daemon")
+def test_a_scheme_in_upper_case_is_refused_and_not_taken_for_a_path() -> None:
+    with SafetensorsStreamer() as streamer, pytest.raises(ValueError, match="write s3:// in lower case"):
+        streamer.stream_file("S3://bucket/one.safetensors")
+    with pytest.raises(ValueError, match="write s3:// in lower case"):
+        penstock.client.list_safetensors("S3://bucket/models/")
+    with penstock.client.StreamerClient() as client, pytest.raises(errors.InvalidRequestError, match="lower"):
+        client.load_state_dict("S3://bucket/one.safetensors")
 
 
 @pytest.mark.usefixtures("through_daemon")

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.client import cli, errors
 
@@ -252,6 +253,37 @@ def test_prefetch_status_and_evict_know_objects(
         daemon.wait_idle()
         assert client.evict(bucket.uri(KEY)).freed_bytes >= MIB
         assert bucket.uri(KEY) not in str(client.status()["stages"])
+
+
+def test_metrics_count_what_is_done_for_objects_as_such(
+    daemon: DaemonProcess, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    tensors = bucket.put_random(KEY)
+    before = counted(daemon)
+    proxy.on(asks("GET", bucket=bucket.name, key=""), faults.error(503, "SlowDown"))
+    proxy.on(asks("GET", bucket=bucket.name, beyond=BLOCK_BYTES), faults.error(500, "InternalError"), times=2)
+    load_and_compare(daemon, bucket.uri("models/"), tensors)
+    daemon.wait_idle()
+    refused(daemon, bucket.uri("missing.safetensors"), errors.CheckpointNotFoundError)
+    after = counted(daemon)
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        'loads_total{result="ok",source="s3"}': 1,
+        'loads_total{result="failed",source="s3"}': 1,
+        'read_bytes_total{source="s3"}': MIB,
+        'read_retries_total{reason="throttled",source="s3"}': 1,
+        'read_retries_total{reason="server_error",source="s3"}': 2,
+    }
+
+
+def counted(daemon: DaemonProcess) -> dict[str, float]:
+    """Loads, read bytes and retries by what the samples of /metrics are called."""
+    families = text_string_to_metric_families(daemon.http("/metrics", accept="text/plain")[1].decode())
+    wanted = {f"penstock_{name}" for name in ("loads_total", "read_bytes_total", "read_retries_total")}
+    found = {}
+    for sample in (sample for family in families for sample in family.samples if sample.name in wanted):
+        labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
+        found[f"{sample.name.removeprefix('penstock_')}{{{labels}}}"] = sample.value
+    return found
 
 
 def test_the_command_line_loads_prefetches_and_evicts_objects(

@@ -89,14 +89,15 @@ def test_another_authority_s_bundle_is_refused(
     refused(daemon, bucket.uri(KEY), errors.SourceUnavailableError, bucket.name, KEY, "certificate")
 
 
+@pytest.mark.parametrize("key", [KEY, "models/"])
 def test_a_certificate_for_another_host_is_refused(
-    start_daemon: StartDaemon, moto: MotoServer, authority: Authority, bucket: Bucket
+    key: str, start_daemon: StartDaemon, moto: MotoServer, authority: Authority, bucket: Bucket
 ) -> None:
     bucket.put_random(KEY)
     proxy = FaultProxy(moto.port, tls=authority.server("elsewhere.penstock.test"))
     try:
         daemon = start(start_daemon, proxy.endpoint, AWS_CA_BUNDLE=str(authority.bundle))
-        refused(daemon, bucket.uri(KEY), errors.SourceUnavailableError, bucket.name, KEY, "certificate")
+        refused(daemon, bucket.uri(key), errors.SourceUnavailableError, bucket.name, key, "certificate")
         assert not proxy.requests()
     finally:
         proxy.close()
@@ -163,10 +164,13 @@ def test_plain_http_goes_through_its_own_proxy(
         tunnel.close()
 
 
-def test_a_proxy_that_does_not_answer_is_named(start_daemon: StartDaemon, https: FaultProxy) -> None:
+@pytest.mark.parametrize("key", [KEY, "models/"])
+def test_a_proxy_that_does_not_answer_is_named(
+    key: str, start_daemon: StartDaemon, https: FaultProxy
+) -> None:
     port = closed_port()
     daemon = start(start_daemon, https.endpoint, HTTPS_PROXY=f"http://user:secretword@127.0.0.1:{port}")
-    message = refused(daemon, f"s3://any/{KEY}", errors.SourceUnavailableError, KEY, f"127.0.0.1:{port}")
+    message = refused(daemon, f"s3://any/{key}", errors.SourceUnavailableError, key, f"127.0.0.1:{port}")
     assert "secretword" not in message + daemon.log()
 
 

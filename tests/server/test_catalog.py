@@ -184,6 +184,11 @@ def test_what_names_no_path_is_an_invalid_request(catalog: Catalog, source: str)
         catalog.resolve([source], ROOT)
 
 
+def test_a_scheme_in_upper_case_is_refused_with_the_way_to_write_it(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^sources: 'S3://b/k': write s3:// in lower case$"):
+        catalog.resolve(["S3://b/k"], ROOT)
+
+
 def test_uris_are_unquoted_and_paths_are_not() -> None:
     assert local_path("file:///a%20b%2Fc") == "/a b/c"
     assert local_path("/a%20b%00?#") == "/a%20b%00?#"

@@ -6,9 +6,12 @@ import contextlib
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from botocore.auth import S3SigV4Auth
@@ -20,10 +23,12 @@ from penstock.server.errors import (
     CheckpointChangedError,
     CheckpointNotFoundError,
     PenstockError,
+    ShuttingDownError,
     SourceUnavailableError,
 )
 from penstock.server.sources import Access, Patient, RetryLater
 from penstock.server.sources.s3 import S3File, S3Settings, S3Source
+from penstock.server.sources.s3 import account as s3_account
 from penstock.server.sources.s3 import faults as s3_faults
 from penstock.server.sources.s3.object import FIRST_BYTES
 
@@ -31,6 +36,7 @@ from .objects import Asked, ObjectServer
 from .support import ROOT
 
 KEY_ID, SECRET = "AKIDEXAMPLE", "SECRETEXAMPLE"
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 CONTENT = random.Random(5).randbytes(FIRST_BYTES + 300_000)
 AWKWARD = [
     "a b+c",
@@ -120,6 +126,27 @@ def once(act: Callable[[Asked], object], *, method: str = "GET", skip: int = 0) 
 def always(act: Callable[[Asked], None]) -> Callable[[Asked], bool]:
     def hook(asked: Asked) -> bool:
         act(asked)
+        return True
+
+    return hook
+
+
+def lists(directory: str, *keys: str, token: str = "", after: str = "") -> Callable[[Asked], bool]:
+    """Answers what asks for that directory, from the page `token` on; `after` is the one that follows."""
+
+    def hook(asked: Asked) -> bool:
+        query = dict(parse_qsl(urlsplit(asked.target).query, keep_blank_values=True))
+        if query.get("prefix") != directory or query.get("continuation-token", "") != token:
+            return False
+        contents = "".join(f"<Contents><Key>{quote(key)}</Key></Contents>" for key in keys)
+        following = f"<NextContinuationToken>{after}</NextContinuationToken>" if after else ""
+        body = (
+            f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="{NAMESPACE}"><Name>bucket</Name>'
+            f"<Prefix>{quote(directory)}</Prefix><KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys>"
+            f"<EncodingType>url</EncodingType><IsTruncated>{str(bool(after)).lower()}</IsTruncated>"
+            f"{following}{contents}</ListBucketResult>"
+        )
+        asked.answer(200, body.encode(), Content_Type="application/xml")
         return True
 
     return hook
@@ -465,6 +492,120 @@ def test_without_credentials_the_error_says_how_to_do_without(
     with pytest.raises(AccessDeniedError, match="--s3-unsigned"):
         sources().open("s3://bucket/k", ROOT)
     assert not server.asked
+
+
+def test_the_pages_of_a_list_are_put_together(server: ObjectServer, sources: Sources) -> None:
+    server.hooks += [lists("m/", "m/b", "m/", after="t/2="), lists("m/", "m/a +%é", token="t/2=")]
+    assert sources().list("s3://bucket/m/", ROOT) == ["a +%é", "b"]
+    assert len(server.asked) == 2
+
+
+LISTS: dict[str, tuple[str, Callable[[Asked], None]]] = {
+    **{name: TRANSIENT[name] for name in ("reset", "500", "503", "429", "400")},
+    "no HTTP": ("connection", TRANSIENT["no HTTP"][1]),
+    "408": ("timeout", lambda asked: asked.fail(408, "")),
+    "200 and HTML": ("bad_response", lambda asked: asked.answer(200, b"<html><body>Sorry</body></html>")),
+    "200 and half a page": ("server_error", lambda asked: asked.answer(200, b"<html>" * 100)),  # to botocore
+    "200 and nothing": ("bad_response", lambda asked: asked.answer(200)),
+    "200 and an error": ("server_error", lambda asked: asked.fail(200, "InternalError")),
+    "cut list": ("connection", lambda asked: cut_list(asked)),
+    "no next page": ("bad_response", lambda asked: endless(asked, "")),
+    "the same page": ("bad_response", lambda asked: endless(asked, "t")),
+}
+
+
+def cut_list(asked: Asked) -> None:
+    asked.answer(200, b"<ListBucketResult>", Content_Length="1000")
+    asked.handler.close_connection = True
+
+
+def endless(asked: Asked, token: str) -> None:
+    """Says that there is more where the page before said it, or does not say where."""
+    body = (
+        f"<Name>b</Name><IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+    )
+    asked.answer(200, f"<ListBucketResult>{body}</ListBucketResult>".encode())
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_page_that_fails_is_asked_for_again_and_counted(
+    name: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    reason, act = LISTS[name]
+    server.hooks += [once(act, skip=1), once(act, skip=1)]
+    server.hooks += [lists("m/", "m/b", after="t"), lists("m/", "m/a", token="t")]
+    assert sources().list("s3://bucket/m/", ROOT) == ["a", "b"]
+    assert retried == [reason, reason]
+    assert len(server.asked) == 4, "the first page was asked for again"
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_that_keeps_failing_is_given_up_with_a_remedy(
+    name: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.hooks += [lists("m/", "m/b", after="t"), always(LISTS[name][1])]
+    with pytest.raises(SourceUnavailableError, match=r"s3://bucket/m/: listing it .*3 times.*--s3-retries"):
+        sources().list("s3://bucket/m/", ROOT)
+    assert (len(server.asked), len(retried)) == (4, 2)
+
+
+def test_a_list_waits_as_long_as_it_is_told_and_no_longer_than_the_daemon_runs(
+    server: ObjectServer, sources: Sources
+) -> None:
+    met = threading.Event()
+
+    def throttle(asked: Asked) -> None:
+        asked.fail(503, "SlowDown", Retry_After="30")
+        met.set()
+
+    server.hooks.append(always(throttle))
+    source = sources()
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
+        assert met.wait(20)
+        source.stop()
+        with pytest.raises(ShuttingDownError):
+            listing.result(20)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("way", ["object", "prefix"])
+def test_credentials_that_expired_and_were_written_anew_are_read_again(
+    way: str, server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = tmp_path / "credentials"
+    text = f"[default]\naws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\n"
+    shared.write_text(text)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
+    monkeypatch.setattr(s3_account, "RENEW_SECONDS", 0.0)
+    server.put("models/k", CONTENT)
+    source = sources()
+    expired = False
+
+    def serve(asked: Asked) -> bool:
+        if expired and f"={KEY_ID}/" in asked.headers["authorization"]:
+            asked.fail(400, "ExpiredToken")
+            return True
+        return lists("models/", "models/k")(asked)
+
+    def ask() -> None:
+        if way == "object":
+            assert read(source.open("s3://bucket/models/k", ROOT), 0, 9) == CONTENT[:9]
+        else:
+            assert source.list("s3://bucket/models/", ROOT) == ["k"]
+
+    server.hooks.append(serve)
+    ask()
+    expired = True
+    with pytest.raises(AccessDeniedError, match=r"s3://bucket/models/.*ExpiredToken.*REQ1.*refresh them"):
+        ask()
+    shared.write_text(text.replace(KEY_ID, "AKIDRENEWED"))
+    ask()
+    asked = len(server.asked)
+    ask()
+    assert all("=AKIDRENEWED/" in later.headers["authorization"] for later in server.asked[asked:])
 
 
 def test_an_answer_says_how_long_to_wait_within_bounds() -> None:

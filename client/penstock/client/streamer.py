@@ -177,7 +177,7 @@ def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
     Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket,
     or an object is no safetensors file.
     """
-    if not path.startswith(OBJECT_SCHEMES):
+    if not _object_scheme(path):
         return sorted(glob.glob(os.path.join(path, "*.safetensors")))
     client = ambient_client(S3Credentials.of(s3_credentials))
     try:
@@ -213,7 +213,7 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
     for path in paths:
         if not isinstance(path, str):
             raise TypeError(f"a path must be a str, not {type(path).__name__}")
-    schemes = {next((scheme for scheme in OBJECT_SCHEMES if path.startswith(scheme)), "") for path in paths}
+    schemes = {_object_scheme(path) for path in paths}
     if len(schemes) > 1:
         raise ValueError(f"{count} paths of several kinds ({', '.join(sorted(schemes))}) in one stream")
     if schemes != {""}:
@@ -222,6 +222,14 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
         if not path or path.endswith("/"):
             raise ValueError(f"{path!r} is no path of a file")
     return [os.path.abspath(path) for path in paths]
+
+
+def _object_scheme(path: str) -> str:
+    """Empty for what is a path. Raises ValueError for upper case, which the daemon does not take either."""
+    scheme = next((scheme for scheme in OBJECT_SCHEMES if path[: len(scheme)].lower() == scheme), "")
+    if not path.startswith(scheme):
+        raise ValueError(f"{path[:200]!r}: write {scheme} in lower case")
+    return scheme
 
 
 def _check_found(load: Load, sources: Sequence[str], names: Collection[str] | None) -> None:

@@ -185,6 +185,8 @@ def _uri_path(source: str) -> str:
         if not local or parts.query or parts.fragment:
             raise InvalidRequestError(f"sources: {source[:200]!r} is not of the form file:///path")
         return unquote(parts.path)
+    if parts.scheme == "s3":  # or it would not have come here
+        raise InvalidRequestError(f"sources: {source[:200]!r}: write s3:// in lower case")
     if parts.scheme and "://" in source:
         raise InvalidRequestError(
             f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources"

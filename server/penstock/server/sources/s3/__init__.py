@@ -2,9 +2,10 @@
 
 location    s3:// URIs, and who may read them (pure)
 faults      which failures are asked again, after how long, and what the others mean (pure)
-account     credentials, endpoints, signatures, lists: boto3's part, imported when first needed
+account     credentials, endpoints, signatures, pages of lists: boto3's part, imported when first needed
 connection  keep-alive HTTP connections whose bytes go into the caller's memory
 requests    the three above, put together to requests that are answered or fail for good
+listing     what lies below a prefix
 object      one version of one object as a SourceFile
 """
 
@@ -17,7 +18,7 @@ from concurrent.futures import Executor
 
 from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
 from .. import Access
-from .faults import Transient
+from .listing import list_names
 from .location import Location, check_access, parse
 from .object import S3File, ask_first, ask_state
 from .requests import Requests
@@ -58,12 +59,7 @@ class S3Source:
             return None
         is_directory = not named.key or named.key.endswith("/")
         directory = named if is_directory else Location(named.bucket, named.key + "/")
-        try:
-            names = [name for name in self._requests().account.list(directory) if name]
-        except Transient as fault:  # botocore has tried again itself
-            raise SourceUnavailableError(
-                f"{location}: it cannot be listed: {fault.text}", file=location
-            ) from fault
+        names = [name for name in list_names(self._requests(), directory) if name]
         return names if names or is_directory else None
 
     def open(self, location: str, access: Access) -> S3File:

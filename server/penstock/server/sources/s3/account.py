@@ -15,26 +15,33 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ...errors import (
     AccessDeniedError,
-    CheckpointInvalidError,
     InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
 )
-from .faults import Answer, Transient, failure
+from .faults import Answer, Transient
 from .location import Location
 from .settings import S3Settings
 
 RENEW_SECONDS = 10.0
-MAX_LIST_PAGES = 100
-"""Of up to 1000 names each."""
 
 # At the level `debug` these log signatures and session tokens.
 for _name in ("botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    names: list[str]
+    next: str
+    """What asks for the page after it; empty after the last."""
 
 
 class Account:
@@ -73,11 +80,8 @@ class Account:
             from botocore.auth import S3SigV4Auth
             from botocore.awsrequest import AWSRequest
 
-            credentials = self._session.get_credentials()
-            if credentials is None:
-                raise _no_credentials(location.uri)
             request = AWSRequest(method=method, url=url, headers=headers)
-            frozen = credentials.get_frozen_credentials()
+            frozen = self._credentials(location)
             S3SigV4Auth(frozen, "s3", self.region(location.bucket)).add_auth(request)
             return dict(request.headers.items())
 
@@ -92,37 +96,50 @@ class Account:
         """Remembers where a bucket turned out to be."""
         self._regions[bucket] = region
 
-    def renewed(self, location: Location, signed: Mapping[str, str]) -> bool:
-        """There are other credentials than those that the headers were signed with. Those that botocore can
-        renew, it renews by itself; but somebody else may have written new ones to a file."""
-        with self._lock:
+    def identity(self, location: Location) -> tuple[str, str]:
+        """Who signs now: an access key and a session token, to be compared and told to nobody."""
+        if self._settings.unsigned:
+            return "", ""
+        with _botocore_errors(location.uri):
+            frozen = self._credentials(location)
+            return frozen.access_key, frozen.token or ""
+
+    def renewed(self, location: Location, identity: tuple[str, str]) -> bool:
+        """There are other credentials than those. What botocore can renew, it renews by itself; but somebody
+        else may have written new ones to a file."""
+        with _botocore_errors(location.uri), self._lock:
             if time.monotonic() - self._began >= RENEW_SECONDS:
                 self._start_session()
-        fresh = self.sign("GET", self.url(location), {}, location)
-        names = ("X-Amz-Security-Token", "Authorization")
-        return any(_identity(fresh.get(name)) != _identity(signed.get(name)) for name in names)
+        return self.identity(location) != identity
 
-    def list(self, directory: Location) -> list[str]:
-        """Names directly below a key that ends in `/` or is empty. Raises Transient too."""
-        names: list[str] = []
+    def list_page(self, directory: Location, token: str) -> Page | Answer:
+        """Names directly below a key that ends in `/` or is empty, from where the page before said. Asked
+        once. Raises Transient too."""
         parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
+        if token:
+            parameters["ContinuationToken"] = token
         if self._settings.requester_pays:
             parameters["RequestPayer"] = "requester"
-        with _botocore_errors(directory.uri, directory):
+        with _botocore_errors(directory.uri):
             region = self._regions.get(directory.bucket)
             client = self._client(region, signed=not self._settings.unsigned)
-            pages = client.get_paginator("list_objects_v2").paginate(**parameters)
-            for number, page in enumerate(pages, start=1):
-                names += (entry["Key"][len(directory.key) :] for entry in page.get("Contents", ()))
-                if number == MAX_LIST_PAGES and page.get("IsTruncated"):
-                    raise CheckpointInvalidError(
-                        f"{directory.uri} holds more than {MAX_LIST_PAGES}000 names; name the files or their "
-                        "index",
-                        file=directory.uri,
-                    )
-        return sorted(names)
+            from botocore.exceptions import ClientError
+
+            try:
+                page = client.list_objects_v2(**parameters)
+            except ClientError as error:
+                return _answer(error.response)
+            except Exception as error:
+                raise (_transient(error) or error) from error
+        return _page(page, directory, token)
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _credentials(self, location: Location) -> Any:
+        credentials = self._session.get_credentials()
+        if credentials is None:
+            raise _no_credentials(location.uri)
+        return credentials.get_frozen_credentials()
 
     def _start_session(self) -> None:
         import boto3
@@ -153,7 +170,7 @@ class Account:
         options: dict[str, Any] = {
             "connect_timeout": settings.timeout_seconds,
             "read_timeout": settings.timeout_seconds,
-            "retries": {"mode": "standard", "total_max_attempts": settings.retries},
+            "retries": {"mode": "standard", "total_max_attempts": 1},  # `Requests` has its own
         }
         if settings.addressing != "auto":
             options["s3"] = {"addressing_style": settings.addressing}
@@ -180,35 +197,65 @@ class Account:
 
 
 @contextlib.contextmanager
-def _botocore_errors(what: str, listing: Location | None = None) -> Iterator[None]:
+def _botocore_errors(what: str) -> Iterator[None]:
     """Turns what botocore raises into what clients are told."""
     try:
         yield
     except (PenstockError, Transient):
         raise
     except Exception as error:
-        _raise_told(error, what, listing)
+        _raise_told(error, what)
 
 
-def _identity(header: str | None) -> str:
-    """Of an Authorization header, without its date and signature; of a session token, all."""
-    return (header or "").partition("/")[0] if header and header.startswith("AWS4") else header or ""
+def _answer(response: Mapping[str, Any]) -> Answer:
+    """What botocore read out of an error, as S3 wrote it."""
+    meta, error = response.get("ResponseMetadata", {}), response.get("Error", {})
+    said = {"Region": error.get("Region"), "RequestId": meta.get("RequestId")}
+    if not str(error.get("Code", "")).isdecimal():  # else it is botocore's, where the answer has none
+        said["Code"] = error.get("Code")
+    body = "".join(f"<{name}>{value}</{name}>" for name, value in said.items() if value)
+    return Answer(meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {}), body.encode())
 
 
-def _raise_told(error: Exception, what: str, listing: Location | None) -> NoReturn:
+def _page(page: Mapping[str, Any], directory: Location, token: str) -> Page:
+    """Raises Transient for what is no list: botocore takes any XML, and an empty body, for an empty one."""
+    if page.get("Name") is None or page.get("IsTruncated") is None:
+        raise Transient("bad_response", "HTTP 200 and not the list that was asked for")
+    following = page.get("NextContinuationToken", "") if page["IsTruncated"] else ""
+    if page["IsTruncated"] and following in ("", token):
+        raise Transient("bad_response", "the list does not say where it goes on")
+    return Page([entry["Key"][len(directory.key) :] for entry in page.get("Contents", ())], following)
+
+
+def _transient(error: Exception) -> Transient | None:
+    """What the network or a server that is no S3 did to a list. Without texts that a server could have put
+    there."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+
+    about: dict[str, Any] = getattr(error, "kwargs", {})
+    asked = about.get("proxy_url") or about.get("endpoint_url")  # without a password of the proxy's
+    where = str(asked or "the endpoint").partition("?")[0]
+    # ssl's error and urllib3's for a certificate are a ValueError too; those for a broken handshake are not.
+    causes = getattr(about.get("error"), "args", ())
+    if isinstance(error, exceptions.SSLError) and any(isinstance(cause, ValueError) for cause in causes):
+        return None
+    if isinstance(error, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError):
+        return Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows")
+    if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError):
+        return Transient("connection", f"the connection to {where} failed: {type(error).__name__}")
+    if isinstance(error, ResponseParserError):
+        return Transient("bad_response", "the answer is no list that can be read")
+    return None
+
+
+def _raise_told(error: Exception, what: str) -> NoReturn:
     if isinstance(error, ImportError):
         raise SourceUnavailableError(
             f"{what}: s3:// sources need boto3 ({error}); install penstock[server] where penstockd runs"
         ) from error
     from botocore import exceptions
 
-    if isinstance(error, exceptions.ClientError) and listing is not None:
-        meta = error.response.get("ResponseMetadata", {})
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        body = f"<Code>{code}</Code>".encode()
-        raise failure(
-            Answer(meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {}), body), listing
-        ) from None
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         raise _no_credentials(what) from None
     if isinstance(error, exceptions.ParamValidationError):

@@ -134,7 +134,8 @@ class S3File:
             moved = position.reached - offset >= (SLOWEST_BYTES if fault.reason == "timeout" else 1)
             failures = 0 if moved else self._failures.get(end, 0) + 1
             self._failures[end] = failures
-            delay = self._requests.delay(self._location, position.reached, failures, fault)
+            doing = f"reading at byte {position.reached}"
+            delay = self._requests.delay(self._location, doing, failures, fault)
             raise RetryLater(position.reached, delay) from fault
         self._failures.pop(end, None)
 

@@ -46,13 +46,14 @@ class Requests:
         while True:
             region = self.account.region(location.bucket)
             url = self.account.url(location)
+            identity = self.account.identity(location)
             signed = self.account.sign(method, url, headers, location)
             with self._connections.exchange(location.uri, method, url, signed) as exchange:
                 if exchange.status in ok:
                     yield exchange
                     return
                 answer = Answer(exchange.status, exchange.headers, exchange.text())
-            if answer.code in EXPIRED and self.account.renewed(location, signed):
+            if answer.code in EXPIRED and self.account.renewed(location, identity):
                 continue
             if answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
                 moved = True
@@ -60,24 +61,27 @@ class Requests:
             else:
                 raise failure(answer, location)
 
-    def patiently(self, location: Location, request: Callable[[], _T]) -> _T:
-        """Makes the request until it succeeds or is given up, sleeping between attempts."""
+    def patiently(
+        self, location: Location, request: Callable[[], _T], *, doing: str = "reading at byte 0"
+    ) -> _T:
+        """Makes the request until it succeeds or is given up, sleeping between attempts. `doing` is for the
+        error then."""
         for failures in itertools.count(1):
             try:
                 return request()
             except Transient as fault:
-                delay = self.delay(location, 0, failures, fault)
+                delay = self.delay(location, doing, failures, fault)
             if self._stopping.wait(delay):
                 break
         raise ShuttingDownError("penstockd stops, and this read was cut off")
 
-    def delay(self, location: Location, position: int, failures: int, fault: Transient) -> float:
+    def delay(self, location: Location, doing: str, failures: int, fault: Transient) -> float:
         """Seconds until the next attempt. Raises SourceUnavailableError after as many as are allowed."""
         if self._stopping.is_set():
             raise ShuttingDownError("penstockd stops, and this read was cut off")
         if failures >= self._settings.retries:
             raise SourceUnavailableError(
-                f"{location.uri}: reading at byte {position} failed {failures} times in a row, at last: "
+                f"{location.uri}: {doing} failed {failures} times in a row, at last: "
                 f"{fault.text}; check the endpoint and the network, or raise --s3-retries or --s3-timeout",
                 file=location.uri,
             ) from fault
