@@ -14,6 +14,7 @@ from typing import Any
 
 from penstock.server import plan
 from penstock.server.catalog import Catalog, Checkpoint
+from penstock.server.demand import Demand
 from penstock.server.metrics import Totals
 from penstock.server.reader import ReaderPool
 from penstock.server.sharing import Group
@@ -69,10 +70,6 @@ class GatedFile:
         self._file.close()
 
 
-def content_of(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
 @dataclass(eq=False)
 class Visit:
     """One load, as far as the staging buffer knows it."""
@@ -80,8 +77,11 @@ class Visit:
     bench: Bench
     paths: tuple[Path, ...]
     staged: StagedCheckpoint
+    demand: Demand
     pieces_of: tuple[Checkpoint, plan.Selection]
     gates: list[GatedFile]
+    contents: dict[str, bytes]
+    """Of its files, by name, as they were when it came."""
 
     @property
     def stage(self) -> Stage:
@@ -105,11 +105,11 @@ class Visit:
         for number, piece in enumerate(pieces[:count]):
             if number < begin:
                 continue
-            await self.staged.wait_ready(piece.segment)
+            await self.staged.wait_ready(piece.segment, self)
             segment = stage.segments[piece.segment]
             table = self.staged.checkpoint.tables[segment.file]
             ring = [slab.view for slab in self.staged.slabs]
-            content = content_of(self.staged.checkpoint.files[segment.file].uri)
+            content = self.contents[self.staged.checkpoint.files[segment.file].uri]
             for index in piece.tensors:
                 start, end = table.start(index), table.end(index)
                 at = stage.ring_offset(piece.segment) + start - segment.start
@@ -155,8 +155,10 @@ class Bench:
         names: Sequence[str] | None = None,
         group: Group | None = None,
         pin: bool = False,
+        prefetch: bool = False,
         gated: bool = False,
     ) -> Visit:
+        """`prefetch` is whole or nothing, and nobody's; what is to `pin` is pinned at once."""
         checkpoint = self.catalog.resolve([str(path) for path in paths], ROOT)
         gates: list[GatedFile] = []
         if gated:
@@ -165,11 +167,14 @@ class Bench:
             checkpoint = Checkpoint(checkpoint.sources, tuple(gates), checkpoint.headers)
         try:
             selection = plan.select(checkpoint.tables, names)
-            demand = self.staging.demand(checkpoint, selection, memory_limit, 0)
+            demand = self.staging.demand(checkpoint, selection, memory_limit, uid)
+            if prefetch:
+                demand = demand.only_whole(self.config.capacity_bytes)
         except BaseException:
             checkpoint.close()
             raise
-        visit = Visit(self, paths, None, (checkpoint, selection), gates)  # type: ignore[arg-type]
+        contents = {file.uri: Path(file.uri).read_bytes() for file in checkpoint.files}
+        visit = Visit(self, paths, None, demand, (checkpoint, selection), gates, contents)  # type: ignore[arg-type]
         visit.staged = self.staging.enter(
             checkpoint,
             selection,
@@ -177,7 +182,7 @@ class Bench:
             key=visit,
             holder=Holder(uid, 1, "test", 0.0),
             group=group,
-            tenant=None if pin else uid,
+            tenant=None if pin or prefetch else uid,
         )
         visit.staged.pinned = visit.staged.pinned or pin
         if visit.staged.checkpoint is not checkpoint:

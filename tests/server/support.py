@@ -8,8 +8,9 @@ import json
 import os
 import random
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -158,24 +159,31 @@ def advance(seconds: float) -> None:
     loop.advance(seconds)
 
 
+@contextmanager
+def clock_loop() -> Iterator[ClockLoop]:
+    """A ClockLoop; an error that only reached its handler fails the test."""
+    loop = ClockLoop()
+    unhandled: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    try:
+        yield loop
+        assert not unhandled
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.close()
+
+
 def on_clock_loop(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
-    """Runs an async test on a ClockLoop; an error that only reached the loop's handler fails the test."""
+    """Runs an async test on a ClockLoop."""
 
     @functools.wraps(test)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        loop = ClockLoop()
-        unhandled: list[dict[str, Any]] = []
-        loop.set_exception_handler(lambda _, context: unhandled.append(context))
-        try:
+        with clock_loop() as loop:
             loop.run_until_complete(test(*args, **kwargs))
-            assert not unhandled
-        finally:
-            left = asyncio.all_tasks(loop)
-            for task in left:
-                task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.wait(left))
-            loop.close()
 
     return run
 
