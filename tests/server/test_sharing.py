@@ -251,3 +251,26 @@ async def test_who_joins_a_prefetch_that_waits_for_slabs_gets_them_as_its_own(
         assert {slab.tenant for slab in first.staged.slabs} == {1}
         prefetch.leave()
         first.leave()
+
+
+@on_clock_loop
+async def test_what_was_warm_counts_in_the_share_of_the_user_who_takes_it_up(
+    make: Callable[..., Path],
+) -> None:
+    """Else one user could hold everything: load, leave, load something else, and come back."""
+    first, second = make("a", 4), make("b", 4)
+    async with running() as bench:
+        came = bench.enter(first, uid=1000)
+        await came.read()
+        came.leave()
+        holding = bench.enter(second, uid=1000)
+        await holding.read(release=False)
+        assert came.staged.idle
+        again = bench.enter(first, uid=1000)
+        assert again.staged is not came.staged
+        newcomer = bench.enter(make("c", 1), uid=2000)
+        await newcomer.read()
+        newcomer.leave()
+        holding.leave()
+        await again.read()
+        again.leave()

@@ -118,6 +118,9 @@ class Staging:
             group=group,
             whole_only=demand.whole_only,
         )
+        if staged is not None and self._too_much(staged, holder.uid):
+            self._evict(staged)
+            staged = None
         if staged is not None:
             self._totals.stage_hits += 1
             staged.hold(key, holder)
@@ -241,6 +244,12 @@ class Staging:
         await self.pool.stop()
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _too_much(self, staged: StagedCheckpoint, uid: int) -> bool:
+        """Nobody holds it, and with what `uid` holds it would be more than that user may have."""
+        return (
+            staged.started and staged.idle and not staged.pinned and len(staged.slabs) > self.share_left(uid)
+        )
 
     def _assign(self, staged: StagedCheckpoint, uid: int) -> None:
         """From now on only `uid` may ever hold the slabs of this checkpoint."""
