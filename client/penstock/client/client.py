@@ -332,7 +332,7 @@ def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:
 
 
 def _group(given: object) -> tuple[str, int]:
-    if isinstance(given, tuple) and len(given) == 2:
+    if isinstance(given, (tuple, list)) and len(given) == 2:
         name, size = given
         if isinstance(name, str) and isinstance(size, int):
             return name, size
