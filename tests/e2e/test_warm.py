@@ -350,3 +350,8 @@ def test_the_command_line_evicts(
     assert cli.main(["evict", "--socket-dir", str(daemon.socket_dir), str(path)]) == 0
     assert capsys.readouterr().out == "freed 6.29 MB, in use 0 B\n"
     assert staged(daemon) == set()
+    assert cli.main(["evict", "--socket-dir", str(daemon.socket_dir), str(path)]) == 1
+    assert capsys.readouterr().err == (
+        f"penstock: nothing is staged of {path}; `penstock status` lists what is, by its source\n"
+    )
+    assert cli.main(["evict", "--socket-dir", str(daemon.socket_dir)]) == 0

@@ -216,6 +216,10 @@ def _prefetch(options: argparse.Namespace) -> None:
 def _evict(options: argparse.Namespace) -> None:
     with StreamerClient(options.socket_dir) as client:
         evicted = client.evict(options.source or None)
+    if options.source and not (evicted.freed_bytes or evicted.leased_bytes):
+        raise ValueError(
+            f"nothing is staged of {' '.join(options.source)}; `penstock status` lists what is, by its source"
+        )
     print(f"freed {show_bytes(evicted.freed_bytes)}, in use {show_bytes(evicted.leased_bytes)}")
 
 
