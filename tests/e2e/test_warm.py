@@ -272,6 +272,25 @@ def test_what_is_pinned_stays_whatever_else_needs_the_memory(
     assert "pinned" not in staged(daemon)
 
 
+def test_a_pin_ends_when_a_load_finds_the_checkpoint_changed(
+    daemon: DaemonProcess, write: Checkpoints
+) -> None:
+    path, _ = write("pinned", 5)
+    daemon.client().prefetch(path, pin=True)
+    replacement, changed = write("other", 5)
+    replacement.rename(path)
+    load_and_compare(daemon, path, changed)
+    daemon.wait_idle()
+    (stage,) = daemon.status()["stages"]
+    assert not stage["pinned"]
+    (line,) = [line for line in daemon.log().splitlines() if "changed in storage" in line]
+    assert f"source={path} " in line
+    assert "pinned=True" in line
+    before = daemon.read_bytes()
+    load_and_compare(daemon, path, changed)
+    assert daemon.read_bytes() == before
+
+
 def test_what_is_held_stays_whatever_else_needs_the_memory(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:

@@ -180,7 +180,7 @@ class Bench:
             selection,
             demand,
             key=visit,
-            holder=Holder(uid, 1, "test", 0.0),
+            holder=Holder(uid, 1, "test", asyncio.get_running_loop().time()),
             group=group,
             tenant=None if pin or prefetch else uid,
         )

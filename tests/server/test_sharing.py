@@ -9,12 +9,13 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.server.sharing import Group
+from penstock.server.sharing import Group, superseded
 from penstock.server.stage import SegmentState
 
 from .bench import GROUP, running
 from .support import (
     MIB,
+    ROOT,
     SLAB_BYTES,
     advance,
     bytes_in,
@@ -81,6 +82,50 @@ async def test_an_overwritten_checkpoint_is_read_anew(make: Callable[..., Path])
         make("a", 2)
         new = bench.enter(path)
         assert new.staged is not old.staged
+        await new.read()
+        new.leave()
+        assert list(bench.staging.stages.values()) == [new.staged]
+        assert old.staged.closed
+
+
+@on_clock_loop
+async def test_the_old_version_of_a_checkpoint_goes_when_nobody_holds_it(make: Callable[..., Path]) -> None:
+    """Pinned or not, and whatever else it holds: it cannot be loaded again. Others stay."""
+    paths = [make("a", 1), make("b", 1), make("c", 1)]
+    async with running() as bench:
+        held, pinned = bench.enter(paths[0], paths[1]), bench.enter(paths[1])
+        other = bench.enter(paths[2])
+        for load in (held, pinned, other):
+            await load.read()
+        pinned.staged.pinned = True
+        pinned.leave()
+        other.leave()
+        make("b", 1)
+        new = bench.enter(paths[1])
+        assert pinned.staged.closed
+        assert not held.staged.closed
+        assert not other.staged.closed
+        held.leave()
+        assert held.staged.closed
+        await new.read()
+        new.leave()
+
+
+@on_clock_loop
+async def test_a_load_that_began_earlier_does_not_take_a_newer_version_for_an_old_one(
+    make: Callable[..., Path],
+) -> None:
+    path = make("a", 1)
+    async with running() as bench:
+        began = asyncio.get_running_loop().time()
+        found = bench.catalog.resolve([str(path)], ROOT)
+        advance(1)
+        make("a", 1)
+        new = bench.enter(path)
+        stages = bench.staging.stages.values()
+        assert superseded(stages, found, since=began) == []
+        assert superseded(stages, found, since=new.staged.made_at) == [new.staged]
+        found.close()
         await new.read()
         new.leave()
 

@@ -33,6 +33,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from penstock.server.catalog import Checkpoint
 from penstock.server.errors import (
     CheckpointChangedError,
     MemoryLimitTooSmallError,
@@ -194,6 +195,7 @@ class StagingMachine(RuleBasedStateMachine):
             )
         except MemoryLimitTooSmallError:
             return None
+        self._unpin_old_versions(visit.pieces_of[0])
         if not self.stands_still:
             visit.open_gates()
         client = Client(visit, checkpoint, kind, uid, self.loop.time())
@@ -202,6 +204,14 @@ class StagingMachine(RuleBasedStateMachine):
             self.queue.append(client)
         self.all.append(client)
         return client
+
+    def _unpin_old_versions(self, found: Checkpoint) -> None:
+        versions = {file.uri: file.version for file in found.files}
+        for staged in list(self.pinned):
+            if any(versions.get(file.uri, file.version) != file.version for file in staged.checkpoint.files):
+                self.pinned.remove(staged)
+                assert not staged.pinned
+                assert staged.closed or staged.holders, "memory is kept for what cannot be loaded again"
 
     @rule(client=clients, count=st.sampled_from([1, 2, 99]), release=st.booleans())
     def go_on(self, client: Client, count: int, release: bool) -> None:
@@ -306,6 +316,7 @@ class StagingMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "bench"))
     @invariant()
     def what_is_pinned_stays(self) -> None:
+        """Until it is evicted, or found changed."""
         for staged in self.pinned:
             assert self.bench.staging.stages.get(staged.id) is staged
             assert staged.pinned

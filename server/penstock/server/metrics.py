@@ -103,7 +103,11 @@ METRICS = (
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
     Metric("stage_misses_total", "counter", "Loads and prefetches for which a new stage was made."),
-    Metric("evictions_total", "counter", "Idle checkpoints given up, for their memory or on demand."),
+    Metric(
+        "evictions_total",
+        "counter",
+        "Idle checkpoints given up: for their memory, on demand, or changed in storage.",
+    ),
     Metric("readers", "gauge", "Reader threads."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
     Metric(

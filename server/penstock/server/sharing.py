@@ -1,4 +1,4 @@
-"""Which staged checkpoint a load may share, and whom a window of a group waits for. Pure."""
+"""Which staged checkpoint a load may share, which none can any more, whom a group waits for. Pure."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ def find(
         if (staged.group == name or staged.full) and staged.serves(checkpoint, selection):
             return staged
     return None
+
+
+def superseded(
+    stages: Iterable[StagedCheckpoint], checkpoint: Checkpoint, *, since: float
+) -> list[StagedCheckpoint]:
+    """Those with a file of which `checkpoint`, for a load that began at `since`, found another version: no
+    later load can be served by them. One made after `since` may be the newer one."""
+    now = {file.uri: file.version for file in checkpoint.files}
+    return [
+        staged
+        for staged in stages
+        if staged.made_at <= since
+        and any(now.get(file.uri, file.version) != file.version for file in staged.checkpoint.files)
+    ]
 
 
 def expected_members(

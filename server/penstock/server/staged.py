@@ -76,7 +76,7 @@ class StagedCheckpoint:
         self.error: PenstockError | None = None
         self.closed = False
         self.holders: dict[Hashable, Holder] = {}
-        self.last_used = asyncio.get_running_loop().time()
+        self.made_at = self.last_used = asyncio.get_running_loop().time()
         self.read_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._readers = readers

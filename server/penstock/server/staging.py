@@ -28,7 +28,7 @@ from .metrics import Totals
 from .plan import Selection
 from .pool import SlabPool
 from .reader import ReaderPool
-from .sharing import Group, expected_members, find
+from .sharing import Group, expected_members, find, superseded
 from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
@@ -128,6 +128,7 @@ class Staging:
                 self._assign(staged, tenant)
             return staged
         self._totals.stage_misses += 1
+        self._give_up_old_versions(checkpoint, holder.since)
         staged = StagedCheckpoint(
             checkpoint,
             selection,
@@ -250,6 +251,14 @@ class Staging:
         return (
             staged.started and staged.idle and not staged.pinned and len(staged.slabs) > self.share_left(uid)
         )
+
+    def _give_up_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
+        """Pinned or not: memory is for what can still be loaded, and that no longer can."""
+        old = superseded(self.stages.values(), checkpoint, since=since)
+        for staged in old:
+            line = {"stage": staged.id, "source": ",".join(staged.checkpoint.sources[:3])}
+            event(logger, "changed in storage", line | {"pinned": staged.pinned})
+        self.evict(lambda staged: staged in old)
 
     def _assign(self, staged: StagedCheckpoint, uid: int) -> None:
         """From now on only `uid` may ever hold the slabs of this checkpoint."""
