@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import report
-from contenders import touch
 from daemons import Daemon, clean_environment
+from measure import touch
 
 
 @dataclass(frozen=True, slots=True)
