@@ -128,6 +128,8 @@ def startup(runner: Runner) -> None:
         with Daemon("--memory-limit", str(ONE_GB)) as daemon:
             ready.append(daemon.ready_seconds)
             at_once.append(runner.run("penstock-1gb-views", path, {"1gb": daemon}))
+            # A checkpoint that fits into the limit is still there.
+            daemon.evict()
             daemon.wait_until_populated()
             populated.append(runner.run("penstock-1gb-views", path, {"1gb": daemon}))
     rows = [
