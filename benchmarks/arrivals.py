@@ -15,6 +15,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import report
-from contenders import touch
 from daemons import Daemon, clean_environment
+from measure import touch
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,8 @@ class _Places(logging.Handler):
         self.places: list[int] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "place %d" in str(record.msg) and isinstance(record.args, tuple):
-            self.places.append(int(str(record.args[0])))
+        if told := re.search(r"waiting for staging memory, place (\d+)", record.getMessage()):
+            self.places.append(int(told[1]))
 
 
 def _client(socket_dir: str, path: str, start_fds: tuple[int, int], results: "SimpleQueue[Any]") -> None:

@@ -1,13 +1,4 @@
-"""The loaders that are compared, and the process that measures one of them once.
-
-    python benchmarks/contenders.py CONTENDER PATH... [--socket-dir DIR]
-
-imports torch and the loader, starts the clock, loads, touches and drops every tensor as it comes, and
-prints one JSON object (`Measurement`). Touching reads one byte of every 4 KiB of every tensor and sums them:
-it makes lazily mapped pages real, and the sums of all contenders must agree. A tensor counts when it was
-touched. `--hold` keeps every tensor instead of dropping it, `--untouched` only takes them, and `--barrier`
-lets several processes start at once (`crowd.py`): "ready" on standard output, a line on standard input before
-the clock starts, and the tensors held until standard input ends.
+"""The loaders that are compared, and how each is called; `measure.py` measures one.
 
 What the peers do with memory, since it decides what they cost (read from the packages' source):
 
@@ -24,17 +15,10 @@ What the peers do with memory, since it decides what they cost (read from the pa
   cache; FASTSAFETENSORS_ODIRECT=0 makes it read buffered.
 """
 
-import argparse
-import ctypes
-import dataclasses
 import importlib
-import json
 import mmap
 import os
-import resource
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -43,9 +27,6 @@ import bare_http
 
 if TYPE_CHECKING:
     import torch
-
-PAGE_BYTES = 4096
-SMALL_BYTES = 64 * 1024
 
 Tensors = Iterator[tuple[str, "torch.Tensor"]]
 
@@ -66,29 +47,11 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
-    contender: str
-    tensors: int
-    size_bytes: int
-    checksum: int
-    first_seconds: float
-    last_seconds: float
-    # Of this process while the clock ran, all threads.
-    cpu_seconds: float
-    # What counting and touching as many tensors of the same shapes costs with their bytes in the CPU's cache.
-    touch_cpu_seconds: float
-    # Highest resident set while the clock ran, less the resident set when it started.
-    peak_rss_bytes: int
-    # When the last tensor was there, on the clock that all processes of a machine share.
-    finished_at: float
-
-
-@dataclass(frozen=True, slots=True)
 class Contender:
     """A loader and how to call it.
 
     `prepare` imports, outside the clock, and returns the function that is measured. `daemon` names the daemon
-    of the benchmark that it needs (see `bench.py`). `environment` is added to the process's.
+    of the benchmark that it needs (see `started` in `runner.py`). `environment` is added to the process's.
     """
 
     name: str
@@ -231,10 +194,6 @@ def _raw_http(task: Task) -> Callable[[], Tensors]:
     return load
 
 
-def _stored_bytes(path: str) -> int:
-    return bare_http.object_bytes(path) if path.startswith("s3://") else os.path.getsize(path)
-
-
 # Processes of the scenario in which several load the same checkpoint.
 NODE_PROCESSES = 4
 
@@ -277,148 +236,3 @@ CONTENDERS = {
         Contender("raw-http", "bare loop of ranged GETs", _raw_http, has_checksum=False),
     ]
 }
-
-
-def measure(
-    contender: Contender,
-    task: Task,
-    *,
-    touched: bool = True,
-    held: "list[torch.Tensor] | None" = None,
-    barrier: Callable[[], None] = lambda: None,
-) -> Measurement:
-    """Runs the contender once. `held` gets every tensor; `barrier` returns when the clock may start."""
-    if contender.has_checksum:
-        import torch
-
-        torch.set_num_threads(1)
-    load = contender.prepare(task)
-    first_seconds = 0.0
-    tally = Tally(touched=touched)
-
-    barrier()
-    _reset_peak_rss()
-    rss_before = _status_bytes("VmRSS")
-    cpu_before = _cpu_seconds()
-    start = time.perf_counter()
-    for _, tensor in load():
-        tally.take(tensor)
-        if held is not None:
-            held.append(tensor)
-        if tally.tensors == 1:
-            first_seconds = time.perf_counter() - start
-    # A generator that ran to its end has given everything back: the clock covers that too.
-    last_seconds = time.perf_counter() - start
-    finished_at = time.monotonic()
-    cpu_seconds = _cpu_seconds() - cpu_before
-    peak_rss_bytes = _status_bytes("VmHWM") - rss_before
-
-    return Measurement(
-        contender=contender.name,
-        tensors=tally.tensors,
-        size_bytes=tally.size_bytes or sum(map(_stored_bytes, task.paths)),
-        checksum=tally.checksum,
-        first_seconds=first_seconds,
-        last_seconds=last_seconds,
-        cpu_seconds=cpu_seconds,
-        touch_cpu_seconds=_touch_cpu_seconds(tally.shapes) if tally.tensors >= 1000 else 0.0,
-        peak_rss_bytes=peak_rss_bytes,
-        finished_at=finished_at,
-    )
-
-
-class Tally:
-    """What the benchmark does with every tensor."""
-
-    def __init__(self, *, touched: bool) -> None:
-        self._touched = touched
-        self.tensors = self.size_bytes = self.checksum = 0
-        self.shapes: dict[tuple[torch.Size, torch.dtype], int] = {}
-
-    def take(self, tensor: "torch.Tensor") -> None:
-        if self._touched:
-            self.checksum += touch(tensor)
-        self.tensors += 1
-        self.size_bytes += tensor.nbytes
-        key = (tensor.shape, tensor.dtype)
-        self.shapes[key] = self.shapes.get(key, 0) + 1
-
-
-def touch(tensor: "torch.Tensor") -> int:
-    """The sum of one byte of every page."""
-    import torch
-
-    if tensor.nbytes <= SMALL_BYTES and tensor.is_cpu and tensor.is_contiguous():
-        begin = tensor.data_ptr()  # a fifth of what the calls below cost
-        pages = range(begin, begin + tensor.nbytes, PAGE_BYTES)
-        return sum([ctypes.c_ubyte.from_address(page).value for page in pages])
-    return int(tensor.reshape(-1).view(torch.uint8).numpy()[::PAGE_BYTES].sum(dtype="u8"))
-
-
-def _touch_cpu_seconds(shapes: "dict[tuple[torch.Size, torch.dtype], int]") -> float:
-    import torch
-
-    seconds = 0.0
-    for (shape, dtype), count in shapes.items():
-        tensor = torch.zeros(shape, dtype=dtype)
-        repeats = min(count, 20_000)
-        tally = Tally(touched=True)
-        before = time.thread_time()
-        for _ in range(repeats):
-            tally.take(tensor)
-        seconds += (time.thread_time() - before) * count / repeats
-    return seconds
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _reset_peak_rss() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def _status_bytes(name: str) -> int:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    raise LookupError(name)
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("contender", choices=sorted(CONTENDERS))
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument("--socket-dir")
-    parser.add_argument("--raw-threads", type=int, default=16)
-    parser.add_argument("--raw-block-bytes", type=int, default=8 << 20)
-    parser.add_argument("--hold", action="store_true", help="keep every tensor")
-    parser.add_argument("--untouched", action="store_true", help="read no byte of any tensor")
-    parser.add_argument("--barrier", action="store_true", help="wait for a line, and for the end of input")
-    options = parser.parse_args(arguments)
-    task = Task(options.paths, options.socket_dir, options.raw_threads, options.raw_block_bytes)
-    held: list[torch.Tensor] = []
-    measurement = measure(
-        CONTENDERS[options.contender],
-        task,
-        touched=not options.untouched,
-        held=held if options.hold else None,
-        barrier=_wait_for_line if options.barrier else lambda: None,
-    )
-    print(json.dumps(dataclasses.asdict(measurement)), flush=True)
-    if options.barrier:
-        sys.stdin.read()
-
-
-def _wait_for_line() -> None:
-    print("ready", flush=True)
-    sys.stdin.readline()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

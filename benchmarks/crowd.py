@@ -3,20 +3,18 @@
 import json
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import measure
 import report
 import system
-from contenders import CONTENDERS, NODE_PROCESSES, Measurement
+from contenders import CONTENDERS, NODE_PROCESSES
 from daemons import Daemon, clean_environment
-
-_CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
+from measure import Measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +167,7 @@ class _Crowd:
     """The processes; they end with the context."""
 
     def __init__(self, setup: Setup, files: Sequence[str], daemon: Daemon | None) -> None:
-        command = [sys.executable, _CONTENDERS_SCRIPT, setup.contender, *files, "--barrier"]
+        command = measure.command(setup.contender, files, "--barrier")
         command += ["--hold"] if setup.hold else []
         command += ["--socket-dir", daemon.socket_dir] if daemon else []
         self._name = setup.contender

@@ -1,23 +1,45 @@
-"""What asking a daemon how it is takes: a scrape of its metrics, and the probe of a container."""
+"""The scenario of asking a daemon how it is: a scrape of its metrics, and the probe of a container."""
 
 import contextlib
 import http.client
+import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import make_checkpoint
 import report
-from daemons import clean_environment
+import system
+from daemons import Daemon, clean_environment
+from runner import ONE_GB, Runner, files_of
 
 _SCRAPES = 60
 _PROBES = 10
 _PAUSE_SECONDS = 0.05
 
 
-def scrape_seconds(address: str) -> list[float]:
+def operate(runner: Runner) -> None:
+    path = make_checkpoint.llama_checkpoint(runner.size_bytes)
+    system.fill_page_cache(files_of(path))
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
+        log = Path(directory, "log")
+        with Daemon("--memory-limit", str(ONE_GB), log=log, http_address="127.0.0.1:0") as daemon:
+            daemon.wait_until_populated()
+            address = next(event["http"] for line in log.open() if "http" in (event := json.loads(line)))
+            rows = [
+                ("a scrape, nothing to do", _scrape_seconds(address), "0.02"),
+                ("`penstock health`, nothing to do", _probe_seconds(daemon.socket_dir), "0.3"),
+            ]
+            with _loads(daemon.socket_dir, str(path)):
+                rows.append(("a scrape while a load runs", _scrape_seconds(address), "0.02"))
+    runner.publish_lines("operate", _lines(rows))
+
+
+def _scrape_seconds(address: str) -> list[float]:
     """Of scrapes one after the other on one connection, as Prometheus makes them."""
     connection = http.client.HTTPConnection(address, timeout=30)
     taken = []
@@ -34,7 +56,7 @@ def scrape_seconds(address: str) -> list[float]:
     return taken
 
 
-def probe_seconds(socket_dir: str) -> list[float]:
+def _probe_seconds(socket_dir: str) -> list[float]:
     """Of `penstock health`, from the start of the process to its end."""
     taken = []
     for _ in range(_PROBES):
@@ -51,7 +73,7 @@ def probe_seconds(socket_dir: str) -> list[float]:
 
 
 @contextlib.contextmanager
-def loads(socket_dir: str, path: str) -> Iterator[None]:
+def _loads(socket_dir: str, path: str) -> Iterator[None]:
     """Loads the checkpoint again and again, in a process of its own, for as long as the context lasts."""
     code = (
         "import sys; from penstock.client import StreamerClient\n"
@@ -82,7 +104,7 @@ def loads(socket_dir: str, path: str) -> Iterator[None]:
     drain.join()
 
 
-def lines(rows: Sequence[tuple[str, list[float], str]]) -> list[str]:
+def _lines(rows: Sequence[tuple[str, list[float], str]]) -> list[str]:
     head = ["seconds", "median (range)", "95 %", "target"]
     cells = [
         [what, report.spread(seconds, 4), f"{sorted(seconds)[len(seconds) * 95 // 100]:.4f}", target]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from contenders import CONTENDERS, Measurement
+from contenders import CONTENDERS
 from make_checkpoint import DATA_DIR
+from measure import Measurement
 from system import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"

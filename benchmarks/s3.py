@@ -1,48 +1,38 @@
-"""What `make bench` says about objects: the comparison with a near server, and the curve with a far one."""
+"""The scenario of objects on a near server: loaders, the daemon beside a bare loop, several clients."""
 
-import json
-import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import crowd
 import make_checkpoint
+import objects
 import report
-from contenders import CONTENDERS, Measurement
+import system
+from contenders import CONTENDERS
 from crowd import CrowdRun
-from daemons import Daemon, clean_environment
-from objects import Far, ObjectServer
+from objects import ObjectServer
 from report import Group
-from system import ROOT
+from runner import Runner, compare_measurements, files_of, started, tell
 
-PICTURE = ROOT / "docs" / "s3-latency.png"
-BARE = "raw-http"
-# As `--s3-block-size` and `--s3-concurrency` of penstockd, which has no way to be asked.
-BLOCK_BYTES, CONNECTIONS = 16 << 20, 32
-# What a daemon loads before it is measured: it lives longer than a load, and imports boto3 at its first.
-WARM_UP_BYTES = 50_000_000
-PAIRS = [
+_BARE = "raw-http"
+_S3 = ["penstock-1gb-views", "penstock-1gb", "runai-default", "runai-1gb-views", _BARE]
+_S3_SELDOM = {"penstock-1gb", "runai-default"}
+_PAIRS = [
     ("penstock-1gb-views", "runai-1gb-views"),
     ("penstock-1gb-views", "runai-default"),
     ("penstock-1gb", "runai-default"),
 ]
-NOTE = (
+_NOTE = (
     "nginx on the loopback serves ranges of the checkpoint from the page cache; it shares the machine with "
     "the loaders. The daemon has read something small from it before, since it lives longer than a load. The "
     "bare loop is as many threads as the daemon has connections, each with a keep-alive connection of "
     "`http.client` that reads ranges into memory that is there; it makes no tensors."
 )
-_DELAY_SECONDS, _RATE_BYTES = 0.02, 90_000_000
-_CONNECTIONS = (4, 8, 16, 32)
-_BLOCKS_MIB = (8, 16, 32, 64)
-_CONTENDERS_SCRIPT = str(Path(__file__).with_name("contenders.py"))
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class _Staged:
     """A checkpoint staged by the daemon alone, and the bare loop right after it."""
 
     seconds: float
@@ -51,15 +41,56 @@ class Staged:
     bare_cpu_seconds: float
 
 
-def lines(
+def s3(runner: Runner) -> None:
+    path = make_checkpoint.llama_checkpoint(runner.size_bytes)
+    names = runner.chosen(_S3)
+    groups, crowds, staged = [], [], []
+    for title, tls in (("HTTP", False), ("HTTPS", True)):
+        with objects.Near(tls=tls) as server:
+            with runner.daemons(names, path, server) as daemons:
+                runs = runner.alternate(
+                    names, path, daemons, before=system.fill_page_cache, seldom=_S3_SELDOM, server=server
+                )
+            groups.append(Group(title, runs))
+            if _BARE in names:
+                staged.append((title, _stage(runner, path, server)))
+            if crowd.WINDOW.contender in runner.contenders:
+                with started("1gb", path, server) as daemon:
+                    uris = [server.uri(file) for file in files_of(path)]
+                    crowds.append((title, crowd.run(crowd.WINDOW, uris, daemon)))
+    measurements = {title: run.measurements for title, run in crowds}
+    for group in groups:
+        for name in set(group.runs) - {_BARE}:
+            measurements[f"{group.title}, {name}"] = [run.measurement for run in group.runs[name]]
+    compare_measurements(measurements)
+    runner.publish("s3", groups, _PAIRS, _NOTE, _lines(groups, staged, crowds))
+
+
+def _stage(runner: Runner, path: Path, server: ObjectServer) -> list[_Staged]:
+    """Nothing but the daemon, beside the bare loop: neither makes tensors."""
+    rounds = []
+    with started("roomy", path, server) as daemon:
+        for _ in range(runner.rounds):
+            cpu_before = daemon.cpu_seconds()
+            seconds = sum(daemon.prefetch(server.uri(file)) for file in files_of(path))
+            cpu_seconds = daemon.cpu_seconds() - cpu_before
+            daemon.evict()
+            bare = runner.run(_BARE, path, {}, server=server).measurement
+            rounds.append(_Staged(seconds, cpu_seconds, bare.last_seconds, bare.cpu_seconds))
+            tell("staged by the daemon", len(rounds), seconds)
+            tell("bare loop beside it", len(rounds), bare.last_seconds)
+    return rounds
+
+
+def _lines(
     groups: Sequence[Group],
-    staged: Sequence[tuple[str, Sequence[Staged]]],
+    staged: Sequence[tuple[str, Sequence[_Staged]]],
     crowds: Sequence[tuple[str, CrowdRun]],
 ) -> list[str]:
     """The daemon beside the bare loop, CPU, and several clients at once."""
     compared = []
     for group in groups:
-        ours, bare = group.runs.get("penstock-1gb-views"), group.runs.get(BARE)
+        ours, bare = group.runs.get("penstock-1gb-views"), group.runs.get(_BARE)
         if ours and bare:
             factors = report.ratios(
                 [run.measurement.last_seconds for run in bare], [run.measurement.last_seconds for run in ours]
@@ -89,130 +120,3 @@ def lines(
     ]
     head = ["CPU seconds for a GB, client and daemon, without the server", "median (range)"]
     return [*compared, *together, "", *report.markdown_table(head, rows)]
-
-
-def warm_up(daemon: Daemon, server: ObjectServer) -> None:
-    daemon.prefetch(server.uri(make_checkpoint.llama_checkpoint(WARM_UP_BYTES)))
-    daemon.evict()
-
-
-@dataclass(slots=True)
-class Point:
-    """So many connections and blocks of that size, against the far server."""
-
-    connections: int
-    block_mib: int
-    # Bytes a second, round by round.
-    daemon_rates: list[float] = field(default_factory=list)
-    bare_rates: list[float] = field(default_factory=list)
-
-    @property
-    def imposed_rate(self) -> float:
-        return self.connections * _RATE_BYTES
-
-    @property
-    def possible_rate(self) -> float:
-        """What the delay before each block leaves of it."""
-        block_bytes = self.block_mib << 20
-        return self.connections * block_bytes / (_DELAY_SECONDS + block_bytes / _RATE_BYTES)
-
-
-def curve(path: Path, *, rounds: int, tell: Callable[[str, int, float], None]) -> list[Point]:
-    """Stages the checkpoint, and reads it bare, with every number of connections and size of blocks."""
-    points = []
-    with Far(delay_seconds=_DELAY_SECONDS, rate_bytes=_RATE_BYTES) as server:
-        uri = server.uri(path)
-        size_bytes = path.stat().st_size
-        for connections in _CONNECTIONS:
-            for block_mib in _BLOCKS_MIB:
-                point = Point(connections, block_mib)
-                points.append(point)
-                flags = ["--memory-limit", str(size_bytes * 21 // 20), "--s3-concurrency", str(connections)]
-                flags += ["--s3-block-size", f"{block_mib}MiB"]
-                with Daemon(*flags, environment=server.environment()) as daemon:
-                    daemon.wait_until_populated()
-                    warm_up(daemon, server)
-                    # Four connections take long and decide little.
-                    for number in range(rounds if connections > 4 else 1):
-                        seconds = daemon.prefetch(uri)
-                        daemon.evict()
-                        point.daemon_rates.append(size_bytes / seconds)
-                        tell(f"daemon, {connections} connections, {block_mib} MiB", number + 1, seconds)
-                        seconds = _bare_seconds(uri, point, server.environment())
-                        point.bare_rates.append(size_bytes / seconds)
-                        tell(f"bare loop, {connections} connections, {block_mib} MiB", number + 1, seconds)
-    return points
-
-
-def _bare_seconds(uri: str, point: Point, environment: dict[str, str]) -> float:
-    command = [sys.executable, _CONTENDERS_SCRIPT, BARE, uri]
-    command += ["--raw-threads", str(point.connections), "--raw-block-bytes", str(point.block_mib << 20)]
-    finished = subprocess.run(
-        command,
-        env=clean_environment() | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return Measurement(**json.loads(finished.stdout.splitlines()[-1])).last_seconds
-
-
-def curve_lines(points: Sequence[Point]) -> list[str]:
-    rows = [
-        [
-            f"{point.connections}",
-            f"{point.block_mib} MiB",
-            report.spread([rate / 1e6 for rate in point.daemon_rates], 0),
-            report.spread([rate / 1e6 for rate in point.bare_rates], 0),
-            f"{point.possible_rate / 1e6:.0f}",
-            f"{statistics.median(point.daemon_rates) / point.imposed_rate:.2f}",
-        ]
-        for point in points
-    ]
-    head = [
-        "connections",
-        "blocks",
-        "daemon MB/s",
-        "bare loop MB/s",
-        "possible MB/s",
-        "of connections x rate",
-    ]
-    return [
-        f"Every answer is {_DELAY_SECONDS * 1e3:.0f} ms late, and a connection gets "
-        f"{_RATE_BYTES / 1e6:.0f} MB/s (SO_MAX_PACING_RATE of the server's socket). The daemon stages the "
-        "checkpoint into populated memory (`prefetch`). Possible is what the delay before each block leaves "
-        f"of {_RATE_BYTES / 1e6:.0f} MB/s; the server shares the machine.",
-        "",
-        f"![Rate over connections and block sizes]({PICTURE.name})",
-        "",
-        *report.markdown_table(head, rows),
-    ]
-
-
-def draw(points: Sequence[Point]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
-    colours = ["#b9d4ea", "#7fb2d9", "#3f86bf", "#1f5f99"]
-    for block_mib, colour in zip(_BLOCKS_MIB, colours, strict=True):
-        chosen = [point for point in points if point.block_mib == block_mib]
-        rates = [statistics.median(point.daemon_rates) / 1e9 for point in chosen]
-        bare = [statistics.median(point.bare_rates) / 1e9 for point in chosen]
-        places = [point.connections for point in chosen]
-        axes.plot(places, rates, "o-", color=colour, label=f"daemon, {block_mib} MiB")
-        axes.plot(places, bare, "x:", color=colour, alpha=0.8)
-    ceiling = [connections * _RATE_BYTES / 1e9 for connections in _CONNECTIONS]
-    axes.plot(_CONNECTIONS, ceiling, "--", color="#888888", label="connections x 90 MB/s")
-    axes.plot([], [], "x:", color="#888888", label="bare loops")
-    axes.set_xticks(_CONNECTIONS)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("connections")
-    axes.set_ylabel("GB/s")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
-    figure.savefig(PICTURE, dpi=110)
-    pyplot.close(figure)
