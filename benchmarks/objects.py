@@ -171,6 +171,8 @@ class Far(ObjectServer):
 def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> None:
     connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate_bytes)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # BBR, where it is the default, takes a late answer of the loopback for a full network, for seconds.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     with connection, connection.makefile("rb") as requests:
         while line := requests.readline():
             method, target, _ = line.decode().split()

@@ -26,7 +26,7 @@ ONE_GB = 10**9
 SELDOM_ROUNDS = 3
 # As `--block-size`, `--s3-block-size` and `--s3-concurrency` of penstockd, which has no way to be asked.
 _BLOCK_BYTES = 8 << 20
-_S3_BLOCK_BYTES, _S3_CONNECTIONS = 16 << 20, 32
+_S3_BLOCK_BYTES, _S3_CONNECTIONS = 32 << 20, 32
 # What a daemon loads from a server before it is measured: it lives longer than a load.
 _WARM_UP_BYTES = 50_000_000
 

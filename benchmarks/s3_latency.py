@@ -43,7 +43,7 @@ class _Point:
 
 
 def s3latency(runner: Runner) -> None:
-    path = make_checkpoint.llama_checkpoint(runner.size_bytes // 2)
+    path = make_checkpoint.llama_checkpoint(runner.size_bytes)
     system.fill_page_cache(files_of(path))
     points = _curve(path, rounds=min(runner.rounds, SELDOM_ROUNDS))
     if runner.write_page:

@@ -45,7 +45,9 @@ def root_file_system(top: Path, mounts: Iterable[Mount]) -> list[str]:
     It holds the interpreter and the `mounts`, an empty /tmp, and an empty /dev/shm of 64 KiB.
     """
     lines = ["set -e", f"mount -t tmpfs -o mode=755 tmpfs {top}"]
-    for mount in (*(Mount(path, str(path), read_only=True) for path in interpreter()), *mounts):
+    every = [*(Mount(path, str(path), read_only=True) for path in interpreter()), *mounts]
+    # Outer ones first: a volume on /tmp must not hide a checkout that lies below it.
+    for mount in sorted(every, key=lambda mount: len(Path(mount.place).parts)):
         target = shlex.quote(f"{top}{mount.place}")
         make = "mkdir -p" if mount.source.is_dir() else f"mkdir -p $(dirname {target}) && touch"
         lines.append(f"{make} {target} && mount --bind {shlex.quote(str(mount.source))} {target}")

@@ -51,8 +51,9 @@ def test_a_fault_of_any_page_costs_no_object(
     ]
     load_and_compare(daemon, bucket.uri("models/"), tensors)
     assert (len(first.hits), len(second.hits)) == (1, 1)
-    again = 0 if name == "bytes after the body" else 1
-    assert [len(rule.hits) for rule in rest] == [again, again], "a page that had come was asked for again"
+    # Whether those bytes come before the connection is used again, and end it, or are an answer is chance.
+    again = {0, 1} if name == "bytes after the body" else {1}
+    assert {len(rule.hits) for rule in rest} <= again, "a page that had come was asked for again"
 
 
 @pytest.mark.parametrize("name", [*(name for name in LASTING if name not in OF_RANGES), "200 and nothing"])

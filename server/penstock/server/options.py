@@ -127,7 +127,7 @@ _OPTIONS = (
         "N",
         ("RUNAI_STREAMER_CONCURRENCY",),
     ),
-    _Option("--s3-block-size", "16MiB", values.block_size, "bytes asked of S3 in one request", "SIZE"),
+    _Option("--s3-block-size", "32MiB", values.block_size, "bytes asked of S3 in one request", "SIZE"),
     _Option(
         "--s3-retries",
         "8",
