@@ -1,6 +1,7 @@
 """Scenarios in which one process loads a checkpoint, from a disk or from the page cache."""
 
 import statistics
+from pathlib import Path
 
 import make_checkpoint
 import report
@@ -38,6 +39,7 @@ _WARM_SELDOM = {
 }
 _RAW = "raw-o-direct"
 _COLD = ["penstock-1gb-views", "penstock-1gb", "runai-default", "runai-1gb", "safetensors-load"]
+_COLD_HUGE = ["penstock-1gb-views"]
 _COLD_SELDOM = {"runai-default", "runai-1gb", "safetensors-load"}
 _AGAIN = ["penstock-again", "runai-default", "runai-1gb", "safetensors-load"]
 _SMALL = [
@@ -68,9 +70,22 @@ def warm(runner: Runner) -> None:
 
 
 def cold(runner: Runner) -> None:
-    """Each run lies between two raw reads and is compared with these: the rate of a disk changes."""
     path = make_checkpoint.llama_checkpoint(runner.size_bytes)
-    names = runner.chosen(_COLD)
+    groups, compared = [], []
+    for number, setting in enumerate(_settings()):
+        names = runner.chosen(_COLD if number == 0 else _COLD_HUGE)
+        with system.shmem_huge_pages_set_to(setting):
+            runs, lines = _between_raw_reads(runner, path, names)
+        groups.append(Group(f"shmem_enabled={setting}", runs))
+        compared += [f"- {setting}: {line}" for line in lines]
+    note = "Before every run the checkpoint's pages are dropped from the page cache."
+    runner.publish("cold", groups, [], note, compared)
+
+
+def _between_raw_reads(
+    runner: Runner, path: Path, names: list[str]
+) -> tuple[dict[str, list[Run]], list[str]]:
+    """Each run lies between two raw reads and is compared with these: the rate of a disk changes."""
     runs: dict[str, list[Run]] = {name: [] for name in [_RAW, *names]}
     raw_seconds: dict[str, list[float]] = {name: [] for name in names}
 
@@ -90,25 +105,27 @@ def cold(runner: Runner) -> None:
             raw_before = raw_after
     compare_checksums(runs)
     own_seconds = {name: [run.measurement.last_seconds for run in runs[name]] for name in names}
-    compared = [
-        f"- {CONTENDERS[name].label}: {report.ratios(raw_seconds[name], own_seconds[name])} of the rate "
+    return runs, [
+        f"{CONTENDERS[name].label}: {report.ratios(raw_seconds[name], own_seconds[name])} of the rate "
         "of the raw reads right before and after it"
         for name in names
     ]
-    note = "Before every run the checkpoint's pages are dropped from the page cache."
-    runner.publish("cold", [Group("", runs)], [], note, compared)
+
+
+def _settings() -> list[str]:
+    """Of huge pages for shared memory: the machine's, and what else may be measured. Only the first is for
+    all loaders, as it is nothing to the others."""
+    settings = [system.shmem_huge_pages()]
+    if system.may_set_shmem_huge_pages():
+        settings += [other for other in ("never", "advise") if other not in settings]
+    return settings
 
 
 def again(runner: Runner) -> None:
     path = make_checkpoint.llama_checkpoint(runner.size_bytes)
-    names = runner.chosen(_AGAIN)
-    settings = [system.shmem_huge_pages()]
-    if system.may_set_shmem_huge_pages():
-        settings += [other for other in ("never", "advise") if other not in settings]
     groups = []
-    for setting in settings:
-        # The setting is nothing to the others.
-        names = names if setting == settings[0] else runner.chosen(["penstock-again"])
+    for number, setting in enumerate(_settings()):
+        names = runner.chosen(_AGAIN if number == 0 else ["penstock-again"])
         with system.shmem_huge_pages_set_to(setting), runner.daemons(names, path) as daemons:
             if "roomy" in daemons:
                 # The load that the measured ones find in the staging buffer.
