@@ -39,7 +39,7 @@ _WARM_SELDOM = {
 }
 _RAW = "raw-o-direct"
 _COLD = ["penstock-1gb-views", "penstock-1gb", "runai-default", "runai-1gb", "safetensors-load"]
-_COLD_HUGE = ["penstock-1gb-views"]
+_COLD_OURS = ["penstock-1gb-views"]
 _COLD_SELDOM = {"runai-default", "runai-1gb", "safetensors-load"}
 _AGAIN = ["penstock-again", "runai-default", "runai-1gb", "safetensors-load"]
 _SMALL = [
@@ -73,7 +73,7 @@ def cold(runner: Runner) -> None:
     path = make_checkpoint.llama_checkpoint(runner.size_bytes)
     groups, compared = [], []
     for number, setting in enumerate(_settings()):
-        names = runner.chosen(_COLD if number == 0 else _COLD_HUGE)
+        names = runner.chosen(_COLD if number == 0 else _COLD_OURS)
         with system.shmem_huge_pages_set_to(setting):
             runs, lines = _between_raw_reads(runner, path, names)
         groups.append(Group(f"shmem_enabled={setting}", runs))

@@ -116,11 +116,13 @@ def long_body(extra: bytes) -> Fault:
 
 
 def trailing_garbage(extra: bytes) -> Fault:
-    """Bytes after the body that nobody announced, where the next answer would begin."""
+    """Bytes after the body that nobody announced, where the next answer would begin. They come with it: when
+    the next request is sent, they are there."""
 
     def fault(exchange: Exchange) -> None:
-        exchange.pass_on()
-        exchange.send_body(extra)
+        answer = exchange.upstream()
+        announced = answer.with_header("Content-Length", str(len(answer.body)))
+        exchange.send(replace(announced, body=answer.body + extra))
 
     return fault
 
@@ -147,14 +149,12 @@ def content_range(value: str) -> Fault:
     return lambda exchange: exchange.send(exchange.upstream().with_header("Content-Range", value))
 
 
-def short_lists(entries: int) -> Fault:
-    """A server that lists so many objects at a time."""
+def short_lists(entries: int, page: Fault = Exchange.pass_on) -> Fault:
+    """A server that lists so many objects at a time; what `page` makes of that."""
 
     def fault(exchange: Exchange) -> None:
         request = exchange.request
-        Exchange.pass_on(
-            replace(exchange, request=replace(request, target=f"{request.target}&max-keys={entries}"))
-        )
+        page(replace(exchange, request=replace(request, target=f"{request.target}&max-keys={entries}")))
 
     return fault
 

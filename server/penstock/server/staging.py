@@ -256,8 +256,9 @@ class Staging:
         """Pinned or not: memory is for what can still be loaded, and that no longer can."""
         old = superseded(self.stages.values(), checkpoint, since=since)
         for staged in old:
-            line = {"stage": staged.id, "source": ",".join(staged.checkpoint.sources[:3])}
-            event(logger, "changed in storage", line | {"pinned": staged.pinned})
+            source = ",".join(staged.checkpoint.sources[:3])
+            fields = {"stage": staged.id, "source": source, "pinned": staged.pinned}
+            event(logger, "changed in storage", fields)
         self.evict(lambda staged: staged in old)
 
     def _assign(self, staged: StagedCheckpoint, uid: int) -> None:
