@@ -108,14 +108,18 @@ class LocalFile:
     def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
         """Copies what the page cache has from `offset` on; returns the position reached.
 
-        Asking for pages that are not cached makes some kernels begin to read as many ahead, and these would
-        be read twice: so one page is asked for before the others.
+        Asking for pages that are not cached makes some kernels read as many ahead, which then are read twice,
+        or through the page cache. So the kernel is asked whether it has the first; where it does not say, one
+        page is asked for before the others.
         """
         position = offset
         try:
             while position < end:
+                cached = linux.page_is_cached(self._fd, position)
+                if cached is False:
+                    break
                 rest = without(views, position - offset)
-                if end - position > linux.PAGE_BYTES:
+                if cached is None and end - position > linux.PAGE_BYTES:
                     os.preadv(self._fd, [rest[0][: linux.PAGE_BYTES]], position, os.RWF_NOWAIT)
                 count = os.preadv(self._fd, rest, position, os.RWF_NOWAIT)
                 if count == 0:
