@@ -271,14 +271,20 @@ def test_moto_finds_the_signatures_right(
     assert_no_secret(daemon.log(), secrets=[keys.access_key, keys.secret])
 
 
+@pytest.mark.parametrize(
+    ("allowed", "asked", "needed"),
+    [("s3:ListBucket", KEY, "s3:GetObject"), ("s3:GetObject", "models/", "s3:ListBucket")],
+)
 def test_moto_refuses_what_a_policy_does_not_allow(
-    start_with: StartWith, moto: MotoServer, bucket: Bucket
+    start_with: StartWith, moto: MotoServer, bucket: Bucket, allowed: str, asked: str, needed: str
 ) -> None:
-    keys = user(moto, "penstock-lister", ["s3:ListBucket"])
+    keys = user(moto, f"penstock-{allowed[3:]}", [allowed])
     bucket.put_random(KEY)
     daemon = start_with(AWS_ACCESS_KEY_ID=keys.access_key, AWS_SECRET_ACCESS_KEY=keys.secret)
     with moto.verified():
-        message = refused(daemon, bucket.uri(KEY), errors.AccessDeniedError, bucket.name, KEY, "s3:GetObject")
+        message = refused(
+            daemon, bucket.uri(asked), errors.AccessDeniedError, bucket.name, asked, f"need {needed} for"
+        )
     assert_no_secret(message, daemon.log(), secrets=[keys.access_key, keys.secret])
 
 

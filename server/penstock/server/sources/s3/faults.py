@@ -45,9 +45,14 @@ _THROTTLED = frozenset(
     }
 )
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
+_MAY_NOT_READ = (
+    "penstockd's credentials need s3:GetObject for it (and s3:ListBucket for the bucket: without that a "
+    "missing key looks like this too)"
+)
+_MAY_NOT_LIST = (
+    "penstockd's credentials need s3:ListBucket for the bucket; without it, name the files one by one"
+)
 _REMEDIES = {
-    "AccessDenied": "penstockd's credentials need s3:GetObject for it (and s3:ListBucket for the bucket: "
-    "without that a missing key looks like this too)",
     "AllAccessDisabled": "the bucket's owner has disabled all access to it",
     "InvalidAccessKeyId": "S3 does not know penstockd's access key; check its credentials and its endpoint",
     "SignatureDoesNotMatch": "check penstockd's secret key, and that no proxy changes requests",
@@ -94,8 +99,8 @@ class Answer:
         return f"HTTP {self.status}{code} (request id {self.request_id or 'not given'})"
 
 
-def failure(answer: Answer, location: Location) -> PenstockError | Transient:
-    """What an error answer to a GET or HEAD means."""
+def failure(answer: Answer, location: Location, *, listing: bool = False) -> PenstockError | Transient:
+    """What an error answer to a GET or HEAD means, or to a request for a list."""
     status, code = answer.status, answer.code
     if status == 429 or code in _THROTTLED:
         return Transient("throttled", str(answer), retry_after_seconds=answer.retry_after_seconds)
@@ -113,9 +118,8 @@ def failure(answer: Answer, location: Location) -> PenstockError | Transient:
         remedy = "penstockd's credentials have expired and could not be renewed; refresh them"
         return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
     if status in (401, 403) or code in _REMEDIES:
-        return AccessDeniedError(
-            f"{said}; {_REMEDIES.get(code, _REMEDIES['AccessDenied'])}", file=location.uri
-        )
+        remedy = _REMEDIES.get(code, _MAY_NOT_LIST if listing else _MAY_NOT_READ)
+        return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
     if status == 404:
         what, details = "it", {"file": location.uri}
         if code == "NoSuchBucket":

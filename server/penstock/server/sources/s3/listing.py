@@ -40,4 +40,4 @@ def _ask_page(requests: Requests, directory: Location, token: str) -> Page:
         if isinstance(answer, Page):
             return answer
         if answer.code not in EXPIRED or not requests.account.renewed(directory, identity):
-            raise failure(answer, directory)
+            raise failure(answer, directory, listing=True)
