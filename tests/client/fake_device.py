@@ -18,7 +18,7 @@ import ctypes
 import random
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -126,7 +126,11 @@ class FakeDevice:
             self.pinned_bytes -= buffer.nbytes
         buffer.fill_(POISON)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for target, source in pairs:
+            self._copy(target, source)
+
+    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         self.on_copy()
         to, at, size_bytes = target.data_ptr(), source.data_ptr(), source.nbytes
         if target.nbytes != size_bytes:

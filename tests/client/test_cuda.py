@@ -329,6 +329,27 @@ def test_a_device_that_cannot_pin_leaves_nothing_behind(
     daemon.await_leases_closed()
 
 
+def test_a_device_that_fails_for_good_does_not_keep_the_lease(
+    start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    device = FakeDevice()
+    monkeypatch.setattr(cuda, "open_device", lambda wanted: device)
+    daemon = start_daemon(TENSORS)
+    load = StreamerClient(daemon.socket_dir).load("/x", device="cuda:0")
+    tensors = iter(load)
+    next(tensors)
+    monkeypatch.setattr(device, "settle", fault)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        load.close()
+    assert daemon.ended.get(timeout=10) != "ok"
+    del load, tensors
+    gc.collect()
+    daemon.await_leases_closed()
+
+
 def test_several_loads_at_once_share_a_device(
     start_daemon: StartDaemon, use_device: Callable[..., FakeDevice]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from penstock.client.errors import ProtocolError
-from penstock.client.mapping import Mapping
+from penstock.client.mapping import Mapping, keep_from_children, map_anonymous, populate, unmap
 
 from .fake_daemon import FUTURE_WRITE, GROW, SHRINK, SLAB_BYTES, make_slab
 
@@ -175,3 +175,24 @@ def test_a_failure_while_slabs_come_unmaps_what_was_mapped() -> None:
 def test_the_array_type_has_the_length_of_the_mapping() -> None:
     mapping = map_slabs([b"a"], False, Released())
     assert ctypes.sizeof(mapping.array) == SLAB_BYTES
+
+
+def test_pages_of_a_buffer_are_taken_at_once_and_stay_with_this_process() -> None:
+    size_bytes = 4 << 20
+    address = map_anonymous(size_bytes)
+    try:
+        populate(address, size_bytes)
+        keep_from_children(address, size_bytes)
+        area = memory_area(address)
+        assert area["Rss"] == f"{size_bytes >> 10} kB"
+        assert "dc" in area["VmFlags"].split()  # not copied by fork
+    finally:
+        unmap(address, size_bytes)
+
+
+def memory_area(address: int) -> dict[str, str]:
+    """What the kernel says of the area that starts there."""
+    _, _, after = Path("/proc/self/smaps").read_text().partition(f"\n{address:x}-")
+    lines = after.splitlines()[1:]
+    end = next(i for i, line in enumerate([*lines, "0-0"]) if "-" in line.split()[0])
+    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines[:end])}

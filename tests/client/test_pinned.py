@@ -15,7 +15,7 @@ def send(device: FakeDevice, ring: PinnedRing, target: torch.Tensor, value: int)
     """Fills a buffer, starts its copy, gives it back."""
     buffer = ring.take()
     buffer.fill_(value)
-    device.copy(target, buffer)
+    device.copy([(target, buffer)])
     ring.put(buffer, device.record())
     return buffer
 
@@ -76,7 +76,7 @@ def test_closing_wakes_who_waits_and_unpins_what_is_taken_when_it_comes_back() -
     taker.join(10)
     assert outcome == [RingClosedError]
     assert device.pinned_bytes == 4096
-    device.copy(device.allocate(4096), buffer)
+    device.copy([(device.allocate(4096), buffer)])
     ring.put(buffer, device.record())
     assert device.pinned_bytes == 0
     assert device.violations == []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -44,18 +45,19 @@ class CudaDevice:
         self._stream = _stream_of_copies(index)
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
-        with torch.cuda.stream(self._stream):
+        with self._copying():
             return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
 
     def pin(self, size_bytes: int) -> torch.Tensor:
         address = mapping.map_anonymous(size_bytes)
+        # The driver would take the pages one by one, and under a lock of its own.
+        mapping.populate(address, size_bytes)
+        mapping.keep_from_children(address, size_bytes)
         with torch.cuda.device(self._device):
             failure = int(_cudart().cudaHostRegister(address, size_bytes, 0))
             if failure:
                 mapping.unmap(address, size_bytes)
-                # The driver reports the failure a second time, to whatever is launched next by this thread.
-                with contextlib.suppress(RuntimeError):
-                    torch.zeros(1, device=self._device)
+                self._forget_failure()
                 raise RuntimeError(
                     f"CUDA cannot pin {size_bytes} bytes of host memory (error {failure}); "
                     "PENSTOCK_PINNED_BYTES sets how much a load may pin"
@@ -67,14 +69,16 @@ class CudaDevice:
         address, size_bytes = buffer.data_ptr(), buffer.nbytes
         with torch.cuda.device(self._device):
             failure = int(_cudart().cudaHostUnregister(address))
-        if failure:  # then its pages must stay: the device may still use them
-            raise RuntimeError(f"CUDA cannot give {size_bytes} pinned bytes back (error {failure})")
+            if failure:  # then its pages must stay: the device may still use them
+                self._forget_failure()
+                raise RuntimeError(f"CUDA cannot give {size_bytes} pinned bytes back (error {failure})")
         mapping.unmap(address, size_bytes)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        # The caller may have been in inference mode when it allocated the target; this thread is not.
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
+    def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        # The caller may have been in inference mode when it allocated the targets; this thread is not.
+        with torch.inference_mode(), self._copying():
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
 
     def record(self) -> Event:
         # Who waits for it sleeps instead of spinning.
@@ -89,6 +93,18 @@ class CudaDevice:
 
     def settle(self) -> None:
         self._stream.synchronize()
+
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[None]:
+        # The device first: a stream's context on its own goes back to the device before by a call that
+        # creates a CUDA context there, which takes half a gigabyte of a GPU that this load does not use.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            yield
+
+    def _forget_failure(self) -> None:
+        # The driver reports a failure a second time, to whatever is launched next by this thread.
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self._device)
 
 
 @functools.cache

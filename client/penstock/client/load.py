@@ -17,6 +17,7 @@ close       at the end, or wherever the caller stops: the call, the channel, the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -322,8 +323,9 @@ def _release(stream: Stream, segment: pb.SegmentReady) -> None:
 
 
 def _close_all(streams: list[Stream], copies: CopyPool, transfer: Transfer | None) -> None:
-    if transfer is not None:
-        transfer.close()
-    copies.close()
-    for stream in streams:
-        stream.close()
+    with contextlib.ExitStack() as stack:  # a device that failed keeps nothing else from being given back
+        for stream in streams:
+            stack.callback(stream.close)
+        stack.callback(copies.close)
+        if transfer is not None:
+            stack.callback(transfer.close)

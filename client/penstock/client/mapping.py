@@ -27,6 +27,7 @@ from .written import may_be_written
 
 _HUGE_PAGE_BYTES = 2 * 1024 * 1024
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # not in `mmap`; the same on x86-64 and arm64
+_MADV_POPULATE_WRITE = 23
 _PROT_NONE = 0
 _F_GET_SEALS = 1034
 _SEALS = 0x2 | 0x4 | 0x10  # SHRINK, GROW, FUTURE_WRITE
@@ -138,6 +139,17 @@ def map_anonymous(size_bytes: int) -> int:
         raise _os_error(f"cannot map {size_bytes} bytes")
     _madvise(address, size_bytes, mmap.MADV_HUGEPAGE)
     return int(address)
+
+
+def populate(address: int, size_bytes: int) -> None:
+    """Takes the pages of a writable range now, where the kernel does that on request (Linux 5.14)."""
+    _madvise(address, size_bytes, _MADV_POPULATE_WRITE)
+
+
+def keep_from_children(address: int, size_bytes: int) -> None:
+    """Forked processes do not get the range, so its pages never move while a device reads them."""
+    if _madvise(address, size_bytes, mmap.MADV_DONTFORK):
+        raise _os_error("cannot keep memory from forked processes")
 
 
 def unmap(address: int, size_bytes: int) -> None:

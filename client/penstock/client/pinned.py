@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -36,8 +37,8 @@ class Device(Protocol):
     def unpin(self, buffer: torch.Tensor) -> None:
         """Gives memory of `pin()` back; no copy from it may be under way."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Starts a copy from pinned memory to the device."""
+    def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Starts copies to targets on the device, each from its source in pinned memory."""
 
     def record(self) -> Event:
         """An event behind all copies that this thread has started."""
