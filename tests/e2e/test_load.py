@@ -30,11 +30,12 @@ def test_every_limit_mode_yields_the_file_s_bytes(
 ) -> None:
     path, tensors = checkpoint
     daemon = start_daemon("--memory-limit", limit)
-    for _ in range(2):
+    for again in (False, True):
         with daemon.client().load(path, owned=owned) as load:
             same(load, tensors)
             assert load.metadata == {"format": "pt"}
             assert load.stats.bytes == 40 * MIB
+            assert load.stats.read_bytes == (0 if again and limit in ("-1", "64MiB") else 40 * MIB)
     peak = daemon.status()["staging"]["peak_bytes"]
     assert (
         peak <= {"-1": 64 * MIB, "0": 6 * MIB, "8MiB": 8 * MIB, "16MiB": 16 * MIB, "64MiB": 64 * MIB}[limit]

@@ -99,6 +99,8 @@ class Admission:
         self.waited_seconds = 0.0
         self.warm_segments: frozenset[int] = frozenset()
         """Segments that were in the staging buffer already when it came."""
+        self.read_before = 0
+        """Bytes that had been read into it until then."""
         self.was_warm = False
         """All it asked for was."""
         self.finished = False
@@ -197,6 +199,7 @@ class Admission:
             tenant=tenant,
         )
         self.warm_segments = staged.ready_segments()
+        self.read_before = staged.read_bytes
         self.caller.on_close(functools.partial(staged.leave, self))
         return staged
 

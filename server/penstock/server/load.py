@@ -82,13 +82,12 @@ class Load(Admission):
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
             checkpoint, selection, staged = await self._enter(emit, tenant=self.caller.uid)
-            read_before = staged.read_bytes
             pieces = staged.pieces(checkpoint, selection)
             await self._hand_off(staged)
             await emit(await self._manifest(staged, checkpoint, selection, pieces))
             await self._deliver(staged, pieces, emit)
             self.finished = True
-            await emit(Finished(self.waited_seconds, staged.read_bytes - read_before))
+            await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
         finally:
             if self.staged is not None and not self._handed_off:
                 self.staged.leave(self)
