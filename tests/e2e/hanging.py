@@ -1,9 +1,9 @@
 """penstockd, of which a part hangs for real until somebody opens the pipe's other end.
 
-    hanging.py PIPE start|loop|readers FLAGS...
+    hanging.py PIPE start|loop|readers|shm FLAGS...
 
 `start`: the event loop, before the first client is served. `loop`: the event loop, at SIGUSR1. `readers`:
-every read of a file.
+every read of a file. `shm`: whatever opens a path in /dev/shm, a mount of its own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,17 @@ def hanging_first(call: Callable[..., Any], pipe: str, threads: str) -> Callable
     return wrapped
 
 
+def hanging_in(directory: str, call: Callable[..., int], pipe: str) -> Callable[..., int]:
+    """`call`, which hangs first for paths in `directory`."""
+
+    def wrapped(path: str, *arguments: Any) -> int:
+        if path.startswith(directory):
+            hang(pipe)
+        return call(path, *arguments)
+
+    return wrapped
+
+
 async def serve(pipe: str, part: str, flags: list[str]) -> None:
     config = load_config(flags, os.environ, memory_bound)
     log.set_up(as_json=False, level=config.log_level)
@@ -45,6 +56,8 @@ async def serve(pipe: str, part: str, flags: list[str]) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, hang, pipe)
     elif part == "start":
         handoff.HandoffServer.start = hanging_first(handoff.HandoffServer.start, pipe, "Main")  # type: ignore[method-assign]
+    elif part == "shm":
+        file.open_path = hanging_in("/dev/shm/", file.open_path, pipe)
     else:
         file.LocalFile.read_into = hanging_first(file.LocalFile.read_into, pipe, "reader-")  # type: ignore[method-assign]
     await daemon.serve(config)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.client import errors
+
 from .conftest import StartDaemon
 from .support import HERE, DaemonProcess, random_tensors, same, wait_until, write_checkpoint
 
@@ -222,6 +224,35 @@ def test_one_reader_that_hangs_is_told_but_the_daemon_lives(
         assert probe(daemon) == 0
         pipe.let_go()
         loading.join()
+    gc.collect()
+
+
+def test_a_mount_that_hangs_holds_up_only_loads_from_it(
+    pipe: Pipe, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    tensors = random_tensors(4, 1000)
+    path = write_checkpoint(tmp_path / "m.safetensors", tensors)
+    daemon = start_daemon("--memory-limit", "16MiB", program=pipe.program("shm"))
+    failures: list[Exception] = []
+
+    def load_from_the_other_mount() -> None:
+        try:
+            client.load_state_dict("/dev/shm/penstock-not-there.safetensors")
+        except errors.CheckpointNotFoundError as error:
+            failures.append(error)
+
+    with daemon.client() as client:
+        loading = [threading.Thread(target=load_from_the_other_mount) for _ in range(24)]
+        for thread in loading:
+            thread.start()
+        wait_until(lambda: len(daemon.status()["loads"]) == 24, "all to be under way")
+        same(client.load_state_dict(path).items(), tensors)
+        assert len(daemon.status()["loads"]) == 24
+        keep = pipe.stay_open()
+        for thread in loading:
+            thread.join()
+        os.close(keep)
+    assert len(failures) == 24
     gc.collect()
 
 

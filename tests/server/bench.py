@@ -142,7 +142,7 @@ class Bench:
         self.readers = ReaderPool(self.config.concurrency)
         self.totals = Totals()
         self.gates: list[GatedFile] = []
-        self.catalog = Catalog(FileSource(self.headers), no_objects(self.headers))
+        self.catalog = Catalog(FileSource(lambda path: self.headers), no_objects(self.headers))
         self.staging = Staging(
             self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals
         )

@@ -28,7 +28,7 @@ from .support import ROOT, no_objects, open_fds, write_checkpoint
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        yield Catalog(FileSource(workers), no_objects(workers))
+        yield Catalog(FileSource(lambda path: workers), no_objects(workers))
 
 
 @pytest.fixture(autouse=True)

@@ -181,6 +181,20 @@ def test_reading_a_cold_file_leaves_the_page_cache_alone(tmp_path: Path) -> None
     assert cached_pages(path) == 0
 
 
+def test_the_status_of_a_file_is_asked_of_its_server(tmp_path: Path) -> None:
+    """What a network file system makes of that only such a one could show; here it is what fstat says."""
+    path = write_cold(tmp_path / "f", CONTENT)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert linux.fresh_status(fd) == os.fstat(fd)
+        path.write_bytes(b"shorter")
+        assert linux.fresh_status(fd).st_size == 7
+    finally:
+        os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        linux.fresh_status(fd)
+
+
 READ_AS_ANOTHER_USER = """
 import mmap, os, sys
 from penstock.server.sources.file import LocalFile

@@ -420,6 +420,26 @@ def test_stalled_reads_of_one_lane_hold_no_other_back_and_their_threads_end(pool
     assert len(pool.threads) == 2
 
 
+def test_where_no_thread_can_be_started_reads_go_on_without(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool, gate, stalled, other = pools(2), Gate(), Outcome(), Outcome()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pool.lane().submit(job(stalled, gate.read, count=2))
+    gate.begun.get(timeout=60)
+    gate.begun.get(timeout=60)
+    pool.lane().submit(job(other, lambda *_: None, count=10))
+    while "pids limit" not in caplog.text:
+        assert not other.calls
+    gate.let(2)
+    assert stalled.wait() is None
+    assert other.wait() is None
+    assert len(pool.threads) == 2
+
+
 def test_a_read_that_moves_does_not_count_as_stalled(pools: Pools) -> None:
     """One slow read of a pool of one: nothing overtakes it as long as bytes come."""
     pool, gate, slow, other = pools(1), Gate(), Outcome(), Outcome()

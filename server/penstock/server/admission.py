@@ -9,7 +9,7 @@ import asyncio
 import functools
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -68,14 +68,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every load of the daemon works with. `resolvers` runs what takes long, `remote_resolvers` what
-    waits for a network and may hang."""
+    """What every load of the daemon works with. `resolvers` gives what resolves certain sources, where it may
+    hang with their storage; `thinkers` runs what only takes long."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
-    resolvers: Executor
-    remote_resolvers: Executor
+    resolvers: Callable[[Sequence[str]], Executor]
+    thinkers: Executor
 
 
 Emit = Callable[[Any], Awaitable[None]]
@@ -147,17 +147,12 @@ class Admission:
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
-        loop = asyncio.get_running_loop()
-        remote = catalog.is_remote(request.sources)
-        resolving = loop.run_in_executor(
-            self._parts.remote_resolvers if remote else self._parts.resolvers,
-            catalog.resolve,
-            request.sources,
-            self._access,
-        )
+        resolvers = self._parts.resolvers(request.sources)
+        resolving = resolvers.submit(catalog.resolve, request.sources, self._access)
         try:
-            checkpoint = await asyncio.shield(resolving)
+            checkpoint = await asyncio.wrap_future(resolving)
         except asyncio.CancelledError:
+            # Cancelling the one cancelled the other, if that had not begun.
             resolving.add_done_callback(_close_unwanted)
             raise
         finally:
@@ -220,7 +215,7 @@ class Admission:
             self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._parts.resolvers, call, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._parts.thinkers, call, *arguments)
 
     def count(self, result: str) -> None:
         """How it ended: "ok", "failed" or "cancelled"."""
@@ -262,6 +257,6 @@ class Admission:
         }
 
 
-def _close_unwanted(resolving: asyncio.Future[Checkpoint]) -> None:
+def _close_unwanted(resolving: Future[Checkpoint]) -> None:
     if not resolving.cancelled() and resolving.exception() is None:
         resolving.result().close()

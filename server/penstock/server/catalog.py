@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -149,9 +149,16 @@ class Catalog:
 
     def _open_some(self, members: Sequence[_Member], access: Access) -> list[tuple[SourceFile, Header]]:
         """When this raises, none of them is open or being opened."""
-        opening = [member.source.workers.submit(self._open, member, access) for member in members]
+        opening: list[Future[tuple[SourceFile, Header]]] = []
         opened = []
+        future: Future[tuple[SourceFile, Header]] | None = None
+        workers: dict[tuple[str, str], Executor] = {}
         try:
+            for member in members:
+                place = member.source.kind, parent(member.location)
+                if place not in workers:
+                    workers[place] = member.source.workers(member.location)
+                opening.append(workers[place].submit(self._open, member, access))
             for future in opening:
                 opened.append(future.result())
             return opened
@@ -165,7 +172,7 @@ class Catalog:
         finally:
             # An error, its future and this frame would keep each other, and a header, until gc comes.
             opening.clear()
-            del future
+            future = None
 
     def _open(self, member: _Member, access: Access) -> tuple[SourceFile, Header]:
         file = _open_member(member, access)
@@ -245,6 +252,7 @@ def _read_index(source: Source, location: str, access: Access) -> dict[str, tupl
             )
         raw = bytearray(file.size_bytes)
         Patient(file).read_into(0, [memoryview(raw)])
+        file.check_unchanged()
         return parse_index(bytes(raw))
     except InvalidIndexError as error:
         raise CheckpointInvalidError(f"{location}: {error}", file=location) from error

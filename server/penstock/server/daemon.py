@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from penstock.v1 import streamer_pb2 as pb
 
@@ -41,6 +41,7 @@ from .rpc import RpcServer
 from .service import StreamerService
 from .sources import Access
 from .sources.file import FileSource
+from .sources.mounts import MountThreads
 from .sources.s3 import S3Settings, S3Source
 from .staging import Staging
 from .status import Status, effective
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 RESOLVERS = 8
 S3_RESOLVERS = 64
 """More, because each may have to wait for a store that does not answer."""
+THINKERS = 4
 HEADER_READERS = 16
 S3_HEADER_READERS = 32
 
@@ -67,11 +69,12 @@ class Daemon:
             "file": ReaderPool(config.concurrency_of("file"), spare_threads=0),
             "s3": ReaderPool(config.concurrency_of("s3"), name="s3-reader"),
         }
-        # Storage behind a network has threads of its own for everything, so that it can hold up only itself.
-        self._header_readers = ThreadPoolExecutor(HEADER_READERS, "header")
+        # Each mount, and S3, has threads of its own for all that may hang, and so holds up only itself.
+        self._header_readers = MountThreads(HEADER_READERS, "header")
         self._s3_header_readers = ThreadPoolExecutor(S3_HEADER_READERS, "s3-header")
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
-        self._remote_resolvers = ThreadPoolExecutor(S3_RESOLVERS, "s3-resolver")
+        self._resolvers = MountThreads(RESOLVERS, "resolver")
+        self._s3_resolvers = ThreadPoolExecutor(S3_RESOLVERS, "s3-resolver")
+        self._thinkers = ThreadPoolExecutor(THINKERS, "thinker")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
         retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
@@ -79,8 +82,8 @@ class Daemon:
         self.s3 = S3Source(
             S3Settings.of(config), self._s3_header_readers, lambda reason: retries.update([reason])
         )
-        self._catalog = Catalog(FileSource(self._header_readers), self.s3)
-        self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers, self._remote_resolvers)
+        self._catalog = Catalog(FileSource(self._header_readers.of), self.s3)
+        self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers_of, self._thinkers)
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
             version=self.version,
@@ -139,6 +142,12 @@ class Daemon:
         )
         event(logger, "evict", {"source": ",".join(sources[:3]), "freed": freed, "leased": leased})
         return freed, leased
+
+    def _resolvers_of(self, sources: Sequence[str]) -> Executor:
+        """Raises InvalidRequestError for what is no source."""
+        if self._catalog.is_remote(sources):
+            return self._s3_resolvers
+        return self._resolvers.of(self._catalog.location(sources[0]) if sources else "/")
 
     def _allows(self, uid: int) -> bool:
         return is_privileged(uid) or bool(self.config.allow)
@@ -232,11 +241,12 @@ class Daemon:
                 await self.staging.stop()
                 for pool in self.readers.values():
                     pool.stop()
+                self._resolvers.shutdown()
+                self._header_readers.shutdown()
                 for executor in (
-                    self._resolvers,
-                    self._remote_resolvers,
-                    self._header_readers,
+                    self._s3_resolvers,
                     self._s3_header_readers,
+                    self._thinkers,
                     self._slab_workers,
                 ):
                     executor.shutdown(wait=False, cancel_futures=True)

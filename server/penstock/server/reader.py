@@ -131,6 +131,7 @@ class ReaderPool:
         self._reading: set[_Read] = set()
         self._stalled = 0
         self._stopping = False
+        self._told_of_threads = False
         self._numbers = itertools.count()
         self.read_bytes = 0
         self.read_seconds = 0.0
@@ -213,8 +214,19 @@ class ReaderPool:
 
     def _add_thread(self) -> None:
         thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=True)
+        thread.start()  # it waits for the lock that is held here
         self.threads.append(thread)
-        thread.start()
+
+    def _add_spare(self) -> None:
+        """Or goes on without: in a container with few processes left no thread can be started."""
+        try:
+            self._add_thread()
+        except RuntimeError as error:
+            if not self._told_of_threads:
+                self._told_of_threads = True
+                logger.warning(
+                    "no thread for one that stalls: %s; raise the pids limit", error
+                )
 
     def _surplus(self) -> int:
         """How many threads there are beyond those that may read at once."""
@@ -343,6 +355,6 @@ class ReaderPool:
         if stalled:
             read.lane.troubled = True
             if self._surplus() < 0:
-                self._add_thread()
+                self._add_spare()
         elif self._surplus() > 0:
             self._wake.notify()  # one that waits may end

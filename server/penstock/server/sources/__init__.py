@@ -56,9 +56,8 @@ class Source(Protocol):
     def kind(self) -> str:
         """ "file" or "s3": what metrics call it."""
 
-    @property
-    def workers(self) -> Executor:
-        """Runs what opens its files and reads their headers."""
+    def workers(self, location: str) -> Executor:
+        """Runs what opens the file there and reads its header."""
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError. Does not block."""

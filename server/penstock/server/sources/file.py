@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from urllib.parse import unquote, urlsplit
 
@@ -31,12 +31,15 @@ _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FileSource:
-    """Paths and `file://` URIs. `workers` runs what opens files and reads their headers."""
+    """Paths and `file://` URIs. `workers` gives, for a path, what opens the file and reads its header."""
 
     kind = "file"
 
-    def __init__(self, workers: Executor) -> None:
-        self.workers = workers
+    def __init__(self, workers: Callable[[str], Executor]) -> None:
+        self._workers = workers
+
+    def workers(self, location: str) -> Executor:
+        return self._workers(location)
 
     def location(self, source: str) -> str:
         return local_path(source)
@@ -63,7 +66,7 @@ class LocalFile:
         self._fd = fd
         self._direct_fd: int | None = None
         try:
-            status = os.fstat(fd)
+            status = self._status()
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointInvalidError(f"{path} is not a regular file", file=path)
             self.size_bytes = status.st_size
@@ -95,9 +98,17 @@ class LocalFile:
     def check_unchanged(self) -> None:
         """By size and mtime. Not by ctime, which changes when the file is linked, unlinked or replaced by
         rename, none of which touches the bytes that are being read."""
-        status = os.fstat(self._fd)
+        status = self._status()
         if (status.st_size, status.st_mtime_ns) != (self.size_bytes, self._mtime_ns):
             raise self._changed()
+
+    def _status(self) -> os.stat_result:
+        try:
+            return linux.fresh_status(self._fd)
+        except OSError as error:
+            raise SourceUnavailableError(
+                f"{self.uri}: asking for its size and times failed: {error.strerror}", file=self.uri
+            ) from error
 
     def close(self) -> None:
         for fd in (self._fd, self._direct_fd):
@@ -222,6 +233,8 @@ def list_directory(path: str, access: Access) -> list[str] | None:
     fd = open_path(path, access, os.O_RDONLY)
     try:
         return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
+    except OSError as error:
+        raise SourceUnavailableError(f"{path} cannot be listed: {error.strerror}", file=path) from error
     finally:
         os.close(fd)
 

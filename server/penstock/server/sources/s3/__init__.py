@@ -38,13 +38,16 @@ class S3Source:
 
     def __init__(self, settings: S3Settings, workers: Executor, on_retry: Callable[[str], None]) -> None:
         """`on_retry` is told the reason of whatever is tried again, by one thread at a time."""
-        self.workers = workers
+        self._workers = workers
         self._on_retry = on_retry
         self._settings = settings
         self._lock = threading.Lock()
         self._made: Requests | None = None
         self._known: OrderedDict[str, None] = OrderedDict()
         """Objects opened lately: of these the headers are probably kept, and a HEAD request is enough."""
+
+    def workers(self, location: str) -> Executor:
+        return self._workers
 
     def location(self, source: str) -> str:
         return parse(source).uri
