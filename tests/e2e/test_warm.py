@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,17 +325,37 @@ def test_evict_says_what_it_freed_and_what_is_still_in_use(
     wait_until(lambda: not staged(daemon), "the memory to be given back")
 
 
-def test_evict_without_a_source_takes_everything_idle(
+def test_evict_without_a_source_takes_what_is_idle_and_nothing_else(
     daemon: DaemonProcess, nursery: Nursery, write: Checkpoints
 ) -> None:
     with daemon.client() as client:
         client.prefetch(write("pinned", 3)[0], pin=True)
-        nursery.hold(daemon, write("held", 3))
+        holder = nursery.hold(daemon, write("held", 3))
         load_and_compare(daemon, *write("idle", 3))
         wait_until(lambda: daemon.status()["staging"]["warm_bytes"] == 8 * MIB, "the load to be idle")
         evicted = client.evict()
-    assert (evicted.freed_bytes, evicted.leased_bytes) == (8 * MIB, 4 * MIB)
+    assert (evicted.freed_bytes, evicted.leased_bytes) == (8 * MIB, 0)
     assert staged(daemon) == {"held"}
+    holder.kill()
+    wait_until(lambda: daemon.status()["staging"]["warm_bytes"] == 4 * MIB, "the lease to end")
+
+
+@pytest.mark.parametrize("pinned_as", ["directory", "one of them", "uri"])
+def test_a_pin_is_taken_back_under_the_name_it_was_made_under(
+    daemon: DaemonProcess, tmp_path: Path, write: Checkpoints, pinned_as: str
+) -> None:
+    """Whatever the checkpoint that serves it was staged as."""
+    paths = [write("a", 2)[0], write("b", 2)[0]]
+    name = {"directory": str(tmp_path), "one of them": str(paths[0]), "uri": f"file://{tmp_path}/"}[pinned_as]
+    with daemon.client() as client:
+        with client.load(paths) as load:
+            assert dict(load)
+        gc.collect()
+        client.prefetch(name, pin=True)
+        stages = daemon.status()["stages"]
+        assert [stage["pinned"] for stage in stages] == [True]
+        assert client.evict(name if pinned_as != "uri" else tmp_path).freed_bytes >= 4 * MIB
+        assert staged(daemon) == set()
 
 
 def test_a_pin_that_is_held_is_unpinned_and_goes_when_it_is_let_go(

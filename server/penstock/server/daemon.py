@@ -135,13 +135,19 @@ class Daemon:
             raise AccessDeniedError(
                 f"uid {session.uid} may not evict: that is for root and for penstockd's own user"
             )
-        locations = self._catalog.location
-        wanted = tuple(map(locations, sources))
-        freed, leased = self.staging.evict(
-            lambda staged: not wanted or tuple(map(locations, staged.checkpoint.sources)) == wanted
-        )
+        if sources:
+            wanted = self._places(sources)
+            freed, leased = self.staging.evict(
+                lambda staged: any(self._places(names) == wanted for names in staged.names)
+            )
+        else:
+            freed, leased = self.staging.evict(lambda staged: staged.started and staged.idle)
         event(logger, "evict", {"source": ",".join(sources[:3]), "freed": freed, "leased": leased})
         return freed, leased
+
+    def _places(self, sources: Sequence[str]) -> list[str]:
+        """To compare names: a directory is the same with and without a slash at its end."""
+        return [self._catalog.location(source).rstrip("/") for source in sources]
 
     def _resolvers_of(self, sources: Sequence[str]) -> Executor:
         """Raises InvalidRequestError for what is no source."""

@@ -65,5 +65,6 @@ class Prefetch(Admission):
         self.delivered_bytes = stage.ready_bytes
         if self._pin:
             staged.pinned, staged.evicted = True, False
+            staged.names.add(tuple(self.request.sources))
         self.finished = True
         await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))

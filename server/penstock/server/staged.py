@@ -69,6 +69,8 @@ class StagedCheckpoint:
         """A window is not recycled before so many loads joined, or `let_go`."""
         self.members = 0
         self.pinned = False
+        self.names = {checkpoint.sources}
+        """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.evicted = False
         """To be given up as soon as nobody holds it."""
         self.slabs: list[Slab] = []
