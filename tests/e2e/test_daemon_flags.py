@@ -337,3 +337,28 @@ def test_without_a_limit_the_cgroup_s_is_never_reached(
             del tensor
     assert count == 100
     assert daemon.status()["staging"]["peak_bytes"] <= 256 * MIB
+
+
+HOLD = "held = bytearray(300 << 20); print('holding', flush=True); input()"
+
+
+def test_what_others_hold_of_the_cgroup_is_taken_when_they_let_go(
+    cgroup: Path, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """All at once would end in a kill."""
+    tensors = random_tensors(8, MIB)
+    path = write_checkpoint(tmp_path / "m.safetensors", tensors)
+    command = [*inside(cgroup), sys.executable, "-c", HOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"holding\n"
+        daemon = start_daemon("--memory-limit", "256MiB", wrapper=inside(cgroup))
+        with daemon.client() as client:
+            for _ in range(3):
+                same(client.load_state_dict(path).items(), tensors)
+        assert daemon.status()["staging"]["peak_bytes"] < 200 * MIB
+        assert "others hold the rest" in daemon.log()
+        assert " populated" not in daemon.log()
+        holder.communicate(b"\n", timeout=60)
+    wait_until(lambda: " populated" in daemon.log(), "the rest of the buffer")
+    assert daemon.status()["staging"]["peak_bytes"] == 256 * MIB

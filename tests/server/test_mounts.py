@@ -11,9 +11,7 @@ import pytest
 from penstock.server.sources.mounts import MountThreads, mount_point
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/dev/shm", "/dev/shm/a/b", "/proc/self/status", "/not/there"]
-)
+@pytest.mark.parametrize("path", ["/", "/dev/shm", "/dev/shm/a/b", "/proc/self/status", "/not/there"])
 def test_a_path_is_of_the_innermost_mount_that_holds_it(path: str) -> None:
     point = mount_point(path)
     assert os.path.ismount(point)

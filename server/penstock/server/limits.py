@@ -22,7 +22,7 @@ def memory_bound(root: Path = Path("/")) -> MemoryBound:
     """The smallest limit of the machine's memory and of this process's cgroups (v1 and v2), ancestors
     included."""
     bounds = [MemoryBound(_physical_bytes(root), "the machine's memory")]
-    for directory, name in _cgroup_limits(root):
+    for directory, name in cgroup_limits(root):
         try:
             text = (directory / name).read_text().strip()
         except OSError:  # not every level has the file: the root of v2 has none
@@ -39,7 +39,7 @@ def _physical_bytes(root: Path) -> int:
     raise OSError("/proc/meminfo has no MemTotal")
 
 
-def _cgroup_limits(root: Path) -> list[tuple[Path, str]]:
+def cgroup_limits(root: Path) -> list[tuple[Path, str]]:
     """Every (directory, file) that may hold a limit. In a container the cgroup's own path may not be
     visible; its mount point then shows it as the root, and is looked at too."""
     found: list[tuple[Path, str]] = []

@@ -224,9 +224,7 @@ class ReaderPool:
         except RuntimeError as error:
             if not self._told_of_threads:
                 self._told_of_threads = True
-                logger.warning(
-                    "no thread for one that stalls: %s; raise the pids limit", error
-                )
+                logger.warning("no thread for one that stalls: %s; raise the pids limit", error)
 
     def _surplus(self) -> int:
         """How many threads there are beyond those that may read at once."""

@@ -32,6 +32,7 @@ from .sharing import Group, expected_members, find, superseded
 from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
+from .upkeep import Upkeep
 from .waiting import PATIENCE_SECONDS, WaitingLine
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,18 @@ class Staging:
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
         self._stopped = False
-        self.populating = False
+        self._upkeep = Upkeep(
+            config,
+            self.pool,
+            workers,
+            may_populate=lambda: not self._queue,
+            give_up_idle=self._give_up_idle,
+        )
+
+    @property
+    def populating(self) -> bool:
         """The buffer's pages are being made."""
+        return self._upkeep.populating
 
     @property
     def capacity_bytes(self) -> int:
@@ -224,15 +235,8 @@ class Staging:
         )
 
     async def keep(self) -> None:
-        """The background work: populates the buffer, then trims what nobody uses. Runs for ever."""
-        if self._config.populate:
-            self.populating = True
-            await self.pool.populate(may_go_on=lambda: not self._queue)
-            self.populating = False
-            event(logger, "populated", {"bytes": self.pool.existing_slabs * self.pool.slab_bytes})
-        while self._config.trims:
-            await asyncio.sleep(max(self._config.trim_after_seconds / 4, 0.5))
-            await self._trim()
+        """The background work. Runs for ever."""
+        await self._upkeep.run()
 
     async def stop(self) -> None:
         """Gives up everything that is idle, grants nothing any more, and is done with the workers."""
@@ -339,12 +343,14 @@ class Staging:
     def _expire(self, staged: StagedCheckpoint, demand: Demand) -> None:
         usage = self.usage()
         wanted = (demand.whole or demand.window) * self.pool.slab_bytes
+        missing = (self.pool.max_slabs - self.pool.room_slabs) * self.pool.slab_bytes
+        others = f", {show_size(missing)} the system does not have" if missing else ""
         staged.fail(
             StagingExhaustedError(
                 f"waited {self._config.queue_timeout_seconds:.0f} s for {show_size(wanted)} of a buffer of "
                 f"{show_size(self._config.capacity_bytes)}, of which {show_size(usage.leased_bytes)} are "
-                f"held by clients and {show_size(usage.reading_bytes)} are being read into; let tensors "
-                "go, raise --memory-limit, or raise --queue-timeout",
+                f"held by clients and {show_size(usage.reading_bytes)} are being read into{others}; let "
+                "tensors go, raise --memory-limit, or raise --queue-timeout",
                 leased_bytes=usage.leased_bytes,
                 reading_bytes=usage.reading_bytes,
             )
@@ -364,10 +370,8 @@ class Staging:
         self.stages.pop(staged.id, None)
         staged.close()
 
-    async def _trim(self) -> None:
-        limit = asyncio.get_running_loop().time() - self._config.trim_after_seconds
-        self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= limit)
-        await self.pool.trim(self._config.trim_after_seconds)
+    def _give_up_idle(self, since: float) -> None:
+        self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= since)
 
 
 def _stopped_while_waiting() -> ShuttingDownError:

@@ -1,0 +1,85 @@
+"""The staging buffer's background work: takes memory while the system has room for it, populates it, and
+gives back what nobody uses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from .config import Config
+from .log import event
+from .pool import SlabPool
+from .room import buffer_room
+from .units import show_size
+
+logger = logging.getLogger(__name__)
+
+ROOM_SECONDS = 1.0
+TRIM_SECONDS = 0.5
+"""The least between two looks for what nobody uses."""
+
+
+class Upkeep:
+    """Of one pool. `run` it once, on the event loop; what blocks runs on `workers`."""
+
+    def __init__(
+        self,
+        config: Config,
+        pool: SlabPool,
+        workers: Executor,
+        *,
+        may_populate: Callable[[], bool],
+        give_up_idle: Callable[[float], None],
+    ) -> None:
+        """`give_up_idle` evicts what nobody has used since a time of the loop's clock."""
+        self.populating = False
+        """The buffer's pages are being made."""
+        self._config = config
+        self._pool = pool
+        self._workers = workers
+        self._may_populate = may_populate
+        self._give_up_idle = give_up_idle
+        pool.limit_room(self._room_slabs())
+
+    async def run(self) -> None:
+        """For ever."""
+        growing = asyncio.create_task(self._grow())
+        try:
+            await self._populate()
+            await self._trim()
+            await growing
+        finally:
+            growing.cancel()
+
+    def _room_slabs(self) -> int:
+        return buffer_room(self._config.capacity_bytes) // self._pool.slab_bytes
+
+    async def _grow(self) -> None:
+        """Takes what others let go, until the whole limit can be had."""
+        pool = self._pool
+        if pool.room_slabs < pool.max_slabs and self._config.memory_limit > 0:
+            logger.warning(
+                "the machine or the container has memory for only %s of the staging buffer's %s; others hold "
+                "the rest, perhaps clients of an earlier penstockd, and it is added as they let go",
+                show_size(pool.room_slabs * pool.slab_bytes),
+                show_size(self._config.capacity_bytes),
+            )
+        while pool.room_slabs < pool.max_slabs:
+            await asyncio.sleep(ROOM_SECONDS)
+            loop = asyncio.get_running_loop()
+            pool.grow_room(await loop.run_in_executor(self._workers, self._room_slabs))
+
+    async def _populate(self) -> None:
+        if self._config.populate:
+            self.populating = True
+            await self._pool.populate(self._may_populate)
+            self.populating = False
+            event(logger, "populated", {"bytes": self._pool.existing_slabs * self._pool.slab_bytes})
+
+    async def _trim(self) -> None:
+        while self._config.trims:
+            await asyncio.sleep(max(self._config.trim_after_seconds / 4, TRIM_SECONDS))
+            self._give_up_idle(asyncio.get_running_loop().time() - self._config.trim_after_seconds)
+            await self._pool.trim(self._config.trim_after_seconds)
