@@ -75,7 +75,7 @@ def test_an_ancestor_s_limit_counts(tmp_path: Path) -> None:
 
 
 def test_version_1_counts_with_its_descendants(tmp_path: Path) -> None:
-    files = {
+    files: dict[str, str | int] = {
         "memory/pod/a/memory.limit_in_bytes": GIB + OVERHEAD_BYTES,
         "memory/pod/a/memory.usage_in_bytes": GIB,
         "memory/pod/a/memory.stat": f"active_file 7\ntotal_inactive_file {200 * MIB}\ntotal_active_file 0",
