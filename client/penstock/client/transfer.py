@@ -33,7 +33,7 @@ from .placement import Piece, Plan, plan
 
 _BUFFER_BYTES = 16 << 20
 # More do not copy faster than the memory of one socket can be read and written.
-_MOST_THREADS = 8
+MOST_THREADS = 8
 # Below this a move keeps the interpreter's lock.
 _SMALL_BYTES = 64 << 10
 _THREAD_NAME = "penstock-copy"
@@ -134,7 +134,7 @@ class Transfer:
     """
 
     def __init__(self, device: Device, *, pinned_bytes: int, threads: int | None = None) -> None:
-        count = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        count = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
         buffer_bytes = min(_BUFFER_BYTES, pinned_bytes // 2 // 4096 * 4096)
         # One that is filled for each thread, and two that the device reads: it is faster than a thread.
         buffers = min(count + 2, pinned_bytes // buffer_bytes)
