@@ -137,6 +137,7 @@ def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
         ({"source": []}, "source="),
         ({"source": [1]}, "source="),
         ({"socket_dir": 5}, "socket_dir=5"),
+        ({"socket_dir": ""}, "socket_dir=''"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"distributed": "yes"}, "distributed='yes'"),
         ({"memory_limit": "much"}, "memory_limit='much'"),

@@ -63,7 +63,8 @@ class LoaderOptions:
         sources = options.source if isinstance(options.source, list) else [options.source]
         wrong = {
             "source": "source" in extra and not (sources and all(isinstance(s, str) and s for s in sources)),
-            "socket_dir": not (options.socket_dir is None or isinstance(options.socket_dir, str)),
+            "socket_dir": options.socket_dir is not None
+            and not (isinstance(options.socket_dir, str) and options.socket_dir),
             "device": options.device not in ("auto", "cpu", "cuda"),
             "distributed": not isinstance(options.distributed, bool),
         }
