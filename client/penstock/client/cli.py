@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="every field, as JSON")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
 
-    health = command("health", _health, "Exits with 0 if the daemon takes loads, else with 1; for probes.")
-    health.add_argument("--live", action="store_true", help="if it does not hang, even if it takes none")
+    health = command("health", _health, "Exits with 0 if the daemon is ready, else with 1; for probes.")
+    health.add_argument("--live", action="store_true", help="if it does not hang, even if it is not ready")
     health.add_argument(
         "--timeout", type=float, default=5.0, metavar="SECONDS", help="to wait for an answer (default: 5)"
     )
