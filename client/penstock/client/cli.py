@@ -21,6 +21,7 @@ from .client import StreamerClient, socket_directory
 from .progress import QUEUE_LOG
 from .sizes import parse_memory_limit, show_bytes
 from .status_text import show
+from .version import client_version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstock", description="Loads model checkpoints through the penstock daemon."
     )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
@@ -110,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
 
     command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks it up only when asked: argparse's own would have every command do so."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        print(f"penstock {client_version()}")
+        parser.exit()
 
 
 def _memory_limit(text: str) -> str:
