@@ -18,6 +18,7 @@ from typing import Any
 
 from . import errors
 from .client import StreamerClient, socket_directory
+from .missing import explained, need
 from .progress import QUEUE_LOG
 from .sizes import parse_memory_limit, show_bytes
 from .status_text import show
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (errors.PenstockError, OSError, ValueError, ImportError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        said = explained(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        message = " ".join(said.split()) or type(error).__name__
         print(f"penstock: {message}", file=sys.stderr)
         return 1
     return 0
@@ -134,6 +136,7 @@ def _memory_limit(text: str) -> str:
 
 
 def _load(options: argparse.Namespace) -> None:
+    need("torch", *([] if options.no_progress else ["tqdm"]))  # or a daemon would be started for nothing
     patterns = options.tensors
 
     def matches(name: str) -> bool:
