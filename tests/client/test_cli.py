@@ -64,6 +64,16 @@ def test_no_daemon_is_1_and_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["load", "x"], ["status"], ["health"]], ids=str)
+def test_an_empty_socket_directory_is_1_and_one_line(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, "--socket-dir", ""]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("penstock: socket_dir (--socket-dir) is empty: ")
+    assert error.count("\n") == 1
+
+
 def test_load_tells_its_figures_and_its_daemon(
     start_daemon: StartDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,13 @@ def test_the_socket_directory_comes_from_the_environment(monkeypatch: pytest.Mon
     monkeypatch.setenv("PENSTOCK_SOCKET_DIR", "/elsewhere")
     assert StreamerClient().socket_dir == Path("/elsewhere")
     assert StreamerClient("/here").socket_dir == Path("/here")
+    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", "")
+    assert StreamerClient().socket_dir == Path("/run/penstock")
+
+
+def test_an_empty_socket_directory_is_not_the_working_directory() -> None:
+    with pytest.raises(ValueError, match="--socket-dir"):
+        StreamerClient("")
 
 
 def test_a_closed_client_refuses(start_daemon: StartDaemon) -> None:

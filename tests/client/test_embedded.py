@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,27 @@ print(client.status()["pid"])
 def test_a_daemon_that_cannot_start_says_why(tempdir: Path) -> None:
     with pytest.raises(DaemonUnavailableError, match="--no-such-flag"):
         StreamerClient.embedded(no_such_flag=3)
+    assert list(tempdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"socket_dir": "/run/elsewhere"}, "takes no socket_dir: the daemon has a directory of its own"),
+        ({"socket-dir": "/run/elsewhere"}, "takes no socket-dir"),
+        ({"exit_with_stdin": False}, "takes no exit_with_stdin: the daemon ends with the client"),
+        ({"memory-limit": 5}, "the argument memory_limit"),
+        ({"help": True}, "penstockd --help"),
+        ({"version": True}, "penstockd --version"),
+    ],
+    ids=str,
+)
+def test_flags_that_are_not_for_a_private_daemon_are_refused_before_it_starts(
+    flags: dict[str, Any], why: str, tempdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ValueError, match=f"^an embedded daemon .*{why}"):
+        StreamerClient.embedded(**flags)
     assert list(tempdir.iterdir()) == []
 
 

@@ -240,6 +240,24 @@ def test_it_ends_with_its_standard_input_and_leaves_no_sockets(socket_dir: Path)
     assert not (socket_dir / "handoff.sock").exists()
 
 
+@pytest.mark.parametrize("kind", ["/dev/null", "a file", "closed"])
+def test_a_standard_input_without_an_end_is_refused_in_one_line(
+    kind: str, socket_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "input"
+    path.write_text("text")
+    command = [sys.executable, "-m", "penstock.server", "--socket-dir", str(socket_dir), "--exit-with-stdin"]
+    close = ["sh", "-c", 'exec "$@" <&-', "sh"] if kind == "closed" else []
+    with open("/dev/null" if kind == "/dev/null" else path) as stdin:
+        done = subprocess.run(
+            [*close, *command], stdin=stdin, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert done.stderr.startswith("penstockd: --exit-with-stdin: standard input cannot be watched")
+    assert "a pipe" in done.stderr
+    assert not socket_dir.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_with_0_when_signalled(number: signal.Signals, start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--memory-limit", "16MiB")

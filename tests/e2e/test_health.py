@@ -25,8 +25,8 @@ MIB = 1 << 20
 STALL = ("--stall-timeout", "0.5", "--memory-limit", "16MiB")
 
 
-def probe(daemon: DaemonProcess, *flags: str) -> int:
-    """The exit code of `penstock health`."""
+def probe(daemon: DaemonProcess, *flags: str, says: str = "") -> int:
+    """The exit code of `penstock health`, which has these words in its one line."""
     command = "import sys; from penstock.client.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", command, "health", "--socket-dir", str(daemon.socket_dir), *flags],
@@ -37,6 +37,7 @@ def probe(daemon: DaemonProcess, *flags: str) -> int:
     )
     assert bool(done.stdout) == (done.returncode == 0)
     assert len((done.stdout + done.stderr).splitlines()) == 1
+    assert says in done.stdout + done.stderr
     return done.returncode
 
 
@@ -131,8 +132,15 @@ def test_a_daemon_that_prefetches_first_is_live_and_then_ready(
     daemon = start_daemon(*flags)
     assert codes(daemon) == (200, 503)
     assert b"--prefetch" in daemon.http("/readyz")[1]
-    assert (probe(daemon), probe(daemon, "--live")) == (1, 0)
-    write_checkpoint(path, random_tensors(2, 1000))
+    why = (
+        f"penstock: the daemon in {daemon.socket_dir} is not ready: what --prefetch names is not staged yet\n"
+    )
+    assert (probe(daemon, says=why), probe(daemon, "--live", says="live\n")) == (1, 0)
+    tensors = random_tensors(2, 1000)
+    other = write_checkpoint(tmp_path / "other.safetensors", tensors)
+    same(daemon.client().load(other), tensors)  # loads are taken all the same
+    gc.collect()
+    write_checkpoint(path, tensors)
     wait_until(lambda: codes(daemon) == (200, 200), "the prefetch to be staged")
     assert probe(daemon) == 0
 
@@ -145,7 +153,7 @@ def test_a_daemon_that_drains_is_live_and_not_ready(start_daemon: StartDaemon, t
         daemon.process.send_signal(signal.SIGTERM)
         wait_until(lambda: codes(daemon) == (200, 503), "the daemon to drain")
         assert b"drains" in daemon.http("/readyz")[1]
-        assert (probe(daemon), probe(daemon, "--live")) == (1, 0)
+        assert (probe(daemon, says="is not ready: penstockd drains"), probe(daemon, "--live")) == (1, 0)
         same(load, tensors)
         del load
     gc.collect()
@@ -196,7 +204,8 @@ def test_readers_that_all_hang_are_noticed_and_so_is_their_recovery(
         assert b"storage does not answer" in daemon.http("/healthz")[1]
         assert stalled(daemon) == {"loop": 0, "readers": 1}
         wait_until(lambda: probe(daemon, "--live") == 1, "gRPC to tell of it")
-        assert probe(daemon) == 1
+        assert probe(daemon, "--live", says="hangs: every reader has been in one read for 0.5 s") == 1
+        assert probe(daemon, says="is not ready: every reader") == 1
         status = daemon.status()
         assert (status["readers"]["stalled"], status["health"]["live"]) == (2, False)
         assert [load["waits_for"] for load in status["loads"]] == ["storage"]

@@ -84,6 +84,34 @@ def test_a_model_gets_every_tensor_of_its_directory(
     same(again.items(), tensors)
 
 
+@pytest.mark.parametrize("indexes", ["both", "none", "of the other layout"])
+def test_of_two_layouts_in_a_directory_the_one_of_transformers_is_loaded(
+    indexes: str, start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    """As Mistral's models have them."""
+    directory, tensors = checkpoint
+    if indexes != "none":
+        index = json.dumps({"weight_map": {"other": "consolidated.safetensors"}})
+        (directory / "consolidated.safetensors.index.json").write_text(index)
+    if indexes != "both":
+        (directory / "model.safetensors.index.json").unlink()
+    daemon = start_daemon("--memory-limit", "64MiB")
+    model = Model()
+    loader(socket_dir=str(daemon.socket_dir)).load_weights(model, model_config(directory))
+    same(model.taken.items(), tensors)
+
+
+def test_a_directory_of_one_layout_is_asked_for_by_its_own_name(tmp_path: Path) -> None:
+    """So that its staged checkpoint has the name that a prefetch gave it."""
+    penstock = loader()
+    for names in (["consolidated.safetensors"], ["model-1.safetensors", "model.safetensors.index.json"], []):
+        directory = tmp_path / f"of {len(names)} [files]"
+        directory.mkdir()
+        for name in names:
+            (directory / name).touch()
+        assert penstock._source(model_config(directory)) == str(directory)
+
+
 def test_the_source_may_be_named_apart_from_the_model(
     start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
@@ -137,6 +165,7 @@ def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
         ({"source": []}, "source="),
         ({"source": [1]}, "source="),
         ({"socket_dir": 5}, "socket_dir=5"),
+        ({"socket_dir": ""}, "socket_dir=''"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"distributed": "yes"}, "distributed='yes'"),
         ({"memory_limit": "much"}, "memory_limit='much'"),

@@ -395,6 +395,27 @@ def test_every_way_out_of_an_allowed_prefix_is_refused(models: Path, path: str) 
         content(f"{models}/{path}", user(models))
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("up", "leaves the allowed directory by a link or '..'"),
+        (
+            "absolute-inside",
+            "leaves .* an absolute link counts as leaving, wherever it points: make it relative",
+        ),
+        ("loop", "follows too many links"),
+    ],
+)
+def test_a_refused_link_is_told_what_is_wrong_with_it(models: Path, path: str, why: str) -> None:
+    with pytest.raises(AccessDeniedError, match=why):
+        content(models / path, user(models))
+
+
+def test_a_link_in_a_circle_is_not_said_to_leave(models: Path) -> None:
+    with pytest.raises(AccessDeniedError, match="follows too many links"):
+        content(models / "loop", ROOT)
+
+
 @pytest.mark.parametrize("path", ["../models-secret/f", "../secret/f", "..", "../models-secret"])
 def test_what_lies_beside_an_allowed_prefix_is_refused(models: Path, path: str) -> None:
     target = os.path.normpath(models / path)

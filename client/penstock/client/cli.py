@@ -18,9 +18,11 @@ from typing import Any
 
 from . import errors
 from .client import StreamerClient, socket_directory
+from .missing import explained, need
 from .progress import QUEUE_LOG
 from .sizes import parse_memory_limit, show_bytes
 from .status_text import show
+from .version import client_version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (errors.PenstockError, OSError, ValueError, ImportError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        said = explained(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        message = " ".join(said.split()) or type(error).__name__
         print(f"penstock: {message}", file=sys.stderr)
         return 1
     return 0
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstock", description="Loads model checkpoints through the penstock daemon."
     )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
@@ -92,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="every field, as JSON")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
 
-    health = command("health", _health, "Exits with 0 if the daemon takes loads, else with 1; for probes.")
-    health.add_argument("--live", action="store_true", help="if it does not hang, even if it takes none")
+    health = command("health", _health, "Exits with 0 if the daemon is ready, else with 1; for probes.")
+    health.add_argument("--live", action="store_true", help="if it does not hang, even if it is not ready")
     health.add_argument(
         "--timeout", type=float, default=5.0, metavar="SECONDS", help="to wait for an answer (default: 5)"
     )
@@ -112,6 +116,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Version(argparse.Action):
+    """Looks it up only when asked: argparse's own would have every command do so."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        print(f"penstock {client_version()}")
+        parser.exit()
+
+
 def _memory_limit(text: str) -> str:
     try:
         parse_memory_limit(text)
@@ -121,6 +136,7 @@ def _memory_limit(text: str) -> str:
 
 
 def _load(options: argparse.Namespace) -> None:
+    need("torch", *([] if options.no_progress else ["tqdm"]))  # or a daemon would be started for nothing
     patterns = options.tensors
 
     def matches(name: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .selection import Selection, choice, wire_group
 from .sizes import Source, absolute_sources, parse_memory_limit
 from .version import client_version
 
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
     from .load import Load
     from .prefetch import Prefetched
     from .rpc import Session
-    from .stream import Choose
 
 DEFAULT_SOCKET_DIR = "/run/penstock"
-# Names to load, or what says for a name whether to load it.
-Selection = Collection[str] | Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,8 @@ class StreamerClient:
         `flags` are penstockd's: `concurrency=4` is `--concurrency 4`, a list repeats the flag, True
         gives it without a value. `environment` is what to change for it in this process's environment
         (None removes a variable), such as credentials. Needs the `server` extra installed.
+
+        Raises ValueError for flags that make no sense here, such as `socket_dir`.
         """
         from .embedded import EmbeddedDaemon
 
@@ -130,9 +130,9 @@ class StreamerClient:
             client_version=client_version(),
         )
         if group is not None:
-            name, size = _group(group)
+            name, size = wire_group(group)
             request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
-        choose = _selection(request, tensors)
+        choose = choice(request, tensors)
         load = Load(
             self.socket_dir,
             request,
@@ -325,31 +325,15 @@ class StreamerClient:
 
 
 def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:
-    """Where the daemon listens: as chosen, else $PENSTOCK_SOCKET_DIR, else the usual place."""
+    """Where the daemon listens: as chosen, else $PENSTOCK_SOCKET_DIR, else the usual place.
+
+    Raises ValueError for an empty one, which would be the working directory; an empty variable is none.
+    """
     if chosen is None:
         chosen = os.environ.get("PENSTOCK_SOCKET_DIR") or DEFAULT_SOCKET_DIR
+    if not os.fspath(chosen).strip():
+        raise ValueError(
+            "socket_dir (--socket-dir) is empty: name a directory, or leave it out for $PENSTOCK_SOCKET_DIR "
+            f"or {DEFAULT_SOCKET_DIR}"
+        )
     return Path(os.path.abspath(chosen))
-
-
-def _group(given: object) -> tuple[str, int]:
-    if isinstance(given, (tuple, list)) and len(given) == 2:
-        name, size = given
-        if isinstance(name, str) and isinstance(size, int):
-            return name, size
-    raise TypeError(f"group must be a name and a number of loads, as ('job', 8), not {given!r}")
-
-
-def _selection(request: Any, tensors: Selection | None) -> Choose | None:
-    """Puts names into the request; returns how to choose among the daemon's names, for a predicate."""
-    if tensors is None:
-        return None
-    if isinstance(tensors, (str, bytes)):
-        raise TypeError(f"tensors must be a collection of names or a predicate, not one name: [{tensors!r}]")
-    if callable(tensors):
-        predicate = tensors
-        request.list_tensors = True
-        # Each name once: files may share some, and a name selects its tensors in all of them.
-        return lambda names: [name for name in dict.fromkeys(names) if predicate(name)]
-    request.tensors.SetInParent()
-    request.tensors.names.extend(dict.fromkeys(tensors))
-    return None

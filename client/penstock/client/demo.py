@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .client import StreamerClient
+from .missing import need
 from .sizes import show_bytes
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def find_model() -> Path:
 
 def run() -> None:
     """Prints the table. Raises ValueError when a byte differs from what safetensors reads."""
+    need("torch", "safetensors")
+    model = find_model()
     from safetensors.torch import load_file
 
-    model = find_model()
     truth = load_file(model)
     print(f"{model}: {len(truth)} tensors, {show_bytes(model.stat().st_size)}")
     row = "{:>6}  {:>7}  {:>9}  {:>9}  {:>10}  {:>10}  {:>11}  {:>12}"

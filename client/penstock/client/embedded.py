@@ -28,6 +28,14 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _STDERR_BYTES = 4000
+# Flags of penstockd that are not for who embeds it, and why.
+_REFUSED = {
+    "socket_dir": "the daemon has a directory of its own, which the client's socket_dir tells",
+    "exit_with_stdin": "the daemon ends with the client in any case",
+    "memory_limit": "give it as the argument memory_limit",
+    "help": "it shows a text and starts nothing: run `penstockd --help`",
+    "version": "it shows a text and starts nothing: run `penstockd --version`",
+}
 
 
 class EmbeddedDaemon:
@@ -43,8 +51,12 @@ class EmbeddedDaemon:
         """Returns when the daemon accepts clients. `environment` changes this process's for the daemon;
         None as a value removes a variable.
 
-        Raises DaemonUnavailableError with the daemon's own words when it ends instead.
+        Raises DaemonUnavailableError with the daemon's own words when it ends instead, ValueError for flags
+        that are not for a private one.
         """
+        for name in flags:
+            if why := _REFUSED.get(name.replace("-", "_")):
+                raise ValueError(f"an embedded daemon takes no {name}: {why}")
         self.socket_dir = Path(tempfile.mkdtemp(prefix="penstock-"))  # mode 0700
         # A file without a name: read when the start fails, gone in any case.
         stderr = tempfile.TemporaryFile()  # noqa: SIM115

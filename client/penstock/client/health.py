@@ -16,15 +16,17 @@ import grpc
 from . import errors
 
 _METHOD = "/grpc.health.v1.Health/Check"
-# HealthCheckRequest with no service, which is whether loads are taken, and with the service "live".
+# HealthCheckRequest with no service, which is whether the daemon is ready, and with the service "live".
 _READY, _LIVE = b"", b"\x0a\x04live"
 # HealthCheckResponse with the status SERVING.
 _SERVING = b"\x08\x01"
+# Of the answer's trailing metadata: why not. Older daemons do not tell.
+_REASON_KEY = "penstock-reason"
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
 
 
 def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
-    """Raises DaemonUnavailableError unless the daemon takes loads, or with `live` unless it does not hang."""
+    """Raises DaemonUnavailableError unless the daemon is ready, or with `live` unless it does not hang."""
     path = os.fspath(socket_dir / "penstock.sock")
     try:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -35,14 +37,15 @@ def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
     with grpc.insecure_channel("unix:" + urllib.parse.quote(path), options=_OPTIONS) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
         try:
-            answer = call(_LIVE if live else _READY, timeout=timeout_seconds)
+            answer, done = call.with_call(_LIVE if live else _READY, timeout=timeout_seconds)
         except grpc.RpcError as error:
             cause = error.details() if isinstance(error, grpc.Call) else error
             raise errors.DaemonUnavailableError(
                 f"the daemon in {socket_dir} does not answer: {cause}"
             ) from error
     if answer != _SERVING:
+        told = [value for key, value in done.trailing_metadata() or () if key == _REASON_KEY]
+        reason = told[0] if told and isinstance(told[0], str) else "`penstock status` and its log say why"
         raise errors.DaemonUnavailableError(
-            f"the daemon in {socket_dir} {'hangs' if live else 'takes no loads now'}: `penstock status` and "
-            "its log say why"
+            f"the daemon in {socket_dir} {'hangs' if live else 'is not ready'}: {reason}"
         )

@@ -9,4 +9,4 @@ def client_version() -> str:
     try:
         return importlib.metadata.version("penstock")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"
+        return "0+unknown"

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from vllm.config.load import LoadConfig
 
 _INDEX_NAME = "model.safetensors.index.json"
+_INDEX_PATTERN = "*.safetensors.index.json"
 _PATTERN = "*.safetensors"
+_MODEL_PATTERN = "model*.safetensors"
+_MISTRAL_PATTERN = "consolidated*.safetensors*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class LoaderOptions:
         sources = options.source if isinstance(options.source, list) else [options.source]
         wrong = {
             "source": "source" in extra and not (sources and all(isinstance(s, str) and s for s in sources)),
-            "socket_dir": not (options.socket_dir is None or isinstance(options.socket_dir, str)),
+            "socket_dir": options.socket_dir is not None
+            and not (isinstance(options.socket_dir, str) and options.socket_dir),
             "device": options.device not in ("auto", "cpu", "cuda"),
             "distributed": not isinstance(options.distributed, bool),
         }
@@ -156,11 +160,23 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
 
 
 def _files(folder: str, patterns: list[str] | None) -> str | list[str]:
-    """The directory itself, unless the model says which of its files it wants."""
+    """The files that the model wants, else the directory itself; but where that holds Mistral's layout too,
+    what is in the layout of transformers, as the daemon would not know which to take."""
     for pattern in patterns or ():
-        if found := sorted(glob.glob(os.path.join(folder, pattern))):
+        if found := _matching(folder, pattern):
             return found
+    indexes = _matching(folder, _INDEX_PATTERN)
+    index = os.path.join(folder, _INDEX_NAME)
+    if index in indexes:
+        return index if len(indexes) > 1 else folder
+    mistral = set(_matching(folder, _MISTRAL_PATTERN))
+    if mistral and mistral.issuperset(indexes) and _matching(folder, _MODEL_PATTERN):
+        return [file for file in _matching(folder, _PATTERN) if file not in mistral]
     return folder
+
+
+def _matching(folder: str, pattern: str) -> list[str]:
+    return [os.path.join(folder, name) for name in sorted(glob.glob(pattern, root_dir=folder))]
 
 
 def _rank_groups(*, stages_too: bool) -> list[Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 from . import variables
 from .config import load_config
@@ -21,7 +23,8 @@ def main() -> int:
     """0: stopped as asked. 1: could not start. 2: wrong usage."""
     try:
         config = load_config(sys.argv[1:], os.environ, memory_bound)
-        from . import daemon, log
+        with _needing_the_extra():
+            from . import daemon, log
 
         log.set_up(as_json=config.log_format == "json", level=config.log_level)
         for name, nearest in variables.unknown(os.environ, known_variables()):
@@ -33,6 +36,17 @@ def main() -> int:
         print(f"penstockd: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _needing_the_extra() -> Iterator[None]:
+    """For imports that `--help` and `--version` do without. Raises ConfigError that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("penstock"):
+            raise
+        raise ConfigError(f"{error.name} is not installed: pip install 'penstock[server]'") from error
 
 
 def _leave_hanging_threads() -> None:

@@ -21,6 +21,7 @@ from .config import Config
 from .endpoints import Endpoints
 from .errors import (
     AccessDeniedError,
+    ConfigError,
     PenstockError,
     SessionRequiredError,
     ShuttingDownError,
@@ -226,6 +227,8 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until told to stop. Raises ConfigError when it cannot begin."""
+        if self.config.exit_with_stdin:
+            self._watch_stdin()
         # A daemon that ends with its standard input has a directory for itself.
         lock = locked(self.config.socket_dir, private=self.config.exit_with_stdin)
         with lock, self._http() as address:
@@ -283,8 +286,6 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ask_to_stop)
-        if self.config.exit_with_stdin:
-            loop.add_reader(sys.stdin.fileno(), self._stdin_readable)
         await self._rpc.start(StreamerService(self))
         self._handoff.start()
         self.health.waits_for = ""
@@ -316,6 +317,20 @@ class Daemon:
             read_bytes = sum(pool.read_bytes for pool in self.readers.values())
             self.history.sample(read_bytes, self.totals.delivered_bytes, self._loads.keys())
             await asyncio.sleep(INTERVAL_SECONDS)
+
+    def _watch_stdin(self) -> None:
+        """Before anything is made: what has no end to wait for, such as /dev/null or a file, is refused."""
+        why = "it is closed"
+        if sys.stdin is not None:  # None where the descriptor was closed, whose number others may have now
+            try:
+                asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._stdin_readable)
+                return
+            except PermissionError:
+                why = "it is a file or /dev/null"
+        raise ConfigError(
+            f"--exit-with-stdin: standard input cannot be watched, as {why}; give penstockd a pipe, and "
+            "hold its other end open for as long as it shall run"
+        )
 
     def _stdin_readable(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):

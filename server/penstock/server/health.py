@@ -1,4 +1,4 @@
-"""Whether the daemon is alive and takes loads, and a watchdog that notices when a part of it hangs.
+"""Whether the daemon is alive and ready, and a watchdog that notices when a part of it hangs.
 
     starting -> serving -> draining      what the daemon does; `ready` only while serving
     live                                 the event loop turns, and so does at least one reader
@@ -36,7 +36,7 @@ class Health:
     ) -> None:
         """`on_change` is called on the event loop when `ready` or `live` may be different."""
         self.waits_for = "penstockd is starting"
-        """What keeps a daemon that is not hung from taking loads, in words; empty when nothing does."""
+        """What keeps a daemon that is not hung from being ready, in words; empty when nothing does."""
         self.draining = False
         self._readers = readers
         self._stall_seconds = stall_seconds
@@ -80,7 +80,7 @@ class Health:
 
     @property
     def reason(self) -> str:
-        """Why no loads are taken; empty when they are."""
+        """Why the daemon is not ready, in words; empty when it is."""
         return self.hang or self.waits_for
 
     @property

@@ -116,7 +116,7 @@ METRICS = (
         "Requests and connections that were answered with an error, by its reason.",
         {"reason": reasons()},
     ),
-    Metric("ready", "gauge", "1 while new loads are taken, as /readyz says."),
+    Metric("ready", "gauge", "1 while the daemon is ready, as /readyz says."),
     Metric(
         "stalled",
         "gauge",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from . import values
@@ -44,7 +42,7 @@ _OPTIONS = (
     _Option(
         "--socket-dir",
         DEFAULT_SOCKET_DIR,
-        lambda text: Path(os.path.abspath(text)),
+        values.directory,
         "directory of penstock.sock and handoff.sock; made if it is missing",
         "DIR",
     ),

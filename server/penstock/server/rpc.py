@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health as health_service
@@ -21,7 +22,9 @@ from .service import StreamerService
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
 LIVENESS_NAME = "live"
-"""The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it takes loads."""
+"""The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it is ready."""
+REASON_KEY = "penstock-reason"
+"""In the trailing metadata of an answer that it is not: why, in words."""
 MAX_CALLS_PER_CONNECTION = 16
 
 
@@ -33,7 +36,7 @@ class RpcServer:
         self._path = socket_dir / "grpc.sock"
         self._gate = Gate(socket_dir / "penstock.sock", self._path, allows=allows)
         self._health = health
-        self._health_service = health_service.aio.HealthServicer()
+        self._health_service = _HealthService(health)
         self._publishing: set[asyncio.Task[None]] = set()
         self._server: grpc.aio.Server | None = None
 
@@ -77,3 +80,21 @@ class RpcServer:
         ready, live = self._health.ready, self._health.live
         for name, good in (("", ready), (SERVICE_NAME, ready), (LIVENESS_NAME, live)):
             await self._health_service.set(name, answer.SERVING if good else answer.NOT_SERVING)
+
+
+class _HealthService(health_service.aio.HealthServicer):  # type: ignore[misc]
+    """Says why, too, for which grpc.health.v1 has no field. Clients that do not know of it pass over it."""
+
+    def __init__(self, health: Health) -> None:
+        super().__init__()
+        self._health = health
+
+    async def Check(
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse],
+    ) -> Any:
+        reason = self._health.hang if request.service == LIVENESS_NAME else self._health.reason
+        if reason:
+            context.set_trailing_metadata(((REASON_KEY, reason),))
+        return await super().Check(request, context)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote
 
 from .linux import PAGE_BYTES
@@ -22,6 +24,13 @@ class HttpAddress:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def directory(text: str) -> Path:
+    """Absolute. An empty text, mostly a shell variable that is not set, would be the working directory."""
+    if not text.strip():
+        raise ValueError("it is empty; name a directory, or leave it out for the default")
+    return Path(os.path.abspath(text))
 
 
 def memory_limit(text: str) -> int:

@@ -260,8 +260,17 @@ def _open_allowed(path: str, access: Access, flags: int) -> int:
 def _path_error(path: str, error: OSError) -> PenstockError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return CheckpointNotFoundError(f"{path} does not exist where penstockd runs", file=path)
-    if error.errno in (errno.EXDEV, errno.ELOOP):
-        return AccessDeniedError(f"{path} leaves the allowed directory by a link or '..'", file=path)
+    if error.errno == errno.EXDEV:
+        return AccessDeniedError(
+            f"{path} leaves the allowed directory by a link or '..'; an absolute link counts as leaving, "
+            "wherever it points: make it relative",
+            file=path,
+        )
+    if error.errno == errno.ELOOP:
+        return AccessDeniedError(
+            f"{path} follows too many links, or one of /proc that leads to no path; name the file itself",
+            file=path,
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return AccessDeniedError(
             f"{path}: penstockd (uid {os.geteuid()}) may not read it; check its permissions", file=path

@@ -1,0 +1,36 @@
+"""What of a checkpoint to load, and with whom, as people write it, to what the wire takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .stream import Choose
+
+# Names to load, or what says for a name whether to load it.
+Selection = Collection[str] | Callable[[str], bool]
+
+
+def wire_group(given: object) -> tuple[str, int]:
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        name, size = given
+        if isinstance(name, str) and isinstance(size, int):
+            return name, size
+    raise TypeError(f"group must be a name and a number of loads, as ('job', 8), not {given!r}")
+
+
+def choice(request: Any, tensors: Selection | None) -> Choose | None:
+    """Puts names into the request; returns how to choose among the daemon's names, for a predicate."""
+    if tensors is None:
+        return None
+    if isinstance(tensors, (str, bytes)):
+        raise TypeError(f"tensors must be a collection of names or a predicate, not one name: [{tensors!r}]")
+    if callable(tensors):
+        predicate = tensors
+        request.list_tensors = True
+        # Each name once: files may share some, and a name selects its tensors in all of them.
+        return lambda names: [name for name in dict.fromkeys(names) if predicate(name)]
+    request.tensors.SetInParent()
+    request.tensors.names.extend(dict.fromkeys(tensors))
+    return None
