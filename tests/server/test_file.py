@@ -195,6 +195,43 @@ def test_the_status_of_a_file_is_asked_of_its_server(tmp_path: Path) -> None:
         linux.fresh_status(fd)
 
 
+READ_FROM_AN_OVERLAY = """
+import mmap, os, resource, subprocess, sys
+from penstock.server.sources.file import LocalFile
+top, state = sys.argv[1:]
+layers = f"lowerdir={top}/a,upperdir={top}/b,workdir={top}/c"
+subprocess.run(["mount", "-t", "overlay", "penstock", "-o", layers, f"{top}/d"], check=True)
+path = f"{top}/d/f"
+fd = os.open(path, os.O_RDONLY)
+if state == "warm":
+    os.read(fd, 1 << 30)
+else:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+file = LocalFile(path, fd)
+buffer = memoryview(mmap.mmap(-1, file.size_bytes))
+file.read_into(0, [buffer])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_inblock - before)
+sys.stdout.flush()
+sys.stdout.buffer.write(buffer)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_an_overlay_is_read_right_and_from_the_page_cache_if_it_is_there(tmp_path: Path, state: str) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    write_cold(tmp_path / "a" / "f", CONTENT)
+    child = ["unshare", "--mount", sys.executable, "-c", READ_FROM_AN_OVERLAY, str(tmp_path), state]
+    done = subprocess.run(child, capture_output=True, timeout=60, check=False)
+    if b"mount" in done.stderr:
+        pytest.skip(f"no overlay can be mounted here: {done.stderr.decode()}")
+    blocks, _, content = done.stdout.partition(b"\n")
+    assert content == CONTENT
+    assert (int(blocks) > 0) == (state == "cold")
+
+
 READ_AS_ANOTHER_USER = """
 import mmap, os, sys
 from penstock.server.sources.file import LocalFile

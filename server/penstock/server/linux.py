@@ -45,6 +45,7 @@ _libc.mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_long,
 )
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
@@ -155,3 +156,18 @@ def page_is_cached(fd: int, offset: int) -> bool | None:
     if _libc.syscall(_SYS_CACHESTAT, fd, ctypes.byref(page), ctypes.byref(counts), 0) != 0:
         return None
     return bool(counts.cached)
+
+
+def pages_are_cached(fd: int, offset: int, size_bytes: int) -> bool:
+    """Whether the page cache holds all of a range. The kernel says so of any range where this process neither
+    owns the file nor may write it."""
+    start = offset // PAGE_BYTES * PAGE_BYTES
+    length = offset + size_bytes - start
+    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, start)
+    if address is None or address == _MAP_FAILED:
+        return False
+    pages = ctypes.create_string_buffer(-(-length // PAGE_BYTES))
+    try:
+        return _libc.mincore(address, length, pages) == 0 and all(byte & 1 for byte in pages.raw)
+    finally:
+        unmap(address, length)
