@@ -33,11 +33,13 @@ RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
 FROM build AS build-client
 # torch has a build for each kind of accelerator: --build-arg TORCH_INDEX=... chooses another than PyPI's.
 ARG TORCH_INDEX=
+# The wheel by its path: by its name, a higher version on the index would be taken instead.
 RUN python3 -m venv --without-pip /opt/client \
+    && set -- /wheels/penstock-*.whl \
     && /build/bin/pip --python /opt/client/bin/python install --constraint constraints.txt \
         ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
     && /build/bin/pip --python /opt/client/bin/python install --constraint constraints.txt \
-        --find-links /wheels 'penstock[client]'
+        "${1}[client]"
 
 FROM python AS client
 LABEL org.opencontainers.image.title="penstock-client" \

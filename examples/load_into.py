@@ -19,4 +19,4 @@ outputs, inputs = names["weight"]
 with torch.device("meta"):
     module = torch.nn.Linear(inputs, outputs)
 client.load_into(module, sys.argv[1], dtype=torch.float32)
-print(module, module.weight.device, float(module.weight.sum()))
+print(module, module.weight.device, float(module.weight.detach().sum()))

@@ -33,6 +33,7 @@ def run(daemon: DaemonProcess, script: str, *arguments: str | Path) -> list[str]
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return done.stdout.splitlines()
 
 

@@ -74,6 +74,18 @@ def test_both_images_say_the_version_of_the_package() -> None:
         assert f'org.opencontainers.image.version="{version}"' in labels
 
 
+def test_no_stage_takes_the_package_from_an_index() -> None:
+    """pip prefers the highest version of a name, wherever it finds it: the name must not be asked for."""
+    _, stages = parse(DOCKERFILE)
+    runs = [rest for stage in stages.values() for word, rest in stage.instructions if word == "RUN"]
+    installs = [run for run in runs if "/wheels" in run]
+    assert len(installs) == 2
+    for run in installs:
+        assert "--find-links" not in run
+        named = set(re.findall(r"\S*penstock\S*", run))
+        assert named <= {"/opt/penstock/bin/python", "/wheels/penstock-*.whl"}
+
+
 def test_commands_users_and_paths_are_those_of_the_manifests() -> None:
     _, stages = parse(DOCKERFILE)
     entrypoint = json.loads(dict(stages["daemon"].instructions)["ENTRYPOINT"])

@@ -14,17 +14,23 @@ from penstock.server.limits import OVERHEAD_BYTES, MemoryBound
 MIB = 1 << 20
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFEST = DEPLOY / "examples" / "vllm-sidecar.yaml"
+OVERLAY = DEPLOY / "overlays" / "sidecar"
+
+
+def one(kind: str, manifest: Path = MANIFEST) -> dict[str, Any]:
+    """The only object of its kind in a file."""
+    (found,) = (each for each in yaml.safe_load_all(manifest.read_text()) if each["kind"] == kind)
+    return dict(found)
 
 
 def pod(manifest: Path = MANIFEST) -> dict[str, Any]:
-    deployment = yaml.safe_load(manifest.read_text())
-    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    spec: dict[str, Any] = one("Deployment", manifest)["spec"]["template"]["spec"]
     return spec
 
 
 def test_kubernetes_takes_it() -> None:
-    deployment = yaml.safe_load(MANIFEST.read_text())
-    kubernetes_validate.validate(deployment, kubernetes_validate.latest_version(), strict=True)
+    for found in yaml.safe_load_all(MANIFEST.read_text()):
+        kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_the_daemon_takes_its_settings_in_the_memory_it_gets() -> None:
@@ -52,16 +58,30 @@ def test_both_containers_see_the_sockets_and_the_model_under_one_path() -> None:
     assert engine["args"][engine["args"].index("--model") + 1].startswith(mounts[1]["models"] + "/")
 
 
-def test_its_daemon_is_probed_like_the_overlay_s() -> None:
-    def probes(daemon: dict[str, Any], port: int | str) -> dict[str, Any]:
+def test_its_daemon_is_probed_and_scraped_like_the_overlay_s() -> None:
+    def probes(daemon: dict[str, Any]) -> dict[str, Any]:
         defaults = {"periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3}
-        found = {key: defaults | value for key, value in daemon.items() if key.endswith("Probe")}
-        assert {probe["httpGet"].pop("port") for probe in found.values()} == {port}
-        return found
+        return {key: defaults | value for key, value in daemon.items() if key.endswith("Probe")}
 
     (daemon,) = pod()["initContainers"]
-    (other,) = pod(DEPLOY / "overlays/sidecar/deployment.yaml")["initContainers"]
+    (other,) = pod(OVERLAY / "deployment.yaml")["initContainers"]
+    assert probes(daemon) == probes(other)
+    assert set(probes(daemon)) == {"startupProbe", "readinessProbe", "livenessProbe"}
+    assert daemon["ports"] == other["ports"]
     address = next(each["value"] for each in daemon["env"] if each["name"] == "PENSTOCK_HTTP_ADDRESS")
-    ours = probes(daemon, int(address.rpartition(":")[2]))
-    assert ours == probes(other, "penstock-http")
-    assert set(ours) == {"startupProbe", "readinessProbe", "livenessProbe"}
+    assert [port["containerPort"] for port in daemon["ports"]] == [int(address.rpartition(":")[2])]
+    monitor = one("PodMonitor", DEPLOY / "monitoring" / "pod-monitor.yaml")["spec"]
+    labels = one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_its_port_is_kept_from_others_like_the_overlay_s() -> None:
+    ours, other = one("NetworkPolicy")["spec"], one("NetworkPolicy", OVERLAY / "network-policy.yaml")["spec"]
+    assert ours.pop("podSelector") == one("Deployment")["spec"]["selector"]
+    other.pop("podSelector")
+    assert ours == other
+
+
+def test_no_service_puts_variables_into_it() -> None:
+    """vLLM ends when a Service named vllm sets VLLM_PORT, and the daemon warns of PENSTOCK_PORT."""
+    assert pod()["enableServiceLinks"] is False

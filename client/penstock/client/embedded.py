@@ -135,7 +135,7 @@ def _last_words(stderr: IO[bytes]) -> str:
     stderr.seek(max(0, os.fstat(stderr.fileno()).st_size - _STDERR_BYTES))
     words = stderr.read().decode(errors="replace").strip()
     if "No module named penstock.server" in words or "No module named 'penstock" in words:
-        words += " (install it with: pip install 'penstock[server]')"
+        words += " (in a checkout of Penstock: pip install '.[server]')"
     return words or "it said nothing"
 
 
