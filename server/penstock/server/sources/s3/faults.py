@@ -50,7 +50,8 @@ _MAY_NOT_READ = (
     "missing key looks like this too)"
 )
 _MAY_NOT_LIST = (
-    "penstockd's credentials need s3:ListBucket for the bucket; without it, name the files one by one"
+    "penstockd's credentials need s3:ListBucket for the bucket to list it (and s3:GetObject for what lies in "
+    "it); without the first, name the files or their index"
 )
 _REMEDIES = {
     "AllAccessDisabled": "the bucket's owner has disabled all access to it",
