@@ -30,6 +30,7 @@ from penstock.server.sources import Access, Patient, RetryLater
 from penstock.server.sources.s3 import S3File, S3Settings, S3Source
 from penstock.server.sources.s3 import account as s3_account
 from penstock.server.sources.s3 import faults as s3_faults
+from penstock.server.sources.s3.location import Location
 from penstock.server.sources.s3.object import FIRST_BYTES
 
 from .objects import Asked, ObjectServer
@@ -606,6 +607,18 @@ def test_credentials_that_expired_and_were_written_anew_are_read_again(
     asked = len(server.asked)
     ask()
     assert all("=AKIDRENEWED/" in later.headers["authorization"] for later in server.asked[asked:])
+
+
+def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_for_one() -> None:
+    answer = s3_faults.Answer(405, {}, b"<Error><Code>MethodNotAllowed</Code></Error>")
+    marker = s3_faults.failure(answer, Location("bucket", "k", "v1"))
+    assert isinstance(marker, CheckpointNotFoundError)
+    assert "delete marker" in str(marker)
+    for listing in (False, True):
+        refused = s3_faults.failure(answer, Location("bucket", "k"), listing=listing)
+        assert isinstance(refused, SourceUnavailableError)
+        assert "delete marker" not in str(refused)
+        assert "MethodNotAllowed" in str(refused)
 
 
 def test_an_answer_says_how_long_to_wait_within_bounds() -> None:
