@@ -739,6 +739,37 @@ def test_credentials_that_expired_and_were_written_anew_are_read_again(
     assert all("=AKIDRENEWED/" in later.headers["authorization"] for later in server.asked[asked:])
 
 
+@pytest.mark.parametrize("way", ["object", "prefix"])
+def test_a_store_that_calls_every_new_token_expired_is_not_asked_for_ever(
+    way: str, server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with a clock that is far off, and credentials that are made anew whenever they are read."""
+    shared = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
+    monkeypatch.setattr(s3_account, "RENEW_SECONDS", 0.0)
+
+    def write() -> None:
+        key_id = f"AKID{len(server.asked)}"
+        shared.write_text(f"[default]\naws_access_key_id = {key_id}\naws_secret_access_key = {SECRET}\n")
+
+    def expire(asked: Asked) -> None:
+        if len(server.asked) > 20:
+            asked.fail(403, "AccessDenied")
+            return
+        write()
+        asked.fail(400, "ExpiredToken")
+
+    write()
+    server.hooks.append(always(expire))
+    source = sources()
+    ask = source.open if way == "object" else source.list
+    with pytest.raises(AccessDeniedError, match=r"s3://bucket/models/.*ExpiredToken.*REQ1.*refresh them"):
+        ask("s3://bucket/models/", ROOT)
+    assert len(server.asked) == 3
+
+
 def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_for_one() -> None:
     answer = s3_faults.Answer(405, {}, b"<Error><Code>MethodNotAllowed</Code></Error>")
     marker = s3_faults.failure(answer, Location("bucket", "k", "v1"))

@@ -18,6 +18,9 @@ from .settings import S3Settings
 
 _T = TypeVar("_T")
 
+MAX_RENEWALS = 2
+"""Of credentials, for a request: a store may call all of them expired."""
+
 
 class Requests:
     """Every thread may use it."""
@@ -50,7 +53,7 @@ class Requests:
         A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials that
         were renewed meanwhile is asked again with these.
         """
-        moved = False
+        moved, renewals = False, 0
         while True:
             region = self.account.region(location.bucket)
             url = self.account.url(location) if page is None else self.account.list_url(location, page)
@@ -61,7 +64,12 @@ class Requests:
                     yield exchange
                     return
                 answer = Answer(exchange.status, exchange.headers, exchange.text())
-            if answer.code in EXPIRED and self.account.renewed(location, identity):
+            if (
+                answer.code in EXPIRED
+                and renewals < MAX_RENEWALS
+                and self.account.renewed(location, identity)
+            ):
+                renewals += 1
                 continue
             if answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
                 moved = True
