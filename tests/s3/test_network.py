@@ -17,7 +17,7 @@ from . import faults
 from .authority import Authority
 from .moto import MotoServer
 from .proxy import Exchange, FaultProxy, Request, asks
-from .support import BLOCK_BYTES, FLAGS, Bucket, environment, load_and_compare, refused
+from .support import BLOCK_BYTES, FLAGS, RETRIES, Bucket, environment, load_and_compare, refused
 from .tunnel import Tunnel
 
 KEY = "models/one.safetensors"
@@ -174,6 +174,63 @@ def test_a_proxy_that_does_not_answer_is_named(
     assert "secretword" not in message + daemon.log()
 
 
+@pytest.mark.parametrize("key", [KEY, "models/"])
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(407, "its user and password"), (403, "lets 127.0.0.1"), (502, "--s3-retries")]
+)
+def test_a_proxy_that_lets_nothing_through_is_named_with_what_it_says(
+    status: int, remedy: str, key: str, start_daemon: StartDaemon, https: FaultProxy, tunnel: Tunnel
+) -> None:
+    tunnel.refuses = status
+    place = f"127.0.0.1:{tunnel.port}"
+    daemon = start(start_daemon, https.endpoint, HTTPS_PROXY=f"http://user:secretword@{place}")
+    said = (f"the proxy {place} answered {status}", remedy)
+    message = refused(daemon, f"s3://any/{key}", errors.SourceUnavailableError, key, *said)
+    assert ("check HTTPS_PROXY" in message) == (status != 502)
+    assert len(tunnel.asked) == (RETRIES if status == 502 else 1)
+    assert "secretword" not in message + daemon.log()
+
+
+def test_a_proxy_of_plain_http_that_wants_a_password_is_named(
+    start_daemon: StartDaemon, tunnel: Tunnel
+) -> None:
+    tunnel.refuses = 407
+    daemon = start(start_daemon, f"http://{HOST}", "--s3-addressing", "path", HTTP_PROXY=tunnel.url)
+    said = (f"the proxy 127.0.0.1:{tunnel.port} answered 407", "HTTP_PROXY", "password")
+    refused(daemon, f"s3://any/{KEY}", errors.SourceUnavailableError, KEY, *said)
+    assert len(tunnel.asked) == 1
+
+
+@pytest.mark.parametrize("proxy_url", ["http://user:/secretword@127.0.0.1:1", "user:secretword@127.0.0.1:x"])
+def test_a_proxy_whose_url_is_none_is_not_told_but_named(
+    proxy_url: str, start_daemon: StartDaemon, https: FaultProxy
+) -> None:
+    """As when a password is not encoded."""
+    daemon = start(start_daemon, https.endpoint, HTTPS_PROXY=proxy_url)
+    message = refused(daemon, f"s3://any/{KEY}", errors.SourceUnavailableError, "HTTPS_PROXY", "%2F")
+    assert "secretword" not in message + daemon.log()
+
+
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_a_password_in_the_endpoint_goes_nowhere(
+    through_proxy: bool, start_daemon: StartDaemon, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    tensors = bucket.put_random(KEY)
+    tunnel = Tunnel(proxy.port)
+    try:
+        place = HOST if through_proxy else f"127.0.0.1:{proxy.port}"
+        variables = {"HTTP_PROXY": tunnel.url} if through_proxy else {}
+        endpoint = f"http://user:secretword@{place}"
+        daemon = start(start_daemon, endpoint, "--s3-addressing", "path", **variables)
+        load_and_compare(daemon, bucket.uri("models/"), tensors)
+        assert {request.headers["Host"] for request in proxy.requests()} == {place}
+        proxy.on(asks(), faults.reset, times=None)
+        message = refused(daemon, bucket.uri(KEY), errors.SourceUnavailableError, place)
+        assert "secretword" not in message + daemon.log() + str(daemon.status()) + str(tunnel.asked)
+    finally:
+        tunnel.close()
+
+
 @pytest.mark.parametrize(
     ("flags", "variables"),
     [
@@ -222,8 +279,9 @@ def test_a_bucket_of_another_region_is_found_there_and_remembered(
     assert len(rule.hits) == 1
 
 
+@pytest.mark.parametrize("key", [KEY, "models/"])
 def test_a_redirect_that_goes_in_circles_ends(
-    daemon: DaemonProcess, proxy: FaultProxy, bucket: Bucket
+    key: str, daemon: DaemonProcess, proxy: FaultProxy, bucket: Bucket
 ) -> None:
     regions = iter([f"region-{number}" for number in range(1000)])
 
@@ -232,7 +290,7 @@ def test_a_redirect_that_goes_in_circles_ends(
 
     rule = proxy.on(asks(bucket=bucket.name), redirect, times=None)
     bucket.put_random(KEY)
-    refused(daemon, bucket.uri(KEY), errors.SourceUnavailableError, bucket.name, KEY, "region")
+    refused(daemon, bucket.uri(key), errors.SourceUnavailableError, bucket.name, key, "region")
     assert len(rule.hits) < 10
 
 

@@ -19,6 +19,8 @@ class Tunnel:
         """First lines of what came: `CONNECT host:port HTTP/1.1`, `GET http://… HTTP/1.1`."""
         self.credentials: set[str] = set()
         """Values of Proxy-Authorization."""
+        self.refuses: int | None = None
+        """The status of every answer, if the proxy lets nothing through."""
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -54,6 +56,10 @@ class Tunnel:
                     name, _, value = line.partition(": ")
                     if name.lower() == "proxy-authorization":
                         self.credentials.add(value)
+                if self.refuses is not None:
+                    said = f"HTTP/1.1 {self.refuses} Refused by policy\r\nContent-Length: 0\r\n\r\n"
+                    connection.sendall(said.encode())
+                    continue
                 if lines[0].startswith("CONNECT "):
                     connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                     self._copy_both_ways(connection, target)

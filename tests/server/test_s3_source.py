@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
+from xml.sax.saxutils import escape
 
 import pytest
 from botocore.auth import S3SigV4Auth
@@ -30,6 +31,8 @@ from penstock.server.sources import Access, Patient, RetryLater
 from penstock.server.sources.s3 import S3File, S3Settings, S3Source
 from penstock.server.sources.s3 import account as s3_account
 from penstock.server.sources.s3 import faults as s3_faults
+from penstock.server.sources.s3 import listing as s3_listing
+from penstock.server.sources.s3.location import Location
 from penstock.server.sources.s3.object import FIRST_BYTES
 
 from .objects import Asked, ObjectServer
@@ -131,15 +134,19 @@ def always(act: Callable[[Asked], None]) -> Callable[[Asked], bool]:
     return hook
 
 
+def query_of(asked: Asked) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(asked.target).query, keep_blank_values=True))
+
+
 def lists(directory: str, *keys: str, token: str = "", after: str = "") -> Callable[[Asked], bool]:
     """Answers what asks for that directory, from the page `token` on; `after` is the one that follows."""
 
     def hook(asked: Asked) -> bool:
-        query = dict(parse_qsl(urlsplit(asked.target).query, keep_blank_values=True))
+        query = query_of(asked)
         if query.get("prefix") != directory or query.get("continuation-token", "") != token:
             return False
         contents = "".join(f"<Contents><Key>{quote(key)}</Key></Contents>" for key in keys)
-        following = f"<NextContinuationToken>{after}</NextContinuationToken>" if after else ""
+        following = f"<NextContinuationToken>{escape(after)}</NextContinuationToken>" if after else ""
         body = (
             f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="{NAMESPACE}"><Name>bucket</Name>'
             f"<Prefix>{quote(directory)}</Prefix><KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys>"
@@ -299,26 +306,38 @@ def test_what_lasts_is_given_up_with_the_object_and_a_remedy(
     assert (len(server.asked), len(retried)) == (3, 2)
 
 
-def trickle(asked: Asked) -> None:
+FRAMES = ["Content-Length", "chunked", "until it closes"]
+
+
+def trickle(asked: Asked, frame: str = "Content-Length") -> None:
     """The answer that is due, byte by byte, for as long as it is read."""
     start, last = asked.range
     asked.handler.send_response(206)
-    asked.handler.send_header("Content-Length", str(last + 1 - start))
     asked.handler.send_header("Content-Range", f"bytes {start}-{last}/{len(CONTENT)}")
+    trickle_body(asked, CONTENT[start : last + 1], frame)
+
+
+def trickle_body(asked: Asked, body: bytes, frame: str) -> None:
+    if frame == "Content-Length":
+        asked.handler.send_header("Content-Length", str(len(body)))
+    if frame == "chunked":
+        asked.handler.send_header("Transfer-Encoding", "chunked")
     asked.handler.end_headers()
     asked.handler.close_connection = True
     with contextlib.suppress(OSError):
-        for at in range(start, last + 1):
-            asked.handler.wfile.write(CONTENT[at : at + 1])
+        for at in range(len(body)):
+            byte = body[at : at + 1]
+            asked.handler.wfile.write(b"1\r\n" + byte + b"\r\n" if frame == "chunked" else byte)
             time.sleep(0.01)
 
 
+@pytest.mark.parametrize("frame", FRAMES)
 def test_a_body_that_trickles_is_asked_for_again_from_the_byte_reached(
-    server: ObjectServer, sources: Sources, retried: list[str]
+    frame: str, server: ObjectServer, sources: Sources, retried: list[str]
 ) -> None:
     server.put("k", CONTENT)
     file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
-    server.hooks.append(once(trickle))
+    server.hooks.append(once(lambda asked: trickle(asked, frame)))
     assert read(file, FIRST_BYTES, len(CONTENT)) == CONTENT[FIRST_BYTES:]
     assert retried == ["timeout"]
     assert server.asked[-1].range[0] > FIRST_BYTES
@@ -431,7 +450,10 @@ def test_without_a_strong_etag_the_time_of_the_last_change_is_the_condition(
         read(file, 10, 20)
 
 
-def test_a_bucket_elsewhere_is_asked_there_and_remembered(server: ObjectServer, sources: Sources) -> None:
+@pytest.mark.parametrize("first", ["object", "prefix"])
+def test_a_bucket_elsewhere_is_asked_there_and_remembered(
+    first: str, server: ObjectServer, sources: Sources
+) -> None:
     server.put("k", CONTENT)
 
     def elsewhere(asked: Asked) -> bool:
@@ -440,10 +462,13 @@ def test_a_bucket_elsewhere_is_asked_there_and_remembered(server: ObjectServer, 
         asked.fail(301, "PermanentRedirect", x_amz_bucket_region="us-west-2")
         return True
 
-    server.hooks.append(elsewhere)
+    server.hooks += [elsewhere, lists("m/", "m/a")]
     source = sources()
-    assert read(source.open("s3://bucket/k", ROOT), 0, 9) == CONTENT[:9]
-    source.open("s3://bucket/k", ROOT)
+    for what in ("object", "prefix") if first == "object" else ("prefix", "object"):
+        if what == "object":
+            assert read(source.open("s3://bucket/k", ROOT), 0, 9) == CONTENT[:9]
+        else:
+            assert source.list("s3://bucket/m/", ROOT) == ["a"]
     assert len(server.asked) == 3
 
 
@@ -500,22 +525,65 @@ def test_the_pages_of_a_list_are_put_together(server: ObjectServer, sources: Sou
     assert len(server.asked) == 2
 
 
+@pytest.mark.parametrize("key", AWKWARD)
+def test_every_request_for_a_list_is_signed_for_exactly_what_is_asked(
+    key: str, server: ObjectServer, sources: Sources
+) -> None:
+    token = "1/2+3==&x=é %2F"
+    server.hooks += [lists(f"{key}/", f"{key}/b", after=token), lists(f"{key}/", f"{key}/{key}", token=token)]
+    assert sources(requester_pays=True).list(f"s3://bucket/{key}/", ROOT) == sorted(["b", key])
+    for asked in server.asked:
+        assert asked.headers["x-amz-request-payer"] == "requester"
+        assert asked.headers["authorization"] == signature_of(asked, server.url)
+        query = query_of(asked)
+        assert (query["list-type"], query["delimiter"], query["encoding-type"]) == ("2", "/", "url")
+
+
+def test_unsigned_lists_carry_nothing_of_the_credentials(server: ObjectServer, sources: Sources) -> None:
+    server.hooks.append(lists("", "a"))
+    assert sources(unsigned=True).list("s3://bucket/", ROOT) == ["a"]
+    assert "authorization" not in server.asked[0].headers
+    assert KEY_ID not in server.asked[0].target
+
+
+def test_keys_are_taken_as_they_are_from_a_store_that_encodes_none(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.hooks.append(always(lambda asked: asked.answer(200, page("m/a+b%20", "m/c"))))
+    assert sources().list("s3://bucket/m/", ROOT) == ["a+b%20", "c"]
+
+
+def page(*keys: str, more: str = "") -> bytes:
+    contents = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in keys)
+    name = "<Name>b</Name><IsTruncated>false</IsTruncated>"
+    return f"<ListBucketResult>{name}{more}{contents}</ListBucketResult>".encode()
+
+
 LISTS: dict[str, tuple[str, Callable[[Asked], None]]] = {
     **{name: TRANSIENT[name] for name in ("reset", "500", "503", "429", "400")},
-    "no HTTP": ("connection", TRANSIENT["no HTTP"][1]),
+    "no HTTP": TRANSIENT["no HTTP"],
     "408": ("timeout", lambda asked: asked.fail(408, "")),
     "200 and HTML": ("bad_response", lambda asked: asked.answer(200, b"<html><body>Sorry</body></html>")),
-    "200 and half a page": ("server_error", lambda asked: asked.answer(200, b"<html>" * 100)),  # to botocore
+    "200 and half a page": ("bad_response", lambda asked: asked.answer(200, b"<html>" * 100)),
     "200 and nothing": ("bad_response", lambda asked: asked.answer(200)),
     "200 and an error": ("server_error", lambda asked: asked.fail(200, "InternalError")),
-    "cut list": ("connection", lambda asked: cut_list(asked)),
+    "200 and too many at once": ("throttled", lambda asked: asked.fail(200, "SlowDown")),
+    "cut list": ("short_body", lambda asked: cut_list(asked)),
+    "cut in mid-chunk": ("short_body", lambda asked: cut_list(asked, chunked=True)),
+    "no numbers": ("bad_response", lambda asked: asked.answer(200, page(more="<MaxKeys>x</MaxKeys>"))),
+    "another directory": ("bad_response", lambda asked: asked.answer(200, page("other/a"))),
+    "entries without a key": ("bad_response", lambda asked: asked.answer(200, page(more="<Contents/>"))),
     "no next page": ("bad_response", lambda asked: endless(asked, "")),
     "the same page": ("bad_response", lambda asked: endless(asked, "t")),
 }
 
 
-def cut_list(asked: Asked) -> None:
-    asked.answer(200, b"<ListBucketResult>", Content_Length="1000")
+def cut_list(asked: Asked, *, chunked: bool = False) -> None:
+    asked.handler.send_response(200)
+    framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", "1000")
+    asked.handler.send_header(*framing)
+    asked.handler.end_headers()
+    asked.handler.wfile.write((b"1000\r\n" if chunked else b"") + b"<ListBucketResult>")
     asked.handler.close_connection = True
 
 
@@ -547,6 +615,69 @@ def test_a_list_that_keeps_failing_is_given_up_with_a_remedy(
     with pytest.raises(SourceUnavailableError, match=r"s3://bucket/m/: listing it .*3 times.*--s3-retries"):
         sources().list("s3://bucket/m/", ROOT)
     assert (len(server.asked), len(retried)) == (4, 2)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_list_that_trickles_is_asked_for_again_and_given_up(
+    frame: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    """A byte comes well within the time for each."""
+
+    def slowly(asked: Asked) -> None:
+        asked.handler.send_response(200)
+        trickle_body(asked, b" " * 100_000, frame)
+
+    source = sources(timeout_seconds=0.2)
+    server.hooks += [once(slowly), lists("m/", "m/a")]
+    assert source.list("s3://bucket/m/", ROOT) == ["a"]
+    assert retried == ["timeout"]
+    server.hooks[:] = [always(slowly)]
+    with pytest.raises(SourceUnavailableError, match=r"m/: listing it .*3 times.*too slowly.*--s3-timeout"):
+        source.list("s3://bucket/m/", ROOT)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_page_longer_than_any_is_not_kept(
+    announced: bool,
+    server: ObjectServer,
+    sources: Sources,
+    retried: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def long(asked: Asked) -> None:
+        if announced:
+            asked.answer(200, page("m/a"))
+            return
+        asked.handler.send_response(200)
+        asked.handler.end_headers()
+        asked.handler.wfile.write(page("m/a"))
+        asked.handler.close_connection = True
+
+    monkeypatch.setattr(s3_listing, "MAX_PAGE_BYTES", len(page("m/a")))
+    server.hooks.append(always(long))
+    assert sources().list("s3://bucket/m/", ROOT) == ["a"]
+    monkeypatch.setattr(s3_listing, "MAX_PAGE_BYTES", len(page("m/a")) - 1)
+    with pytest.raises(SourceUnavailableError, match=f"more than {len(page('m/a')) - 1} bytes"):
+        sources().list("s3://bucket/m/", ROOT)
+    assert retried == ["bad_response"] * 2
+
+
+def test_a_list_that_trickles_ends_with_the_daemon(server: ObjectServer, sources: Sources) -> None:
+    met = threading.Event()
+
+    def slowly(asked: Asked) -> None:
+        asked.handler.send_response(200)
+        met.set()
+        trickle_body(asked, b" " * 100_000, "Content-Length")
+
+    server.hooks.append(always(slowly))
+    source = sources(timeout_seconds=600.0)
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
+        assert met.wait(20)
+        source.stop()
+        with pytest.raises(ShuttingDownError):
+            listing.result(20)
 
 
 def test_a_list_waits_as_long_as_it_is_told_and_no_longer_than_the_daemon_runs(
@@ -606,6 +737,72 @@ def test_credentials_that_expired_and_were_written_anew_are_read_again(
     asked = len(server.asked)
     ask()
     assert all("=AKIDRENEWED/" in later.headers["authorization"] for later in server.asked[asked:])
+
+
+@pytest.mark.parametrize("way", ["object", "prefix"])
+def test_a_store_that_calls_every_new_token_expired_is_not_asked_for_ever(
+    way: str, server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with a clock that is far off, and credentials that are made anew whenever they are read."""
+    shared = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
+    monkeypatch.setattr(s3_account, "RENEW_SECONDS", 0.0)
+
+    def write() -> None:
+        key_id = f"AKID{len(server.asked)}"
+        shared.write_text(f"[default]\naws_access_key_id = {key_id}\naws_secret_access_key = {SECRET}\n")
+
+    def expire(asked: Asked) -> None:
+        if len(server.asked) > 20:
+            asked.fail(403, "AccessDenied")
+            return
+        write()
+        asked.fail(400, "ExpiredToken")
+
+    write()
+    server.hooks.append(always(expire))
+    source = sources()
+    ask = source.open if way == "object" else source.list
+    with pytest.raises(AccessDeniedError, match=r"s3://bucket/models/.*ExpiredToken.*REQ1.*refresh them"):
+        ask("s3://bucket/models/", ROOT)
+    assert len(server.asked) == 3
+
+
+def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_for_one() -> None:
+    answer = s3_faults.Answer(405, {}, b"<Error><Code>MethodNotAllowed</Code></Error>")
+    marker = s3_faults.failure(answer, Location("bucket", "k", "v1"))
+    assert isinstance(marker, CheckpointNotFoundError)
+    assert "delete marker" in str(marker)
+    for listing in (False, True):
+        refused = s3_faults.failure(answer, Location("bucket", "k"), listing=listing)
+        assert isinstance(refused, SourceUnavailableError)
+        assert "delete marker" not in str(refused)
+        assert "MethodNotAllowed" in str(refused)
+
+
+def test_a_password_in_the_endpoint_is_told_to_nobody(
+    server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        closed = f"127.0.0.1:{probe.getsockname()[1]}"
+    for endpoint, said in {
+        f"http://user:secretword@{closed}": closed,
+        "http://user:secretword@not a host": "not a host",
+        "http://user:/secretword@host": "host",
+        "http://user:secretword@host:port": "host:port",
+    }.items():
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        source = sources()
+        for ask in (source.open, source.list):
+            with pytest.raises(SourceUnavailableError, match=said) as caught:
+                ask("s3://bucket/k", ROOT)
+            assert "secretword" not in str(caught.value)
+    server.put("k", CONTENT)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url.replace("//", "//user:secretword@"))
+    sources().open("s3://bucket/k", ROOT)
+    assert "secretword" not in str(server.asked[0].headers)
 
 
 def test_an_answer_says_how_long_to_wait_within_bounds() -> None:

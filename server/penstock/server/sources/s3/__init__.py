@@ -2,9 +2,11 @@
 
 location    s3:// URIs, and who may read them (pure)
 faults      which failures are asked again, after how long, and what the others mean (pure)
-account     credentials, endpoints, signatures, pages of lists: boto3's part, imported when first needed
+account     credentials, endpoints, signatures, what lists say: boto3's part, imported when first needed
 connection  keep-alive HTTP connections whose bytes go into the caller's memory
-requests    the three above, put together to requests that are answered or fail for good
+proxies     the proxies between, and what it means when they refuse
+response    answers that must come within a time
+requests    all of these, put together to requests that are answered or fail for good
 listing     what lies below a prefix
 object      one version of one object as a SourceFile
 """

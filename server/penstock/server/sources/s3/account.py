@@ -1,5 +1,5 @@
-"""boto3's part: credentials, endpoints, regions, signatures and lists. Imported when first needed, since
-it takes longer than everything else the daemon does at its start.
+"""boto3's part: credentials, endpoints, regions, signatures, and what lists say. Imported when first needed,
+since it takes longer than everything else the daemon does at its start.
 
 Requests for bytes are signed in their headers, each anew from the live credentials. A presigned URL costs
 twice as much to make (benchmarks/s3_signing.py), and is a secret that servers and proxies write to their
@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ...errors import (
@@ -24,24 +24,17 @@ from ...errors import (
     PenstockError,
     SourceUnavailableError,
 )
-from .faults import Answer, Transient
+from .faults import Transient
 from .location import Location
 from .settings import S3Settings
 
 RENEW_SECONDS = 10.0
+_USER = re.compile(r"//\S*@")
+"""In a URL, or in what should be one."""
 
 # At the level `debug` these log signatures and session tokens.
 for _name in ("botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a list."""
-
-    names: list[str]
-    next: str
-    """What asks for the page after it; empty after the last."""
 
 
 class Account:
@@ -51,23 +44,28 @@ class Account:
         """Raises SourceUnavailableError."""
         self._settings = settings
         self._lock = threading.Lock()
-        self._clients: dict[tuple[str | None, bool], Any] = {}
+        self._clients: dict[str | None, Any] = {}
         self._regions: dict[str, str] = {}
         """Of buckets that turned out to be elsewhere."""
         with _botocore_errors("S3"):
             self._start_session()
             self.tls = self._tls_context()
-            self._client(None, signed=False)
+            self._client(None)
 
     def url(self, location: Location) -> str:
-        """Of the object, by botocore's rules for endpoints and addressing; nothing secret in it."""
+        """Of the object, by botocore's rules for endpoints and addressing."""
         parameters = {"Bucket": location.bucket, "Key": location.key}
         if location.version_id is not None:
             parameters["VersionId"] = location.version_id
-        with _botocore_errors(location.uri):
-            client = self._client(self._regions.get(location.bucket), signed=False)
-            url: str = client.generate_presigned_url("get_object", Params=parameters)
-        return url
+        return self._url("get_object", parameters, location)
+
+    def list_url(self, directory: Location, token: str) -> str:
+        """Of the page `token`, or the first one, of what lies directly below a key that ends in `/` or is
+        empty."""
+        parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
+        if token:
+            parameters["ContinuationToken"] = token
+        return self._url("list_objects_v2", parameters, directory)
 
     def sign(self, method: str, url: str, headers: Mapping[str, str], location: Location) -> dict[str, str]:
         """The headers with what S3 wants to see of who asks."""
@@ -89,7 +87,7 @@ class Account:
         """Where it is taken to be."""
         region = self._regions.get(bucket)
         if region is None:
-            region = self._client(None, signed=False).meta.region_name
+            region = self._client(None).meta.region_name
         return "us-east-1" if region in (None, "aws-global") else region
 
     def move(self, bucket: str, region: str) -> None:
@@ -112,28 +110,26 @@ class Account:
                 self._start_session()
         return self.identity(location) != identity
 
-    def list_page(self, directory: Location, token: str) -> Page | Answer:
-        """Names directly below a key that ends in `/` or is empty, from where the page before said. Asked
-        once. Raises Transient too."""
-        parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
-        if token:
-            parameters["ContinuationToken"] = token
-        if self._settings.requester_pays:
-            parameters["RequestPayer"] = "requester"
-        with _botocore_errors(directory.uri):
-            region = self._regions.get(directory.bucket)
-            client = self._client(region, signed=not self._settings.unsigned)
-            from botocore.exceptions import ClientError
+    def parse_list(self, body: bytes) -> Mapping[str, Any]:
+        """What an answer to a request for a list says, keys still encoded. Raises Transient."""
+        from botocore.parsers import ResponseParserError, create_parser
 
-            try:
-                page = client.list_objects_v2(**parameters)
-            except ClientError as error:
-                return _answer(error.response)
-            except Exception as error:
-                raise (_transient(error) or error) from error
-        return _page(page, directory, token)
+        model = self._client(None).meta.service_model.operation_model("ListObjectsV2")
+        answer = {"status_code": 200, "headers": {}, "body": body}
+        try:
+            parsed: Mapping[str, Any] = create_parser("rest-xml").parse(answer, model.output_shape)
+        except (ResponseParserError, TypeError, ValueError) as error:  # the latter for odd dates and numbers
+            raise Transient("bad_response", "the answer is no list that can be read") from error
+        return parsed
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _url(self, operation: str, parameters: Mapping[str, str], location: Location) -> str:
+        with _botocore_errors(location.uri):
+            client = self._client(self._regions.get(location.bucket))
+            # Without a signature, as the client has none.
+            url: str = client.generate_presigned_url(operation, Params=parameters)
+        return url
 
     def _credentials(self, location: Location) -> Any:
         credentials = self._session.get_credentials()
@@ -154,28 +150,22 @@ class Account:
         self._began = time.monotonic()
         self._clients.clear()
 
-    def _client(self, region: str | None, *, signed: bool) -> Any:
+    def _client(self, region: str | None) -> Any:
+        """It knows endpoints and shapes, and sends nothing."""
         with self._lock:
-            client = self._clients.get((region, signed))
+            client = self._clients.get(region)
             if client is None:
-                client = self._make_client(region, signed=signed)
-                self._clients[region, signed] = client
+                client = self._make_client(region)
+                self._clients[region] = client
             return client
 
-    def _make_client(self, region: str | None, *, signed: bool) -> Any:
+    def _make_client(self, region: str | None) -> Any:
         import botocore
         from botocore.config import Config
 
-        settings = self._settings
-        options: dict[str, Any] = {
-            "connect_timeout": settings.timeout_seconds,
-            "read_timeout": settings.timeout_seconds,
-            "retries": {"mode": "standard", "total_max_attempts": 1},  # `Requests` has its own
-        }
-        if settings.addressing != "auto":
-            options["s3"] = {"addressing_style": settings.addressing}
-        if not signed:
-            options["signature_version"] = botocore.UNSIGNED
+        options: dict[str, Any] = {"signature_version": botocore.UNSIGNED}
+        if self._settings.addressing != "auto":
+            options["s3"] = {"addressing_style": self._settings.addressing}
         return self._boto3.client("s3", region_name=region, config=Config(**options))
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -207,48 +197,6 @@ def _botocore_errors(what: str) -> Iterator[None]:
         _raise_told(error, what)
 
 
-def _answer(response: Mapping[str, Any]) -> Answer:
-    """What botocore read out of an error, as S3 wrote it."""
-    meta, error = response.get("ResponseMetadata", {}), response.get("Error", {})
-    said = {"Region": error.get("Region"), "RequestId": meta.get("RequestId")}
-    if not str(error.get("Code", "")).isdecimal():  # else it is botocore's, where the answer has none
-        said["Code"] = error.get("Code")
-    body = "".join(f"<{name}>{value}</{name}>" for name, value in said.items() if value)
-    return Answer(meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {}), body.encode())
-
-
-def _page(page: Mapping[str, Any], directory: Location, token: str) -> Page:
-    """Raises Transient for what is no list: botocore takes any XML, and an empty body, for an empty one."""
-    if page.get("Name") is None or page.get("IsTruncated") is None:
-        raise Transient("bad_response", "HTTP 200 and not the list that was asked for")
-    following = page.get("NextContinuationToken", "") if page["IsTruncated"] else ""
-    if page["IsTruncated"] and following in ("", token):
-        raise Transient("bad_response", "the list does not say where it goes on")
-    return Page([entry["Key"][len(directory.key) :] for entry in page.get("Contents", ())], following)
-
-
-def _transient(error: Exception) -> Transient | None:
-    """What the network or a server that is no S3 did to a list. Without texts that a server could have put
-    there."""
-    from botocore import exceptions
-    from botocore.parsers import ResponseParserError
-
-    about: dict[str, Any] = getattr(error, "kwargs", {})
-    asked = about.get("proxy_url") or about.get("endpoint_url")  # without a password of the proxy's
-    where = str(asked or "the endpoint").partition("?")[0]
-    # ssl's error and urllib3's for a certificate are a ValueError too; those for a broken handshake are not.
-    causes = getattr(about.get("error"), "args", ())
-    if isinstance(error, exceptions.SSLError) and any(isinstance(cause, ValueError) for cause in causes):
-        return None
-    if isinstance(error, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError):
-        return Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows")
-    if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError):
-        return Transient("connection", f"the connection to {where} failed: {type(error).__name__}")
-    if isinstance(error, ResponseParserError):
-        return Transient("bad_response", "the answer is no list that can be read")
-    return None
-
-
 def _raise_told(error: Exception, what: str) -> NoReturn:
     if isinstance(error, ImportError):
         raise SourceUnavailableError(
@@ -265,8 +213,9 @@ def _raise_told(error: Exception, what: str) -> NoReturn:
     remedy = ""
     if isinstance(error, exceptions.SSLError):
         remedy = "; if the certificate's authority is private, name its bundle in AWS_CA_BUNDLE"
-    # botocore's texts name files, profiles, providers and endpoints, and no secret.
-    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {str(error)[:500]}{remedy}") from None
+    # botocore's texts name files, profiles, providers and endpoints, whose URLs may hold a password.
+    text = _USER.sub("//", str(error))[:500]
+    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {text}{remedy}") from None
 
 
 def _no_credentials(what: str) -> AccessDeniedError:

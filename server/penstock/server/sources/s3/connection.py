@@ -7,23 +7,21 @@ the answer has been read to its end.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
-import io
 import os
 import select
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from ...errors import SourceUnavailableError
 from ...progress import moved
+from . import proxies
 from .faults import Transient
+from .response import Response, TooSlow
 
 MAX_ERROR_BODY_BYTES = 64 << 10
 """Of an error answer, read to learn its code."""
@@ -54,12 +52,15 @@ class Connections:
         """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
         within, and SourceUnavailableError, which names `what`."""
         parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
-        connection = self._take(origin) or self._connect(parts)
+        origin = f"{parts.scheme}://{proxies.place(parts)}"
+        connection = self._take(origin) or self._new(parts)
         reusable = False
         try:
-            with _network_errors(what, _where(parts, connection)):
+            with _network_errors(what, parts, connection):
+                self._connect(connection)
                 exchange = _send(connection, method, parts, headers)
+                if exchange.status == 407:  # which only proxies say
+                    raise proxies.refusal(407, what, parts, connection)
                 yield exchange
             reusable = exchange.complete
         except Transient:
@@ -74,9 +75,12 @@ class Connections:
             self._closed = True
             idle, self._idle = self._idle, []
             for connection in self._busy:
-                if connection.sock is not None:
+                sock = connection.sock  # its thread may close it meanwhile
+                if sock is not None:
+                    # Not SSLSocket's own, which takes the encryption away from under a read: what comes
+                    # after that would be ciphertext for the caller.
                     with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+                        socket.socket.shutdown(sock, socket.SHUT_RDWR)
         for _, connection in idle:
             connection.close()
 
@@ -101,23 +105,31 @@ class Connections:
             connection.close()
 
     def _put(self, origin: str, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
+        surplus: http.client.HTTPConnection | None = connection
         with self._lock:
             self._busy.discard(connection)
-            if reusable and not self._closed and len(self._idle) < self._max_idle:
+            if reusable and not self._closed:
                 self._idle.insert(0, (origin, connection))
-                return
-        connection.close()
+                # The oldest one goes, whatever its origin: of a bucket that is asked no more they would
+                # keep the place of those that are of use.
+                surplus = self._idle.pop()[1] if len(self._idle) > self._max_idle else None
+        if surplus is not None:
+            surplus.close()
 
-    def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
-        if self._closed:
-            raise SourceUnavailableError("penstockd stops")
-        connection = self._new(parts, _proxy(parts))
-        connection.response_class = _Response
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        if connection.sock is None and not self._closed:
+            connection.connect()
+        if self._closed:  # possibly before there was a socket to shut down
+            raise Transient("connection", "penstockd stops")
+
+    def _new(self, parts: SplitResult) -> http.client.HTTPConnection:
+        connection = self._of_kind(parts, proxies.find(parts))
+        connection.response_class = Response
         with self._lock:
             self._busy.add(connection)
         return connection
 
-    def _new(self, parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
+    def _of_kind(self, parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
         host, port = parts.hostname or "", parts.port
         if proxy is None:
             if parts.scheme == "https":
@@ -125,9 +137,9 @@ class Connections:
             return http.client.HTTPConnection(host, port, timeout=self._timeout_seconds)
         if parts.scheme == "https":
             connection = self._https(proxy.hostname or "", proxy.port or 80)
-            connection.set_tunnel(host, port, _proxy_headers(proxy))
+            connection.set_tunnel(host, port, proxies.headers(proxy))
             return connection
-        return _Forwarded(proxy, timeout=self._timeout_seconds)
+        return proxies.Forwarded(proxy, timeout=self._timeout_seconds)
 
     def _https(self, host: str, port: int | None) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(host, port, timeout=self._timeout_seconds, context=self._tls)
@@ -136,7 +148,7 @@ class Connections:
 class Exchange:
     """An answer: status, headers, and a body that is read into the caller's memory."""
 
-    def __init__(self, connection: http.client.HTTPConnection, response: _Response) -> None:
+    def __init__(self, connection: http.client.HTTPConnection, response: Response) -> None:
         self.connection = connection
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.getheaders()}
@@ -155,7 +167,12 @@ class Exchange:
     def read_into(self, view: memoryview) -> int:
         """Some of the body, as it comes; 0 at its end."""
         if self._left is None or self._response.chunked:
-            count = self._response.readinto(view)
+            # Its readinto would return when the view is full: nobody would learn that bytes come, or how
+            # slowly, and those that came before an error would be lost. What frames a chunk may trickle too.
+            self._response.hurry()
+            some = self._response.read1(min(len(view), BUFFER_BYTES))
+            count = len(some)
+            view[:count] = some
         else:
             view = view[: self._left]
             if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
@@ -176,52 +193,25 @@ class Exchange:
     def finish(self) -> None:
         """The body should end here. If it does not, the connection is good for nothing else."""
         if not self._response.isclosed():
+            self._response.hurry()
             self._response.read(1)
+
+    def whole(self, limit_bytes: int) -> bytes:
+        """The body, which must come within the timeout. Raises Transient, also for a longer one."""
+        announced_bytes = self.length or 0
+        if announced_bytes <= limit_bytes:
+            self._response.hurry()
+            body = self._response.read(limit_bytes + 1)
+            if len(body) < announced_bytes:
+                raise Transient("short_body", "the answer ended early")
+            if len(body) <= limit_bytes:
+                return body
+        raise Transient("bad_response", f"the answer has more than {limit_bytes} bytes")
 
     def text(self) -> bytes:
         """The body of an error answer, or the beginning of a long one."""
         self._response.hurry()
         return self._response.read(MAX_ERROR_BODY_BYTES)
-
-
-class _Response(http.client.HTTPResponse):
-    """One whose headers must come within the connection's timeout, however slowly byte by byte."""
-
-    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
-        super().__init__(sock, *arguments, **named)
-        self._timeout_seconds = sock.gettimeout()
-        self._timed = _Timed(self.fp.detach())
-        self.fp = io.BufferedReader(self._timed)
-        self.hurry()
-
-    def begin(self) -> None:
-        super().begin()
-        self._timed.until = None
-
-    def hurry(self) -> None:
-        """What is read from now on must come within the timeout too."""
-        if self._timeout_seconds is not None:
-            self._timed.until = time.monotonic() + self._timeout_seconds
-
-
-class _Timed(io.RawIOBase):
-    """Another raw stream, read until a time."""
-
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw = raw
-        self.until: float | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if self.until is not None and time.monotonic() > self.until:
-            raise TimeoutError
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
@@ -262,21 +252,13 @@ def _wait_readable(connection: socket.socket, timeout_seconds: float | None) -> 
         raise TimeoutError
 
 
-class _Forwarded(http.client.HTTPConnection):
-    """A plain connection to a proxy, which is asked for whole URLs."""
-
-    def __init__(self, proxy: SplitResult, *, timeout: float) -> None:
-        super().__init__(proxy.hostname or "", proxy.port or 80, timeout=timeout)
-        self.proxy_headers = _proxy_headers(proxy)
-
-
 def _send(
     connection: http.client.HTTPConnection, method: str, parts: SplitResult, headers: Mapping[str, str]
 ) -> Exchange:
     target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
     sent = dict(headers)
-    if isinstance(connection, _Forwarded):
-        target = f"{parts.scheme}://{parts.netloc}{target}"
+    if isinstance(connection, proxies.Forwarded):
+        target = f"{parts.scheme}://{proxies.place(parts)}{target}"
         sent.update(connection.proxy_headers)
     try:
         connection.request(method, target, headers=sent)
@@ -286,7 +268,7 @@ def _send(
         raise Transient("bad_response", "what the store said of the object is no valid header") from error
     moved()
     response = connection.getresponse()
-    assert isinstance(response, _Response)
+    assert isinstance(response, Response)
     moved()
     return Exchange(connection, response)
 
@@ -300,39 +282,10 @@ def _readable(connection: http.client.HTTPConnection) -> bool:
     return bool(poll.poll(0))
 
 
-def _proxy(parts: SplitResult) -> SplitResult | None:
-    from botocore.utils import get_environ_proxies
-
-    proxies: dict[str, str] = get_environ_proxies(f"{parts.scheme}://{parts.netloc}")
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy:
-        return None
-    split = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if split.scheme != "http" or not split.hostname:
-        raise SourceUnavailableError(
-            f"S3: {parts.scheme.upper()}_PROXY names a proxy of the kind {split.scheme[:20]}://; penstockd "
-            "can use http:// ones, for https too"
-        )
-    return split
-
-
-def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-
-
-def _where(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    if (connection.host, connection.port) == (parts.hostname, port):
-        return parts.netloc
-    return f"{parts.netloc} through the proxy {connection.host}:{connection.port}"
-
-
 @contextlib.contextmanager
-def _network_errors(what: str, where: str) -> Iterator[None]:
+def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPConnection) -> Iterator[None]:
     """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
+    where = proxies.way(parts, connection)
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -340,12 +293,18 @@ def _network_errors(what: str, where: str) -> Iterator[None]:
             f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
             "private, name its bundle in AWS_CA_BUNDLE"
         ) from error
+    except TooSlow as error:
+        raise Transient("timeout", f"the answer of {where} comes too slowly for --s3-timeout") from error
     except TimeoutError as error:
         raise Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows") from error
     except socket.gaierror as error:
         raise Transient("connection", f"a host name does not resolve, {where}: {error.strerror}") from error
     except OSError as error:
+        if (status := proxies.tunnel_status(error)) is not None:
+            raise proxies.refusal(status, what, parts, connection) from None
         text = error.strerror or type(error).__name__
         raise Transient("connection", f"the connection to {where} failed: {text}") from error
+    except http.client.IncompleteRead as error:
+        raise Transient("short_body", "the answer ended early") from error
     except http.client.HTTPException as error:
         raise Transient("bad_response", f"{where} answered no valid HTTP ({type(error).__name__})") from error

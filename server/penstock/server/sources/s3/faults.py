@@ -50,7 +50,8 @@ _MAY_NOT_READ = (
     "missing key looks like this too)"
 )
 _MAY_NOT_LIST = (
-    "penstockd's credentials need s3:ListBucket for the bucket; without it, name the files one by one"
+    "penstockd's credentials need s3:ListBucket for the bucket to list it (and s3:GetObject for what lies in "
+    "it); without the first, name the files or their index"
 )
 _REMEDIES = {
     "AllAccessDisabled": "the bucket's owner has disabled all access to it",
@@ -109,7 +110,7 @@ def failure(answer: Answer, location: Location, *, listing: bool = False) -> Pen
     if status >= 500 and status not in (501, 505):
         return Transient("server_error", str(answer), retry_after_seconds=answer.retry_after_seconds)
     said = f"{location.uri}: S3 says {answer}"
-    if status in (412, 416):
+    if status in (412, 416) and not listing:
         return CheckpointChangedError(
             f"{location.uri} was changed while it was read: S3 says {answer}; load it again",
             file=location.uri,
@@ -129,7 +130,7 @@ def failure(answer: Answer, location: Location, *, listing: bool = False) -> Pen
         return CheckpointNotFoundError(
             f"{said}: {what} does not exist; check the URI and the endpoint", **details
         )
-    if status == 405:
+    if status == 405 and location.version_id is not None:
         return CheckpointNotFoundError(f"{said}: that version is a delete marker", file=location.uri)
     if 300 <= status < 400 or code == "AuthorizationHeaderMalformed":
         remedy = (

@@ -1,4 +1,5 @@
-"""Requests for objects: signed, sent to the right region, their answers told apart, failures counted."""
+"""Requests for objects and lists: signed, sent to the right region, their answers told apart, failures
+counted."""
 
 from __future__ import annotations
 
@@ -16,6 +17,9 @@ from .location import Location
 from .settings import S3Settings
 
 _T = TypeVar("_T")
+
+MAX_RENEWALS = 2
+"""Of credentials, for a request: a store may call all of them expired."""
 
 
 class Requests:
@@ -35,17 +39,24 @@ class Requests:
 
     @contextlib.contextmanager
     def send(
-        self, location: Location, method: str, headers: Mapping[str, str], *, ok: Sequence[int]
+        self,
+        location: Location,
+        method: str,
+        headers: Mapping[str, str],
+        *,
+        ok: Sequence[int],
+        page: str | None = None,
     ) -> Iterator[Exchange]:
-        """An answer whose status is one of `ok`. Raises Transient and PenstockError.
+        """An answer whose status is one of `ok`. Raises Transient and PenstockError. With `page`, a token or
+        an empty text for the first one, the request is for a list of what lies below the location.
 
         A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials that
         were renewed meanwhile is asked again with these.
         """
-        moved = False
+        moved, renewals = False, 0
         while True:
             region = self.account.region(location.bucket)
-            url = self.account.url(location)
+            url = self.account.url(location) if page is None else self.account.list_url(location, page)
             identity = self.account.identity(location)
             signed = self.account.sign(method, url, headers, location)
             with self._connections.exchange(location.uri, method, url, signed) as exchange:
@@ -53,13 +64,18 @@ class Requests:
                     yield exchange
                     return
                 answer = Answer(exchange.status, exchange.headers, exchange.text())
-            if answer.code in EXPIRED and self.account.renewed(location, identity):
+            if (
+                answer.code in EXPIRED
+                and renewals < MAX_RENEWALS
+                and self.account.renewed(location, identity)
+            ):
+                renewals += 1
                 continue
             if answer.status in (301, 307, 400) and answer.region not in ("", region) and not moved:
                 moved = True
                 self.account.move(location.bucket, answer.region)
             else:
-                raise failure(answer, location)
+                raise failure(answer, location, listing=page is not None)
 
     def patiently(
         self, location: Location, request: Callable[[], _T], *, doing: str = "reading at byte 0"

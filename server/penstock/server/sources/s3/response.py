@@ -1,0 +1,54 @@
+"""An HTTP answer that cannot be drawn out for ever: http.client has a timeout for each read from the socket,
+and begins it anew with every byte."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from typing import Any
+
+
+class Response(http.client.HTTPResponse):
+    """One whose headers must come within the connection's timeout, however slowly byte by byte."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self._timeout_seconds = sock.gettimeout()
+        self._timed = _Timed(self.fp.detach())
+        self.fp = io.BufferedReader(self._timed)
+        self.hurry()
+
+    def begin(self) -> None:
+        super().begin()
+        self._timed.until = None
+
+    def hurry(self) -> None:
+        """What is read from now on must come within the timeout too."""
+        if self._timeout_seconds is not None:
+            self._timed.until = time.monotonic() + self._timeout_seconds
+
+
+class TooSlow(TimeoutError):
+    """Bytes came, and not all that should have come by now."""
+
+
+class _Timed(io.RawIOBase):
+    """Another raw stream, read until a time."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self.until: float | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.until is not None and time.monotonic() > self.until:
+            raise TooSlow
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
