@@ -13,6 +13,8 @@ from penstock.client import (
     LoadClosedError,
     StreamerClient,
 )
+from penstock.client.stream import Stream
+from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon
 from .samples import FULL_AND_WINDOW, TENSORS, WINDOW, assert_equal
@@ -133,6 +135,17 @@ def test_closing_from_another_thread_ends_a_waiting_loop(start_daemon: StartDaem
         list(load)
     closer.join()
     daemon.await_leases_closed()
+
+
+def test_a_segment_that_came_before_another_thread_closed_is_not_handed_out(
+    start_daemon: StartDaemon,
+) -> None:
+    stream = Stream(start_daemon(TENSORS).socket_dir, pb.OpenLoad(sources=["/x"]))
+    segment = stream.next_segment()
+    assert segment is not None
+    stream.close()
+    with pytest.raises(LoadClosedError):
+        stream.wrap(segment, copies=None)
 
 
 def test_tensors_of_a_closed_window_are_not_handed_out(start_daemon: StartDaemon) -> None:

@@ -85,10 +85,11 @@ class Stream:
         self, segment: pb.SegmentReady, *, copies: CopyPool | None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a segment of this stream: views of the ring, or copies."""
-        if self._mapping is None:  # a checkpoint of nothing but zero-size tensors
-            array = tensors.NO_BYTES
-        else:
-            array = self._mapping.array
+        mapping = self._mapping
+        self._check_open()
+        array = tensors.NO_BYTES  # of a checkpoint of nothing but zero-size tensors
+        if mapping is not None:
+            array = mapping.array
         return tensors.wrap_segment(
             array, segment.tensors, start=segment.ring_offset, size_bytes=segment.size_bytes, copies=copies
         )
@@ -98,14 +99,16 @@ class Stream:
 
         `written` says that somebody may have written into views of it.
         """
-        if written and self._mapping is not None:
-            self._mapping.discard(segment.ring_offset, segment.size_bytes)
+        mapping = self._mapping
+        if written and mapping is not None:
+            mapping.discard(segment.ring_offset, segment.size_bytes)
         self._requests.send(pb.LoadRequest(release=pb.Release(segments=segment.index + 1)))
 
     def revoke(self) -> None:
         """Ends the lease although views may still live; they show zeros from now on."""
-        if self._mapping is not None:
-            self._mapping.revoke()
+        mapping = self._mapping
+        if mapping is not None:
+            mapping.revoke()
 
     def close(self) -> None:
         """Ends the call, and the lease once the last view died. May be called again, by any thread."""
@@ -162,10 +165,10 @@ class Stream:
         )
 
     def _check(self, segment: pb.SegmentReady) -> None:
-        capacity = self._mapping.capacity_bytes if self._mapping else 0
-        mapped = self._mapping.mapped_bytes if self._mapping else 0
-        if self.closed:  # by another thread, perhaps before the mapping was looked at
-            raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id)
+        mapping = self._mapping
+        self._check_open()
+        capacity = mapping.capacity_bytes if mapping else 0
+        mapped = mapping.mapped_bytes if mapping else 0
         if (
             segment.index != self._segments
             or segment.index >= self.manifest.segment_count
@@ -177,6 +180,11 @@ class Stream:
                 f"segment {segment.index} of {segment.size_bytes} bytes at {segment.ring_offset}, which does "
                 f"not fit segment {self._segments} of {self.manifest.segment_count}, ring of {capacity} bytes"
             )
+
+    def _check_open(self) -> None:
+        """After the mapping was looked at: another thread may have closed the stream before that."""
+        if self.closed:
+            raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id)
 
     def _receive(self) -> pb.LoadResponse | None:
         """The next message of a kind that this version knows; a newer daemon may send others between."""
