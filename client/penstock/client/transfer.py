@@ -20,7 +20,7 @@ import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -169,7 +169,10 @@ class Transfer:
         addresses = [tensor.data_ptr() for _, tensor in tensors]
         # The tensors keep the mapping, and `departed` must not be called while one is still read.
         left = _Countdown(len(planned.pieces), departed, tensors)
-        send = partial(_send, self._device, self._ring, addresses, allocations, left)
+        # A thread lets go of what it did only after it said so: by then the caller may want the memory again.
+        targets = list(allocations)
+        ended = _Countdown(len(planned.pieces), targets.clear)
+        send = partial(_send, self._device, self._ring, addresses, targets, left, ended)
         try:
             events = [self._threads.submit(send, piece) for piece in planned.pieces]
         except RuntimeError:
@@ -221,7 +224,7 @@ class Transfer:
 class _Countdown:
     """Calls `done` when `step` was called `count` times, and lets go of `kept`."""
 
-    def __init__(self, count: int, done: Callable[[], None], kept: Tensors) -> None:
+    def __init__(self, count: int, done: Callable[[], None], kept: Sequence[object] = ()) -> None:
         self._count = count
         self._done = done
         self._kept = kept
@@ -232,7 +235,7 @@ class _Countdown:
             self._count -= 1
             last = not self._count
         if last:
-            self._kept = []
+            self._kept = ()
             self._done()
 
 
@@ -240,7 +243,22 @@ def _send(
     device: Device,
     ring: PinnedRing,
     addresses: list[int],
-    allocations: list[torch.Tensor],
+    targets: list[torch.Tensor],
+    left: _Countdown,
+    ended: _Countdown,
+    piece: Piece,
+) -> Event:
+    try:
+        return _carry(device, ring, addresses, targets, left, piece)
+    finally:
+        ended.step()
+
+
+def _carry(
+    device: Device,
+    ring: PinnedRing,
+    addresses: list[int],
+    targets: list[torch.Tensor],
     left: _Countdown,
     piece: Piece,
 ) -> Event:
@@ -254,7 +272,7 @@ def _send(
         left.step()
         try:
             device.copy(
-                (allocations[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
+                (targets[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
                 for at, allocation, offset, size_bytes in piece.copies
             )
         finally:
