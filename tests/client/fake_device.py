@@ -135,9 +135,11 @@ class FakeDevice:
         to, at, size_bytes = target.data_ptr(), source.data_ptr(), source.nbytes
         if target.nbytes != size_bytes:
             self.violations.append("a copy between different sizes")
-        if not any(p <= at and at + size_bytes <= p + buffer.nbytes for p, buffer in self._pinned.items()):
-            self.violations.append("a copy from memory that is not pinned")
         with self._lock:
+            if not any(
+                p <= at and at + size_bytes <= p + buffer.nbytes for p, buffer in self._pinned.items()
+            ):
+                self.violations.append("a copy from memory that is not pinned")
             self.copies += 1
             self._operations.append(_Copy(to, at, size_bytes))
         self._happen()
