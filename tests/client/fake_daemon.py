@@ -40,9 +40,9 @@ class FakeTensor:
 
 
 def make_slab(
-    size_bytes: int = SLAB_BYTES, seals: int = SHRINK | GROW | FUTURE_WRITE
+    size_bytes: int = SLAB_BYTES, seals: int = SHRINK | GROW | FUTURE_WRITE, name: str = "fake-slab"
 ) -> tuple[int, mmap.mmap]:
-    fd = os.memfd_create("fake-slab", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size_bytes)
     memory = mmap.mmap(fd, size_bytes)
     fcntl.fcntl(fd, F_ADD_SEALS, seals)

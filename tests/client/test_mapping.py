@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from penstock.client.errors import ProtocolError
 from penstock.client.mapping import Mapping, keep_from_children, map_anonymous, populate, unmap
 
-from .fake_daemon import FUTURE_WRITE, GROW, SHRINK, SLAB_BYTES, make_slab
+from . import fake_daemon
+from .descriptors import open_fds
+from .fake_daemon import FUTURE_WRITE, GROW, SHRINK, SLAB_BYTES
 
 
 class Released:
@@ -24,12 +27,16 @@ class Released:
         self.count += 1
 
 
+make_slab = partial(fake_daemon.make_slab, name="mapped-slab")
+NO_SLAB = os.path.realpath("/proc/self/exe")
+
+
 def slab_mappings() -> int:
-    return Path("/proc/self/maps").read_text().count("memfd:fake-slab")
+    return Path("/proc/self/maps").read_text().count("memfd:mapped-slab")
 
 
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def slab_fds() -> int:
+    return open_fds("memfd:mapped-slab", NO_SLAB)
 
 
 def map_slabs(contents: list[bytes], mirrored: bool, release: Callable[[], None]) -> Mapping:
@@ -66,10 +73,10 @@ def test_mirrored_ring_continues_from_its_end_to_its_start() -> None:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_memory_and_lease_end_with_the_last_tensor(mirrored: bool) -> None:
-    fds, maps = open_fds(), slab_mappings()
+    fds, maps = slab_fds(), slab_mappings()
     released = Released()
     mapping = map_slabs([b"a", b"b"], mirrored, released)
-    assert open_fds() == fds
+    assert slab_fds() == fds
     assert slab_mappings() > maps
     first = torch.frombuffer(mapping.array, dtype=torch.uint8, count=8)
     second = first.view(2, 4)[1]
@@ -98,7 +105,7 @@ def test_writing_changes_neither_the_slab_nor_the_mirror_and_discard_forgets_it(
 
 
 def not_a_memfd() -> int:
-    fd = os.open("/proc/self/exe", os.O_RDONLY)
+    fd = os.open(NO_SLAB, os.O_RDONLY)
     assert os.fstat(fd).st_size != SLAB_BYTES
     return fd
 
@@ -114,7 +121,7 @@ def not_a_memfd() -> int:
     ],
 )
 def test_slabs_that_could_change_underneath_are_refused(make: Callable[[], int], message: str) -> None:
-    fds, maps = open_fds(), slab_mappings()
+    fds, maps = slab_fds(), slab_mappings()
     released = Released()
     good, memory = make_slab()
     memory.close()
@@ -122,7 +129,7 @@ def test_slabs_that_could_change_underneath_are_refused(make: Callable[[], int],
         Mapping([[good, make()]], slab_count=2, slab_bytes=SLAB_BYTES, mirrored=False, release=released)
     gc.collect()
     assert released.count == 1
-    assert (open_fds(), slab_mappings()) == (fds, maps)
+    assert (slab_fds(), slab_mappings()) == (fds, maps)
 
 
 def test_a_file_of_the_right_size_is_no_slab(tmp_path: Path) -> None:
