@@ -10,7 +10,7 @@ from ..e2e.conftest import nursery, nursery_process, socket_dir, start_daemon
 from ..e2e.support import DaemonProcess, running_daemon
 from .moto import MotoServer
 from .proxy import FaultProxy
-from .support import FLAGS, Bucket, assert_no_secret, environment
+from .support import FLAGS, IMPATIENT, Bucket, assert_no_secret, environment
 
 __all__ = ["nursery", "nursery_process", "socket_dir", "start_daemon"]
 
@@ -65,11 +65,20 @@ def session_daemon(session_proxy: FaultProxy) -> Iterator[DaemonProcess]:
         yield daemon
 
 
+@pytest.fixture(scope="session")
+def impatient_daemon(session_proxy: FaultProxy) -> Iterator[DaemonProcess]:
+    with running_daemon(*FLAGS, *IMPATIENT, environment=environment(session_proxy.endpoint)) as daemon:
+        yield daemon
+
+
 @pytest.fixture
-def daemon(session_daemon: DaemonProcess, proxy: FaultProxy) -> Iterator[DaemonProcess]:
-    """One for most tests, behind the proxy. After each test it has to be idle and to have told no secret."""
-    yield session_daemon
+def daemon(request: pytest.FixtureRequest, proxy: FaultProxy) -> Iterator[DaemonProcess]:
+    """One for most tests, behind the proxy, and another for faults called `stalled`. After each test it has
+    to be idle and to have told no secret."""
+    stalls = "stalled" in request.node.name
+    daemon: DaemonProcess = request.getfixturevalue("impatient_daemon" if stalls else "session_daemon")
+    yield daemon
     proxy.reset()
-    session_daemon.wait_idle()
-    session_daemon.assert_log_clean()
-    assert_no_secret(session_daemon.log(), str(session_daemon.status()))
+    daemon.wait_idle()
+    daemon.assert_log_clean()
+    assert_no_secret(daemon.log(), str(daemon.status()))

@@ -19,9 +19,12 @@ RETRIES = 3
 
 FLAGS = (
     *("--memory-limit", "64MiB", "--s3-block-size", str(BLOCK_BYTES)),
-    *("--s3-retries", str(RETRIES), "--s3-timeout", "1"),
+    *("--s3-retries", str(RETRIES)),
 )
-"""Small blocks, so that a small object has many, and little patience."""
+"""Small blocks, so that a small object has many, and few attempts."""
+
+IMPATIENT = ("--s3-timeout", "2")
+"""Where storage stalls. Elsewhere a machine that is slow for a moment would look as if it did."""
 
 # Of every daemon's credentials, and of signatures.
 SECRETS = [ACCESS_KEY, SECRET_KEY, "X-Amz-Signature", "Signature=", "AWS4-HMAC", "SESSIONTOKEN"]

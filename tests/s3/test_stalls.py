@@ -12,7 +12,7 @@ from ..e2e.conftest import StartDaemon
 from ..e2e.support import Nursery, expected, random_tensors, wait_until, write_checkpoint
 from . import faults
 from .proxy import Fault, FaultProxy, asks
-from .support import BLOCK_BYTES, FLAGS, Bucket, environment, load_and_compare
+from .support import BLOCK_BYTES, FLAGS, IMPATIENT, Bucket, environment, load_and_compare
 
 KEY = "models/one.safetensors"
 CONNECTIONS = 4
@@ -89,7 +89,7 @@ def test_a_client_that_leaves_a_stalled_load_frees_its_memory(
 ) -> None:
     """At once as far as it was not being read; the rest when its reads end."""
     bucket.put_random(KEY, mib=2)
-    daemon = start_daemon(*FLAGS, environment=environment(proxy.endpoint))
+    daemon = start_daemon(*FLAGS, *IMPATIENT, environment=environment(proxy.endpoint))
     rule = proxy.on(asks("GET", bucket=bucket.name, beyond=4 * BLOCK_BYTES), faults.stall, times=None)
     client = nursery.start("load", socket_dir=daemon.socket_dir, source=bucket.uri(KEY))
     rule.wait_hit()
