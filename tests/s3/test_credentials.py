@@ -123,7 +123,9 @@ def test_from_an_instance(
     start_with: StartWith, gatekeeper: Gatekeeper, metadata: MetadataServer, bucket: Bucket
 ) -> None:
     daemon = start_with(
-        AWS_EC2_METADATA_DISABLED="false", AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.endpoint
+        AWS_EC2_METADATA_DISABLED="false",
+        AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.endpoint,
+        AWS_METADATA_SERVICE_TIMEOUT="30",  # botocore gives it one second, and asks once
     )
     load_and_compare(daemon, bucket.uri(KEY), bucket.put_random(KEY))
     assert set(gatekeeper.passed) == {FIRST.access_key}
