@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from penstock.server.sources.s3 import response
 from penstock.server.sources.s3.connection import Connections, Exchange
 from penstock.server.sources.s3.faults import Transient
 
@@ -30,9 +33,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def connect(authority: Authority) -> Iterator[Callable[..., Connections]]:
     made: list[Connections] = []
 
-    def make(*, timeout_seconds: float = DEADLINE_SECONDS, idle: int = 2) -> Connections:
+    def make(*, idle: int = 2) -> Connections:
         tls = ssl.create_default_context(cafile=authority.bundle)
-        made.append(Connections(timeout_seconds=timeout_seconds, idle=idle, tls=tls))
+        made.append(Connections(timeout_seconds=DEADLINE_SECONDS, idle=idle, tls=tls))
         return made[-1]
 
     yield make
@@ -130,9 +133,12 @@ def releasing(event: threading.Event) -> Iterator[None]:
 
 @pytest.mark.parametrize("where", ["size", "trailer"])
 def test_what_frames_a_chunked_body_may_not_trickle_for_ever(
-    where: str, connect: Callable[..., Connections]
+    where: str, connect: Callable[..., Connections], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
+    # Five seconds pass at every look, whenever the server's thread gets its turn.
+    clock = itertools.count(step=5)
+    monkeypatch.setattr(response, "time", SimpleNamespace(monotonic=lambda: next(clock)))
 
     def serve(connection: socket.socket) -> None:
         assert connection.recv(1 << 16)
@@ -149,7 +155,7 @@ def test_what_frames_a_chunked_body_may_not_trickle_for_ever(
                 pass
 
     with serving(serve) as url, releasing(over), pytest.raises(Transient) as caught:
-        read(connect(timeout_seconds=0.2), url)
+        read(connect(), url)
     assert (caught.value.reason, "too slowly" in caught.value.text) == ("timeout", True)
 
 
