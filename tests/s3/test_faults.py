@@ -201,6 +201,8 @@ def test_an_error_page_of_any_size_is_not_kept(
     daemon: DaemonProcess, proxy: FaultProxy, bucket: Bucket
 ) -> None:
     """Nor is what it says told to anybody."""
+    # The first of a daemon imports boto3.
+    load_and_compare(daemon, bucket.uri("first.safetensors"), bucket.put_random("first.safetensors"))
     bucket.put_random(KEY)
     page = Answer(403, [("Content-Type", "text/html")], b"<h1>" + b"inner-network-name " * (MIB // 2))
     proxy.on(asks(bucket=bucket.name), faults.raw_answer(page), times=None)
