@@ -110,7 +110,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
     def await_leases_closed(self) -> None:
         """Returns when every client has closed its handoff connection; times out otherwise."""
         for connection in self.connections.values():
-            connection.settimeout(10)
+            connection.settimeout(30)
             with contextlib.suppress(ConnectionResetError):  # closed with slabs in it that nobody took
                 assert connection.recv(1) == b""
 
@@ -230,7 +230,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
                     gone.wait(30)
                 return
             while not ring.fits(segment):
-                count = released.get(timeout=10)
+                count = released.get(timeout=30)
                 if count is None:
                     return
                 ring.release(count)
@@ -241,7 +241,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         if behaviour.finish:
             yield pb.LoadResponse(finished=pb.Finished(waited_seconds=0.5, read_bytes=manifest.total_bytes))
-            reader.join(10)
+            reader.join(30)
 
     def _die_queued(self, context: grpc.ServicerContext) -> None:
         if self.behaviour.die_queued:

@@ -38,7 +38,7 @@ def test_the_next_daemon_may_take_its_time(socket_dir: Path, start_daemon: Start
     started = threading.Event()
 
     def replace() -> None:
-        assert first.stalled.wait(10)
+        assert first.stalled.wait(30)
         first.stop()
         (socket_dir / "handoff.sock").unlink()
         started.set()
