@@ -7,7 +7,9 @@ import functools
 import json
 import os
 import random
+import selectors
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -139,15 +141,32 @@ class WatchedExecutor(Executor):
                 self.most_slabs = max(self.most_slabs, open_slabs())
 
 
+class _IdleWaits(selectors.DefaultSelector):
+    """Counts the seconds that a loop waited for a timer, and for nothing else to happen before it."""
+
+    seconds = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(timeout)
+        if not events and timeout:
+            self.seconds += timeout
+        return events
+
+
 class ClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock a test can set forward, so that it need not wait for timeouts."""
+    """An event loop whose clock a test can set forward, so that it need not wait for timeouts.
+
+    By itself the clock goes on only while the loop idles until a timer: a machine that lets this process
+    stand still for seconds brings no timeout nearer.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._ahead_seconds = 0.0
+        self._idle = _IdleWaits()
+        self._ahead_seconds = time.monotonic()
+        super().__init__(self._idle)
 
     def time(self) -> float:
-        return super().time() + self._ahead_seconds
+        return self._idle.seconds + self._ahead_seconds
 
     def advance(self, seconds: float) -> None:
         self._ahead_seconds += seconds
