@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from penstock.server import progress, reader
 from penstock.server.progress import moved
-from penstock.server.reader import Dropped, Job, Lane, ReaderPool
+from penstock.server.reader import STALL_SECONDS, Dropped, Job, Lane, ReaderPool
 from penstock.server.sources import RetryLater
 
 
@@ -47,15 +49,16 @@ class Outcome:
         return self.calls[0]
 
 
-Pools = Callable[[int], ReaderPool]
+Pools = Callable[..., ReaderPool]
 
 
 @pytest.fixture
 def pools() -> Iterator[Pools]:
+    """Without spare threads, unless a test wants some: one that is held up would find its gated reads stalled."""
     made: list[ReaderPool] = []
 
-    def make(threads: int) -> ReaderPool:
-        made.append(ReaderPool(threads))
+    def make(threads: int, *, spare_threads: int = 0) -> ReaderPool:
+        made.append(ReaderPool(threads, spare_threads=spare_threads))
         return made[-1]
 
     yield make
@@ -397,7 +400,7 @@ def test_a_read_that_is_put_off_after_a_drop_ends_the_job(pools: Pools) -> None:
 
 
 def test_stalled_reads_of_one_lane_hold_no_other_back_and_their_threads_end(pools: Pools) -> None:
-    pool, gate, stalled, other = pools(2), Gate(), Outcome(), Outcome()
+    pool, gate, stalled, other = pools(2, spare_threads=2), Gate(), Outcome(), Outcome()
     dead = pool.lane()
     dead.submit(job(stalled, gate.read, count=10))
     gate.begun.get(timeout=60)
@@ -426,7 +429,7 @@ def test_where_no_thread_can_be_started_reads_go_on_without(
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    pool, gate, stalled, other = pools(2), Gate(), Outcome(), Outcome()
+    pool, gate, stalled, other = pools(2, spare_threads=2), Gate(), Outcome(), Outcome()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     pool.lane().submit(job(stalled, gate.read, count=2))
     gate.begun.get(timeout=60)
@@ -440,14 +443,19 @@ def test_where_no_thread_can_be_started_reads_go_on_without(
     assert len(pool.threads) == 2
 
 
-def test_a_read_that_moves_does_not_count_as_stalled(pools: Pools) -> None:
+def test_a_read_that_moves_does_not_count_as_stalled(pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
     """One slow read of a pool of one: nothing overtakes it as long as bytes come."""
-    pool, gate, slow, other = pools(1), Gate(), Outcome(), Outcome()
+    seconds = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: seconds[0])
+    monkeypatch.setattr(reader, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
+    pool, gate, slow, other = pools(1, spare_threads=1), Gate(), Outcome(), Outcome()
     order: list[str] = []
 
     def read(start: int, end: int) -> None:
         gate.begun.put((start, end))
         while not pool_looked.is_set():
+            seconds[0] += STALL_SECONDS / 2
             moved()
         order.append("slow")
 
