@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import MIB, bytes_in, write_checkpoint
+from .support import MIB, bytes_in, wait_for_tick, write_checkpoint
 
 
 @pytest.fixture
@@ -18,6 +18,9 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         written += 1
         size = bytes_in(slabs)
         sizes = [tensor_bytes] * (size // tensor_bytes) + [size % tensor_bytes]
-        return write_checkpoint(tmp_path / f"{name}.safetensors", sizes, seed=written)
+        path = tmp_path / f"{name}.safetensors"
+        if path.exists():
+            wait_for_tick(tmp_path)
+        return write_checkpoint(path, sizes, seed=written)
 
     return write

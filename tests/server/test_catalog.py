@@ -22,7 +22,7 @@ from penstock.server.errors import (
 from penstock.server.sources import Access
 from penstock.server.sources.file import FileSource, local_path
 
-from .support import ROOT, no_objects, open_fds, write_checkpoint
+from .support import ROOT, no_objects, open_fds, wait_for_tick, write_checkpoint
 
 
 @pytest.fixture
@@ -268,6 +268,7 @@ def test_versions_tell_files_apart_and_know_the_same_again(catalog: Catalog, tmp
     first = version(catalog, one, two)
     assert version(catalog, one, two) == version(catalog, tmp_path) == first
     assert len({first, version(catalog, two, one), version(catalog, one), version(catalog, two)}) == 4
+    wait_for_tick(tmp_path)
     write_checkpoint(two, [5], seed=2)
     assert version(catalog, one, two) != first
 
@@ -291,6 +292,7 @@ def test_the_header_of_an_unchanged_file_is_parsed_once(catalog: Catalog, tmp_pa
 def test_a_changed_file_is_parsed_again(catalog: Catalog, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "a.safetensors", [1, 2])
     assert names(catalog, path) == [("a.safetensors", ["t0", "t1"])]
+    wait_for_tick(tmp_path)
     damage(path)
     with pytest.raises(CheckpointInvalidError):
         names(catalog, path)

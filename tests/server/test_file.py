@@ -24,7 +24,7 @@ from penstock.server.errors import (
 )
 from penstock.server.sources.file import LocalFile, open_file
 
-from .support import MIB, ROOT, open_fds
+from .support import MIB, ROOT, open_fds, wait_for_tick
 
 CONTENT = random.Random(3).randbytes(MIB + 12_345)
 SIZES = [0, 1, 511, 512, 513, 4095, 4096, 4097, 12_345, 65_536, MIB, MIB + 12_345]
@@ -325,6 +325,7 @@ def test_versions_differ_after_any_change_even_with_the_old_mtime(tmp_path: Path
         lambda: path.write_bytes(b"more bytes"),
         lambda: os.replace(write_warm(tmp_path / "g", b"more bytes"), path),
     ):
+        wait_for_tick(tmp_path)
         change()
         os.utime(path, ns=(1, 1))
         file = open_file(str(path), ROOT)

@@ -23,7 +23,7 @@ from penstock.server.sources.file import FileSource
 from penstock.server.sources.s3 import S3Settings, S3Source
 
 from .objects import ObjectServer
-from .support import ROOT, checkpoint_bytes
+from .support import ROOT, checkpoint_bytes, wait_for_tick
 
 CONTENT = random.Random(7).randbytes(400_000)
 
@@ -44,6 +44,7 @@ class Storage:
         else:
             path = Path(self.top, name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            wait_for_tick(path.parent)
             path.write_bytes(content)
         return f"{self.top}/{name}"
 
