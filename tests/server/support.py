@@ -118,6 +118,12 @@ def open_fds() -> dict[int, str]:
     return found
 
 
+def more_fds(before: dict[int, str]) -> dict[int, str]:
+    """Descriptors of this process that were not open before. That some are gone means nothing: what earlier
+    tests left, as the idle connections of a server in a thread, closes when it likes."""
+    return {fd: target for fd, target in open_fds().items() if before.get(fd) != target}
+
+
 def open_slabs() -> int:
     """How many slabs this process has, by the kernel's count."""
     return sum(target.startswith("/memfd:penstock") for target in open_fds().values())

@@ -18,14 +18,14 @@ from penstock.server.errors import (
 from penstock.server.sources import Access
 from penstock.server.sources.file import list_directory, open_file, open_path
 
-from .support import ROOT, open_fds
+from .support import ROOT, more_fds, open_fds
 
 
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_leaked() -> Iterator[None]:
     before = open_fds()
     yield
-    assert open_fds() == before
+    assert not more_fds(before)
 
 
 @pytest.fixture

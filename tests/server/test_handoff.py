@@ -27,7 +27,7 @@ from penstock.server.handoff import (
 )
 from penstock.v1 import streamer_pb2 as pb
 
-from .support import advance, on_clock_loop, open_fds, turns, until
+from .support import advance, more_fds, on_clock_loop, open_fds, turns, until
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def serving(
         server.stop()
     assert server.sessions == 0
     assert not (directory / "handoff.sock").exists()
-    assert open_fds() == before
+    assert not more_fds(before)
 
 
 def connect(directory: Path) -> socket.socket:

@@ -18,6 +18,8 @@ from penstock.server.checkpoint import InvalidHeaderError, parse_header
 from penstock.server.header import INLINE_BYTES, SPECULATIVE_BYTES, read_header
 from penstock.server.table import Header
 
+from .support import more_fds, open_fds
+
 
 class MemoryFile:
     """A RangeReader over a header followed by zeros; notes what was read, and calls `on_read` before each."""
@@ -153,11 +155,12 @@ def test_an_error_of_the_source_comes_through_and_leaves_no_child(failing_read: 
 
 
 def test_a_large_header_leaves_no_child_and_no_descriptor() -> None:
-    before = children(), len(os.listdir("/proc/self/fd"))
+    before, fds = children(), open_fds()
     read_header(file_of(1_500_000))
     with pytest.raises(InvalidHeaderError):
         read_header(MemoryFile(b" " * 1_500_000))
-    assert (children(), len(os.listdir("/proc/self/fd"))) == before
+    assert children() == before
+    assert not more_fds(fds)
 
 
 @pytest.mark.parametrize("at_read", [1, 2, 4])

@@ -54,7 +54,7 @@ Pools = Callable[..., ReaderPool]
 
 @pytest.fixture
 def pools() -> Iterator[Pools]:
-    """Without spare threads, unless a test wants some: one that is held up would find its gated reads stalled."""
+    """Without spare threads, unless a test wants some: where it is slow, the reads that it holds up stall."""
     made: list[ReaderPool] = []
 
     def make(threads: int, *, spare_threads: int = 0) -> ReaderPool:
