@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, quote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -30,8 +31,11 @@ from penstock.server.errors import (
 from penstock.server.sources import Access, Patient, RetryLater
 from penstock.server.sources.s3 import S3File, S3Settings, S3Source
 from penstock.server.sources.s3 import account as s3_account
+from penstock.server.sources.s3 import connection as s3_connection
 from penstock.server.sources.s3 import faults as s3_faults
 from penstock.server.sources.s3 import listing as s3_listing
+from penstock.server.sources.s3 import object as s3_object
+from penstock.server.sources.s3 import response as s3_response
 from penstock.server.sources.s3.location import Location
 from penstock.server.sources.s3.object import FIRST_BYTES
 
@@ -309,6 +313,26 @@ def test_what_lasts_is_given_up_with_the_object_and_a_remedy(
 FRAMES = ["Content-Length", "chunked", "until it closes"]
 
 
+@pytest.fixture
+def _a_second_for_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else this machine, when it is slow, would be taken for a store that trickles."""
+    seconds = [0]
+    read_raw = s3_response._Timed.readinto
+
+    def tick() -> None:
+        seconds[0] += 1
+
+    def readinto(raw: s3_response._Timed, buffer: object) -> int | None:
+        tick()
+        return read_raw(raw, buffer)
+
+    clock = SimpleNamespace(monotonic=lambda: seconds[0])
+    monkeypatch.setattr(s3_object, "time", clock)
+    monkeypatch.setattr(s3_response, "time", clock)
+    monkeypatch.setattr(s3_response._Timed, "readinto", readinto)
+    monkeypatch.setattr(s3_connection, "moved", tick)  # what goes past the parser's buffer
+
+
 def trickle(asked: Asked, frame: str = "Content-Length") -> None:
     """The answer that is due, byte by byte, for as long as it is read."""
     start, last = asked.range
@@ -331,18 +355,20 @@ def trickle_body(asked: Asked, body: bytes, frame: str) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("_a_second_for_each_read")
 @pytest.mark.parametrize("frame", FRAMES)
 def test_a_body_that_trickles_is_asked_for_again_from_the_byte_reached(
     frame: str, server: ObjectServer, sources: Sources, retried: list[str]
 ) -> None:
     server.put("k", CONTENT)
-    file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
+    file = sources().open("s3://bucket/k", ROOT)
     server.hooks.append(once(lambda asked: trickle(asked, frame)))
     assert read(file, FIRST_BYTES, len(CONTENT)) == CONTENT[FIRST_BYTES:]
     assert retried == ["timeout"]
     assert server.asked[-1].range[0] > FIRST_BYTES
 
 
+@pytest.mark.usefixtures("_a_second_for_each_read")
 @pytest.mark.parametrize("status", [206, 503])
 def test_an_answer_whose_headers_or_error_trickle_is_asked_for_again(
     status: int, server: ObjectServer, sources: Sources, retried: list[str]
@@ -359,17 +385,18 @@ def test_an_answer_whose_headers_or_error_trickle_is_asked_for_again(
                 time.sleep(0.01)
 
     server.put("k", CONTENT)
-    file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
+    file = sources().open("s3://bucket/k", ROOT)
     server.hooks.append(once(slowly))
     assert read(file, FIRST_BYTES, len(CONTENT)) == CONTENT[FIRST_BYTES:]
     assert retried == ["timeout"]
 
 
+@pytest.mark.usefixtures("_a_second_for_each_read")
 def test_a_store_that_only_trickles_is_given_up(
     server: ObjectServer, sources: Sources, retried: list[str]
 ) -> None:
     server.put("k", CONTENT)
-    file = sources(timeout_seconds=0.2).open("s3://bucket/k", ROOT)
+    file = sources().open("s3://bucket/k", ROOT)
     server.hooks.append(always(trickle))
     with pytest.raises(SourceUnavailableError, match=r"3 times in a row.*too slowly.*--s3-timeout"):
         read(file, FIRST_BYTES, len(CONTENT))
@@ -617,6 +644,7 @@ def test_a_list_that_keeps_failing_is_given_up_with_a_remedy(
     assert (len(server.asked), len(retried)) == (4, 2)
 
 
+@pytest.mark.usefixtures("_a_second_for_each_read")
 @pytest.mark.parametrize("frame", FRAMES)
 def test_a_list_that_trickles_is_asked_for_again_and_given_up(
     frame: str, server: ObjectServer, sources: Sources, retried: list[str]
@@ -627,7 +655,7 @@ def test_a_list_that_trickles_is_asked_for_again_and_given_up(
         asked.handler.send_response(200)
         trickle_body(asked, b" " * 100_000, frame)
 
-    source = sources(timeout_seconds=0.2)
+    source = sources()
     server.hooks += [once(slowly), lists("m/", "m/a")]
     assert source.list("s3://bucket/m/", ROOT) == ["a"]
     assert retried == ["timeout"]
