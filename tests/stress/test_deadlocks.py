@@ -64,7 +64,7 @@ class Scene:
         return plain | wishes
 
     def wait_blocked(self, loads: int) -> None:
-        """Until so many loads are under way and none of them gets anywhere by itself."""
+        """Until so many loads got something and none of them gets anywhere by itself."""
 
         def progress() -> list[tuple[str, int]]:
             found = self.daemon.status()["loads"]
@@ -72,8 +72,9 @@ class Scene:
 
         def blocked() -> bool:
             before = progress()
+            begun = sum(delivered > 0 for _, delivered in before)
             time.sleep(0.3)
-            return len(before) == loads and progress() == before
+            return begun == len(before) == loads and progress() == before
 
         wait_until(blocked, f"{loads} loads to be blocked")
 
