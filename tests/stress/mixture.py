@@ -314,20 +314,28 @@ class Mixture:
         assert not self._fleet.children()
         status = self._daemon.wait_idle()
         assert not any(stage["holders"] for stage in status["stages"]), status
-        assert not any(stage["state"] in ("failed", "waiting") for stage in status["stages"]), status
         if self._session is not None:
             self._session.close()
             self._session = None
+        wait_until(self._no_stage_is_stuck, "slabs that were being made, and reads, to be given up")
         with self._daemon.client() as client:
-            client.evict()
+
+            def emptied() -> bool:
+                client.evict()  # of what is being read, nothing
+                return not self._daemon.status()["stages"]
+
+            wait_until(emptied, "everything to be evicted")
         status = self._daemon.status()
-        assert not status["stages"], status
         assert status["staging"]["warm_bytes"] == 0, status
         assert status["readers"]["busy"] == 0, status
         wait_until(self._rests, f"the daemon's descriptors to be what they were; now {self._daemon.fds()}")
         assert sorted(os.listdir("/dev/shm")) == self._shm
         assert self._daemon.terminate() == 0, self._daemon.log()
         self._daemon.assert_log_clean()
+
+    def _no_stage_is_stuck(self) -> bool:
+        stages = self._daemon.status()["stages"]
+        return not any(stage["state"] in ("failed", "waiting") for stage in stages)
 
     def _rests(self) -> bool:
         """No file, no connection, no slab that the status does not know."""
