@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -813,6 +814,15 @@ def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_fo
 def test_a_password_in_the_endpoint_is_told_to_nobody(
     server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    resolve = socket.getaddrinfo
+
+    def know_no_name(host: str, *more: Any, **named: Any) -> Any:
+        """A resolver may know them, or take long to say that it does not."""
+        if host != "127.0.0.1":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", know_no_name)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         closed = f"127.0.0.1:{probe.getsockname()[1]}"
     for endpoint, said in {
