@@ -86,7 +86,7 @@ def main() -> None:
             Path(models) / "s", "--memory-limit", "1GB", "--http-address", "127.0.0.1:0", wrapper=WRAPPER
         )
         stack.callback(daemon.kill)
-        daemon.wait_ready().wait_populated()
+        daemon.wait_ready()
         browser = Browser(chromium, driver)
         stack.callback(browser.close)
         browser.look(width=SIZE[0], height=SIZE[1])

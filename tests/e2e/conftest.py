@@ -29,10 +29,10 @@ def start_daemon(socket_dir: Path) -> Iterator[StartDaemon]:
     """Starts daemons; at the end each that still runs has to be idle and to stop cleanly."""
     daemons: list[DaemonProcess] = []
 
-    def start(*flags: str, **options: object) -> DaemonProcess:
+    def start(*flags: str, populated: bool = True, **options: object) -> DaemonProcess:
         daemon = DaemonProcess(socket_dir, *flags, **options)  # type: ignore[arg-type]
         daemons.append(daemon)
-        return daemon.wait_ready()
+        return daemon.wait_ready(populated=populated)
 
     yield start
     try:

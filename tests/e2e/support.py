@@ -67,13 +67,18 @@ class DaemonProcess:
                 command, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
             )
 
-    def wait_ready(self) -> DaemonProcess:
-        def ready() -> bool:
+    def wait_ready(self, *, populated: bool = True) -> DaemonProcess:
+        """Until it serves and, unless `populated` is false, has made the buffer that it is to make: before, a
+        load gets less memory than there will be, and may be told to wait for it."""
+
+        def logged(word: str) -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"penstockd ended with {self.process.returncode}:\n{self.log()}")
-            return " serving " in self.log()
+            return f" {word} " in self.log()
 
-        wait_until(ready, "penstockd to serve")
+        wait_until(lambda: logged("serving"), "penstockd to serve")
+        if populated and " populate=true " in self.log():
+            wait_until(lambda: logged("populated"), "the staging buffer to be populated")
         return self
 
     def log(self) -> str:
@@ -111,9 +116,6 @@ class DaemonProcess:
     def leased_bytes(self) -> int:
         count: int = self.status()["staging"]["leased_bytes"]
         return count
-
-    def wait_populated(self) -> None:
-        wait_until(lambda: " populated " in self.log(), "the staging buffer to be populated")
 
     def wait_idle(self) -> dict[str, Any]:
         """Until nobody holds or reads anything: what invariant 3 promises once the last client is gone."""

@@ -207,7 +207,6 @@ def write_shards(top: Path, count: int) -> Path:
 @pytest.fixture(scope="module")
 def slow_daemon() -> Iterator[DaemonProcess]:
     with running_daemon("--memory-limit", "160MiB", "--concurrency", "1", "--block-size", "64KiB") as daemon:
-        daemon.wait_populated()
         yield daemon
 
 

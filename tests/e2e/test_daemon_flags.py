@@ -216,7 +216,6 @@ def test_the_memory_limit_comes_from_the_flag_or_else_its_variables(
     daemon = start_daemon(*flags, environment=environment)
     want = {"RUNAI_STREAMER_MEMORY_LIMIT": 10, "PENSTOCK_MEMORY_LIMIT": 20, "flag": 30}[limit] * MIB
     assert daemon.status()["staging"]["limit_bytes"] == want
-    daemon.wait_populated()
     assert daemon.status()["staging"]["peak_bytes"] == want
 
 
@@ -370,7 +369,7 @@ def test_what_others_hold_of_the_cgroup_is_taken_when_they_let_go(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"holding\n"
-        daemon = start_daemon("--memory-limit", "256MiB", wrapper=inside(cgroup))
+        daemon = start_daemon("--memory-limit", "256MiB", populated=False, wrapper=inside(cgroup))
         with daemon.client() as client:
             for _ in range(3):
                 same(client.load_state_dict(path).items(), tensors)

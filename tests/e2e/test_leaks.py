@@ -75,7 +75,6 @@ def test_hundreds_of_loads_in_a_row_leave_nothing_behind(
     kind: str, start_daemon: StartDaemon, nursery: Nursery, tmp_path: Path
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB")
-    daemon.wait_populated()
     options: dict[str, Any] = {"owned": True}
     if kind == "failing":
         sources, warm_up, rounds = hostile_files(tmp_path), 20, 50
@@ -115,7 +114,6 @@ def test_calls_with_wrong_tokens_leave_nothing_behind(
 ) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(1, 10))
     daemon = start_daemon("--memory-limit", "16MiB")
-    daemon.wait_populated()
     client = nursery.start("wrong_tokens", socket_dir=daemon.socket_dir, source=path)
     run(client, 100)
     before = Figures(daemon, client)

@@ -47,7 +47,6 @@ def write(tmp_path: Path) -> Write:
 def test_a_load_says_how_far_it_is_and_what_it_waits_for(start_daemon: StartDaemon, write: Write) -> None:
     path, other = write("m", 16), write("other", 6)
     daemon = start_daemon("--memory-limit", "8MiB", "--window-size", "8MiB")
-    daemon.wait_populated()
     with RawLoad(daemon, path, client_name="one") as first:
         manifest = first.next_but("queued")
         wait_until(lambda: daemon.status()["loads"][0]["waits_for"], "the window to be full")
@@ -75,7 +74,6 @@ def test_a_load_says_how_far_it_is_and_what_it_waits_for(start_daemon: StartDaem
 def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) -> None:
     one, two = write("one", 3), write("two", 4)
     daemon = start_daemon("--memory-limit", "32MiB", "--concurrency", "3", "--s3-concurrency", "2")
-    daemon.wait_populated()
     with daemon.client() as client:
         client.prefetch(one, pin=True)
         state = client.load_state_dict(two)

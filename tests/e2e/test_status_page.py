@@ -129,24 +129,22 @@ def busy_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProc
     def write(name: str, count: int) -> Path:
         return write_checkpoint(top / f"{name}.safetensors", random_tensors(count, MIB // 4))
 
-    with running_daemon("--memory-limit", "48MiB") as daemon:
-        daemon.wait_populated()
-        with daemon.client() as client:
-            client.prefetch(write("pinned", 3), pin=True)
-            client.load_state_dict(write("warm", 6))
-            held = client.load_state_dict(write(HOSTILE, 10))
-            reading = RawLoad(
-                daemon, write(LONG, 40), memory_limit_bytes=12 * MIB, client_name=f"{HOSTILE}{LONG}"
-            )
-            with reading:
-                reading.next("manifest")
-                missing = RawLoad(daemon, f"/nowhere/{HOSTILE}/{LONG}")
-                with missing, pytest.raises(grpc.RpcError):
-                    missing.next("manifest")
-                wait_until(lambda: status_of(daemon)["loads"][0]["waits_for"], "the window to be full")
-                yield daemon
-            assert held
-            del held
+    with running_daemon("--memory-limit", "48MiB") as daemon, daemon.client() as client:
+        client.prefetch(write("pinned", 3), pin=True)
+        client.load_state_dict(write("warm", 6))
+        held = client.load_state_dict(write(HOSTILE, 10))
+        reading = RawLoad(
+            daemon, write(LONG, 40), memory_limit_bytes=12 * MIB, client_name=f"{HOSTILE}{LONG}"
+        )
+        with reading:
+            reading.next("manifest")
+            missing = RawLoad(daemon, f"/nowhere/{HOSTILE}/{LONG}")
+            with missing, pytest.raises(grpc.RpcError):
+                missing.next("manifest")
+            wait_until(lambda: status_of(daemon)["loads"][0]["waits_for"], "the window to be full")
+            yield daemon
+        assert held
+        del held
 
 
 def status_of(daemon: DaemonProcess) -> dict[str, Any]:
