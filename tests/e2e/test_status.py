@@ -49,10 +49,10 @@ def test_a_load_says_how_far_it_is_and_what_it_waits_for(start_daemon: StartDaem
     daemon = start_daemon("--memory-limit", "8MiB", "--window-size", "8MiB")
     with RawLoad(daemon, path, client_name="one") as first:
         manifest = first.next_but("queued")
-        wait_until(lambda: daemon.status()["loads"][0]["waits_for"], "the window to be full")
+        release = "its client to release what it has"
+        wait_until(lambda: daemon.status()["loads"][0]["waits_for"] == release, "the window to be full")
         (load,) = daemon.status()["loads"]
         assert (load["kind"], load["state"]) == ("load", "streaming")
-        assert load["waits_for"] == "its client to release what it has"
         assert (load["load_id"], load["total_bytes"]) == (manifest.manifest.load_id, 16 * MIB)
         assert 0 < load["delivered_bytes"] <= 8 * MIB
         (stage,) = daemon.status()["stages"]

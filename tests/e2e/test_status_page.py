@@ -141,7 +141,8 @@ def busy_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProc
             missing = RawLoad(daemon, f"/nowhere/{HOSTILE}/{LONG}")
             with missing, pytest.raises(grpc.RpcError):
                 missing.next("manifest")
-            wait_until(lambda: status_of(daemon)["loads"][0]["waits_for"], "the window to be full")
+            release = "its client to release what it has"
+            wait_until(lambda: status_of(daemon)["loads"][0]["waits_for"] == release, "the window to be full")
             yield daemon
         assert held
         del held
