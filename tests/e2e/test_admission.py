@@ -226,22 +226,27 @@ def test_of_two_equal_loads_neither_gets_more_than_its_share_while_both_run(
     blocker = write_shards(tmp_path / "blocker", 60)  # leaves too little for either
 
     def shares() -> list[float]:
-        """Part of the bytes read that went to `one`, at every look after the first quarter."""
+        """Part of the bytes read since both had begun that went to `one`, at every look after a quarter."""
         slow_daemon.client().evict()
         with RawLoad(slow_daemon, blocker) as running:
             running.next("manifest")
             with RawLoad(slow_daemon, one) as first, RawLoad(slow_daemon, two) as second:
                 first.next("queued")
                 second.next("queued")
-                running.close()  # both start at once
+                running.close()  # both start now, though not at the same moment
                 found: list[float] = []
+                begun: tuple[int, int] | None = None
                 while True:
                     now = progress(slow_daemon)
                     (ready, total), (other_ready, _) = now.get(str(one), (0, 1)), now.get(str(two), (0, 1))
                     if total in (ready, other_ready):
                         return found
-                    if ready + other_ready > total // 2:
-                        found.append(ready / (ready + other_ready))
+                    if begun is None and ready and other_ready:
+                        begun = ready, other_ready
+                    if begun is not None:
+                        mine, theirs = ready - begun[0], other_ready - begun[1]
+                        if mine + theirs > total // 2:
+                            found.append(mine / (mine + theirs))
 
     looks = wait_until(shares, "a look while both run")
     assert all(0.4 <= share <= 0.6 for share in looks), looks
