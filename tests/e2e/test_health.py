@@ -23,6 +23,8 @@ from .support import HERE, DaemonProcess, random_tensors, same, wait_until, writ
 
 MIB = 1 << 20
 STALL = ("--stall-timeout", "0.5", "--memory-limit", "16MiB")
+"""On a busy machine the event loop may not get to run for so long: what is good has to become so, and need
+not be so at once."""
 
 
 def probe(daemon: DaemonProcess, *flags: str, says: str = "") -> int:
@@ -166,7 +168,7 @@ def test_an_event_loop_that_hangs_is_noticed_and_so_is_its_recovery(
     tensors = random_tensors(2, 1000)
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)
     daemon = start_daemon(*STALL, program=pipe.program("loop"))
-    assert codes(daemon) == (200, 200)
+    wait_until(lambda: codes(daemon) == (200, 200), "the daemon to be ready")
     daemon.process.send_signal(signal.SIGUSR1)
     wait_until(lambda: codes(daemon) == (503, 503), "the hang to be noticed")
     assert b"event loop" in daemon.http("/healthz")[1]
@@ -176,12 +178,12 @@ def test_an_event_loop_that_hangs_is_noticed_and_so_is_its_recovery(
     assert (probe(daemon, "--timeout=0.5"), probe(daemon, "--live", "--timeout=0.5")) == (1, 1)
     pipe.let_go()
     wait_until(lambda: codes(daemon) == (200, 200), "the recovery to be noticed")
-    assert (probe(daemon), probe(daemon, "--live")) == (0, 0)
-    assert stalled(daemon) == {"loop": 0, "readers": 0}
+    wait_until(lambda: (probe(daemon), probe(daemon, "--live")) == (0, 0), "gRPC to tell of it")
+    wait_until(lambda: stalled(daemon) == {"loop": 0, "readers": 0}, "the metrics to tell of it")
     same(daemon.client().load(path), tensors)
-    told = next(line for line in daemon.log().splitlines() if " stalled " in line)
-    assert "part=loop" in told
-    assert "hang (hanging.py:" in told
+    told = [line for line in daemon.log().splitlines() if " stalled " in line]
+    assert all("part=loop" in line for line in told)
+    assert any("hang (hanging.py:" in line for line in told)
     wait_until(lambda: " recovered part=loop" in daemon.log(), "the log to tell of the recovery")
 
 
@@ -200,9 +202,9 @@ def test_readers_that_all_hang_are_noticed_and_so_is_their_recovery(
     with daemon.client() as client:
         loading = threading.Thread(target=load)
         loading.start()
-        wait_until(lambda: codes(daemon) == (503, 503), "the hang to be noticed")
-        assert b"storage does not answer" in daemon.http("/healthz")[1]
-        assert stalled(daemon) == {"loop": 0, "readers": 1}
+        wait_until(lambda: b"storage does not answer" in daemon.http("/healthz")[1], "the hang to be noticed")
+        assert codes(daemon) == (503, 503)
+        wait_until(lambda: stalled(daemon) == {"loop": 0, "readers": 1}, "the metrics to tell of it")
         wait_until(lambda: probe(daemon, "--live") == 1, "gRPC to tell of it")
         assert probe(daemon, "--live", says="hangs: every reader has been in one read for 0.5 s") == 1
         assert probe(daemon, says="is not ready: every reader") == 1
@@ -229,8 +231,8 @@ def test_one_reader_that_hangs_is_told_but_the_daemon_lives(
         loading = threading.Thread(target=client.load_state_dict, args=(path,))
         loading.start()
         wait_until(lambda: stalled(daemon)["readers"], "the hang to be noticed")
-        assert codes(daemon) == (200, 200)
-        assert probe(daemon) == 0
+        wait_until(lambda: codes(daemon) == (200, 200), "HTTP to say that the daemon lives")
+        wait_until(lambda: probe(daemon) == 0, "gRPC to say that the daemon lives")
         pipe.let_go()
         loading.join()
     gc.collect()
