@@ -94,6 +94,15 @@ class DaemonProcess:
             response = connection.getresponse()
             return response.status, response.read()
 
+    def http_status(self) -> dict[str, Any]:
+        """What /status tells, once the event loop is not too busy to be asked."""
+        told: dict[str, Any] = json.loads(wait_until(lambda: self._found("/status"), "/status to be told"))
+        return told
+
+    def _found(self, path: str) -> bytes | None:
+        code, body = self.http(path)
+        return body if code == 200 else None
+
     @property
     def http_address(self) -> str:
         """HOST:PORT where it serves HTTP, by its log."""

@@ -135,7 +135,7 @@ def test_failures_are_remembered_newest_first_and_no_more_than_fifty(
     assert remembered[1]["load_id"] == caught.value.load_id
     assert {failure["reason"] for failure in remembered} == {"CHECKPOINT_NOT_FOUND"}
     assert all(str(tmp_path) in failure["message"] for failure in remembered)
-    assert json.loads(daemon.http("/status")[1])["errors"][0]["sources"] == remembered[0]["sources"]
+    assert daemon.http_status()["errors"][0]["sources"] == remembered[0]["sources"]
 
 
 def test_users_see_over_grpc_only_what_is_theirs(
@@ -212,7 +212,7 @@ def test_watching_goes_on_when_the_daemon_comes_back(start_daemon: StartDaemon) 
 
 def test_every_value_of_the_configuration_is_in_status_and_the_log(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--s3-block-size", "1MiB")
-    told = json.loads(daemon.http("/status")[1])["configuration"]
+    told = daemon.http_status()["configuration"]
     assert set(told) == {field.name for field in dataclasses.fields(Config)}
     assert (told["memory_limit"], told["s3_block_bytes"], told["prefetch"]) == (str(16 * MIB), str(MIB), "")
     (start,) = [line for line in daemon.log().splitlines() if " serving " in line]
@@ -227,7 +227,7 @@ def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: Star
     """What the tables are tested with is what a daemon says."""
     sample = json.loads((Path(__file__).parents[1] / "server/data/status.json").read_text())
     daemon = start_daemon("--memory-limit", "16MiB")
-    told = json.loads(daemon.http("/status")[1])
+    told = daemon.http_status()
 
     def fields(value: dict[str, Any]) -> dict[str, Any]:
         return {key: fields(inner) if isinstance(inner, dict) else 0 for key, inner in value.items()}
