@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import subprocess
 import threading
@@ -15,7 +16,7 @@ from penstock.client import errors
 
 from .conftest import StartDaemon
 from .prometheus import Prometheus, running_prometheus
-from .support import random_tensors, same, write_checkpoint
+from .support import random_tensors, same, wait_until, write_checkpoint
 
 MIB = 1 << 20
 
@@ -77,11 +78,14 @@ def test_queries_give_the_numbers_that_the_loads_really_had(
     prometheus.comes_to_say("penstock_delivered_bytes_total", totals["delivered_bytes"])
     prometheus.comes_to_say('penstock_read_bytes_total{source="file"}', totals["read_bytes"])
     assert totals["read_bytes"] >= small_bytes + large_bytes
-    assert (prometheus.value('penstock_read_seconds_count{source="file"}') or 0) >= 5
-    assert (prometheus.value("penstock_load_seconds_sum{cache='miss',source='file'}") or 0) > 0
-    assert prometheus.value("penstock_staging_limit_bytes") == 16 * MIB
-    assert prometheus.value("sum(penstock_staging_bytes)") == 16 * MIB
-    assert prometheus.value('sum(penstock_build_info{version!=""})') == 1
+    for query in (
+        'penstock_read_seconds_count{source="file"} >= 5',
+        "penstock_load_seconds_sum{cache='miss',source='file'} > 0",
+    ):
+        wait_until(functools.partial(prometheus.ask, query), query)
+    prometheus.comes_to_say("penstock_staging_limit_bytes", 16 * MIB)
+    prometheus.comes_to_say("sum(penstock_staging_bytes)", 16 * MIB)
+    prometheus.comes_to_say('sum(penstock_build_info{version!=""})', 1)
 
 
 def test_promtool_finds_nothing_to_say_about_a_live_scrape(
