@@ -68,8 +68,10 @@ class Browser:
         return found.replace("\N{NO-BREAK SPACE}", " ")
 
     def complaints(self) -> list[str]:
-        """What the console has shown since the last call: errors of scripts, refusals of the policy."""
-        return [entry["message"] for entry in self._driver.get_log("browser")]  # type: ignore[no-untyped-call]
+        """What the console has shown since the last call: errors of scripts, refusals of the policy. Not
+        that a busy daemon could not tell its status."""
+        shown = [entry["message"] for entry in self._driver.get_log("browser")]  # type: ignore[no-untyped-call]
+        return [message for message in shown if "/status - " not in message or " 503 " not in message]
 
     def accessible(self) -> list[tuple[str, str]]:
         """Role and name of everything that a screen reader is told of."""

@@ -155,7 +155,15 @@ def url(daemon: DaemonProcess) -> str:
 
 def open_page(browser: Browser, daemon: DaemonProcess) -> None:
     browser.open(url(daemon))
-    wait_until(lambda: browser.text("#updated") != "never", "the page to have asked")
+
+    def told() -> bool:
+        if (
+            browser.text("#health") == "No answer"
+        ):  # the daemon was too busy; with a hand clock nobody asks again
+            browser.open(url(daemon))
+        return browser.text("#updated") != "never"
+
+    wait_until(told, "the page to be told")
 
 
 def expected_of(status: dict[str, Any]) -> dict[str, Any]:
@@ -341,8 +349,7 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_too(
     browser.before_load(HAND_CLOCK)
     open_page(browser, daemon)
     assert browser.text("#notice") == ""
-    assert browser.text("#health").endswith("Ready")
-    assert next_delay(browser) == 1000
+    wait_until(lambda: asks_again(browser) == (1000, "Ready"), "the page to be told")
     daemon.kill()
     delays = [next_delay(browser) for _ in range(6)]
     assert delays == [1000, 2000, 4000, 8000, 15000, 15000]
@@ -350,10 +357,9 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_too(
     assert browser.text("#health").endswith("No answer")
     assert any(role == "alert" for role, _ in browser.accessible())
     again = start_daemon("--http-address", address)
-    assert next_delay(browser) == 1000
+    wait_until(lambda: asks_again(browser) == (1000, "Ready"), "the page to be told")
     assert f"pid {again.process.pid}" in browser.text("#daemon")
     assert browser.text("#notice") == ""
-    assert browser.text("#health").endswith("Ready")
 
 
 def test_a_daemon_that_hangs_is_told_with_what_hangs(
@@ -407,3 +413,8 @@ def next_delay(browser: Browser) -> int:
     wait_until(lambda: browser.run("return window.later.length") > count, "the page to have asked")
     delay: int = browser.run("return window.later.at(-1).delay")
     return delay
+
+
+def asks_again(browser: Browser) -> tuple[int, str]:
+    """The next delay, and the last word of what the page then says of the daemon's health."""
+    return next_delay(browser), browser.text("#health").split()[-1]
