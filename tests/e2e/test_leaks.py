@@ -24,6 +24,9 @@ from .support import (
 MIB = 1 << 20
 GROWTH_KIB = 6 * 1024
 """Allocators round up; a leak of 6 KiB a load would be more than this in a thousand."""
+MORE_THREADS = 30
+"""gRPC's pollers come and go, and a pool starts one more of its threads whenever those it has are all late. A
+leak of one a load would be hundreds."""
 
 
 class Figures:
@@ -48,11 +51,14 @@ def wait_for_fds(daemon: DaemonProcess, before: Figures) -> None:
     wait_until(lambda: len(_kinds(daemon)) <= len(before.fds), "the daemon's descriptors to be closed")
 
 
-def run(client: ClientProcess, rounds: int) -> tuple[int, int, int]:
-    """Failures, descriptors and threads of the client."""
-    client.go(str(rounds))
-    said = client.hear("done")
-    return said["failures"], said["fds"], said["threads"]
+def run(client: ClientProcess, rounds: int) -> tuple[int, int]:
+    """Failures and descriptors of the client."""
+    failures = 0
+    for _ in range(rounds // 10):  # in parts, each of which is heard of in good time on a slow machine too
+        client.go("10")
+        said = client.hear("done")
+        failures += said["failures"]
+    return failures, said["fds"]
 
 
 def hostile_files(directory: Path) -> list[str]:
@@ -100,7 +106,7 @@ def test_hundreds_of_loads_in_a_row_leave_nothing_behind(
         lambda: process_figure(client.pid, "Threads") <= before.client_threads + 2, "its threads to end"
     )
     wait_for_fds(daemon, before)
-    assert after.threads <= before.threads + 2  # gRPC's pollers come and go
+    assert after.threads <= before.threads + MORE_THREADS
     assert after.shared == before.shared
     assert after.daemon_kib < before.daemon_kib + GROWTH_KIB
     assert after.client_kib < before.client_kib + GROWTH_KIB
@@ -120,5 +126,5 @@ def test_calls_with_wrong_tokens_leave_nothing_behind(
     assert run(client, 300)[0] == 300
     after = Figures(daemon, client)
     wait_for_fds(daemon, before)
-    assert after.threads <= before.threads + 2  # gRPC's pollers come and go
+    assert after.threads <= before.threads + MORE_THREADS
     assert after.daemon_kib < before.daemon_kib + GROWTH_KIB
