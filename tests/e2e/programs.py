@@ -15,6 +15,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,12 @@ def leave_the_slabs(socket_dir: str, source: str, **fields: Any) -> None:
 
 
 def iterate_until_interrupted(socket_dir: str, source: str, **options: Any) -> None:
-    """Reads tensor after tensor, for ever; KeyboardInterrupt is not caught."""
-    client = StreamerClient(socket_dir)
-    told = False
-    while True:
-        for _ in client.load(source, **options):
-            if not told:
-                say("paused")
-                told = True
+    """Stays at the first tensor for ever; KeyboardInterrupt is not caught. It comes here and not in gRPC,
+    which may hang or fail otherwise when interrupted, nor in a finalizer, where Python drops it."""
+    for _ in StreamerClient(socket_dir).load(source, **options):
+        say("paused")
+        while True:  # a single wait may begin just after the signal came, and end never
+            time.sleep(0.01)
 
 
 def exit_without_close(socket_dir: str, source: str, **options: Any) -> None:
