@@ -157,9 +157,8 @@ def open_page(browser: Browser, daemon: DaemonProcess) -> None:
     browser.open(url(daemon))
 
     def told() -> bool:
-        if (
-            browser.text("#health") == "No answer"
-        ):  # the daemon was too busy; with a hand clock nobody asks again
+        # The daemon was too busy, and with a hand clock the page does not ask again.
+        if browser.text("#health").endswith("No answer"):
             browser.open(url(daemon))
         return browser.text("#updated") != "never"
 

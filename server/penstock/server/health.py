@@ -102,16 +102,18 @@ class Health:
             if now - last > self._stall_seconds / 2:
                 self._asked = None  # this thread did not run either: the machine or the process was stopped
             last = now
-            if self._asked is None:
-                self._asked = now
-                try:
+            try:
+                if self._asked is None:
+                    self._asked = now
                     self._loop.call_soon_threadsafe(self._turned)
-                except RuntimeError:  # closed: the daemon ends
-                    return
-            self._tell()
-            if self.reason != before and not self.loop_stalled:
-                before = self.reason
-                self._loop.call_soon_threadsafe(self._on_change)
+                self._tell()
+                if self.reason != before and not self.loop_stalled:
+                    before = self.reason
+                    self._loop.call_soon_threadsafe(self._on_change)
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise
+                return  # the daemon ends
 
     def _stalled_in(self, readers: ReaderPool) -> int:
         limit = time.monotonic() - self._stall_seconds
