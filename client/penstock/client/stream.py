@@ -85,11 +85,8 @@ class Stream:
         self, segment: pb.SegmentReady, *, copies: CopyPool | None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a segment of this stream: views of the ring, or copies."""
-        mapping = self._mapping
-        self._check_open()
-        array = tensors.NO_BYTES  # of a checkpoint of nothing but zero-size tensors
-        if mapping is not None:
-            array = mapping.array
+        mapping = self._open_mapping()
+        array = tensors.NO_BYTES if mapping is None else mapping.array
         return tensors.wrap_segment(
             array, segment.tensors, start=segment.ring_offset, size_bytes=segment.size_bytes, copies=copies
         )
@@ -165,8 +162,7 @@ class Stream:
         )
 
     def _check(self, segment: pb.SegmentReady) -> None:
-        mapping = self._mapping
-        self._check_open()
+        mapping = self._open_mapping()
         capacity = mapping.capacity_bytes if mapping else 0
         mapped = mapping.mapped_bytes if mapping else 0
         if (
@@ -181,10 +177,12 @@ class Stream:
                 f"not fit segment {self._segments} of {self.manifest.segment_count}, ring of {capacity} bytes"
             )
 
-    def _check_open(self) -> None:
-        """After the mapping was looked at: another thread may have closed the stream before that."""
-        if self.closed:
+    def _open_mapping(self) -> Mapping | None:
+        """None of a checkpoint of nothing but zero-size tensors. Raises LoadClosedError."""
+        mapping = self._mapping
+        if self.closed:  # by another thread, perhaps before the mapping was looked at
             raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id)
+        return mapping
 
     def _receive(self) -> pb.LoadResponse | None:
         """The next message of a kind that this version knows; a newer daemon may send others between."""

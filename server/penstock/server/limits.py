@@ -21,7 +21,7 @@ class MemoryBound:
 def memory_bound(root: Path = Path("/")) -> MemoryBound:
     """The smallest limit of the machine's memory and of this process's cgroups (v1 and v2), ancestors
     included."""
-    bounds = [MemoryBound(_physical_bytes(root), "the machine's memory")]
+    bounds = [MemoryBound(proc_sizes(root / "proc/meminfo")["MemTotal"], "the machine's memory")]
     for directory, name in cgroup_limits(root):
         try:
             text = (directory / name).read_text().strip()
@@ -32,11 +32,10 @@ def memory_bound(root: Path = Path("/")) -> MemoryBound:
     return min(bounds, key=lambda bound: bound.limit_bytes)
 
 
-def _physical_bytes(root: Path) -> int:
-    for line in (root / "proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemTotal")
+def proc_sizes(path: Path) -> dict[str, int]:
+    """The sizes in a file of /proc such as meminfo, in bytes."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if line[2:] == ["kB"]}
 
 
 def cgroup_limits(root: Path) -> list[tuple[Path, str]]:

@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from .errors import reasons
+from .limits import proc_sizes
 
 PREFIX = "penstock_"
 SOURCES = ("file", "s3")
@@ -212,7 +213,7 @@ class Exposition(Collector):
             **_present(gauges),
             "ready": {(): float(ready)},
             "stalled": {(part,): float(part in stalled) for part in PARTS},
-            "resident_bytes": {(): float(_resident_bytes())},
+            "resident_bytes": {(): float(proc_sizes(Path("/proc/self/status"))["RssAnon"])},
         }
         encode, _ = choose_encoder(accept)
         return encode(self._registry)
@@ -278,10 +279,3 @@ def _histogram(name: str) -> Histogram:
         for key in itertools.product(*metric.labels.values()):
             histogram.labels(*key)
     return histogram
-
-
-def _resident_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon")

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound
+from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 
 _ROOT = Path("/")
 
 
 def buffer_room(capacity_bytes: int, root: Path = _ROOT) -> int:
     """Bytes of a buffer of `capacity_bytes` that can exist, those included that do. Blocks for a moment."""
-    own = _fields(root / "proc/self/status")
+    own = proc_sizes(root / "proc/self/status")
     beside_bytes = max(0, memory_bound(root).limit_bytes - capacity_bytes)
     # What the daemon may come to need for itself, but never what the limits leave no room for anyway.
     reserve_bytes = min(OVERHEAD_BYTES, beside_bytes) * 3 // 4 - own.get("RssAnon", 0)
@@ -29,7 +29,7 @@ def buffer_room(capacity_bytes: int, root: Path = _ROOT) -> int:
 
 def _left_bytes(root: Path) -> Iterator[int]:
     """What the machine and each cgroup have left, page cache counted as free."""
-    machine = _fields(root / "proc/meminfo")
+    machine = proc_sizes(root / "proc/meminfo")
     yield machine.get("MemAvailable", machine["MemTotal"])
     for directory, name in cgroup_limits(root):
         prefix, usage = (
@@ -44,9 +44,3 @@ def _left_bytes(root: Path) -> Iterator[int]:
         if limit.isdecimal():
             cached_bytes = sum(int(cache.get(prefix + part, 0)) for part in ("inactive_file", "active_file"))
             yield int(limit) - used_bytes + cached_bytes
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """The sizes in a file of /proc, in bytes."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if line[2:] == ["kB"]}
