@@ -691,6 +691,16 @@ def test_a_page_longer_than_any_is_not_kept(
     assert retried == ["bad_response"] * 2
 
 
+def assert_a_list_ends_with(source: S3Source, met: threading.Event) -> None:
+    """With the daemon, which stops when the server has been `met`."""
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
+        assert met.wait(20)
+        source.stop()
+        with pytest.raises(ShuttingDownError):
+            listing.result(20)
+
+
 def test_a_list_that_trickles_ends_with_the_daemon(server: ObjectServer, sources: Sources) -> None:
     met = threading.Event()
 
@@ -701,12 +711,7 @@ def test_a_list_that_trickles_ends_with_the_daemon(server: ObjectServer, sources
 
     server.hooks.append(always(slowly))
     source = sources(timeout_seconds=600.0)
-    with ThreadPoolExecutor(1) as pool:
-        listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
-        assert met.wait(20)
-        source.stop()
-        with pytest.raises(ShuttingDownError):
-            listing.result(20)
+    assert_a_list_ends_with(source, met)
 
 
 def test_a_list_waits_as_long_as_it_is_told_and_no_longer_than_the_daemon_runs(
@@ -720,12 +725,7 @@ def test_a_list_waits_as_long_as_it_is_told_and_no_longer_than_the_daemon_runs(
 
     server.hooks.append(always(throttle))
     source = sources()
-    with ThreadPoolExecutor(1) as pool:
-        listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
-        assert met.wait(20)
-        source.stop()
-        with pytest.raises(ShuttingDownError):
-            listing.result(20)
+    assert_a_list_ends_with(source, met)
     assert len(server.asked) == 1
 
 
