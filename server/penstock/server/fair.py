@@ -1,0 +1,163 @@
+"""Threads that serve users in turn.
+
+Each user has a queue of its own. The next call is taken from the user with the fewest calls under way; among
+those, from the one that has had the least thread time. A user that joins, or comes back, starts level with
+the user served last: it is owed nothing and owes nothing. So with n users at work, each gets an n-th of the
+threads' time, however many calls the others queue.
+
+A call cannot be interrupted. So that calls which hang or take very long leave threads to others, their number
+is a quota (`quota.py`): one user never has all threads, and one is kept for privileged users.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar
+
+from .quota import Quota
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class FairExecutor:
+    """At most `count` threads, started as they are needed. Every thread may submit."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count = count
+        self._name = name
+        self._wake = threading.Condition()
+        self._quota = Quota(count)
+        self._queues: dict[int, deque[_Call]] = {}
+        """Of users with calls that wait."""
+        self._served_seconds: dict[int, float] = {}
+        """Of users with calls that wait or are under way."""
+        self._level_seconds = 0.0
+        """What the user that was served last had been served before."""
+        self._threads = 0
+        self._idle = 0
+        self._numbers = itertools.count()
+        self._stopped = False
+
+    def submit(self, uid: int, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> Future[_T]:
+        """Queues a call for a user. The future can be cancelled until the call begins. Raises RuntimeError
+        after `shutdown`, and if not even one thread can be started."""
+        future: Future[_T] = Future()
+        with self._wake:
+            if self._stopped:
+                raise RuntimeError("the threads have been stopped")
+            waiting = sum(map(len, self._queues.values()))
+            if self._idle <= waiting and self._threads < self._count:
+                self._add_thread()
+            self._queues.setdefault(uid, deque()).append(_Call(future, call, arguments, named))
+            self._served_seconds[uid] = max(self._served_seconds.get(uid, 0.0), self._level_seconds)
+            self._wake.notify()
+        return future
+
+    def of(self, uid: int) -> UserExecutor:
+        """The same threads as an executor whose calls are that user's."""
+        return UserExecutor(self, uid)
+
+    def shutdown(self) -> None:
+        """Cancels what waits and begins nothing more. Does not wait: a call may hang in the kernel."""
+        with self._wake:
+            self._stopped = True
+            waiting = [call for queue in self._queues.values() for call in queue]
+            self._queues.clear()
+            self._wake.notify_all()
+        for call in waiting:
+            call.future.cancel()
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=True)
+        try:
+            thread.start()  # it waits for the lock that is held here
+        except RuntimeError:  # no more threads for this process: the others serve its calls
+            if not self._threads:
+                raise
+        else:
+            self._threads += 1
+
+    def _choose(self) -> int | None:
+        """The user who is served next."""
+        able = [uid for uid in self._queues if self._quota.left(uid)]
+        return min(able, key=lambda uid: (self._quota.used_by(uid), self._served_seconds[uid]), default=None)
+
+    def _next(self) -> tuple[int, _Call] | None:
+        """Waits for a call, and takes the user's share for it. None: the thread is to end."""
+        while not self._stopped:
+            uid = self._choose()
+            if uid is not None:
+                queue = self._queues[uid]
+                call = queue.popleft()
+                if not queue:
+                    del self._queues[uid]
+                self._quota.take(uid)
+                self._level_seconds = self._served_seconds[uid]
+                return uid, call
+            self._idle += 1
+            self._wake.wait()
+            self._idle -= 1
+        return None
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                taken = self._next()
+            if taken is None:
+                return
+            uid, call = taken
+            began = time.monotonic()
+            try:
+                call.run()
+            finally:
+                del taken, call  # else an idle thread would keep what it was called with
+                with self._wake:
+                    self._quota.give_back(uid)
+                    self._served_seconds[uid] += time.monotonic() - began
+                    if uid not in self._queues and not self._quota.used_by(uid):
+                        del self._served_seconds[uid]
+                    self._wake.notify()  # one that waited because of the quota
+
+
+class UserExecutor(Executor):
+    """A fair executor as one user sees it."""
+
+    def __init__(self, executor: FairExecutor, uid: int) -> None:
+        self._executor = executor
+        self._uid = uid
+
+    def submit(self, call: Callable[_P, _T], /, *arguments: _P.args, **named: _P.kwargs) -> Future[_T]:
+        return self._executor.submit(self._uid, call, *arguments, **named)
+
+
+class _Call:
+    __slots__ = ("_arguments", "_call", "_named", "future")
+
+    def __init__(
+        self,
+        future: Future[Any],
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> None:
+        self.future = future
+        self._call = call
+        self._arguments = arguments
+        self._named = named
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._call(*self._arguments, **self._named)
+        except BaseException as error:
+            self.future.set_exception(error)
+            del self  # or the error, its traceback and the future would keep each other until gc comes
+        else:
+            self.future.set_result(result)
