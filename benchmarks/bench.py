@@ -13,12 +13,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import report
 from contenders import CONTENDERS
 from disk import again, cold, small, sparse, startup, warm
 from make_checkpoint import parse_size
 from operate import operate
+from regression import before
 from runner import Runner
 from s3 import s3
 from s3_latency import s3latency
@@ -35,7 +37,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=_SCENARIOS, default=_SCENARIOS, metavar="SCENARIO")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*_SCENARIOS, "before"], default=_SCENARIOS, metavar="SCENARIO"
+    )
     parser.add_argument("--contenders", nargs="+", choices=sorted(CONTENDERS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=parse_size, default=4 * 10**9, help="of the checkpoint (4GB)")
@@ -43,6 +47,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sparse", type=parse_size, default=200 * 10**9, metavar="SIZE")
     parser.add_argument("--staged-size", type=parse_size, default=10 * 10**9, help="of warm10's (10GB)")
     parser.add_argument("--clients", type=int, default=64, help="of the queue (64)")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="of the scenario of that name")
     parser.add_argument("--no-page", dest="page", action="store_false", help="only print")
     options = parser.parse_args(arguments)
 
@@ -57,8 +62,9 @@ def main(arguments: list[str]) -> None:
         clients=options.clients,
         contenders=options.contenders or list(CONTENDERS),
         write_page=options.page,
+        before=options.before,
     )
-    for name, scenario in _SCENARIOS.items():
+    for name, scenario in {**_SCENARIOS, "before": before}.items():
         if name in options.only:
             print(f"{name} ...", file=sys.stderr)
             scenario(runner)

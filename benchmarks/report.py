@@ -41,6 +41,7 @@ _TITLES = {
     "warm10": "A new process, and a checkpoint that is staged",
     "queue": "Many clients, and memory for two",
     "operate": "Asking how the daemon is",
+    "before": "Against an earlier commit",
     "s3": "Object storage, as fast as a server can be",
     "s3latency": "Object storage that is far away",
 }

@@ -52,6 +52,8 @@ class Runner:
     # Names of those that may be measured.
     contenders: Collection[str]
     write_page: bool
+    # A checkout of another commit, to compare with.
+    before: Path | None = None
 
     def turns(self, names: list[_T], seldom: Collection[_T]) -> Iterator[_T]:
         """Who is measured next, through all rounds."""

@@ -82,10 +82,10 @@ def shmem_huge_pages_set_to(value: str) -> Iterator[None]:
         _SHMEM_ENABLED.write_text(before)
 
 
-def commit() -> str:
+def commit(checkout: Path = ROOT) -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

@@ -1,0 +1,86 @@
+"""The scenario of an earlier commit: the daemon and client of this tree against those of another checkout.
+
+    git worktree add /tmp/before COMMIT
+    make bench ARGS="--only before --before /tmp/before"
+
+Both take turns within one run, on the same files, so that the ratio holds on a machine whose speed varies.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import make_checkpoint
+import measure
+import report
+import system
+from daemons import Daemon, clean_environment
+from report import Run
+from runner import ONE_GB, Runner, compare_checksums, files_of, tell_run
+
+_CONTENDER = "penstock-1gb-views"
+_NOW, _BEFORE = "this commit", "before"
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One of the two, with a daemon that serves all of its rounds."""
+
+    daemon: Daemon
+    environment: dict[str, str]
+
+    def run(self, files: list[str]) -> Run:
+        cpu_before = self.daemon.cpu_seconds()
+        flags = ("--socket-dir", self.daemon.socket_dir)
+        measurement = measure.run(_CONTENDER, files, *flags, environment=self.environment)
+        return Run(measurement, self.daemon.cpu_seconds() - cpu_before)
+
+
+def before(runner: Runner) -> None:
+    if runner.before is None:
+        raise SystemExit("--only before needs --before CHECKOUT: the root of a checkout of the other commit")
+    llama = make_checkpoint.llama_checkpoint(runner.size_bytes)
+    small = make_checkpoint.small_checkpoint(runner.small_tensors)
+    rows = [
+        _compare(runner, "page cache warm", llama, system.fill_page_cache),
+        _compare(runner, "disk cold", llama, system.drop_page_cache),
+        _compare(runner, f"{runner.small_tensors:,} small tensors", small, system.fill_page_cache),
+    ]
+    head = ["seconds, a window of 1 GB, views", _NOW, _BEFORE, "time now / before", "daemon CPU now / before"]
+    note = f"Before: commit {system.commit(runner.before)}."
+    runner.publish_lines("before", [note, "", *report.markdown_table(head, rows)])
+
+
+def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]], None]) -> list[str]:
+    assert runner.before is not None
+    runs: dict[str, list[Run]] = {_NOW: [], _BEFORE: []}
+    with _side(system.ROOT) as now, _side(runner.before) as earlier:
+        sides = {_NOW: now, _BEFORE: earlier}
+        for side in sides.values():
+            side.run(files_of(path))  # imports, headers, and the first use of fresh pages
+        for name in runner.turns(list(sides), ()):
+            prepare(files_of(path))
+            runs[name].append(sides[name].run(files_of(path)))
+            tell_run(f"{what}, {name}", runs[name])
+    compare_checksums({_CONTENDER: [run for rounds in runs.values() for run in rounds]})
+    seconds = {name: [run.measurement.last_seconds for run in rounds] for name, rounds in runs.items()}
+    cpu = {name: [run.daemon_cpu_seconds for run in rounds] for name, rounds in runs.items()}
+    return [
+        what,
+        report.spread(seconds[_NOW], 3),
+        report.spread(seconds[_BEFORE], 3),
+        report.ratios(seconds[_NOW], seconds[_BEFORE]),
+        f"{sum(cpu[_NOW]) / sum(cpu[_BEFORE]):.2f}",
+    ]
+
+
+@contextlib.contextmanager
+def _side(checkout: Path) -> Iterator[_Side]:
+    """Runs what lies in a checkout, whatever is installed."""
+    roots = [str(checkout / part) for part in ("proto", "client", "server")]
+    path = {"PYTHONPATH": os.pathsep.join(roots)}
+    with Daemon("--memory-limit", str(ONE_GB), environment=path) as daemon:
+        daemon.wait_until_populated()
+        yield _Side(daemon, clean_environment() | path)
