@@ -1,30 +1,99 @@
-"""Fixtures shared by all tests."""
+"""What all tests share: an environment of their own, and what a skipped test means in CI."""
 
+import functools
 import os
+import re
 import shutil
-from collections.abc import Callable
+import signal
+import tempfile
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-# Daemons of tests run side by side: each takes a port of its own.
-os.environ.setdefault("PENSTOCK_HTTP_ADDRESS", "127.0.0.1:0")
+_Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
+
+TEMPORARY_DIRECTORY = Path("/tmp")
+"""Short, as the path of a Unix socket has at most 107 bytes: not what TMPDIR of the caller says."""
+
+MAY_SKIP_IN_CI = (
+    # CI machines have no GPU. `pytest -m gpu` on one that has shows them all.
+    r"there is no CUDA device",
+    # Kernels before 6.5 have no cachestat, and the sum of what is read is tested elsewhere.
+    r"this kernel does not say what is cached",
+    # What a cgroup of the container may not do is up to who runs it.
+    r"no overlay can be mounted here",
+)
+"""Patterns of reasons for which a test may be skipped in CI, where every other skipped test is a failure."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests, and every process that they start, get nothing by chance from the shell that runs them: whether
+    it ignores signals (as for a job in the background), its umask, its descriptors, its locale, TMPDIR."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it; what it starts gets the default
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    _keep_descriptors_from_children()
+    os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
+    for name in ("LANG", "LANGUAGE", "PYTHONWARNINGS", "PYTHONPATH", "TMP", "TEMP"):
+        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith(("PENSTOCK_", "RUNAI_", "AWS_", "HF_"))]:
+        del os.environ[name]
+    # Daemons of tests run side by side: each takes a port of its own.
+    os.environ["PENSTOCK_HTTP_ADDRESS"] = "127.0.0.1:0"
+    # For what is left behind; pytest's own directories outlive the run, for who looks into a failure.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY_DIRECTORY))
+    tempfile.tempdir = tempfile.mkdtemp(prefix="pst-", dir=TEMPORARY_DIRECTORY)
+    os.environ["TMPDIR"] = tempfile.tempdir
+    os.chmod(tempfile.tempdir, 0o1777)  # for tests that become other users
+    config.add_cleanup(functools.partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
+
+
+def _keep_descriptors_from_children() -> None:
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            if int(entry) > 2:
+                os.set_inheritable(int(entry), False)
+        except OSError:
+            continue  # the one that listed the directory
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that could not run did not pass."""
+    return _fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that could not be imported."""
+    return _fail_if_skipped((yield))
+
+
+def _fail_if_skipped(report: _Report) -> _Report:
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        assert isinstance(report.longrepr, tuple)
+        reason = str(report.longrepr[2])
+        if not any(re.search(pattern, reason) for pattern in MAY_SKIP_IN_CI):
+            report.outcome = "failed"
+            report.longrepr = (
+                f"{reason}: in CI a test may be skipped only for a reason that conftest.py lists"
+            )
+    return report
 
 
 @pytest.fixture(scope="session")
 def require_tool() -> Callable[[str], str]:
-    """A function that returns the path of a system program that a test needs.
-
-    Where it is not installed the test is skipped, but fails when `CI` is set: CI installs what the tests
-    need (`.ci/run`), so a test that could not run there did not pass.
-    """
+    """A function that returns the path of a system program that a test needs, or skips the test."""
 
     def require(name: str) -> str:
         path = shutil.which(name)
-        if path is not None:
-            return path
-        reason = f"the program {name!r} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}; add its package to .ci/run")
-        pytest.skip(reason)
+        if path is None:
+            pytest.skip(f"the program {name!r} is not installed: its package belongs into .ci/run")
+        return path
 
     return require
