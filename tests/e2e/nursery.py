@@ -2,7 +2,8 @@
 
 Run as a program with the number of a socket and the path of a module. For every packet (JSON, and three
 descriptors that become standard input, output and error) it forks a child that runs a function of the module,
-and answers with its pid. A packet {"poll": pid} is answered with the child's exit status, null while it runs.
+or `package.module:function` from the repository's root, and answers with its pid. A packet {"poll": pid} is
+answered with the child's exit status, null while it runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import penstock.client.load  # noqa: F401  (so that children need not import it)
 def main() -> None:
     path = Path(sys.argv[2])
     sys.path.insert(0, str(path.parent))  # what is beside it is not in a package here
+    sys.path.append(str(Path(__file__).parents[2]))
     programs = importlib.import_module(path.stem)
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         while True:
@@ -48,12 +50,15 @@ def _become(programs: ModuleType, request: dict[str, Any], fds: list[int]) -> No
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)
-    if (uid := request["uid"]) is not None:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
     try:
-        getattr(programs, request["program"])(**request["arguments"])
+        module, _, name = request["program"].rpartition(":")
+        # Before the uid is given up: another user may not be able to read the checkout.
+        program = getattr(importlib.import_module(module) if module else programs, name)
+        if (uid := request["uid"]) is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        program(**request["arguments"])
     except SystemExit:
         raise
     except BaseException as error:

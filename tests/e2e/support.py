@@ -232,8 +232,13 @@ class Nursery(Forker):
         super().__init__(HERE / "programs.py")
         self._clients: list[ClientProcess] = []
 
-    def start(self, program: str, *, uid: int | None = None, **arguments: Any) -> ClientProcess:
-        """Runs a function of `programs.py`, perhaps as another user; paths may be given as such."""
+    def start(
+        self, program: str | Callable[..., None], *, uid: int | None = None, **arguments: Any
+    ) -> ClientProcess:
+        """Runs a function of `programs.py`, by name, or of any other module of the tests, perhaps as another
+        user; paths may be given as such."""
+        if not isinstance(program, str):
+            program = f"{program.__module__}:{program.__qualname__}"
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
         client = ClientProcess(self, {"program": program, "uid": uid, "arguments": plain})
         self._clients.append(client)
