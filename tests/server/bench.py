@@ -14,8 +14,8 @@ from typing import Any
 
 from penstock.server import plan
 from penstock.server.catalog import Catalog, Checkpoint
+from penstock.server.counts import Totals
 from penstock.server.demand import Demand
-from penstock.server.metrics import Totals
 from penstock.server.reader import ReaderPool
 from penstock.server.sharing import Group
 from penstock.server.sources import SourceFile

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.server.metrics import METRICS, RETRY_REASONS, Exposition, Gauges, Metric, Totals
+from penstock.server.counts import RETRY_REASONS, Distribution, Totals
+from penstock.server.metrics import METRICS, Exposition, Gauges, Metric
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -84,3 +85,10 @@ def test_what_is_counted_is_what_is_said() -> None:
     assert totals.read_bytes == 100
     (build,) = [dict(labels) for name, labels in series if name == "penstock_build_info"]
     assert build["version"] == "1.2.3"
+
+
+def test_a_value_counts_below_the_first_bound_that_it_does_not_exceed() -> None:
+    seconds = Distribution((0.5, 1, 10))
+    for value in (0, 0.5, 0.75, 1, 11):
+        seconds.observe(value)
+    assert seconds.cumulated() == ([2, 4, 4, 5], 13.25)

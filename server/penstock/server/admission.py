@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from . import plan
 from .catalog import Catalog, Checkpoint
+from .counts import Totals
 from .errors import CheckpointChangedError, InvalidRequestError
-from .metrics import Totals
 from .plan import Selection
 from .sharing import Group
 from .sources import Access, source_kind
@@ -31,13 +31,20 @@ WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
 class Caller(Protocol):
-    """Who asks, and how to learn that it is gone: a session, or the daemon itself."""
+    """Who asks, and how to learn that it is gone: a client, or the daemon itself."""
 
     uid: int
     pid: int
     closed: bool
 
     def on_close(self, release: Callable[[], None]) -> None: ...
+
+
+class Client(Caller, Protocol):
+    """A caller that slabs can be handed to."""
+
+    async def send_slabs(self, fds: Sequence[int]) -> None:
+        """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +233,7 @@ class Admission:
         if result == "ok" and self.kind == "load":
             cache = "hit" if self.was_warm else "miss"
             seconds = asyncio.get_running_loop().time() - self.began
-            totals.load_seconds.labels(self.source, cache).observe(seconds)
+            totals.load_seconds[self.source, cache].observe(seconds)
 
     def first_line(self) -> dict[str, object]:
         """What the log says of it when it begins."""

@@ -18,6 +18,7 @@ from . import at_start
 from .admission import Admission, Caller, Emit, Parts, Request
 from .catalog import Catalog
 from .config import Config
+from .counts import RETRY_REASONS, Totals
 from .endpoints import Endpoints
 from .errors import (
     AccessDeniedError,
@@ -35,7 +36,7 @@ from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_shar
 from .load import Load
 from .lock import locked
 from .log import event
-from .metrics import RETRY_REASONS, Exposition, Totals
+from .metrics import Exposition
 from .prefetch import Prefetch
 from .reader import ReaderPool
 from .rpc import RpcServer

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import plan
-from .admission import Admission, Emit, Listing, Parts, Queued, Request
+from .admission import Admission, Client, Emit, Listing, Parts, Queued, Request
 from .catalog import Checkpoint
-from .handoff import Session
 from .pieces import Piece
 from .plan import Indices, Selection
 from .sources import Access
@@ -59,9 +58,9 @@ Event = Queued | Listing | Manifest | SegmentReady | Finished
 class Load(Admission):
     """One client's pass over one checkpoint. `run` it once."""
 
-    def __init__(self, request: Request, session: Session, access: Access, parts: Parts) -> None:
-        super().__init__(request, session, access, parts)
-        self._session = session
+    def __init__(self, request: Request, client: Client, access: Access, parts: Parts) -> None:
+        super().__init__(request, client, access, parts)
+        self._client = client
         self._announced = 0
         self._handed_off = False
         self._awaited: int | None = None
@@ -94,7 +93,7 @@ class Load(Admission):
 
     async def _hand_off(self, staged: StagedCheckpoint) -> None:
         self._handed_off = True
-        await self._session.send_slabs([slab.fd for slab in staged.slabs])
+        await self._client.send_slabs([slab.fd for slab in staged.slabs])
 
     async def _manifest(
         self,

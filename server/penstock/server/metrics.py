@@ -1,35 +1,46 @@
-"""Every metric: its name, unit, labels and meaning; what the daemon counts; how that is written out.
+"""Every metric: its name, unit, labels and meaning; and how what was counted is written out.
 
-The logic counts plain numbers in `Totals`, on the event loop; only histograms are the Prometheus library's.
-What has a present value is passed in as `Gauges`, so that a scrape needs nothing of the loop. No label
-takes a model's name, a path or a client's id. `docs/metrics.md` is made from `METRICS`.
+What the logic counts is in `counts.py`. What has a present value is passed in as `Gauges`, so that a scrape
+needs nothing of the event loop. No label takes a model's name, a path or a client's id. `docs/metrics.md` is
+made from `METRICS`.
 """
 
 from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
+from .counts import (
+    CACHES,
+    LOAD_SECONDS,
+    READ_SECONDS,
+    RESULTS,
+    RETRY_REASONS,
+    SOURCES,
+    Distribution,
+    Totals,
+)
 from .errors import reasons
 from .limits import proc_sizes
 
 PREFIX = "penstock_"
-SOURCES = ("file", "s3")
-RESULTS = ("ok", "failed", "cancelled")
-RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
 PARTS = ("loop", "readers")
-_LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-_READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +84,14 @@ METRICS = (
         "load_seconds",
         "histogram",
         "From a load's request to its last segment, of loads that succeeded; a hit was staged whole already.",
-        {"source": SOURCES, "cache": ("hit", "miss")},
-        _LOAD_SECONDS,
+        {"source": SOURCES, "cache": CACHES},
+        LOAD_SECONDS,
     ),
     Metric(
         "load_wait_seconds",
         "histogram",
         "How long loads and prefetches waited for staging memory.",
-        buckets=_LOAD_SECONDS,
+        buckets=LOAD_SECONDS,
     ),
     Metric(
         "read_bytes_total",
@@ -93,7 +104,7 @@ METRICS = (
         "histogram",
         "How long one block took to read.",
         {"source": SOURCES},
-        _READ_SECONDS,
+        READ_SECONDS,
     ),
     Metric(
         "read_retries_total",
@@ -134,49 +145,6 @@ _Values = Mapping[tuple[str, ...], float]
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Totals:
-    """Since the start. Changed only on the event loop, but for the histograms, which any thread may feed."""
-
-    def __init__(self) -> None:
-        self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RESULTS), 0)
-        self.source_bytes = dict.fromkeys(SOURCES, 0)
-        self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
-        """For a source that tries again: how often it did, by reason."""
-        self.rejected = dict.fromkeys(reasons(), 0)
-        self.delivered_bytes = 0
-        self.stage_hits = 0
-        self.stage_misses = 0
-        self.evictions = 0
-        self.load_seconds = _histogram("load_seconds")
-        self.load_wait_seconds = _histogram("load_wait_seconds")
-        self.read_seconds = _histogram("read_seconds")
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(self.source_bytes.values())
-
-    def loads_that(self, result: str) -> int:
-        """How many ended so."""
-        return sum(self.loads[source, result] for source in SOURCES)
-
-    def summary(self) -> dict[str, int]:
-        """The totals of `GetStatus`."""
-        return {
-            "loads_ok": self.loads_that("ok"),
-            "loads_failed": self.loads_that("failed"),
-            "loads_cancelled": self.loads_that("cancelled"),
-            "read_bytes": self.read_bytes,
-            "delivered_bytes": self.delivered_bytes,
-            "stage_hits": self.stage_hits,
-            "stage_misses": self.stage_misses,
-            "evictions": self.evictions,
-        }
-
-    def observe_read(self, source: str, seconds: float) -> None:
-        """One block has been read."""
-        self.read_seconds.labels(source).observe(seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """What the event loop knows of the present."""
@@ -202,8 +170,6 @@ class Exposition(Collector):
         self._version = version
         self._present: dict[str, _Values] = {}
         self._registry = CollectorRegistry()
-        for histogram in (totals.load_seconds, totals.load_wait_seconds, totals.read_seconds):
-            self._registry.register(histogram)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
@@ -224,12 +190,16 @@ class Exposition(Collector):
 
     def collect(self) -> Iterator[Family]:
         values = {**_counted(self._totals), **self._present}
+        distributions = _distributions(self._totals)
         for metric in METRICS:
             family: GaugeMetricFamily | CounterMetricFamily
             if metric.kind == "gauge":
                 family = GaugeMetricFamily(metric.full_name, metric.help, labels=list(metric.labels))
             elif metric.kind == "counter":
                 family = CounterMetricFamily(metric.full_name, metric.help, labels=list(metric.labels))
+            elif metric.kind == "histogram":
+                yield _histogram(metric, distributions[metric.name])
+                continue
             else:
                 continue
             for key in itertools.product(*metric.labels.values()):
@@ -270,12 +240,18 @@ def _present(gauges: Gauges) -> dict[str, _Values]:
     }
 
 
-def _histogram(name: str) -> Histogram:
-    metric = _BY_NAME[name]
-    histogram = Histogram(
-        metric.full_name, metric.help, tuple(metric.labels), registry=None, buckets=metric.buckets
-    )
-    if metric.labels:
-        for key in itertools.product(*metric.labels.values()):
-            histogram.labels(*key)
-    return histogram
+def _distributions(totals: Totals) -> dict[str, Mapping[tuple[str, ...], Distribution]]:
+    return {
+        "load_seconds": totals.load_seconds,
+        "load_wait_seconds": {(): totals.load_wait_seconds},
+        "read_seconds": {(source,): seconds for source, seconds in totals.read_seconds.items()},
+    }
+
+
+def _histogram(metric: Metric, distributions: Mapping[tuple[str, ...], Distribution]) -> Family:
+    family = HistogramMetricFamily(metric.full_name, metric.help, labels=list(metric.labels))
+    for key in itertools.product(*metric.labels.values()):
+        counts, total = distributions[key].cumulated()
+        bounds = [*map(floatToGoString, distributions[key].bounds), "+Inf"]
+        family.add_metric(key, list(zip(bounds, counts, strict=True)), total)
+    return family

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from . import plan
 from .catalog import Checkpoint
 from .config import Config
+from .counts import Totals
 from .demand import Demand, measure
 from .errors import ShuttingDownError, StagingExhaustedError
 from .limits import is_privileged, user_share
 from .log import event
-from .metrics import Totals
 from .plan import Selection
 from .pool import SlabPool
 from .reader import ReaderPool

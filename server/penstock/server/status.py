@@ -18,9 +18,10 @@ from penstock.v1 import streamer_pb2 as pb
 
 from .admission import Admission
 from .config import Config
+from .counts import Totals
 from .health import Health
 from .history import INTERVAL_SECONDS, SHOWN_SOURCES, Failure, History
-from .metrics import Gauges, Totals
+from .metrics import Gauges
 from .reader import ReaderPool
 from .sources import source_kind
 from .staged import StagedCheckpoint

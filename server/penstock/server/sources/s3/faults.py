@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 
+from ...counts import RETRY_REASONS
 from ...errors import (
     AccessDeniedError,
     CheckpointChangedError,
@@ -20,7 +21,6 @@ from ...errors import (
     PenstockError,
     SourceUnavailableError,
 )
-from ...metrics import RETRY_REASONS
 from .location import Location
 
 FIRST_DELAY_SECONDS = 0.1

@@ -1,0 +1,86 @@
+"""What the daemon counts since its start, as plain numbers. `metrics.py` shows them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+
+from .errors import reasons
+
+SOURCES = ("file", "s3")
+RESULTS = ("ok", "failed", "cancelled")
+CACHES = ("hit", "miss")
+RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
+LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Distribution:
+    """How many values fell between certain bounds, and their sum. Every thread may use it."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """`bounds` ascend. A value counts below the first bound that it does not exceed."""
+        self.bounds = tuple(map(float, bounds))
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(self.bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        place = bisect_left(self.bounds, value)
+        with self._lock:
+            self._counts[place] += 1
+            self._sum += value
+
+    def cumulated(self) -> tuple[list[int], float]:
+        """For each bound, and at last without one, how many values do not exceed it; and the sum of all."""
+        with self._lock:
+            return list(itertools.accumulate(self._counts)), self._sum
+
+
+class Totals:
+    """Changed on the event loop only, but for the distributions."""
+
+    def __init__(self) -> None:
+        self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RESULTS), 0)
+        """By source and result."""
+        self.source_bytes = dict.fromkeys(SOURCES, 0)
+        self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
+        """For a source that tries again: how often it did, by reason."""
+        self.rejected = dict.fromkeys(reasons(), 0)
+        self.delivered_bytes = 0
+        self.stage_hits = 0
+        self.stage_misses = 0
+        self.evictions = 0
+        self.load_seconds: dict[tuple[str, ...], Distribution] = {
+            labels: Distribution(LOAD_SECONDS) for labels in itertools.product(SOURCES, CACHES)
+        }
+        """By source and whether all was warm."""
+        self.load_wait_seconds = Distribution(LOAD_SECONDS)
+        self.read_seconds = {source: Distribution(READ_SECONDS) for source in SOURCES}
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(self.source_bytes.values())
+
+    def loads_that(self, result: str) -> int:
+        """How many ended so."""
+        return sum(count for (_, ended), count in self.loads.items() if ended == result)
+
+    def summary(self) -> dict[str, int]:
+        """The totals of `GetStatus`."""
+        return {
+            "loads_ok": self.loads_that("ok"),
+            "loads_failed": self.loads_that("failed"),
+            "loads_cancelled": self.loads_that("cancelled"),
+            "read_bytes": self.read_bytes,
+            "delivered_bytes": self.delivered_bytes,
+            "stage_hits": self.stage_hits,
+            "stage_misses": self.stage_misses,
+            "evictions": self.evictions,
+        }
+
+    def observe_read(self, source: str, seconds: float) -> None:
+        """One block has been read."""
+        self.read_seconds[source].observe(seconds)
