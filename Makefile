@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # More arguments for every `pip install`, such as an index that carries PyTorch's CPU builds.
 PIP_ARGS ?=
+# How many processes run tests at once.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 # More arguments for pytest, for the benchmark and for the demo.
 ARGS ?=
 
@@ -63,8 +65,9 @@ lint: venv  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: venv  ## Run the tests, with the short form of the stress tests
-	@$(BIN)/python -m pytest -m 'not stress and not image' $(ARGS)
+# A file's tests stay together, as they share daemons. One process more than there are cores: many tests wait.
+test: venv  ## Run the tests, with the short form of the stress tests; WORKERS=0 for one process
+	@$(BIN)/python -m pytest -m 'not stress and not image' -n $(WORKERS) --dist loadfile $(ARGS)
 
 image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes
 	@$(BIN)/python -m pytest -m image $(ARGS)

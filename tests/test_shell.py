@@ -16,7 +16,6 @@ HANDFUL = (
     "e2e/test_daemon_flags.py::test_it_stops_with_0_when_signalled",
     "e2e/test_deaths.py::test_a_signal_in_mid_load_gives_everything_back",
     "e2e/test_isolation.py::test_another_user_is_served_what_is_allowed",
-    "e2e/test_leaks.py",
     "server/test_gate.py",
 )
 """Those that signals, masks, descriptors, locales and directories could break."""
