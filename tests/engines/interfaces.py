@@ -38,6 +38,54 @@ class BaseModelLoader(ABC):
     def load_weights(self, model: torch.nn.Module, model_config: Any) -> None: ...
 
 
+class DefaultModelLoader(BaseModelLoader):
+    def track_weights_loading(
+        self, model: torch.nn.Module, loaded_weights: set[str] | None, quantized: bool = False
+    ) -> None:
+        """Without what it makes of modules that are quantized while they are loaded."""
+        if loaded_weights is not None:
+            missing = {name for name, _ in model.named_parameters()} - loaded_weights
+            if missing:
+                raise ValueError(f"Following weights were not initialized from checkpoint: {missing}")
+
+
+@dataclass
+class SpeculativeConfig:
+    draft_model_config: Any
+    draft_load_config: LoadConfig | None = None
+
+
+@dataclass
+class VllmConfig:
+    model_config: Any
+    load_config: LoadConfig
+    speculative_config: SpeculativeConfig | None = None
+
+
+def get_current_vllm_config() -> VllmConfig:
+    raise AssertionError("Current vLLM config is not set.")
+
+
+def get_draft_load_config(vllm_config: VllmConfig) -> LoadConfig:
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.draft_load_config is not None:
+        return speculative.draft_load_config
+    return vllm_config.load_config
+
+
+def reload_weights(
+    vllm_config: VllmConfig, model: Any, weights_path: str | None, *, get_loader: Callable[[Any], Any]
+) -> None:
+    """As far as weights of a checkpoint on disk go: what it does to the configuration, and calls."""
+    model_config = vllm_config.model_config
+    model_loader: Any = get_loader(vllm_config.load_config)
+    if weights_path is not None:
+        model_config.model = weights_path
+        model_config.model_weights = ""
+        model_config.revision = None
+    model.load_weights(model_loader.get_all_weights(model_config, model))
+
+
 _loaders: dict[str, type[BaseModelLoader]] = {}
 
 
@@ -81,7 +129,9 @@ class HookRegistry:
 
 _MODULES: dict[str, dict[str, Any]] = {
     "vllm": {},
-    "vllm.config": {},
+    "vllm.config": {
+        "get_current_vllm_config": get_current_vllm_config,
+    },
     "vllm.config.load": {"LoadConfig": LoadConfig},
     "vllm.distributed": {"get_tp_group": lambda: tp_group, "get_pp_group": lambda: pp_group},
     "vllm.model_executor": {},
@@ -91,6 +141,7 @@ _MODULES: dict[str, dict[str, Any]] = {
         "register_model_loader": register_model_loader,
     },
     "vllm.model_executor.model_loader.base_loader": {"BaseModelLoader": BaseModelLoader},
+    "vllm.model_executor.model_loader.default_loader": {"DefaultModelLoader": DefaultModelLoader},
     "sglang": {},
     "sglang.srt": {},
     "sglang.srt.distributed": {"get_tp_group": lambda: tp_group},

@@ -156,10 +156,136 @@ def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
     same(model.taken.items(), {**expected, "encoder.bias": torch.arange(5.0)})
 
 
+@pytest.fixture
+def two_models(tmp_path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Directories with one tensor each, which tells them apart; "config" has no weights."""
+    for number, name in enumerate(("target", "draft", "other", "draft source")):
+        (tmp_path / name).mkdir()
+        write_checkpoint(tmp_path / name / "model.safetensors", {"weight": torch.full((3,), float(number))})
+    (tmp_path / "config").mkdir()
+    return {
+        name: {"weight": torch.full((3,), float(n))}
+        for n, name in enumerate(("target", "draft", "other", "draft source"))
+    }
+
+
+def speculating(target: Any, target_load: Any, *, draft_load: Any = None) -> interfaces.VllmConfig:
+    speculative = interfaces.SpeculativeConfig(None, draft_load)
+    return interfaces.VllmConfig(target, target_load, speculative)
+
+
+def draft_of(config: interfaces.VllmConfig, model: Path | str, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A draft model, loaded as vLLM does it."""
+    from vllm.model_executor.model_loader import get_model_loader
+
+    monkeypatch.setattr("vllm.config.get_current_vllm_config", lambda: config)
+    draft = Model()
+    draft_config = model_config(model)
+    draft_config.runner = "draft"
+    get_model_loader(interfaces.get_draft_load_config(config)).load_weights(draft, draft_config)
+    return draft
+
+
+def test_a_draft_model_gets_its_own_weights_beside_a_target_with_a_source(
+    start_daemon: StartDaemon,
+    two_models: dict[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    socket_dir = str(start_daemon("--memory-limit", "64MiB").socket_dir)
+    penstock = loader(socket_dir=socket_dir, source=str(tmp_path / "target"))
+    target_config = model_config(tmp_path / "config")
+    target = Model()
+    penstock.load_weights(target, target_config)
+    same(target.taken.items(), two_models["target"])
+    shared = speculating(target_config, penstock.load_config)
+    same(draft_of(shared, tmp_path / "draft", monkeypatch).taken.items(), two_models["draft"])
+    # One that is a part of the target's checkpoint (MTP) has the target's model as its own.
+    same(draft_of(shared, tmp_path / "config", monkeypatch).taken.items(), two_models["target"])
+    of_its_own = loader(socket_dir=socket_dir, source=str(tmp_path / "draft source")).load_config
+    own = speculating(target_config, penstock.load_config, draft_load=of_its_own)
+    same(draft_of(own, tmp_path / "draft", monkeypatch).taken.items(), two_models["draft source"])
+
+
+def test_a_draft_model_of_which_vllm_does_not_tell_whose_options_it_has_is_refused_a_source(
+    tmp_path: Path,
+) -> None:
+    config = model_config(tmp_path / "draft")
+    config.runner = "draft"
+    with pytest.raises(ValueError, match=r"draft model .*draft.* source .*: leave source out"):
+        loader(source="/models/target").load_weights(Model(), config)
+
+
+@pytest.mark.parametrize("named_by", ["path", "uri"])
+def test_weights_are_reloaded_from_the_path_that_is_given_and_else_from_the_source(
+    named_by: str, start_daemon: StartDaemon, two_models: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    from vllm.model_executor.model_loader import get_model_loader
+
+    socket_dir = str(start_daemon("--memory-limit", "64MiB").socket_dir)
+    penstock = loader(socket_dir=socket_dir, source=str(tmp_path / "target"))
+    config = model_config(tmp_path / "config", model_weights="s3://bucket/x" if named_by == "uri" else "")
+    vllm_config = interfaces.VllmConfig(config, penstock.load_config)
+    penstock.load_weights(Model(), config)
+    for path, expected in (
+        (None, "target"),
+        (tmp_path / "other", "other"),
+        (None, "other"),
+        (tmp_path / "draft", "draft"),
+    ):
+        model = Model()
+        weights_path = None if path is None else str(path)
+        interfaces.reload_weights(vllm_config, model, weights_path, get_loader=get_model_loader)
+        same(model.taken.items(), two_models[expected])
+
+
+def test_a_reload_with_a_source_that_no_model_was_loaded_from_is_refused_before_it_begins(
+    tmp_path: Path,
+) -> None:
+    """As after load_format="dummy": the path may be that of the model, or another."""
+    penstock = loader(source=str(tmp_path / "target"))
+    with pytest.raises(ValueError, match=r"loaded no model before.*give reload_weights the path"):
+        penstock.get_all_weights(model_config(tmp_path / "other"), Model())
+
+
+class Layer(Model):
+    """Says what it took, as most of vLLM's models do, or does not."""
+
+    def __init__(self, *, tells: bool = True) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.bias = torch.nn.Parameter(torch.zeros(3))
+        self.tells = tells
+
+    def load_weights(self, weights: Any) -> Any:
+        loaded = super().load_weights(weights)
+        return loaded if self.tells else None
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused_as_by_vllm_s_own_loader(
+    start_daemon: StartDaemon, two_models: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    socket_dir = str(start_daemon("--memory-limit", "64MiB").socket_dir)
+    penstock = loader(socket_dir=socket_dir)
+    plain, quantized = (model_config(tmp_path / "target", quantization=kind) for kind in (None, "fp8"))
+    with pytest.raises(ValueError, match=r"not initialized from checkpoint.*bias"):
+        penstock.load_weights(Layer(), plain)
+    penstock.load_weights(Layer(tells=False), plain)
+    penstock.load_weights(Layer(), quantized)
+    loader(socket_dir=socket_dir, enable_weights_track=False).load_weights(Layer(), plain)
+    with pytest.raises(ValueError, match=r"not initialized from checkpoint.*bias"):
+        loader(socket_dir=socket_dir, enable_weights_track=True).load_weights(Layer(), quantized)
+    write_checkpoint(
+        tmp_path / "target" / "model.safetensors", {"weight": torch.ones(3), "bias": torch.ones(3)}
+    )
+    penstock.load_weights(Layer(), plain)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"sorce": "x"}, r"unknown keys \['sorce'\].*'source'"),
+        ({"enable_weights_track": "yes"}, "enable_weights_track='yes'"),
+        ({"sorce": "x"}, r"does not know \['sorce'\].*'source'"),
         ({"concurrency": 4}, "penstockd --concurrency"),
         ({"source": ""}, "source=''"),
         ({"source": []}, "source="),
