@@ -82,6 +82,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         self.tensors = tensors
         self.behaviour = behaviour
         self.opens: list[pb.OpenLoad] = []
+        self.prefetches: list[pb.PrefetchRequest] = []
         self.releases: list[int] = []
         self.ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.stalled = threading.Event()
@@ -154,6 +155,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         self, request: pb.PrefetchRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.PrefetchResponse]:
         self._connection(context)
+        self.prefetches.append(request)
         yield pb.PrefetchResponse(queued=pb.Queued(place=1))
         self._die_queued(context)
         yield pb.PrefetchResponse(ready_bytes=1, total_bytes=2)
@@ -208,6 +210,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             segment_count=len(segments),
             total_bytes=sum(len(tensor.data) for tensor in tensors),
             warm_bytes=0,
+            variant=request.variant,
             files=[
                 pb.CheckpointFile(uri="/fake/a", size_bytes=1, metadata={"format": "pt", "who": "a"}),
                 pb.CheckpointFile(uri="/fake/b", size_bytes=2, metadata={"who": "b"}),

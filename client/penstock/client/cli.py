@@ -24,6 +24,8 @@ from .sizes import parse_memory_limit, show_bytes
 from .status_text import show
 from .version import client_version
 
+_VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_memory_limit,
         help="staging memory for this load: -1 what the daemon allows, 0 as little as possible, 4GB, 4GiB",
     )
+    load.add_argument("--variant", metavar="NAME", help=_VARIANT)
     load.add_argument("--no-progress", action="store_true", help="no bar on stderr")
 
     status = command("status", _status, "Tells what the daemon holds and does.")
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
     prefetch.add_argument("--pin", action="store_true", help="keep it until it is evicted")
+    prefetch.add_argument("--variant", metavar="NAME", help=_VARIANT)
     prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
     evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
@@ -148,6 +152,7 @@ def _load(options: argparse.Namespace) -> None:
             device=options.device,
             tensors=matches if patterns else None,
             memory_limit=options.memory_limit,
+            variant=options.variant,
             owned=False,  # nothing is kept
             progress=not options.no_progress,
         ) as load:
@@ -224,7 +229,7 @@ def _health(options: argparse.Namespace) -> None:
 def _prefetch(options: argparse.Namespace) -> None:
     with StreamerClient(options.socket_dir) as client:
         progress = sys.stderr.isatty() and not options.no_progress
-        staged = client.prefetch(options.source, pin=options.pin, progress=progress)
+        staged = client.prefetch(options.source, pin=options.pin, variant=options.variant, progress=progress)
     warm = f" ({show_bytes(staged.warm_bytes)} were there before)" if staged.warm_bytes else ""
     print(f"staged {show_bytes(staged.total_bytes)}{warm}{', pinned' if options.pin else ''}")
 

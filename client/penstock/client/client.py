@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .selection import Selection, choice, wire_group
+from .selection import Selection, checked_variant, choice, wire_group
 from .sizes import Source, absolute_sources, parse_memory_limit
 from .version import client_version
 
@@ -95,6 +95,7 @@ class StreamerClient:
         memory_limit: int | str | None = None,
         owned: bool = True,
         group: tuple[str, int] | None = None,
+        variant: str | None = None,
         progress: bool = False,
     ) -> Load:
         """Opens a load of one checkpoint; iterate it for (name, tensor). Returns when it has begun.
@@ -112,6 +113,8 @@ class StreamerClient:
             checkpoint; a tensor is then good until the next iteration only, and shows zeros or
             another tensor's bytes after it.
         group: (name, size): `size` loads under this name share one pass over the storage.
+        variant: which one to load of a directory that holds a checkpoint in several, as in the names of
+            its files: "fp16" for `model.fp16.safetensors`. None is the one without such a name.
         progress: shows a bar on stderr; needs tqdm.
 
         Raises what is wrong with the source or the daemon; ValueError for a bad argument.
@@ -128,6 +131,7 @@ class StreamerClient:
             memory_limit_bytes=parse_memory_limit(memory_limit),
             client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
             client_version=client_version(),
+            variant=checked_variant(variant),
         )
         if group is not None:
             name, size = wire_group(group)
@@ -152,6 +156,7 @@ class StreamerClient:
         device: str | int | torch.device = "cpu",
         tensors: Selection | None = None,
         memory_limit: int | str | None = None,
+        variant: str | None = None,
         progress: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Loads everything into a dict; arguments as in `load()`.
@@ -160,7 +165,12 @@ class StreamerClient:
         """
         state: dict[str, torch.Tensor] = {}
         with self.load(
-            source, device=device, tensors=tensors, memory_limit=memory_limit, progress=progress
+            source,
+            device=device,
+            tensors=tensors,
+            memory_limit=memory_limit,
+            variant=variant,
+            progress=progress,
         ) as load:
             for name, tensor in load:
                 if name in state:
@@ -181,6 +191,7 @@ class StreamerClient:
         dtype: torch.dtype | None = None,
         memory_limit: int | str | None = None,
         group: tuple[str, int] | None = None,
+        variant: str | None = None,
         progress: bool = False,
     ) -> _IncompatibleKeys:
         """Fills a module with a checkpoint, as `module.load_state_dict` would, holding one tensor at a time.
@@ -196,7 +207,7 @@ class StreamerClient:
         device: where all go to; None leaves each where it is, and takes the CPU for the meta device.
         strict: every name has to be in both; otherwise what is only in one is left alone, and reported.
         dtype: for floating-point tensors.
-        memory_limit, group, progress: as in `load()`.
+        memory_limit, group, variant, progress: as in `load()`.
 
         Returns (missing_keys, unexpected_keys). Raises RuntimeError, for names before anything changed, for
         shapes after the rest was loaded; DuplicateTensorError for a name in two files.
@@ -220,6 +231,7 @@ class StreamerClient:
                 memory_limit=memory_limit,
                 owned=loader.keeps_tensors,
                 group=group,
+                variant=variant,
                 progress=progress,
             ) as load:
                 loader.check_names(names, strict)
@@ -229,12 +241,17 @@ class StreamerClient:
             return loader.finish(strict)
 
     def prefetch(
-        self, source: Source | Iterable[Source], pin: bool = False, *, progress: bool = False
+        self,
+        source: Source | Iterable[Source],
+        pin: bool = False,
+        *,
+        variant: str | None = None,
+        progress: bool = False,
     ) -> Prefetched:
         """Reads a checkpoint into the staging buffer, and returns when it is there.
 
-        `pin` keeps it there until `evict()`, whatever else needs the memory. `progress` shows a bar on
-        stderr; needs tqdm.
+        `pin` keeps it there until `evict()`, whatever else needs the memory. `variant` is as in `load()`.
+        `progress` shows a bar on stderr; needs tqdm.
         """
         from penstock.v1 import streamer_pb2 as pb
 
@@ -242,7 +259,9 @@ class StreamerClient:
         from .progress import Bar
         from .reconnect import persist
 
-        request = pb.PrefetchRequest(sources=absolute_sources(source), pin=pin)
+        request = pb.PrefetchRequest(
+            sources=absolute_sources(source), pin=pin, variant=checked_variant(variant)
+        )
         bar = Bar("prefetch") if progress else None
 
         def attempt() -> Prefetched:

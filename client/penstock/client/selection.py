@@ -20,6 +20,18 @@ def wire_group(given: object) -> tuple[str, int]:
     raise TypeError(f"group must be a name and a number of loads, as ('job', 8), not {given!r}")
 
 
+def checked_variant(given: object) -> str:
+    """What the wire takes for `variant`; empty is the default one."""
+    if given is None:
+        return ""
+    if not isinstance(given, str) or not given:
+        raise TypeError(
+            f"variant={given!r} is no name of a variant: give one as in the files' names, such as 'fp16', or "
+            "None for the default one"
+        )
+    return given
+
+
 def choice(request: Any, tensors: Selection | None) -> Choose | None:
     """Puts names into the request; returns how to choose among the daemon's names, for a predicate."""
     if tensors is None:

@@ -52,6 +52,12 @@ class Stream:
                 self._requests, metadata=self._session.metadata
             )
             self.manifest = self._await_manifest(request, choose)
+            if self.manifest.variant != request.variant:
+                raise errors.ProtocolError(
+                    f"the daemon in {socket_dir} does not know variants, and would load the default one "
+                    f"instead of {request.variant!r} ({self._session.versions}): upgrade the daemon, or name "
+                    "the variant's files themselves"
+                )
             if self.manifest.slab_count:
                 self._map_slabs()
         except BaseException:

@@ -51,7 +51,7 @@ class LoadRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenLoad, _Mapping]] = ..., select: _Optional[_Union[SelectTensors, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class OpenLoad(_message.Message):
-    __slots__ = ("sources", "tensors", "list_tensors", "memory_limit_bytes", "group", "skip_tensors", "expect_version", "client_name", "client_version")
+    __slots__ = ("sources", "tensors", "list_tensors", "memory_limit_bytes", "group", "skip_tensors", "expect_version", "client_name", "client_version", "variant")
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     LIST_TENSORS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class OpenLoad(_message.Message):
     EXPECT_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     sources: _containers.RepeatedScalarFieldContainer[str]
     tensors: SelectTensors
     list_tensors: bool
@@ -70,7 +71,8 @@ class OpenLoad(_message.Message):
     expect_version: str
     client_name: str
     client_version: str
-    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., list_tensors: bool = ..., memory_limit_bytes: _Optional[int] = ..., group: _Optional[_Union[LoadGroup, _Mapping]] = ..., skip_tensors: _Optional[int] = ..., expect_version: _Optional[str] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ...) -> None: ...
+    variant: str
+    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., list_tensors: bool = ..., memory_limit_bytes: _Optional[int] = ..., group: _Optional[_Union[LoadGroup, _Mapping]] = ..., skip_tensors: _Optional[int] = ..., expect_version: _Optional[str] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class SelectTensors(_message.Message):
     __slots__ = ("names",)
@@ -125,7 +127,7 @@ class Listing(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files")
+    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files", "variant")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +138,7 @@ class Manifest(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     WARM_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     version: str
     slab_count: int
@@ -146,7 +149,8 @@ class Manifest(_message.Message):
     total_bytes: int
     warm_bytes: int
     files: _containers.RepeatedCompositeFieldContainer[CheckpointFile]
-    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ...) -> None: ...
+    variant: str
+    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
     __slots__ = ("uri", "size_bytes", "metadata", "metadata_omitted")
@@ -202,14 +206,16 @@ class Finished(_message.Message):
     def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ...) -> None: ...
 
 class PrefetchRequest(_message.Message):
-    __slots__ = ("sources", "tensors", "pin")
+    __slots__ = ("sources", "tensors", "pin", "variant")
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     sources: _containers.RepeatedScalarFieldContainer[str]
     tensors: SelectTensors
     pin: bool
-    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., pin: bool = ...) -> None: ...
+    variant: str
+    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., pin: bool = ..., variant: _Optional[str] = ...) -> None: ...
 
 class PrefetchResponse(_message.Message):
     __slots__ = ("ready_bytes", "total_bytes", "done", "queued")

@@ -59,6 +59,7 @@ class Request:
     skip_tensors: int = 0
     expect_version: str = ""
     client_name: str = ""
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,8 @@ class Admission:
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
         resolvers = self._parts.resolvers(request.sources)
-        resolving = resolvers.submit(catalog.resolve, request.sources, self._access)
+        chosen = {"variant": request.variant} if request.variant else {}
+        resolving = resolvers.submit(catalog.resolve, request.sources, self._access, **chosen)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
         except asyncio.CancelledError:

@@ -34,6 +34,7 @@ class Manifest:
     segment_count: int
     total_bytes: int
     warm_bytes: int
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ class Load(Admission):
             segment_count=len(pieces),
             total_bytes=self.total_bytes,
             warm_bytes=min(warm, self.total_bytes),
+            variant=self.request.variant,
         )
 
     async def _deliver(self, staged: StagedCheckpoint, pieces: Sequence[Piece], emit: Emit) -> None:

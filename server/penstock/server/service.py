@@ -88,6 +88,7 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
             request = Request(
                 sources=tuple(message.sources),
                 names=tuple(message.tensors.names) if message.HasField("tensors") else None,
+                variant=message.variant,
             )
             prefetch = self._daemon.new_prefetch(request, session, pin=message.pin)
         except PenstockError as error:
@@ -164,6 +165,7 @@ def _request(message: pb.OpenLoad) -> Request:
         skip_tensors=message.skip_tensors,
         expect_version=message.expect_version,
         client_name=message.client_name[:MAX_NAME_CHARACTERS],
+        variant=message.variant,
     )
 
 
@@ -202,6 +204,7 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         segment_count=event.segment_count,
         total_bytes=event.total_bytes,
         warm_bytes=event.warm_bytes,
+        variant=event.variant,
     )
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
         message.files.add(
