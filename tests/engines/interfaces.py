@@ -51,7 +51,7 @@ class DefaultModelLoader(BaseModelLoader):
 
 @dataclass
 class SpeculativeConfig:
-    draft_model_config: Any
+    target_model_config: Any
     draft_load_config: LoadConfig | None = None
 
 

@@ -170,19 +170,25 @@ def two_models(tmp_path: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def speculating(target: Any, target_load: Any, *, draft_load: Any = None) -> interfaces.VllmConfig:
-    speculative = interfaces.SpeculativeConfig(None, draft_load)
+    speculative = interfaces.SpeculativeConfig(target, draft_load)
     return interfaces.VllmConfig(target, target_load, speculative)
 
 
-def draft_of(config: interfaces.VllmConfig, model: Path | str, monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A draft model, loaded as vLLM does it."""
+def draft_of(
+    config: interfaces.VllmConfig,
+    model: Path | str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    load: Any = None,
+) -> Model:
+    """A draft model, loaded as vLLM does it; `load` are the options if not those for drafts."""
     from vllm.model_executor.model_loader import get_model_loader
 
     monkeypatch.setattr("vllm.config.get_current_vllm_config", lambda: config)
     draft = Model()
     draft_config = model_config(model)
     draft_config.runner = "draft"
-    get_model_loader(interfaces.get_draft_load_config(config)).load_weights(draft, draft_config)
+    get_model_loader(load or interfaces.get_draft_load_config(config)).load_weights(draft, draft_config)
     return draft
 
 
@@ -205,6 +211,9 @@ def test_a_draft_model_gets_its_own_weights_beside_a_target_with_a_source(
     of_its_own = loader(socket_dir=socket_dir, source=str(tmp_path / "draft source")).load_config
     own = speculating(target_config, penstock.load_config, draft_load=of_its_own)
     same(draft_of(own, tmp_path / "draft", monkeypatch).taken.items(), two_models["draft source"])
+    # vLLM 0.32 passes a draft of the method "draft_model" the target's options all the same.
+    ignored = draft_of(own, tmp_path / "draft", monkeypatch, load=penstock.load_config)
+    same(ignored.taken.items(), two_models["draft"])
 
 
 def test_a_draft_model_of_which_vllm_does_not_tell_whose_options_it_has_is_refused_a_source(

@@ -7,11 +7,11 @@ can enter; nothing of it is left behind.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import errors
-from .handoff import socket_path
+from .handoff import MAX_SOCKET_PATH_BYTES, socket_path
+from .interpreter import start_module
 
+_PREFIX = "penstock-"
+_LONGEST_SOCKET_NAME = "penstock.sock"
+_SHORT_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
 # Imports alone take tenths of a second; a loaded machine needs more.
 _START_SECONDS = 60.0
 # After its standard input ended, a daemon has nothing left to wait for but its own threads.
@@ -57,17 +61,15 @@ class EmbeddedDaemon:
         for name in flags:
             if why := _REFUSED.get(name.replace("-", "_")):
                 raise ValueError(f"an embedded daemon takes no {name}: {why}")
-        self.socket_dir = Path(tempfile.mkdtemp(prefix="penstock-"))  # mode 0700
+        self.socket_dir = _make_socket_dir()
         # A file without a name: read when the start fails, gone in any case.
         stderr = tempfile.TemporaryFile()  # noqa: SIM115
         try:
-            process = subprocess.Popen(
-                _command(self.socket_dir, memory_limit, flags),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+            process = start_module(
+                "penstock.server",
+                _arguments(self.socket_dir, memory_limit, flags),
                 stderr=stderr,
-                env=_environment(environment or {}),
-                start_new_session=True,  # Ctrl-C is for the client, which ends the daemon
+                environment=_environment(environment or {}),
             )
         except BaseException:
             stderr.close()
@@ -86,18 +88,38 @@ class EmbeddedDaemon:
         self._finalizer()
 
 
-def _command(socket_dir: Path, memory_limit: int | str | None, flags: Mapping[str, Any]) -> list[str]:
-    command = [sys.executable, "-m", "penstock.server", f"--socket-dir={socket_dir}", "--exit-with-stdin"]
-    command.append(f"--memory-limit={-1 if memory_limit is None else memory_limit}")
-    command.append("--http-address=none")  # whoever wants it gives the flag, which comes later and wins
+def _make_socket_dir() -> Path:
+    """A new directory with mode 0700 where temporary files belong, or elsewhere if a socket's path would be
+    too long there. Raises OSError if there is none."""
+    refused: OSError | None = None
+    for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), *_SHORT_DIRECTORIES):
+        example = os.path.join(parent, _PREFIX + 8 * "x", _LONGEST_SOCKET_NAME)
+        if not os.path.isabs(parent) or len(os.fsencode(example)) > MAX_SOCKET_PATH_BYTES:
+            continue
+        try:
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        except OSError as error:
+            refused = error
+    raise OSError(
+        errno.ENAMETOOLONG if refused is None else refused.errno,
+        "no directory for the sockets of a private penstock daemon: none can be made in "
+        f"{tempfile.gettempdir()} with a path of at most {MAX_SOCKET_PATH_BYTES} bytes, nor in "
+        f"{', '.join(_SHORT_DIRECTORIES)}: set TMPDIR to a short path that this user may write to",
+    )
+
+
+def _arguments(socket_dir: Path, memory_limit: int | str | None, flags: Mapping[str, Any]) -> list[str]:
+    arguments = [f"--socket-dir={socket_dir}", "--exit-with-stdin"]
+    arguments.append(f"--memory-limit={-1 if memory_limit is None else memory_limit}")
+    arguments.append("--http-address=none")  # a flag given by the caller comes later and wins
     for name, value in flags.items():
         flag = "--" + name.replace("_", "-")
         if value is True:
-            command.append(flag)
+            arguments.append(flag)
         elif value is not False and value is not None:
             values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
-            command.extend(f"{flag}={one}" for one in values)
-    return command
+            arguments.extend(f"{flag}={one}" for one in values)
+    return arguments
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:

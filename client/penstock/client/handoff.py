@@ -27,7 +27,7 @@ MAX_PACKET_FDS = 253
 # A frame is a few bytes; a refusal carries a sentence.
 _MAX_FRAME_BYTES = 64 * 1024
 # sun_path holds 108 bytes with its NUL, and gRPC refuses what the kernel refuses, less clearly.
-_MAX_SOCKET_PATH_BYTES = 107
+MAX_SOCKET_PATH_BYTES = 107
 # Everything awaited here was sent before the daemon said so; more than a moment means it hangs.
 TIMEOUT_SECONDS = 30.0
 
@@ -35,10 +35,10 @@ TIMEOUT_SECONDS = 30.0
 def socket_path(socket_dir: Path, name: str) -> str:
     """The path of a socket in the daemon's directory. Raises ValueError when Linux cannot connect to it."""
     path = os.fspath(socket_dir / name)
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(
             f"the socket path {path} has {len(os.fsencode(path))} bytes and Linux allows "
-            f"{_MAX_SOCKET_PATH_BYTES}: use a shorter socket directory"
+            f"{MAX_SOCKET_PATH_BYTES}: use a shorter socket directory"
         )
     return path
 

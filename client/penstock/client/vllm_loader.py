@@ -178,7 +178,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
     def _is_sources_model(self, model_config: ModelConfig) -> bool:
         """Whether `source` has the weights of this model, and not of the one that it was given for."""
         if getattr(model_config, "runner", None) == "draft":
-            return _draft_takes_source(model_config, self.options.source)
+            return _draft_takes_source(model_config, self.load_config, self.options.source)
         loaded_as = vars(model_config).get(_LOADED_AS)
         if loaded_as is None:
             raise ValueError(
@@ -228,25 +228,25 @@ def _matching(folder: str, pattern: str) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(glob.glob(pattern, root_dir=folder))]
 
 
-def _draft_takes_source(model_config: ModelConfig, source: object) -> bool:
-    """Whether a draft model loads from `source`: always from one in options of its own, from the target's
-    only if its weights are a part of the target's checkpoint (MTP)."""
+def _draft_takes_source(model_config: ModelConfig, load_config: LoadConfig, source: object) -> bool:
+    """Whether a draft model loads from the source in `load_config`: always if these options are its own; if
+    they are the target's, only where its weights are a part of the target's checkpoint (MTP)."""
     from vllm.config import get_current_vllm_config
 
     try:
-        config = get_current_vllm_config()
-    except AssertionError:
-        config = None
-    speculative = getattr(config, "speculative_config", None)
-    if config is None or speculative is None:
+        speculative = get_current_vllm_config().speculative_config
+    except AssertionError:  # vLLM is not loading a model
+        speculative = None
+    if speculative is None:
         raise ValueError(
             f"the draft model {model_config.model} has load options with the source {source!r}, which may be "
             "its own or the target model's; vLLM does not tell which: leave source out and give the paths of "
             "both models"
         )
-    if getattr(speculative, "draft_load_config", None) is not None:
+    own = getattr(speculative, "draft_load_config", None)
+    if own is not None and (own is load_config or own == load_config):
         return True
-    target = config.model_config
+    target = speculative.target_model_config
     return model_config.model in (target.model, getattr(target, "model_weights", "") or target.model)
 
 
