@@ -113,6 +113,65 @@ def test_flags_that_are_not_for_a_private_daemon_are_refused_before_it_starts(
     assert list(tempdir.iterdir()) == []
 
 
+def deep(directory: Path, path_bytes: int) -> Path:
+    """A directory below it whose path has so many bytes."""
+    missing = path_bytes - len(os.fsencode(directory)) - 1
+    path = directory / ("é" * (missing // 2) + "x" * (missing % 2))
+    path.mkdir()
+    assert len(os.fsencode(path)) == path_bytes
+    return path
+
+
+# Of /penstock-xxxxxxxx/penstock.sock, the rest of a socket's path.
+REST_BYTES = 32
+
+
+def test_the_sockets_lie_where_temporary_files_do_as_long_as_their_paths_fit(
+    checkpoint: Path, tempdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits, too_long = deep(tempdir, 107 - REST_BYTES), deep(tempdir, 108 - REST_BYTES)
+    for directory, inside in ((fits, True), (too_long, False)):
+        monkeypatch.setattr(tempfile, "tempdir", os.fspath(directory))
+        with StreamerClient.embedded("32MiB") as client:
+            assert client.load_state_dict(checkpoint).keys() == TENSORS.keys()
+            assert (client.socket_dir.parent == directory) is inside
+            assert client.socket_dir.stat().st_mode & 0o777 == 0o700
+            assert client.socket_dir.stat().st_uid == os.geteuid()
+        assert not client.socket_dir.exists()
+
+
+def test_a_long_tmpdir_does_not_trouble_the_drop_in(checkpoint: Path, tempdir: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PENSTOCK_SOCKET_DIR"}
+    script = f"""
+import penstock.client.ambient, penstock.client.client
+penstock.client.ambient.DEFAULT_SOCKET_DIR = {os.fspath(tempdir)!r}
+from penstock.client import SafetensorsStreamer
+with SafetensorsStreamer() as streamer:
+    streamer.stream_file({os.fspath(checkpoint)!r})
+    print(len(list(streamer.get_tensors())))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, "TMPDIR": os.fspath(deep(tempdir, 150))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout == f"{len(TENSORS)}\n"
+
+
+def test_where_no_directory_is_short_enough_the_error_names_tmpdir(
+    tempdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = deep(tempdir, 150)
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(long))
+    monkeypatch.setattr("penstock.client.embedded._SHORT_DIRECTORIES", (os.fspath(long), "/nowhere"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with pytest.raises(OSError, match=r"no directory for the sockets.*set TMPDIR to a short path"):
+        StreamerClient.embedded("32MiB")
+
+
 def test_a_daemon_that_dies_under_a_load_is_not_waited_for(checkpoint: Path) -> None:
     with StreamerClient.embedded() as client:
         pid = client.status()["pid"]

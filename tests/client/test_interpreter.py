@@ -164,6 +164,22 @@ def test_a_finder_that_a_pth_file_installs_is_the_daemon_s_too(
     run([str(directory / "bin" / "python"), str(program)], cwd=hostile, env=environment(tmp_path))
 
 
+@pytest.mark.parametrize(("flags", "started"), [([], 2), (["-s"], 0)], ids=["with it", "without"])
+def test_a_user_s_own_packages_are_the_daemon_s_too(
+    flags: list[str], started: int, program: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, PYTHONPATH=os.pathsep.join([*roots(), *third_party()]))
+    asked = [python(), "-c", "import site; print(site.getusersitepackages())"]
+    user_site = Path(
+        subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    )
+    user_site.mkdir(parents=True)
+    mark = tmp_path / "mark"
+    (user_site / "usercustomize.py").write_text(f"open({str(mark)!r}, 'a').write('x')\n")
+    run([python(), *flags, str(program)], cwd=tmp_path, env=env)
+    assert (mark.read_text() if mark.exists() else "") == "x" * started
+
+
 def test_a_zip_file_is_the_daemon_s_too(hostile: Path, tmp_path: Path) -> None:
     archive = tmp_path / "program.pyz"
     with zipfile.ZipFile(archive, "w") as packed:
