@@ -16,13 +16,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from penstock.client import StreamerClient, errors
+from penstock.client import SafetensorsStreamer, StreamerClient, errors
 from penstock.v1 import streamer_pb2 as pb
 
 
@@ -296,6 +296,50 @@ def fork_in_mid_load(socket_dir: str, source: str, how: str, **options: Any) -> 
     del tensor, opened
     say("loaded", found=found)
     await_go()
+
+
+def go_on_in_a_fork(socket_dir: str, source: str, how: str, **options: Any) -> None:
+    """A forked child tries to go on where this process is in mid-load, and says what comes of it."""
+    client = StreamerClient(socket_dir)
+    opened = client.load(source, **options)
+    unbegun = client.load(source, **options)
+    iterator = iter(opened)
+    found = digests([next(iterator)])
+    os.environ["PENSTOCK_SOCKET_DIR"] = socket_dir
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_file(source)
+        streamed = streamer.get_tensors()
+        found_streamed = digests([next(streamed)])
+        ways: dict[str, Callable[[], object]] = {
+            "iterates": lambda: list(iterator),
+            "iterates another": lambda: list(unbegun),
+            "streams": lambda: list(streamed),
+            "streams more": lambda: anew().stream_file(source),
+            "loads": lambda: client.load(source),
+            "loads into a module": lambda: client.load_into(torch.nn.Linear(2, 2), source),
+            "prefetches": lambda: client.prefetch(source),
+            "asks by a client of its own": lambda: StreamerClient(socket_dir).status(),
+        }
+        pid = os.fork()
+        if not pid:
+            try:
+                ways[how]()
+            except Exception as error:
+                say(
+                    "raised", error=type(error).__name__, message=str(error), pids=[os.getppid(), os.getpid()]
+                )
+            opened.close()
+            unbegun.close()
+            client.close()
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        found_streamed += digests(streamed)
+    say("ended", code=os.waitstatus_to_exitcode(status))
+    say("loaded", found=[found + digests(iterator), digests(unbegun), found_streamed])
+
+
+def anew() -> SafetensorsStreamer:
+    return SafetensorsStreamer().__enter__()
 
 
 def child_in_mid_load(opened: Any, how: str) -> None:

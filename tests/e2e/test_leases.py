@@ -197,6 +197,38 @@ def test_a_child_forked_in_mid_load_disturbs_nothing_when_it_goes(
     daemon.wait_idle()
 
 
+@pytest.mark.parametrize("limit", [None, "4MiB"], ids=["full", "window"])
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("iterates", "this load"),
+        ("iterates another", "this load"),
+        ("streams", "this load"),
+        ("streams more", "the connection to the daemon"),
+        ("loads", "the connection to the daemon"),
+        ("loads into a module", "the connection to the daemon"),
+        ("prefetches", "the connection to the daemon"),
+        ("asks by a client of its own", "the connection to the daemon"),
+    ],
+)
+def test_a_forked_child_that_goes_on_with_what_its_parent_has_is_told_so_at_once(
+    how: str, what: str, limit: str | None, daemon: DaemonProcess, nursery: Nursery, small: Checkpoint
+) -> None:
+    path, tensors = small
+    parent = nursery.start(
+        "go_on_in_a_fork", socket_dir=daemon.socket_dir, source=path, how=how, memory_limit=limit
+    )
+    raised = parent.hear("raised")
+    assert raised["error"] == "ForkedProcessError"
+    owner, child = raised["pids"]
+    assert raised["message"].startswith(
+        f"{what} belongs to process {owner}, and this process, {child}, is a fork of it"
+    )
+    assert parent.hear("ended")["code"] == 0
+    assert parent.hear("loaded")["found"] == [expected(tensors)] * 3
+    daemon.wait_idle()
+
+
 def test_a_child_forked_in_mid_load_that_stays_holds_no_window(
     daemon: DaemonProcess, nursery: Nursery, large: Checkpoint
 ) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointNotFoundError as CheckpointNotFoundError
     from .errors import DaemonUnavailableError as DaemonUnavailableError
     from .errors import DuplicateTensorError as DuplicateTensorError
+    from .errors import ForkedProcessError as ForkedProcessError
     from .errors import InvalidRequestError as InvalidRequestError
     from .errors import LoadClosedError as LoadClosedError
     from .errors import MemoryLimitTooSmallError as MemoryLimitTooSmallError
@@ -59,6 +60,7 @@ _HOMES = {
     "CheckpointNotFoundError": "errors",
     "DaemonUnavailableError": "errors",
     "DuplicateTensorError": "errors",
+    "ForkedProcessError": "errors",
     "InvalidRequestError": "errors",
     "LoadClosedError": "errors",
     "MemoryLimitTooSmallError": "errors",

@@ -18,6 +18,7 @@
       UnsupportedDtypeError           a dtype that the installed torch does not know
       DuplicateTensorError            load_state_dict() of a checkpoint with a name twice
       LoadClosedError                 a Load was used after its end
+      ForkedProcessError              a process goes on with what belongs to the one that forked it
 
 `by_reason` is the only place that knows the reasons, `from_rpc` the only one that reads gRPC errors.
 """
@@ -134,6 +135,12 @@ class LoadClosedError(PenstockError):
     """A Load was iterated a second time, or after close()."""
 
 
+class ForkedProcessError(PenstockError):
+    """A forked process used a load of its parent, or called the daemon after its parent had.
+
+    gRPC does not survive a fork, and a load that two processes go on with would hang or be torn apart."""
+
+
 _BY_REASON: dict[str, type[PenstockError]] = {
     "CHECKPOINT_NOT_FOUND": CheckpointNotFoundError,
     "CHECKPOINT_INVALID": CheckpointInvalidError,
@@ -195,6 +202,15 @@ def from_rpc(
     if isinstance(answer, DaemonUnavailableError):
         answer.begun = begun
     return answer
+
+
+def forked(what: str, owner_pid: int, *, load_id: str = "") -> ForkedProcessError:
+    """Says that `what` belongs to the process `owner_pid`, and not to this child of it."""
+    return ForkedProcessError(
+        f"{what} belongs to process {owner_pid}, and this process, {os.getpid()}, is a fork of it, where "
+        "gRPC would hang: start processes that load by `spawn` or `forkserver`, or load in children alone",
+        load_id=load_id,
+    )
 
 
 def unreachable(where: str, cause: object) -> DaemonUnavailableError:

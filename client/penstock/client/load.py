@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import weakref
@@ -64,6 +65,7 @@ class Load:
         reconnect_timeout: float,
     ) -> None:
         """Opens the load; raises what the daemon refuses it with, ValueError for an absent device."""
+        self._pid = os.getpid()
         self._started = time.monotonic()
         self._ended: float | None = None
         self._first_tensor: float | None = None
@@ -137,6 +139,9 @@ class Load:
         )
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Raises LoadClosedError the second time and after `close()`, and ForkedProcessError, from the
+        iterator too, in a process that the load's own one has forked."""
+        self._check_process()
         if self._iterated or self._closed.is_set():
             raise errors.LoadClosedError(
                 "this load was iterated before" if self._iterated else "this load is closed",
@@ -146,11 +151,14 @@ class Load:
         return self._run()
 
     def close(self) -> None:
-        """Ends the load. Tensors already yielded stay valid as `owned` promises. May be called again."""
+        """Ends the load. Tensors already yielded stay valid as `owned` promises. May be called again.
+
+        In a process that the load's own one has forked it only gives up what that process has of it.
+        """
         self._closed.set()
         if self._ended is None:
             self._ended = time.monotonic()
-        if self._bar is not None:
+        if self._bar is not None and self._pid == os.getpid():  # its lock may be held for ever elsewhere
             self._bar.close()
         if self._owned and not self._streams[0].manifest.full:  # not the manifest it began with
             self._streams[0].revoke()  # a suspended iterator may refer to the window, no tensor does
@@ -238,6 +246,7 @@ class Load:
                     stream.release(segment, written=False)
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
+                self._check_process()
         finally:
             self._tensors += done
             self._bytes += sum(entry.size_bytes for entry in islice(segment.tensors, done))
@@ -245,8 +254,12 @@ class Load:
         if window and not (detached and count):
             stream.release(segment, written=True)
 
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise errors.forked("this load", self._pid, load_id=self.load_id)
+
     def _show_progress(self) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._pid == os.getpid():
             self._bar.show(self._bytes, self.total_bytes)
 
     def _open(
@@ -281,6 +294,7 @@ class Load:
                 self._show_progress()
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
+                self._check_process()
         except Exception as error:
             if isinstance(error, RingClosedError) or self._closed.is_set():
                 raise errors.LoadClosedError("the load was closed", load_id=self.load_id) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.parse
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ import grpc
 
 from penstock.v1 import streamer_pb2_grpc
 
+from . import errors
 from .handoff import Handoff, socket_path
 from .version import client_version
 
@@ -25,6 +27,11 @@ _OPTIONS = (
 )
 
 
+# The process that used gRPC first. In a child that it forked, calls may hang for ever: its threads are not
+# there, and its locks may be held.
+_grpc_pid = 0
+
+
 class Session:
     """Open until `close()`; what it was used for must be over by then.
 
@@ -33,7 +40,9 @@ class Session:
     """
 
     def __init__(self, socket_dir: Path) -> None:
-        """Raises DaemonUnavailableError where no daemon answers."""
+        """Raises DaemonUnavailableError where no daemon answers, ForkedProcessError in a child of a process
+        that has had a session."""
+        _check_process()
         target = "unix:" + urllib.parse.quote(socket_path(socket_dir, "penstock.sock"))
         self.where = str(socket_dir)
         self.handoff = Handoff.connect(socket_dir)
@@ -63,3 +72,10 @@ class Session:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_process() -> None:
+    global _grpc_pid
+    _grpc_pid = _grpc_pid or os.getpid()
+    if _grpc_pid != os.getpid():
+        raise errors.forked("the connection to the daemon", _grpc_pid)
