@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from penstock.client import DuplicateTensorError, StreamerClient
+from penstock.client import DuplicateTensorError, StreamerClient, UnsupportedDtypeError
 
 from .conftest import StartDaemon
 from .support import DaemonProcess, Nursery, running_daemon
@@ -286,20 +287,161 @@ def test_names_and_shapes_are_judged_as_by_load_state_dict(
     state = {name: origin.state_dict()[name] for name in origin.state_dict() if name not in drop} | more
     mine, theirs = make(), make()
     theirs.load_state_dict(mine.state_dict())
+    before = everything(mine)
     found = outcome(lambda: client.load_into(mine, path, strict=strict))
     assert found == outcome(lambda: theirs.load_state_dict(state, strict=strict))
-    if not (strict and isinstance(found, list)):
+    if isinstance(found, list):  # where load_state_dict leaves the rest loaded
+        untouched(mine, before)
+    else:
         same_state(mine, theirs)
 
 
-def test_wrong_names_are_found_before_anything_changes(client: StreamerClient, tmp_path: Path) -> None:
-    path = saved(Scaled(), tmp_path / "m.safetensors", drop=("scale",))
-    target = Scaled()
-    before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r'Missing.* "scale"'):
-        client.load_into(target, path)
-    for name, value in target.state_dict().items():
-        assert torch.equal(value, before[name])
+Everything = dict[str, tuple[int, torch.Tensor]]
+
+
+def everything(module: nn.Module) -> Everything:
+    """Each tensor of a module by its name: which object it is, and its value."""
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    return {
+        name: (id(tensor), tensor if nn.parameter.is_lazy(tensor) else tensor.detach().clone())
+        for name, tensor in tensors
+    }
+
+
+def untouched(module: nn.Module, before: Everything) -> None:
+    now = everything(module)
+    assert {name: which for name, (which, _) in now.items()} == {
+        name: one for name, (one, _) in before.items()
+    }
+    for name, (_, tensor) in now.items():
+        if not (tensor.is_meta or nn.parameter.is_lazy(tensor)):
+            assert torch.equal(tensor, before[name][1]), name
+
+
+class Halves(nn.Module):
+    """A plain part before and after ones that load in ways of their own; one of them renames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.renamed = Renamed()
+        self.last = nn.Linear(3, 3)
+        self.hooked = nn.Linear(3, 3)
+        register: Any = self.hooked.register_load_state_dict_pre_hook
+        register(rename_bias)
+
+
+def rename_bias(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    if f"{prefix}shift" in state_dict:
+        state_dict[f"{prefix}bias"] = state_dict.pop(f"{prefix}shift")
+
+
+# Four bits a value: torch has them two in a byte, and converts them to nothing.
+F4 = ("F4", [3, 6], 9)
+ODD_F4 = ("F4", [2, 3], 3)
+OLD = {"renamed.old": torch.ones(3, 3), "hooked.shift": torch.ones(3)}
+RENAMED = ("renamed.new.weight", "hooked.bias")
+
+
+@pytest.mark.parametrize("meta", [False, True], ids=["real", "meta"])
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "lax"])
+@pytest.mark.parametrize(
+    ("make", "drop", "more", "raw", "complaint"),
+    [
+        (Scaled, ("scale",), {}, {}, r'Missing key.* "scale"'),
+        (Scaled, (), {"more": torch.ones(1)}, {}, r'Unexpected key.* "more"'),
+        (Scaled, ("scale",), {"scale": torch.ones(5)}, {}, "size mismatch for scale"),
+        (Halves, ("last.weight",), {}, {"last.weight": F4}, "dtype mismatch for last.weight"),
+        (Halves, ("last.weight",), {}, {"last.weight": ODD_F4}, "'last.weight' has dtype F4"),
+        (
+            Tied,
+            ("embedding.weight",),
+            {"embedding.weight": torch.ones(50, 9)},
+            {},
+            "mismatch for embedding.weight",
+        ),
+        (Tied, ("head.weight",), {"head.weight": torch.ones(51, 8)}, {}, "mismatch for head.weight"),
+        (Tied, ("head.weight", "embedding.weight"), {}, {}, r'Missing key.* "embedding.weight"'),
+        (Halves, ("norm.weight",), {}, {}, r'Missing key.* "norm.weight"'),
+        (Halves, (), {"norm.more": torch.ones(1)}, {}, r'Unexpected key.* "norm.more"'),
+        (Halves, ("norm.bias",), {"norm.bias": torch.ones(4)}, {}, "size mismatch for norm.bias"),
+        (
+            Halves,
+            RENAMED,
+            {**OLD, "renamed.old": torch.ones(3, 4)},
+            {},
+            "size mismatch for renamed.new.weight",
+        ),
+        (Halves, RENAMED, {**OLD, "hooked.shift": torch.ones(4)}, {}, "size mismatch for hooked.bias"),
+        (Halves, RENAMED, {**OLD, "hooked.other": torch.ones(4)}, {}, r'Unexpected key.* "hooked.other"'),
+        (Halves, RENAMED, {"renamed.old": torch.ones(3, 3)}, {}, r'Missing key.* "hooked.bias"'),
+    ],
+)
+def test_a_module_that_does_not_fit_stays_as_it_is(
+    make: Callable[[], nn.Module],
+    drop: tuple[str, ...],
+    more: dict[str, torch.Tensor],
+    raw: dict[str, tuple[str, list[int], int]],
+    complaint: str,
+    strict: bool,
+    meta: bool,
+    client: StreamerClient,
+    tmp_path: Path,
+) -> None:
+    paths = [saved(make(), tmp_path / "m.safetensors", drop=drop, **more)]
+    if raw:
+        paths.append(write_raw(tmp_path / "raw.safetensors", raw))
+    with torch.device("meta" if meta else "cpu"):
+        target = make()
+    before = everything(target)
+    names_alone = complaint.startswith(("Missing", "Unexpected"))
+    if names_alone and not strict:
+        client.load_into(target, paths, strict=False)
+        return
+    with pytest.raises((RuntimeError, UnsupportedDtypeError), match=complaint):
+        client.load_into(target, paths, strict=strict)
+    untouched(target, before)
+
+
+def test_what_hooks_rename_is_loaded(client: StreamerClient, tmp_path: Path) -> None:
+    path = saved(Halves(), tmp_path / "m.safetensors", drop=RENAMED, **OLD)
+    target = Halves()
+    client.load_into(target, path)
+    assert torch.equal(target.renamed.new.weight, torch.ones(3, 3))
+    assert torch.equal(target.hooked.bias, torch.ones(3))
+
+
+class Judge(nn.Linear):
+    """Looks at values, of which a rehearsal has none."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        assert state_dict[f"{prefix}weight"].sum().item() > 0
+        state_dict.pop(f"{prefix}more", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def test_a_module_that_looks_at_values_is_given_them(client: StreamerClient, tmp_path: Path) -> None:
+    weight = torch.full((2, 2), 3.0)
+    save_file({"weight": weight, "bias": torch.ones(2), "more": torch.ones(1)}, tmp_path / "m.safetensors")
+    target = Judge(2, 2)
+    client.load_into(target, tmp_path / "m.safetensors")
+    assert torch.equal(target.weight, weight)
+
+
+def write_raw(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> Path:
+    """Zeros of any dtype, by name: dtype, shape, bytes."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape, size_bytes) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size_bytes]}
+        end += size_bytes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    return path
 
 
 def test_buffers_that_nobody_can_fill_are_named(client: StreamerClient, tmp_path: Path) -> None:
@@ -312,8 +454,11 @@ def test_buffers_that_nobody_can_fill_are_named(client: StreamerClient, tmp_path
 
 def test_a_name_in_two_files_is_refused(client: StreamerClient, tmp_path: Path) -> None:
     paths = [saved(nn.Linear(2, 2), tmp_path / f"{name}.safetensors") for name in "ab"]
+    target = nn.Linear(2, 2)
+    before = everything(target)
     with pytest.raises(DuplicateTensorError, match="two files"):
-        client.load_into(nn.Linear(2, 2), paths)
+        client.load_into(target, paths)
+    untouched(target, before)
 
 
 def test_hooks_after_loading_see_the_result(client: StreamerClient, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     import torch
     from torch.nn.modules.module import _IncompatibleKeys
 
+    from penstock.v1.streamer_pb2 import OpenLoad
+
     from .embedded import EmbeddedDaemon
     from .load import Load
     from .prefetch import Prefetched
     from .rpc import Session
+    from .stream import Choose
 
 DEFAULT_SOCKET_DIR = "/run/penstock"
 
@@ -121,33 +124,16 @@ class StreamerClient:
         """
         import torch
 
-        from penstock.v1 import streamer_pb2 as pb
-
-        from .load import Load
-
-        self._check_open()
-        request = pb.OpenLoad(
-            sources=absolute_sources(source),
-            memory_limit_bytes=parse_memory_limit(memory_limit),
-            client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
-            client_version=client_version(),
-            variant=checked_variant(variant),
-        )
-        if group is not None:
-            name, size = wire_group(group)
-            request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
-        choose = choice(request, tensors)
-        load = Load(
-            self.socket_dir,
-            request,
-            choose=choose,
+        return self._open_load(
+            source,
+            lambda request: choice(request, tensors),
             device=torch.device(device),
+            memory_limit=memory_limit,
             owned=owned,
+            group=group,
+            variant=variant,
             progress=progress,
-            reconnect_timeout=self._reconnect_timeout,
         )
-        self._loads.add(load)
-        return load
 
     def load_state_dict(
         self,
@@ -209,8 +195,9 @@ class StreamerClient:
         dtype: for floating-point tensors.
         memory_limit, group, variant, progress: as in `load()`.
 
-        Returns (missing_keys, unexpected_keys). Raises RuntimeError, for names before anything changed, for
-        shapes after the rest was loaded; DuplicateTensorError for a name in two files.
+        Returns (missing_keys, unexpected_keys). Raises RuntimeError for names, shapes or dtypes that do not
+        fit, DuplicateTensorError for a name in two files, UnsupportedDtypeError for a dtype that torch lacks:
+        all before anything changed. A module whose own way to load looks at values can only tell at the end.
         """
         import torch
 
@@ -218,23 +205,21 @@ class StreamerClient:
 
         with torch.no_grad():
             loader = ModuleLoader(module, None if device is None else torch.device(device), dtype)
-            names: list[str] = []
 
-            def choose(name: str) -> bool:
-                names.append(name)
-                return loader.wants(name)
+            def choose_by_module(request: OpenLoad) -> Choose:
+                request.list_tensors = True
+                return lambda listed: loader.choose(listed, strict)
 
-            with self.load(
+            with self._open_load(
                 source,
+                choose_by_module,
                 device=loader.source_device,
-                tensors=choose,
                 memory_limit=memory_limit,
                 owned=loader.keeps_tensors,
                 group=group,
                 variant=variant,
                 progress=progress,
             ) as load:
-                loader.check_names(names, strict)
                 for name, tensor in load:
                     loader.take(name, tensor)
                     del tensor
@@ -324,6 +309,46 @@ class StreamerClient:
         kind = "embedded daemon" if self._daemon is not None else "daemon"
         state = ", closed" if self._closed.is_set() else ""
         return f"<StreamerClient of the {kind} in {self.socket_dir}{state}>"
+
+    def _open_load(
+        self,
+        source: Source | Iterable[Source],
+        choose: Callable[[OpenLoad], Choose | None],
+        *,
+        device: torch.device,
+        memory_limit: int | str | None,
+        owned: bool,
+        group: tuple[str, int] | None,
+        variant: str | None,
+        progress: bool,
+    ) -> Load:
+        """See `load()`. `choose` puts what is to be loaded into the request, or says who chooses."""
+        from penstock.v1 import streamer_pb2 as pb
+
+        from .load import Load
+
+        self._check_open()
+        request = pb.OpenLoad(
+            sources=absolute_sources(source),
+            memory_limit_bytes=parse_memory_limit(memory_limit),
+            client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
+            client_version=client_version(),
+            variant=checked_variant(variant),
+        )
+        if group is not None:
+            name, size = wire_group(group)
+            request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
+        load = Load(
+            self.socket_dir,
+            request,
+            choose=choose(request),
+            device=device,
+            owned=owned,
+            progress=progress,
+            reconnect_timeout=self._reconnect_timeout,
+        )
+        self._loads.add(load)
+        return load
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -1,6 +1,7 @@
 """A checkpoint into an nn.Module, one tensor at a time.
 
-names       those of `module.state_dict()`, compared with the checkpoint's before a byte is used
+fit         names, shapes and dtypes are compared with the checkpoint's before a byte is used: a module that
+            does not fit stays as it is
 place       a tensor that is where and what it shall be is written in place; any other, those on the meta
             device among them, is replaced: by the tensor that came, which on the CPU may be a view of the
             staging buffer, or by a converted copy
@@ -11,8 +12,9 @@ special     modules that load by methods or hooks of their own: their tensors ar
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +23,11 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from penstock.v1 import streamer_pb2 as pb
+
 from . import errors
+from .rehearsal import Rehearsal
+from .tensors import without_bytes
 
 _OWN_WAYS = ("load_state_dict", "_load_from_state_dict", "get_extra_state", "set_extra_state")
 
@@ -72,26 +78,46 @@ class ModuleLoader:
     def wants(self, name: str) -> bool:
         return name in self._slots or self._prefix_of(name) is not None
 
-    def check_names(self, names: Iterable[str], strict: bool) -> None:
-        """`names` are those of the checkpoint. Raises RuntimeError before anything was changed."""
-        found = set(names)
+    def choose(self, listed: Sequence[pb.Tensor], strict: bool) -> list[str]:
+        """The names to load, of a checkpoint with these tensors.
+
+        Raises RuntimeError, DuplicateTensorError, UnsupportedDtypeError or CheckpointInvalidError for what
+        the module cannot take. Nothing has changed then.
+        """
+        given: dict[str, torch.Tensor] = {}
+        for entry in listed:
+            if self.wants(entry.name):
+                if entry.name in given:
+                    raise _duplicate(entry.name)
+                given[entry.name] = without_bytes(entry)
+        found = set(given)
         for tied in self._ties:
-            present = [name for name in tied if name in found]
+            present = [name for name in tied if name in given]
             # Should they differ, the last one wins, as it does for load_state_dict.
             self._ignored.update(present[:-1])
             if present:
                 found.update(tied)
         self._missing = [name for name in self._slots if name not in found]
-        self._unexpected = [name for name in dict.fromkeys(names) if not self.wants(name)]
+        self._unexpected = list(dict.fromkeys(one.name for one in listed if one.name not in given))
+        problems = [problem for name, tensor in given.items() for problem in self._misfit(name, tensor)]
+        missing, unexpected = list(self._missing), list(self._unexpected)
+        states: dict[str | None, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name in given.keys() - self._slots.keys():
+            prefix = self._prefix_of(name)
+            states[prefix][name[len(prefix or "") :]] = given[name]
+        rehearsal = Rehearsal(self._module)
+        for prefix, special in self._special.items():
+            outcome = rehearsal.of(special, prefix, states[prefix])
+            missing += outcome.missing
+            unexpected += outcome.unexpected
+            problems += outcome.problems
         if strict:
-            self._problems += _name_problems(self._missing, self._unexpected)
-            self._problems += self._unfillable()
-            self._raise_problems()
+            problems = _name_problems(missing, unexpected) + problems + self._unfillable()
+        self._raise(problems)
+        return list(given)
 
     def take(self, name: str, tensor: torch.Tensor) -> None:
         """Puts a tensor where it belongs. The caller drops it before it asks for the next."""
-        if name in self._loaded:
-            raise errors.DuplicateTensorError(f"two files of the checkpoint hold a tensor {name!r}")
         self._loaded.add(name)
         if name in self._ignored:
             return
@@ -102,14 +128,9 @@ class ModuleLoader:
                 self._collected[prefix][name[len(prefix) :]] = tensor
             return
         own = slot.tensor
-        if own.dim() == 0 and tensor.shape == (1,):  # as very old checkpoints have scalars
+        if _is_old_scalar(own, tensor):
             tensor = tensor[0]
-        if own.shape != tensor.shape:
-            self._problems.append(
-                f"size mismatch for {name}: copying a param with shape {tensor.shape} from checkpoint, "
-                f"the shape in current model is {own.shape}."
-            )
-        elif self._in_place(own):
+        if self._in_place(own):
             own.copy_(tensor)
         else:
             setattr(slot.module, slot.name, self._replacement(own, tensor))
@@ -125,7 +146,7 @@ class ModuleLoader:
         for module in self._plain_modules(self._module):
             for hook in module._load_state_dict_post_hooks.values():
                 hook(module, keys)
-        self._raise_problems()
+        self._raise(self._problems)
         return keys
 
     def _walk(self, module: Module, prefix: str) -> None:
@@ -224,9 +245,27 @@ class ModuleLoader:
             "its buffers on a real device, or pass strict=False and fill them."
         ]
 
-    def _raise_problems(self) -> None:
-        if self._problems:
-            listed = "\n\t".join(self._problems)
+    def _misfit(self, name: str, tensor: torch.Tensor) -> Iterator[str]:
+        """What keeps a tensor of such a shape and dtype from going where it belongs. What a special module
+        takes is not known here."""
+        slot = self._slots.get(name)
+        if slot is None:
+            return
+        own = slot.tensor
+        if own.shape != tensor.shape and not _is_old_scalar(own, tensor):
+            yield (
+                f"size mismatch for {name}: copying a param with shape {tensor.shape} from checkpoint, "
+                f"the shape in current model is {own.shape}."
+            )
+        elif not _converts(tensor.dtype, self._target_dtype(own)):
+            yield (
+                f"dtype mismatch for {name}: torch cannot convert {tensor.dtype} of the checkpoint to "
+                f"{self._target_dtype(own)}."
+            )
+
+    def _raise(self, problems: Sequence[str]) -> None:
+        if problems:
+            listed = "\n\t".join(problems)
             raise RuntimeError(
                 f"Error(s) in loading state_dict for {type(self._module).__name__}:\n\t{listed}"
             )
@@ -237,6 +276,27 @@ def _is_plain(module: Module) -> bool:
     kind = type(module)
     return not module._load_state_dict_pre_hooks and all(
         getattr(kind, name) is getattr(Module, name) for name in _OWN_WAYS
+    )
+
+
+def _is_old_scalar(own: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """As very old checkpoints have them."""
+    return own.dim() == 0 and tensor.shape == (1,)
+
+
+@functools.cache
+def _converts(given: torch.dtype, wanted: torch.dtype) -> bool:
+    try:
+        torch.empty(1, dtype=wanted).copy_(torch.empty(1, dtype=given))
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    return True
+
+
+def _duplicate(name: str) -> errors.DuplicateTensorError:
+    return errors.DuplicateTensorError(
+        f"two files of the checkpoint hold a tensor {name!r}, of which a module can take one: load the files "
+        "that belong together, or remove the superseded one"
     )
 
 

@@ -42,7 +42,7 @@ def choice(request: Any, tensors: Selection | None) -> Choose | None:
         predicate = tensors
         request.list_tensors = True
         # Each name once: files may share some, and a name selects its tensors in all of them.
-        return lambda names: [name for name in dict.fromkeys(names) if predicate(name)]
+        return lambda listed: [name for name in dict.fromkeys(one.name for one in listed) if predicate(name)]
     request.tensors.SetInParent()
     request.tensors.names.extend(dict.fromkeys(tensors))
     return None

@@ -23,8 +23,8 @@ from .mapping import Mapping
 from .progress import tell_queued
 from .rpc import Session
 
-# Gets all names of the checkpoint, returns those to load.
-Choose = Callable[[list[str]], Sequence[str]]
+# Gets all tensors of the checkpoint, returns the names of those to load.
+Choose = Callable[[list[pb.Tensor]], Sequence[str]]
 
 
 class Stream:
@@ -136,7 +136,7 @@ class Stream:
             self._session.handoff.close()
 
     def _await_manifest(self, request: pb.OpenLoad, choose: Choose | None) -> pb.Manifest:
-        names: list[str] = []
+        listed: list[pb.Tensor] = []
         while True:
             response = self._receive()
             if response is None:
@@ -145,10 +145,10 @@ class Stream:
             if kind == "manifest":
                 return response.manifest
             if kind == "listing" and choose is not None:
-                names.extend(tensor.name for tensor in response.listing.tensors)
+                listed.extend(response.listing.tensors)
                 if response.listing.last:
                     request.list_tensors = False
-                    request.tensors.CopyFrom(pb.SelectTensors(names=choose(names)))
+                    request.tensors.CopyFrom(pb.SelectTensors(names=choose(listed)))
                     self._requests.send(pb.LoadRequest(select=request.tensors))
                     choose = None
             elif kind == "queued":

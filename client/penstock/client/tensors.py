@@ -67,6 +67,18 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("penstock needs a little-endian machine: safetensors are little-endian, and mapped")
 
 
+def without_bytes(entry: pb.Tensor) -> torch.Tensor:
+    """The tensor on the meta device: dtype and shape of what will be delivered, ahead of its bytes.
+
+    Raises UnsupportedDtypeError, CheckpointInvalidError for a shape that torch cannot represent.
+    """
+    known = DTYPES.get(entry.dtype)
+    if known is None:
+        raise _unknown(entry)
+    shape = entry.shape[:] if known.packed == 1 else _packed_shape(entry, known.packed)
+    return _empty(entry, shape, known.torch, device="meta")
+
+
 def wrap_segment(
     array: ctypes.Array[ctypes.c_ubyte],
     entries: Iterable[pb.Tensor],
@@ -86,9 +98,7 @@ def wrap_segment(
     for entry in entries:
         known = dtypes.get(entry.dtype)
         if known is None:
-            raise errors.UnsupportedDtypeError(
-                f"tensor {entry.name!r} has dtype {entry.dtype}, which torch {torch.__version__} lacks"
-            )
+            raise _unknown(entry)
         dtype, item_bytes, packed = known
         shape = entry.shape[:] if packed == 1 else _packed_shape(entry, packed)
         count = prod(shape)
@@ -118,6 +128,13 @@ def wrap_segment(
         del tensor  # or it would live on while the next one is made
 
 
+def _unknown(entry: pb.Tensor) -> errors.UnsupportedDtypeError:
+    return errors.UnsupportedDtypeError(
+        f"tensor {entry.name!r} has dtype {entry.dtype}, which torch {torch.__version__} lacks: upgrade "
+        "torch, or leave the tensor out"
+    )
+
+
 def _packed_shape(entry: pb.Tensor, packed: int) -> list[int]:
     shape = entry.shape[:]
     if not shape or shape[-1] % packed:
@@ -129,9 +146,9 @@ def _packed_shape(entry: pb.Tensor, packed: int) -> list[int]:
     return shape
 
 
-def _empty(entry: pb.Tensor, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+def _empty(entry: pb.Tensor, shape: list[int], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
     try:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+        return torch.empty(shape, dtype=dtype, device=device)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise errors.CheckpointInvalidError(
             f"tensor {entry.name!r} has a shape that torch cannot represent: {list(entry.shape)}"
