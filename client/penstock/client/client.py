@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import errors
+from . import descriptors, errors
 from .selection import Selection, checked_variant, choice, wire_group
 from .sizes import Source, absolute_sources, parse_memory_limit
 from .version import client_version
@@ -305,6 +306,14 @@ class StreamerClient:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Callable[[], StreamerClient], tuple[()]]:
+        """Pickled and copied as a new client of the same daemon, without loads. A private daemon still ends
+        with the client that started it."""
+        make = functools.partial(
+            StreamerClient, os.fspath(self.socket_dir), reconnect_timeout=self._reconnect_timeout
+        )
+        return make, ()
+
     def __repr__(self) -> str:
         kind = "embedded daemon" if self._daemon is not None else "daemon"
         state = ", closed" if self._closed.is_set() else ""
@@ -328,6 +337,7 @@ class StreamerClient:
         from .load import Load
 
         self._check_open()
+        descriptors.require()
         request = pb.OpenLoad(
             sources=absolute_sources(source),
             memory_limit_bytes=parse_memory_limit(memory_limit),

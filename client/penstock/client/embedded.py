@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from . import errors
+from . import descriptors, errors
 from .handoff import MAX_SOCKET_PATH_BYTES, socket_path
 from .interpreter import start_module
 
@@ -61,6 +61,7 @@ class EmbeddedDaemon:
         for name in flags:
             if why := _REFUSED.get(name.replace("-", "_")):
                 raise ValueError(f"an embedded daemon takes no {name}: {why}")
+        descriptors.require()
         self.socket_dir = _make_socket_dir()
         # A file without a name: read when the start fails, gone in any case.
         stderr = tempfile.TemporaryFile()  # noqa: SIM115

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import errors
+from . import descriptors, errors
 from .version import client_version
 
 # Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
@@ -93,7 +93,7 @@ class Handoff:
         """
         received = 0
         while received < slab_count:
-            frame, fds = self._receive()
+            frame, fds = self._receive(min(slab_count - received, MAX_PACKET_FDS))
             if (
                 not frame.HasField("slabs")
                 or frame.slabs.first != received
@@ -128,7 +128,8 @@ class Handoff:
         if lease_fd >= 0:
             os.close(lease_fd)
 
-    def _receive(self) -> tuple[pb.HandoffFrame, list[int]]:
+    def _receive(self, fd_count: int = 0) -> tuple[pb.HandoffFrame, list[int]]:
+        """The next packet, which should bring so many file descriptors."""
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 _MAX_FRAME_BYTES, socket.CMSG_SPACE(MAX_PACKET_FDS * 4), socket.MSG_CMSG_CLOEXEC
@@ -149,10 +150,7 @@ class Handoff:
         received = fds.tolist()
         try:
             if flags & socket.MSG_CTRUNC:
-                raise errors.PenstockError(
-                    "file descriptors of slabs were lost on the way: this process may not open enough "
-                    f"files. It needs {MAX_PACKET_FDS} to spare: raise `ulimit -n`"
-                )
+                raise descriptors.too_few(fd_count - len(received))
             if flags & socket.MSG_TRUNC:
                 raise errors.ProtocolError(f"a packet on handoff.sock is over {_MAX_FRAME_BYTES} bytes")
             if not data:

@@ -34,7 +34,7 @@ def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
             connection.connect(path)
     except OSError as error:
         raise errors.unreachable(str(socket_dir), error) from error
-    with grpc.insecure_channel("unix:" + urllib.parse.quote(path), options=_OPTIONS) as channel:
+    with grpc.insecure_channel("unix:" + urllib.parse.quote(os.fsencode(path)), options=_OPTIONS) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
         try:
             answer, done = call.with_call(_LIVE if live else _READY, timeout=timeout_seconds)

@@ -28,6 +28,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 
@@ -173,6 +174,12 @@ class Load:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"load {self.load_id} cannot be pickled, as its memory and its connection are this process's: "
+            "send the client and the source to the other process, and load there"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.is_set() else "open"

@@ -12,7 +12,7 @@ import grpc
 
 from penstock.v1 import streamer_pb2_grpc
 
-from . import errors
+from . import descriptors, errors
 from .handoff import Handoff, socket_path
 from .version import client_version
 
@@ -41,9 +41,10 @@ class Session:
 
     def __init__(self, socket_dir: Path) -> None:
         """Raises DaemonUnavailableError where no daemon answers, ForkedProcessError in a child of a process
-        that has had a session."""
+        that has had a session, PenstockError where too many files are open."""
         _check_process()
-        target = "unix:" + urllib.parse.quote(socket_path(socket_dir, "penstock.sock"))
+        descriptors.require()
+        target = "unix:" + urllib.parse.quote(os.fsencode(socket_path(socket_dir, "penstock.sock")))
         self.where = str(socket_dir)
         self.handoff = Handoff.connect(socket_dir)
         try:

@@ -9,7 +9,6 @@ ValueError, as there; that no daemon answers is a PenstockError.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -178,7 +177,7 @@ def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
     or an object is no safetensors file.
     """
     if not _object_scheme(path):
-        return sorted(glob.glob(os.path.join(path, "*.safetensors")))
+        return _safetensors_in(path)
     client = ambient_client(S3Credentials.of(s3_credentials))
     try:
         # With a slash, as the name alone may be an object's.
@@ -189,6 +188,16 @@ def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
         if isinstance(cause, errors.CheckpointNotFoundError) and "bucket" not in cause.details:
             return []
         raise
+
+
+def _safetensors_in(directory: str) -> list[str]:
+    """As `directory/*.safetensors` in a shell, but with the directory's name taken literally."""
+    try:
+        names = os.listdir(directory or os.curdir)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [name for name in names if name.endswith(".safetensors") and not name.startswith(".")]
+    return sorted(os.path.join(directory, name) for name in found)
 
 
 def _checked_names(tensor_names: Collection[str] | None) -> frozenset[str] | None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc.aio
 from grpc_health.v1 import health as health_service
@@ -56,7 +57,8 @@ class RpcServer:
         )
         umask = os.umask(0o177)  # the way in is the gate
         try:
-            server.add_insecure_port(f"unix:{self._path}")
+            # gRPC takes its addresses apart as URIs, percent signs and all.
+            server.add_insecure_port("unix:" + quote(os.fsencode(self._path)))
         finally:
             os.umask(umask)
         await server.start()
