@@ -100,18 +100,20 @@ def check(message: str, *, thing: str, wrong: str, remedy: str) -> None:
     assert _IMPERATIVES.search(remedy), f"{remedy!r} tells nobody what to do; of {message!r}"
 
 
-def message_sites(package: Path) -> list[Site]:
-    """Every wording of every exception that the modules below `package` construct."""
+def message_sites(package: Path, makers: Iterable[str] = ()) -> list[Site]:
+    """Every wording of every exception that the modules below `package` construct, by its class or by a function
+    in `makers`, which adds something to the text that it is given."""
+    makers = frozenset(makers)
     found = []
     for path in sorted(package.rglob("*.py")):
         tree = ast.parse(path.read_text())
         functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         for node in ast.walk(tree):
-            expression = _message(node)
+            expression, is_made = _message(node, makers)
             if expression is None:
                 continue
             for pattern in _patterns(expression, functions):
-                own = pattern if _has_words(pattern) else ""
+                own = pattern + is_made * _ANYTHING if _has_words(pattern) else ""
                 found.append(
                     Site(str(path.relative_to(package)), expression.lineno, own, ast.unparse(expression))
                 )
@@ -124,14 +126,16 @@ def without_example(sites: Iterable[Site], messages: Iterable[str]) -> list[str]
     return [str(site) for site in sites if site.pattern and not any(map(site.matches, told))]
 
 
-def _message(node: ast.AST) -> ast.expr | None:
-    """The message of an exception's construction."""
+def _message(node: ast.AST, makers: frozenset[str]) -> tuple[ast.expr | None, bool]:
+    """The message of an exception's construction, and whether it is by one of the `makers`."""
     if not isinstance(node, ast.Call) or not node.args:
-        return None
+        return None, False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name in makers:
+        return node.args[0], True
     if not name.endswith(("Error", "Exception")):
-        return None
-    return node.args[1] if name == "OSError" and len(node.args) > 1 else node.args[0]
+        return None, False
+    return (node.args[1] if name == "OSError" and len(node.args) > 1 else node.args[0]), False
 
 
 def _patterns(expression: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[str]:

@@ -41,6 +41,14 @@ def test_every_wording_of_every_construction_is_found(tmp_path: Path) -> None:
     assert [site.source for site in sites if not site.pattern] == ["words", "f'{name}: {words}'"]
 
 
+def test_a_function_that_makes_errors_is_a_class_of_them(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text('def f(size):\n    raise errors.broken(f"a slab has {size} bytes")\n')
+    assert message_sites(tmp_path) == []
+    (site,) = message_sites(tmp_path, makers=["broken"])
+    assert without_example([site], ["a slab has 3 bytes: restart the daemon"]) == []
+    assert without_example([site], ["a slab is missing: restart the daemon"]) == [str(site)]
+
+
 @pytest.mark.parametrize(
     ("thing", "wrong", "remedy", "complaint"),
     [

@@ -160,7 +160,10 @@ def _load(options: argparse.Namespace) -> None:
                 pass
         stats = load.stats
     if patterns and not stats.tensors:
-        raise ValueError(f"--tensors {' '.join(patterns)}: the checkpoint has no tensor of such a name")
+        raise ValueError(
+            f"--tensors {' '.join(patterns)}: the checkpoint has no tensor of such a name; give a pattern "
+            "that its names match, such as '*.weight'"
+        )
     rate = stats.bytes / stats.seconds / 1e9
     first = stats.first_tensor_seconds
     _table(
@@ -239,7 +242,8 @@ def _evict(options: argparse.Namespace) -> None:
         evicted = client.evict(options.source or None)
     if options.source and not (evicted.freed_bytes or evicted.leased_bytes):
         raise ValueError(
-            f"nothing is staged of {' '.join(options.source)}; `penstock status` lists what is, by its source"
+            f"{' '.join(options.source)}: nothing is staged of it; see `penstock status` for what is, by its "
+            "source"
         )
     print(f"freed {show_bytes(evicted.freed_bytes)}, in use {show_bytes(evicted.leased_bytes)}")
 

@@ -375,7 +375,10 @@ class StreamerClient:
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise errors.LoadClosedError("this client is closed")
+            raise errors.LoadClosedError(
+                "this client is closed; make another one, with "
+                f"StreamerClient({os.fspath(self.socket_dir)!r})"
+            )
 
 
 def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:

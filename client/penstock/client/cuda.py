@@ -33,7 +33,10 @@ def open_device(device: torch.device) -> CudaDevice:
     count = torch.cuda.device_count()
     index = torch.cuda.current_device() if device.index is None else device.index
     if not 0 <= index < count:
-        raise ValueError(f"device {str(device)!r}: this process sees {count} CUDA devices, from cuda:0 on")
+        raise ValueError(
+            f"device {str(device)!r}: this process sees {count} CUDA devices, from cuda:0 on; use one of "
+            "these, or set CUDA_VISIBLE_DEVICES"
+        )
     return CudaDevice(index)
 
 
@@ -59,8 +62,8 @@ class CudaDevice:
                 mapping.unmap(address, size_bytes)
                 self._forget_failure()
                 raise RuntimeError(
-                    f"CUDA cannot pin {size_bytes} bytes of host memory (error {failure}); "
-                    "PENSTOCK_PINNED_BYTES sets how much a load may pin"
+                    f"CUDA cannot pin {size_bytes} bytes of host memory (error {failure}); set "
+                    "PENSTOCK_PINNED_BYTES to less than the 512 MiB that a load may pin by default"
                 )
         array = (ctypes.c_ubyte * size_bytes).from_address(address)
         return torch.frombuffer(array, dtype=torch.uint8)
@@ -71,7 +74,10 @@ class CudaDevice:
             failure = int(_cudart().cudaHostUnregister(address))
             if failure:  # then its pages must stay: the device may still use them
                 self._forget_failure()
-                raise RuntimeError(f"CUDA cannot give {size_bytes} pinned bytes back (error {failure})")
+                raise RuntimeError(
+                    f"CUDA cannot give {size_bytes} pinned bytes back (error {failure}); restart this "
+                    "process to free them"
+                )
         mapping.unmap(address, size_bytes)
 
     def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -80,12 +80,17 @@ def _check(state: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> No
     import torch
 
     if state.keys() != truth.keys():
-        raise ValueError(f"tensors missing or too many: {sorted(state.keys() ^ truth.keys())[:3]}")
+        strange = sorted(state.keys() ^ truth.keys())[:3]
+        raise ValueError(
+            f"the demo's tensors {strange} are missing or too many; report it as a bug of penstock"
+        )
     for name, tensor in truth.items():
         mine = state[name]
         same = mine.dtype == tensor.dtype and mine.shape == tensor.shape
         if not same or not torch.equal(_bytes(mine), _bytes(tensor)):
-            raise ValueError(f"tensor {name!r} differs from what safetensors reads")
+            raise ValueError(
+                f"tensor {name!r} differs from what safetensors reads; report it as a bug of penstock"
+            )
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

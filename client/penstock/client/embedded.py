@@ -34,8 +34,8 @@ _POLL_SECONDS = 0.01
 _STDERR_BYTES = 4000
 # Flags of penstockd that are not for who embeds it, and why.
 _REFUSED = {
-    "socket_dir": "the daemon has a directory of its own, which the client's socket_dir tells",
-    "exit_with_stdin": "the daemon ends with the client in any case",
+    "socket_dir": "the daemon has a directory of its own, which the client's socket_dir tells; leave it out",
+    "exit_with_stdin": "the daemon ends with the client in any case; leave it out",
     "memory_limit": "give it as the argument memory_limit",
     "help": "it shows a text and starts nothing: run `penstockd --help`",
     "version": "it shows a text and starts nothing: run `penstockd --version`",
@@ -135,12 +135,13 @@ def _await_start(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[
             return
         if time.monotonic() > deadline:
             raise errors.DaemonUnavailableError(
-                f"the embedded daemon was not ready within {_START_SECONDS:.0f} s: {_last_words(stderr)}"
+                f"the embedded daemon was not ready within {_START_SECONDS:.0f} s; try again when the "
+                f"machine is less busy, and see what it said: {_last_words(stderr)}"
             )
         time.sleep(_POLL_SECONDS)
     raise errors.DaemonUnavailableError(
-        f"the embedded daemon ended with exit code {process.returncode} instead of starting: "
-        f"{_last_words(stderr)}"
+        f"the embedded daemon ended with exit code {process.returncode} instead of starting; see what it "
+        f"said: {_last_words(stderr)}"
     )
 
 

@@ -177,17 +177,22 @@ def from_rpc(
     import grpc
 
     if not isinstance(error, grpc.Call):
-        return PenstockError(f"the call to the daemon in {where} failed: {error}", load_id=load_id)
+        return PenstockError(
+            f"the call to the daemon in {where} failed ({error}); see its log, and try again", load_id=load_id
+        )
     status, message = error.code(), error.details() or ""
     reason, details = _error_info(error)
     if reason:
         answer = by_reason(reason, message, details=details, load_id=load_id)
     elif status is grpc.StatusCode.UNAVAILABLE:
-        answer = DaemonUnavailableError(f"the daemon in {where} went away: {message}", load_id=load_id)
+        answer = DaemonUnavailableError(
+            f"the daemon in {where} went away ({message}); see its log, and load again when it is back",
+            load_id=load_id,
+        )
     elif status is grpc.StatusCode.DEADLINE_EXCEEDED:
         answer = DaemonUnavailableError(
-            f"the daemon in {where} does not answer ({message}): it hangs, or the machine does; `penstock "
-            "health --live` and its log say which",
+            f"the daemon in {where} does not answer ({message}): it hangs, or the machine does; see "
+            "`penstock health --live` and its log for which",
             load_id=load_id,
         )
     elif status is grpc.StatusCode.UNIMPLEMENTED:
@@ -198,10 +203,28 @@ def from_rpc(
         )
     else:
         name = status.name if status is not None else "UNKNOWN"
-        answer = PenstockError(f"the daemon in {where} answered {name}: {message}", load_id=load_id)
+        answer = PenstockError(
+            f"the daemon in {where} answered {name}; see its log. It said: {message}", load_id=load_id
+        )
     if isinstance(answer, DaemonUnavailableError):
         answer.begun = begun
     return answer
+
+
+def broken(what: str, *, load_id: str = "") -> ProtocolError:
+    """For `what` the daemon said or sent, which it must not."""
+    return ProtocolError(
+        f"{what}: the daemon does not keep to the protocol; upgrade the older of daemon and client, or "
+        "restart the daemon",
+        load_id=load_id,
+    )
+
+
+def closed(load_id: str = "") -> LoadClosedError:
+    """For a load that was closed while it was in use."""
+    return LoadClosedError(
+        "the load was closed, perhaps by another thread; open another one", load_id=load_id
+    )
 
 
 def forked(what: str, owner_pid: int, *, load_id: str = "") -> ForkedProcessError:

@@ -101,7 +101,7 @@ class Handoff:
                 or not 0 < len(fds) <= slab_count - received
             ):
                 _close_all(fds)
-                raise errors.ProtocolError(
+                raise errors.broken(
                     f"expected slabs {received} to {slab_count} on handoff.sock, got {len(fds)} file "
                     f"descriptors with {str(frame).strip()!r}"
                 )
@@ -137,11 +137,12 @@ class Handoff:
         except TimeoutError as error:
             raise errors.DaemonUnavailableError(
                 f"the daemon in {self._where} does not answer on handoff.sock: it hangs, or the machine "
-                "does; `penstock health --live` and its log say which"
+                "does; see `penstock health --live` and its log for which"
             ) from error
         except OSError as error:
             raise errors.DaemonUnavailableError(
-                f"the daemon in {self._where} went away: {error.strerror or error}"
+                f"the daemon in {self._where} went away ({error.strerror or error}); see its log, and load "
+                "again when it is back"
             ) from error
         fds = array.array("i")
         for level, kind, payload in ancillary:
@@ -152,15 +153,16 @@ class Handoff:
             if flags & socket.MSG_CTRUNC:
                 raise descriptors.too_few(fd_count - len(received))
             if flags & socket.MSG_TRUNC:
-                raise errors.ProtocolError(f"a packet on handoff.sock is over {_MAX_FRAME_BYTES} bytes")
+                raise errors.broken(f"a packet on handoff.sock is over {_MAX_FRAME_BYTES} bytes")
             if not data:
                 raise errors.DaemonUnavailableError(
-                    f"the daemon in {self._where} closed the handoff connection"
+                    f"the daemon in {self._where} closed the handoff connection; see its log, and load again "
+                    "when it is back"
                 )
             return pb.HandoffFrame.FromString(data), received
         except DecodeError as error:
             _close_all(received)
-            raise errors.ProtocolError("a packet on handoff.sock is not a HandoffFrame") from error
+            raise errors.broken("a packet on handoff.sock is not a HandoffFrame") from error
         except BaseException:
             _close_all(received)
             raise

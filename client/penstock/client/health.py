@@ -41,11 +41,12 @@ def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
         except grpc.RpcError as error:
             cause = error.details() if isinstance(error, grpc.Call) else error
             raise errors.DaemonUnavailableError(
-                f"the daemon in {socket_dir} does not answer: {cause}"
+                f"the daemon in {socket_dir} does not answer ({cause}); see its log, or restart it"
             ) from error
     if answer != _SERVING:
         told = [value for key, value in done.trailing_metadata() or () if key == _REASON_KEY]
-        reason = told[0] if told and isinstance(told[0], str) else "`penstock status` and its log say why"
+        reason = told[0] if told and isinstance(told[0], str) else "it does not say why"
         raise errors.DaemonUnavailableError(
-            f"the daemon in {socket_dir} {'hangs' if live else 'is not ready'}: {reason}"
+            f"the daemon in {socket_dir} {'hangs' if live else 'is not ready'} ({reason}); see "
+            "`penstock status` and its log"
         )

@@ -145,7 +145,9 @@ class Load:
         self._check_process()
         if self._iterated or self._closed.is_set():
             raise errors.LoadClosedError(
-                "this load was iterated before" if self._iterated else "this load is closed",
+                "this load was iterated before; open another one"
+                if self._iterated
+                else "this load is closed; open another one",
                 load_id=self.load_id,
             )
         self._iterated = True
@@ -197,8 +199,8 @@ class Load:
                 while (segment := self._next_segment()) is not None:
                     yield from self._deliver(segment)
             if self._tensors != self.tensor_count:
-                raise errors.ProtocolError(
-                    f"the daemon sent {self._tensors} of {self.tensor_count} tensors", load_id=self.load_id
+                raise errors.broken(
+                    f"{self._tensors} of {self.tensor_count} tensors came", load_id=self.load_id
                 )
             if not self._owned:
                 # The caller's loop variable still holds the last view. Its lease would make this
@@ -247,7 +249,7 @@ class Load:
                     tensor = tensor.to(device)
                 # By another thread: the daemon may have reused the space while it was copied.
                 if stream.closed or self._closed.is_set():
-                    raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
+                    raise errors.closed(self.load_id)
                 done += 1
                 if window and detached and done == count:
                     stream.release(segment, written=False)
@@ -286,7 +288,7 @@ class Load:
 
     def _sleep(self, seconds: float) -> None:
         if self._closed.wait(seconds):
-            raise errors.LoadClosedError("the load was closed", load_id=self.load_id)
+            raise errors.closed(self.load_id)
 
     def _deliver_ahead(self, transfer: Transfer) -> Iterator[tuple[str, torch.Tensor]]:
         try:
@@ -304,7 +306,7 @@ class Load:
                 self._check_process()
         except Exception as error:
             if isinstance(error, RingClosedError) or self._closed.is_set():
-                raise errors.LoadClosedError("the load was closed", load_id=self.load_id) from None
+                raise errors.closed(self.load_id) from None
             raise
 
     def _next_tensors(self, ahead: bool) -> tuple[Tensors, Callable[[], None]] | None:
@@ -325,9 +327,10 @@ class Load:
         if self._closed.is_set():
             stream.close()
         if stream.manifest.version != self._manifest.version:
-            raise errors.CheckpointChangedError("the checkpoint changed while the daemon was away")
+            sources = ", ".join(self._request.sources[:3])
+            raise errors.CheckpointChangedError(f"{sources} changed while the daemon was away; load it again")
         if stream.manifest.tensor_count != self.tensor_count - self._tensors:
-            raise errors.ProtocolError(
+            raise errors.broken(
                 f"{stream.manifest.tensor_count} tensors left after {self._tensors} of {self.tensor_count}"
             )
 

@@ -82,7 +82,7 @@ class Mapping:
         """
         if slab_count < 1 or slab_bytes < 1 or slab_bytes % mmap.PAGESIZE:
             release()
-            raise errors.ProtocolError(f"a ring of {slab_count} slabs of {slab_bytes} bytes cannot be mapped")
+            raise errors.broken(f"a ring of {slab_count} slabs of {slab_bytes} bytes cannot be mapped")
         self.capacity_bytes = slab_count * slab_bytes
         self.mapped_bytes = self.capacity_bytes * (2 if mirrored else 1)
         self._addresses = addresses = _Addresses(self.mapped_bytes, release)
@@ -116,7 +116,7 @@ class Mapping:
         for fds in packets:
             try:
                 if mapped + len(fds) > slab_count:
-                    raise errors.ProtocolError(f"more than {slab_count} slabs came")
+                    raise errors.broken(f"more than {slab_count} slabs came")
                 for fd in fds:
                     _check_slab(fd, slab_bytes)
                     address = self.address + mapped * slab_bytes
@@ -128,7 +128,7 @@ class Mapping:
                 for fd in fds:
                     os.close(fd)
         if mapped != slab_count:
-            raise errors.ProtocolError(f"{mapped} slabs came instead of {slab_count}")
+            raise errors.broken(f"{mapped} slabs came instead of {slab_count}")
 
 
 def map_anonymous(size_bytes: int) -> int:
@@ -215,15 +215,19 @@ def _map_slab(address: int, fd: int, size_bytes: int) -> None:
 def _check_slab(fd: int, slab_bytes: int) -> None:
     size_bytes = os.fstat(fd).st_size
     if size_bytes != slab_bytes:
-        raise errors.ProtocolError(f"a slab has {size_bytes} bytes instead of {slab_bytes}")
+        raise errors.broken(f"a slab has {size_bytes} bytes instead of {slab_bytes}")
     try:
         seals = fcntl.fcntl(fd, _F_GET_SEALS)
     except OSError as error:
-        raise errors.ProtocolError("a slab is not a memfd") from error
+        raise errors.broken("a slab is not a memfd") from error
     if seals & _SEALS != _SEALS:
-        raise errors.ProtocolError(f"a slab is not sealed against change (seals {seals:#x})")
+        raise errors.broken(f"a slab is not sealed against change (seals {seals:#x})")
 
 
 def _os_error(what: str) -> OSError:
     number = ctypes.get_errno()
-    return OSError(number, f"{what}: {os.strerror(number)}")
+    return OSError(
+        number,
+        f"{what} ({os.strerror(number)}): load less at a time, or raise this process's limits of memory "
+        "(`ulimit -v`) and of mappings (vm.max_map_count)",
+    )

@@ -267,7 +267,8 @@ class ModuleLoader:
         if problems:
             listed = "\n\t".join(problems)
             raise RuntimeError(
-                f"Error(s) in loading state_dict for {type(self._module).__name__}:\n\t{listed}"
+                f"Error(s) in loading state_dict for {type(self._module).__name__}:\n\t{listed}\n"
+                "Load a checkpoint of this module, or pass strict=False for names that only one of them has."
             )
 
 

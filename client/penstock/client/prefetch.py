@@ -41,4 +41,4 @@ def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Pr
                 return Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
     except grpc.RpcError as error:
         raise errors.from_rpc(error, where=session.where, begun=begun) from error
-    raise errors.ProtocolError("the daemon ended Prefetch before it was done")
+    raise errors.broken("Prefetch ended before it was done")

@@ -17,7 +17,7 @@ def wire_group(given: object) -> tuple[str, int]:
         name, size = given
         if isinstance(name, str) and isinstance(size, int):
             return name, size
-    raise TypeError(f"group must be a name and a number of loads, as ('job', 8), not {given!r}")
+    raise TypeError(f"group={given!r} is no name with a number of loads: give both, as in ('job', 8)")
 
 
 def checked_variant(given: object) -> str:
@@ -37,7 +37,7 @@ def choice(request: Any, tensors: Selection | None) -> Choose | None:
     if tensors is None:
         return None
     if isinstance(tensors, (str, bytes)):
-        raise TypeError(f"tensors must be a collection of names or a predicate, not one name: [{tensors!r}]")
+        raise TypeError(f"tensors={tensors!r} is one name: give a collection, [{tensors!r}], or a predicate")
     if callable(tensors):
         predicate = tensors
         request.list_tensors = True

@@ -36,7 +36,7 @@ def parse_memory_limit(limit: int | str | None) -> int | None:
             return None
         limit = os.environ[origin]
     if isinstance(limit, bool) or not isinstance(limit, (int, str)):
-        raise TypeError(f"memory_limit must be an int, a str or None, not {type(limit).__name__}")
+        raise TypeError(f"memory_limit={limit!r} is no size: give an int, a str or None")
     size_bytes = _parse(limit, origin or "memory_limit")
     return None if size_bytes == -1 else size_bytes
 
@@ -86,23 +86,27 @@ def absolute_sources(source: Source | Iterable[Source]) -> list[str]:
     Raises ValueError for no source, an empty one, or a name that is not UTF-8.
     """
     if not isinstance(source, (str, os.PathLike, Iterable)) or isinstance(source, bytes):
-        raise TypeError(f"source must be a path, a URI or a list of these, not {source!r}")
+        raise TypeError(f"source={source!r} is no source: give a path, a URI or a list of these")
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if not sources:
-        raise ValueError("no source to load")
+        raise ValueError("source is an empty list: name a file, a directory or a URI")
     return [_absolute(one) for one in sources]
 
 
 def _absolute(source: Source) -> str:
     text = os.fspath(source)
     if not isinstance(text, str):
-        raise TypeError(f"a source must be a str or a path of str, not {type(text).__name__}")
+        raise TypeError(
+            f"the source {source!r} is a path of {type(text).__name__}: give a str, or a path of str"
+        )
     if not text or "\0" in text:
-        raise ValueError(f"{text!r} is no path")
+        raise ValueError(f"the source {text!r} is no path: name a file, a directory or a URI")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the path {text!r} is not valid UTF-8, which the daemon needs") from error
+        raise ValueError(
+            f"the path {text!r} is not valid UTF-8, which the daemon needs: rename it"
+        ) from error
     return text if _URI.match(text) else os.path.abspath(text)
 
 

@@ -187,7 +187,7 @@ class Stream:
         """None of a checkpoint of nothing but zero-size tensors. Raises LoadClosedError."""
         mapping = self._mapping
         if self.closed:  # by another thread, perhaps before the mapping was looked at
-            raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id)
+            raise errors.closed(self.manifest.load_id)
         return mapping
 
     def _receive(self) -> pb.LoadResponse | None:
@@ -197,7 +197,7 @@ class Stream:
             response = next(known, None)
         except (grpc.RpcError, ValueError) as error:
             if self.closed:
-                raise errors.LoadClosedError("the load was closed", load_id=self.manifest.load_id) from None
+                raise errors.closed(self.manifest.load_id) from None
             if not isinstance(error, grpc.RpcError):
                 raise
             raise errors.from_rpc(
@@ -211,8 +211,8 @@ class Stream:
         return response
 
     def _broken(self, what: str) -> errors.ProtocolError:
-        return errors.ProtocolError(
-            f"the daemon sent {what} ({self._session.versions})", load_id=self.manifest.load_id
+        return errors.broken(
+            f"{what} was sent by the other side ({self._session.versions})", load_id=self.manifest.load_id
         )
 
 

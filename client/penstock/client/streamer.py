@@ -114,7 +114,7 @@ class SafetensorsStreamer:
         names = _checked_names(tensor_names)
         sources = _checked_paths(paths)
         if not self._entered:
-            raise ValueError("use SafetensorsStreamer in a with statement: it is not open")
+            raise ValueError("this SafetensorsStreamer is not open: use it in a with statement")
         if self._load is not None and self._load.tensor_count:
             raise ValueError(
                 "the tensors of the stream before were not all taken: exhaust or close get_tensors() first"
@@ -125,7 +125,10 @@ class SafetensorsStreamer:
         distributed = is_distributed and _distribution_wanted()
         if not sources:
             if names:
-                raise ValueError(f"tensor_names not found in checkpoint: {sorted(names)}")
+                raise ValueError(
+                    f"tensor_names not found in checkpoint: {sorted(names)}; paths is empty, name the files "
+                    "that have them"
+                )
             return
         uses_objects = sources[0].startswith(OBJECT_SCHEMES)
         client = ambient_client(S3Credentials.of(s3_credentials) if uses_objects else None)
@@ -154,7 +157,7 @@ class SafetensorsStreamer:
     def get_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) in the order of the files, and of the tensors in each."""
         if not self._entered:
-            raise ValueError("use SafetensorsStreamer in a with statement: it is not open")
+            raise ValueError("this SafetensorsStreamer is not open: use it in a with statement")
         load = self._load
         try:
             with _as_value_error():
@@ -204,32 +207,35 @@ def _checked_names(tensor_names: Collection[str] | None) -> frozenset[str] | Non
     if tensor_names is None:
         return None
     if isinstance(tensor_names, str):
-        raise ValueError("tensor_names must be a collection of names, not one name")
+        raise ValueError(f"tensor_names={tensor_names!r} is one name: give a collection of names")
     if len(tensor_names) == 0:
-        raise ValueError("tensor_names is empty; None streams every tensor")
+        raise ValueError("tensor_names is empty; give None to stream every tensor")
     strange = [name for name in tensor_names if not isinstance(name, str)]
     if strange:
         hash(strange[0])
-        raise ValueError(f"tensor_names not found in checkpoint: {strange[:3]}")
+        raise ValueError(f"tensor_names not found in checkpoint: {strange[:3]}; give names as str")
     return frozenset(tensor_names)
 
 
 def _checked_paths(paths: Sequence[str]) -> list[str]:
     """Absolute, so that ranks with other working directories ask for the same."""
     if isinstance(paths, str):
-        raise ValueError("paths must be a list of paths, not one path; stream_file() takes one")
+        raise ValueError(f"paths={paths!r} is one path: give a list of paths, or use stream_file()")
     count = len(paths)
     for path in paths:
         if not isinstance(path, str):
-            raise TypeError(f"a path must be a str, not {type(path).__name__}")
+            raise TypeError(f"the path {path!r} is a {type(path).__name__}: give a str")
     schemes = {_object_scheme(path) for path in paths}
     if len(schemes) > 1:
-        raise ValueError(f"{count} paths of several kinds ({', '.join(sorted(schemes))}) in one stream")
+        raise ValueError(
+            f"{count} paths of several kinds ({', '.join(sorted(schemes))}) in one stream; stream those of "
+            "each kind by a call of their own"
+        )
     if schemes != {""}:
         return list(paths)
     for path in paths:
         if not path or path.endswith("/"):
-            raise ValueError(f"{path!r} is no path of a file")
+            raise ValueError(f"{path!r} is no path of a file: name a safetensors file")
     return [os.path.abspath(path) for path in paths]
 
 
@@ -237,7 +243,7 @@ def _object_scheme(path: str) -> str:
     """Empty for what is a path. Raises ValueError for upper case, which the daemon does not take either."""
     scheme = next((scheme for scheme in OBJECT_SCHEMES if path[: len(scheme)].lower() == scheme), "")
     if not path.startswith(scheme):
-        raise ValueError(f"{path[:200]!r}: write {scheme} in lower case")
+        raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme}")
     return scheme
 
 
@@ -247,21 +253,21 @@ def _check_found(load: Load, sources: Sequence[str], names: Collection[str] | No
     for source, uri in zip(sources, found, strict=False):
         if uri != source:
             raise ValueError(
-                f"{source} is no safetensors file; list_safetensors() gives those of a directory"
+                f"{source} is no safetensors file; call list_safetensors() for those of a directory"
             )
     if len(found) != len(sources):
-        raise ValueError(f"{len(sources)} paths name {len(found)} files: give the files themselves")
+        raise ValueError(f"the {len(sources)} paths name {len(found)} files: give the files themselves")
     if names is not None and load.tensor_count != len(names):
         raise ValueError(
             f"tensor_names has {len(names)} names and the files have {load.tensor_count} tensors of these "
-            "names: some are in more than one file"
+            "names, as some are in more than one file: name the files that have each of them once"
         )
 
 
 def _distribution_wanted() -> bool:
     wanted = os.environ.get("RUNAI_STREAMER_DIST", "auto")
     if wanted not in ("0", "1", "auto"):
-        raise ValueError(f"RUNAI_STREAMER_DIST={wanted!r} is none of 0, 1 and auto")
+        raise ValueError(f"RUNAI_STREAMER_DIST={wanted!r} is not understood: set it to 0, 1 or auto")
     return wanted != "0"
 
 

@@ -64,7 +64,11 @@ if hasattr(torch, "float4_e2m1fn_x2"):
 NO_BYTES = (ctypes.c_ubyte * 0)()
 
 if sys.byteorder != "little":  # pragma: no cover
-    raise ImportError("penstock needs a little-endian machine: safetensors are little-endian, and mapped")
+    raise ImportError(
+        "penstock.client cannot map safetensors, which are little-endian, on this machine, which is not: use "
+        "a "
+        "little-endian one"
+    )
 
 
 def without_bytes(entry: pb.Tensor) -> torch.Tensor:
@@ -104,7 +108,7 @@ def wrap_segment(
         count = prod(shape)
         bytes_, offset = entry.size_bytes, entry.offset
         if count * item_bytes != bytes_ or offset + bytes_ > size_bytes:
-            raise errors.ProtocolError(
+            raise errors.broken(
                 f"tensor {entry.name!r} ({entry.dtype} {list(entry.shape)}, {bytes_} bytes at {offset}) "
                 f"does not fit its segment of {size_bytes} bytes"
             )
@@ -140,7 +144,8 @@ def _packed_shape(entry: pb.Tensor, packed: int) -> list[int]:
     if not shape or shape[-1] % packed:
         raise errors.UnsupportedDtypeError(
             f"tensor {entry.name!r} has dtype {entry.dtype} and shape {shape}: torch {torch.__version__} "
-            f"packs {packed} values into one, so the last dimension must be a multiple of {packed}"
+            f"packs {packed} values into one, but the last dimension is no multiple of {packed}; leave the "
+            "tensor out"
         )
     shape[-1] //= packed
     return shape
@@ -151,5 +156,6 @@ def _empty(entry: pb.Tensor, shape: list[int], dtype: torch.dtype, device: str =
         return torch.empty(shape, dtype=dtype, device=device)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise errors.CheckpointInvalidError(
-            f"tensor {entry.name!r} has a shape that torch cannot represent: {list(entry.shape)}"
+            f"tensor {entry.name!r} has the shape {list(entry.shape)}, which torch cannot represent; leave "
+            "it out"
         ) from error

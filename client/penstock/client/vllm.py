@@ -17,7 +17,7 @@ def replaces_runai() -> bool:
     """
     value = os.environ.get(REPLACE_VARIABLE, "").strip() or "0"
     if value not in ("0", "1"):
-        raise ValueError(f"{REPLACE_VARIABLE}={value!r} is neither 0 nor 1")
+        raise ValueError(f"{REPLACE_VARIABLE}={value!r} is neither 0 nor 1; set it to one of these")
     return value == "1"
 
 
