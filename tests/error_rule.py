@@ -28,9 +28,9 @@ _ANYTHING = ".*"
 _IMPERATIVES = re.compile(
     r"\b("
     r"add|allow|ask|build|call|catch|check|choose|close|compare|convert|copy|create|delete|"
-    r"download|drop|exhaust|fill|give|install|iterate|keep|leave|list|load|lower|mount|move|"
+    r"download|drop|exhaust|fill|give|install|iterate|keep|leave|list|load|lower|make|mount|move|"
     r"name|open|pass|pin|pip|point|pull|put|raise|read|remove|rename|repeat|report|restart|"
-    r"retry|run|save|see|set|shorten|start|stop|take|try|turn|unset|update|upgrade|upload|use|"
+    r"retry|run|save|see|send|set|shorten|start|stop|stream|take|try|turn|unset|update|upgrade|upload|use|"
     r"wait|write"
     r")\b",
     re.IGNORECASE,
@@ -101,8 +101,8 @@ def check(message: str, *, thing: str, wrong: str, remedy: str) -> None:
 
 
 def message_sites(package: Path, makers: Iterable[str] = ()) -> list[Site]:
-    """Every wording of every exception that the modules below `package` construct, by its class or by a function
-    in `makers`, which adds something to the text that it is given."""
+    """Every wording of every exception that the modules below `package` construct, by its class or by one of
+    the functions `makers`, which add something to the text that they are given."""
     makers = frozenset(makers)
     found = []
     for path in sorted(package.rglob("*.py")):

@@ -72,6 +72,8 @@ class Behaviour:
     tamper_segment: Callable[[pb.SegmentReady], object] = lambda segment: None
     stall_before_segment: int | None = None
     finish: bool = True
+    # Whether anything that is to be evicted is there.
+    evicts: bool = True
     # So many loads, and prefetches, break once they were told their place in the queue.
     die_queued: int = 0
 
@@ -149,6 +151,8 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
 
     def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictResponse:
         self._connection(context)
+        if not self.behaviour.evicts:
+            return pb.EvictResponse()
         return pb.EvictResponse(freed_bytes=len(request.sources), leased_bytes=5)
 
     def Prefetch(
