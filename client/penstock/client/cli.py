@@ -24,6 +24,10 @@ from .sizes import parse_memory_limit, show_bytes
 from .status_text import show
 from .version import client_version
 
+_PIN = (
+    "keep it until it is evicted; without, it stays until its memory is needed, and in a daemon without a "
+    "memory limit for as long as penstockd --trim-after says (60 s by default)"
+)
 _VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
 
 
@@ -109,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "prefetch", _prefetch, "Reads a checkpoint into the staging buffer ahead of its loads."
     )
     prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
-    prefetch.add_argument("--pin", action="store_true", help="keep it until it is evicted")
+    prefetch.add_argument("--pin", action="store_true", help=_PIN)
     prefetch.add_argument("--variant", metavar="NAME", help=_VARIANT)
     prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
