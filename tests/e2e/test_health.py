@@ -135,7 +135,8 @@ def test_a_daemon_that_prefetches_first_is_live_and_then_ready(
     assert codes(daemon) == (200, 503)
     assert b"--prefetch" in daemon.http("/readyz")[1]
     why = (
-        f"penstock: the daemon in {daemon.socket_dir} is not ready: what --prefetch names is not staged yet\n"
+        f"penstock: the daemon in {daemon.socket_dir} is not ready: what --prefetch names is not staged yet; "
+        "see `penstock status` and its log\n"
     )
     assert (probe(daemon, says=why), probe(daemon, "--live", says="live\n")) == (1, 0)
     tensors = random_tensors(2, 1000)

@@ -304,7 +304,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_as_by_vllm_s_own_loader(
         ({"device": "tpu"}, "device='tpu'"),
         ({"distributed": "yes"}, "distributed='yes'"),
         ({"memory_limit": "much"}, "memory_limit='much'"),
-        ({"memory_limit": 1.5}, "memory_limit must be"),
+        ({"memory_limit": 1.5}, "memory_limit=1.5 is no size"),
     ],
 )
 def test_what_makes_no_sense_in_the_extra_config_is_refused_by_name(

@@ -47,6 +47,6 @@ def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
         told = [value for key, value in done.trailing_metadata() or () if key == _REASON_KEY]
         reason = told[0] if told and isinstance(told[0], str) else "it does not say why"
         raise errors.DaemonUnavailableError(
-            f"the daemon in {socket_dir} {'hangs' if live else 'is not ready'} ({reason}); see "
+            f"the daemon in {socket_dir} {'hangs' if live else 'is not ready'}: {reason}; see "
             "`penstock status` and its log"
         )

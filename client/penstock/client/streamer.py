@@ -243,7 +243,7 @@ def _object_scheme(path: str) -> str:
     """Empty for what is a path. Raises ValueError for upper case, which the daemon does not take either."""
     scheme = next((scheme for scheme in OBJECT_SCHEMES if path[: len(scheme)].lower() == scheme), "")
     if not path.startswith(scheme):
-        raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme}")
+        raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme} in lower case")
     return scheme
 
 
