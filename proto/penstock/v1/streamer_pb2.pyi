@@ -125,7 +125,7 @@ class Listing(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files")
+    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files", "warnings")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class Manifest(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     WARM_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     version: str
     slab_count: int
@@ -146,7 +147,8 @@ class Manifest(_message.Message):
     total_bytes: int
     warm_bytes: int
     files: _containers.RepeatedCompositeFieldContainer[CheckpointFile]
-    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
     __slots__ = ("uri", "size_bytes", "metadata", "metadata_omitted")

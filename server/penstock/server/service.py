@@ -202,6 +202,7 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         segment_count=event.segment_count,
         total_bytes=event.total_bytes,
         warm_bytes=event.warm_bytes,
+        warnings=event.checkpoint.warnings,
     )
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
         message.files.add(
@@ -215,8 +216,8 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
 
 def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
     listing = pb.Listing()
-    for table in event.tables:
-        for name, dtype, shape, start, end in table.entries(range(len(table))):
+    for table, indices in zip(event.tables, event.delivered, strict=True):
+        for name, dtype, shape, start, end in table.entries(indices):
             listing.tensors.add(name=name, dtype=dtype, shape=shape, size_bytes=end - start)
             if len(listing.tensors) == LISTING_TENSORS:
                 yield pb.LoadResponse(listing=listing)

@@ -21,6 +21,7 @@ from ...errors import (
     PenstockError,
     SourceUnavailableError,
 )
+from .. import ListingDeniedError
 from .location import Location
 
 FIRST_DELAY_SECONDS = 0.1
@@ -119,7 +120,9 @@ def failure(answer: Answer, location: Location, *, listing: bool = False) -> Pen
         remedy = "penstockd's credentials have expired and could not be renewed; refresh them"
         return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
     if status in (401, 403) or code in _REMEDIES:
-        remedy = _REMEDIES.get(code, _MAY_NOT_LIST if listing else _MAY_NOT_READ)
+        if listing and code not in _REMEDIES:
+            return ListingDeniedError(f"{said}; {_MAY_NOT_LIST}", file=location.uri)
+        remedy = _REMEDIES.get(code, _MAY_NOT_READ)
         return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
     if status == 404:
         what, details = "it", {"file": location.uri}

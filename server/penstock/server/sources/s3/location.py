@@ -15,6 +15,8 @@ from .. import Access
 SCHEME = "s3://"
 MAX_KEY_BYTES = 1024
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
+_ARN = re.compile(r"arn:[^:]*:[^:]*:.*", re.DOTALL | re.IGNORECASE)
+_DIRECTORY_BUCKET = re.compile(r".+--(x|xa)-s3", re.DOTALL)
 _VERSION = re.compile(r"[A-Za-z0-9._~+=-]{1,1024}", re.ASCII)
 _VERSION_MARK = "?versionId="
 
@@ -40,8 +42,9 @@ class Location:
 def parse(uri: str) -> Location:
     """Raises InvalidRequestError."""
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    _refuse_other_kinds(bucket)
     if not uri.startswith(SCHEME) or not _BUCKET.fullmatch(bucket):
-        raise InvalidRequestError(f"sources: {uri[:200]!r} is not of the form s3://bucket/key")
+        raise InvalidRequestError(f"sources: {uri[:200]!r} is not of the form s3://bucket/key; write it so")
     version_id = None
     if _VERSION_MARK in key:
         key, _, version_id = key.rpartition(_VERSION_MARK)
@@ -58,6 +61,20 @@ def parse(uri: str) -> Location:
             f"sources: {uri[:200]!r}… has a key of {key_bytes} bytes; S3 has none above {MAX_KEY_BYTES}"
         )
     return Location(bucket, key, version_id)
+
+
+def _refuse_other_kinds(bucket: str) -> None:
+    """Of what the AWS tools take in the place of a bucket."""
+    if _ARN.fullmatch(bucket):
+        raise InvalidRequestError(
+            f"sources: {bucket[:200]!r} is an ARN, which penstockd takes for no bucket; write the access "
+            "point's alias, which ends in -s3alias and works wherever a bucket does, or the bucket's name"
+        )
+    if _DIRECTORY_BUCKET.fullmatch(bucket):
+        raise InvalidRequestError(
+            f"sources: {bucket[:200]!r} is a directory bucket of S3 Express, which wants sessions that "
+            "penstockd does not open; copy the checkpoint to a general purpose bucket"
+        )
 
 
 def check_access(location: Location, access: Access) -> None:
