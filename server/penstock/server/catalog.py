@@ -292,7 +292,7 @@ def _open_member(member: _Member, access: Access) -> SourceFile:
         name = member.source.name(member.location)
         raise CheckpointInvalidError(
             f"{member.index} names {name}, which {error.missing}: the index is stale, or a download did not "
-            "end; fetch what is missing, or delete the index if the checkpoint was saved again in other files",
+            "end; fetch the file, or delete the index if the checkpoint was saved again in other files",
             file=member.index,
         ) from error
 

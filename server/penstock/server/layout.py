@@ -191,8 +191,8 @@ def _refuse_ranks(directory: str, parts: Sequence[_Part]) -> None:
     if ranks and all(_RANK.fullmatch(part.name) for part in parts):
         raise CheckpointInvalidError(
             f"{directory} holds what vLLM's sharded_state saves: of each of {len(ranks)} ranks its own "
-            "part of every tensor, under the same names; load it with vLLM's load format sharded_state, or name "
-            "the files of one rank",
+            "part of every tensor, under the same names; load it with vLLM's load format sharded_state, or "
+            "name the files of one rank",
             file=directory,
         )
 

@@ -1,5 +1,6 @@
-"""Why botocore finds no credentials that can be used, in words. Names variables and settings, never their values:
-some of them are secrets, and others may hold one by mistake.
+"""Why botocore finds no credentials that can be used, in words.
+
+Names variables and settings, never their values: some are secrets, and others may hold one by mistake.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def credentials_failure(error: Exception, what: str) -> PenstockError | None:
         # What it quotes is a program's standard error, or the body of an answer.
         provider = str(error.kwargs.get("provider", "metadata"))[:50]
         return SourceUnavailableError(
-            f"{what}: penstockd's AWS credentials could not be fetched: the provider {provider} failed; check "
-            f"it where penstockd runs{_by_variables('AWS_CONTAINER', 'AWS_WEB_IDENTITY')}"
+            f"{what}: penstockd's AWS credentials could not be fetched: the provider {provider} failed; "
+            f"check it where penstockd runs{_by_variables('AWS_CONTAINER', 'AWS_WEB_IDENTITY')}"
         )
     reason = _reason(error)
     if reason is None:
@@ -80,9 +81,10 @@ def _reason(error: Exception) -> str | None:
         code = str(error.response.get("Error", {}).get("Code", ""))
         code = code if _PLAIN_CODE.fullmatch(code) else "an error"
         return f"AWS answers {error.operation_name} with {code}; {_ROLE}"
-    if isinstance(error, OSError) and error.filename is not None:
-        variables = _set_variables("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
-        return f"the file of {variables or 'a token'} cannot be read ({error.strerror}); check its mount"
+    if isinstance(error, OSError):
+        for name in ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
+            if error.filename and os.environ.get(name) == error.filename:
+                return f"the file that {name} names cannot be read ({error.strerror}); check its mount"
     return None
 
 
