@@ -21,6 +21,7 @@ import contextlib
 import logging
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -93,6 +94,7 @@ class Load:
             self._manifest.warm_bytes,
         )
         self._show_progress()
+        self._warn()
 
     @property
     def load_id(self) -> str:
@@ -244,6 +246,15 @@ class Load:
             self._show_progress()
         if window and not (detached and count):
             stream.release(segment, written=True)
+
+    def _warn(self) -> None:
+        """Passes on what the daemon finds odd about the files."""
+        try:
+            for text in self._manifest.warnings:
+                warnings.warn(f"{text} (load {self.load_id})", errors.CheckpointWarning, stacklevel=4)
+        except BaseException:  # where warnings are errors
+            self.close()
+            raise
 
     def _show_progress(self) -> None:
         if self._bar is not None:

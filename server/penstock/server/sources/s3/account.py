@@ -35,6 +35,8 @@ _USER = re.compile(r"//\S*@")
 # At the level `debug` these log signatures and session tokens.
 for _name in ("botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+# Warns, with a traceback, of what is told to the load: an answer of STS may quote what was signed.
+logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
 
 
 class Account:
