@@ -51,7 +51,7 @@ def refuses(
 def test_variables_that_are_partial_or_lead_nowhere_are_named(
     variables: dict[str, str], said: str, start_daemon: StartDaemon, bucket: Bucket
 ) -> None:
-    refuses(start_daemon, bucket, said, **variables)
+    refuses(start_daemon, bucket, said, kind=errors.AccessDeniedError, **variables)
 
 
 def test_a_partial_profile_says_what_it_lacks(
