@@ -79,6 +79,15 @@ class Config:
         """Memory that nobody uses goes back to the system after a while."""
         return self.memory_limit <= 0
 
+    @property
+    def warm_for(self) -> str:
+        """How long a checkpoint that nobody uses stays in memory, in words."""
+        if not self.keeps_warm:
+            return "not at all; set --memory-limit to keep checkpoints"
+        if self.trims:
+            return f"{self.trim_after_seconds:g} s after its last use; set --trim-after or --memory-limit for longer"
+        return "until others need the memory"
+
 
 def load_config(
     arguments: Sequence[str], environment: Mapping[str, str], bound: Callable[[], MemoryBound]

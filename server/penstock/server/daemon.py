@@ -235,7 +235,8 @@ class Daemon:
         with lock, self._http() as address:
             await self._serve()
             started = {"version": self.version, "http": address, **effective(self.config)}
-            event(logger, "serving", {**started, **_huge_pages()})
+            warm = {"warm_for": self.config.warm_for}
+            event(logger, "serving", {**started, **warm, **_huge_pages()})
             keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
