@@ -85,7 +85,9 @@ class Config:
         if not self.keeps_warm:
             return "not at all; set --memory-limit to keep checkpoints"
         if self.trims:
-            return f"{self.trim_after_seconds:g} s after its last use; set --trim-after or --memory-limit for longer"
+            return (
+                f"{self.trim_after_seconds:g} s after its last use; raise --trim-after, or set --memory-limit"
+            )
         return "until others need the memory"
 
 
