@@ -27,6 +27,7 @@ _ANYTHING = ".*"
 # A remedy tells somebody to do something. Extend this with the imperative that a new message uses.
 _IMPERATIVES = re.compile(
     r"\b("
+    r"correct|fetch|free|make|refresh|unpack|"
     r"add|allow|ask|build|call|catch|check|choose|close|compare|convert|copy|create|delete|"
     r"download|drop|exhaust|fill|give|install|iterate|keep|leave|list|load|lower|mount|move|"
     r"name|open|pass|pin|pip|point|pull|put|raise|read|remove|rename|repeat|report|restart|"

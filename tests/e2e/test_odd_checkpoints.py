@@ -57,6 +57,7 @@ def test_the_copy_that_the_index_names_is_delivered_by_every_way_of_loading(
     filled = module("a", "b", "c")
     with daemon.client() as client:
         assert floats(client.load_state_dict(superseded)) == WANTED
+        assert floats(client.load_state_dict(superseded, memory_limit=0)) == WANTED
         client.load_into(filled, superseded)
         assert floats(filled.state_dict()) == WANTED
         with client.load(superseded, tensors=["b"]) as load:

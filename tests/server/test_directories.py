@@ -342,6 +342,15 @@ def test_a_link_on_the_way_that_leads_nowhere_is_named(catalog: Catalog, tmp_pat
     assert f"{path} does not exist: {tmp_path}/current is a link to v2" in caught.value.message
 
 
+def test_a_file_that_is_missing_behind_a_good_link_is_just_missing(catalog: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "current").symlink_to("v1")
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        resolve(catalog, tmp_path / "current" / "model.safetensors")
+    assert "current/model.safetensors does not exist where penstockd runs" in caught.value.message
+    assert "is a link" not in caught.value.message
+
+
 def test_the_cache_of_hugging_face_gets_a_hint_of_its_own(catalog: Catalog, tmp_path: Path) -> None:
     """Mounted without its blobs, and allowed without them."""
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"

@@ -32,6 +32,10 @@ def shard(name: str, tensors: Sequence[str], *, version: str | None = None) -> S
     return Shard(name, version or name, table)
 
 
+def claims_of(first: int, index: dict[str, tuple[str, ...]]) -> Claims:
+    return Claims(first, len(index), list(index.values()).__getitem__)
+
+
 def counts(shards: Sequence[Shard], claims: Sequence[Claims] = ()) -> list[list[str]]:
     """The names of each file that count."""
     chosen = delivered(shards, claims)
@@ -57,11 +61,11 @@ def test_a_tensor_in_two_files_is_refused_with_its_name_and_both_files() -> None
 def test_the_index_decides_which_counts(owner: str) -> None:
     index = {"x": ("a", "b"), "y": ("c",)} if owner == "x" else {"x": ("a",), "y": ("b", "c")}
     expected = [["a", "b"], ["c"]] if owner == "x" else [["a"], ["b", "c"]]
-    assert counts([shard("x", "ab"), shard("y", "bc")], [Claims(0, index)]) == expected
+    assert counts([shard("x", "ab"), shard("y", "bc")], [claims_of(0, index)]) == expected
 
 
 def test_an_index_that_does_not_name_the_tensor_does_not_decide() -> None:
-    claims = [Claims(0, {"x": ("a",), "y": ("c",)})]
+    claims = [claims_of(0, {"x": ("a",), "y": ("c",)})]
     with pytest.raises(CheckpointInvalidError, match="x and y both hold tensor 'b', and no index says"):
         delivered([shard("x", "ab"), shard("y", "bc")], claims)
 
@@ -69,15 +73,15 @@ def test_an_index_that_does_not_name_the_tensor_does_not_decide() -> None:
 def test_an_index_decides_for_its_own_files_only() -> None:
     shards = [shard("x", "ab"), shard("y", "bc"), shard("z", "b")]
     with pytest.raises(CheckpointInvalidError, match="x and z both hold tensor 'b'"):
-        delivered(shards, [Claims(0, {"x": ("a", "b"), "y": ("c",)})])
+        delivered(shards, [claims_of(0, {"x": ("a", "b"), "y": ("c",)})])
     shards = [shard("x", "a"), shard("y", "a")]
     with pytest.raises(CheckpointInvalidError, match="x and y both hold tensor 'a'"):
-        delivered(shards, [Claims(0, {"x": ("a",)}), Claims(1, {"y": ("a",)})])
+        delivered(shards, [claims_of(0, {"x": ("a",)}), claims_of(1, {"y": ("a",)})])
 
 
 def test_all_copies_but_one_are_left_out_wherever_they_lie() -> None:
     shards = [shard("x", "abcd"), shard("y", "dxyb"), shard("z", "bd")]
-    claims = [Claims(0, {"x": ("a", "b", "c"), "y": ("x", "y"), "z": ("d",)})]
+    claims = [claims_of(0, {"x": ("a", "b", "c"), "y": ("x", "y"), "z": ("d",)})]
     assert counts(shards, claims) == [["a", "b", "c"], ["x", "y"], ["d"]]
 
 
@@ -90,10 +94,10 @@ def test_a_copy_that_does_not_count_does_so_nowhere_in_that_checkpoint_and_every
     """The file is named by an index, and once more by itself: there it means all that it holds."""
     shards = [shard("x", "ab"), shard("y", "bc"), shard("y", "bc")]
     index = {"x": ("a",), "y": ("b", "c")}
-    assert counts(shards, [Claims(0, index)]) == [["a"], ["b", "c"], ["b", "c"]]
+    assert counts(shards, [claims_of(0, index)]) == [["a"], ["b", "c"], ["b", "c"]]
     other = {"x": ("a", "b"), "y": ("c",)}
     with pytest.raises(CheckpointInvalidError, match="both hold tensor 'b'"):
-        delivered(shards, [Claims(0, other)])
+        delivered(shards, [claims_of(0, other)])
 
 
 MANY = 100_000
@@ -124,8 +128,8 @@ def test_as_many_as_may_be_twice_are_settled_in_some_tens_of_megabytes(many: lis
     names = [many[0].tensors.name(index) for index in range(MAX_TWICE)]
     shards = [*many, shard("copy", names)]
     index = {"file1": tuple(names), "file2": (), "copy": ()}
-    assert peak_bytes(shards, [Claims(0, index)]) < 48 << 20
-    assert [len(found) for found in counts(shards, [Claims(0, index)])] == [MANY, MANY, 0]
+    assert peak_bytes(shards, [claims_of(0, index)]) < 48 << 20
+    assert [len(found) for found in counts(shards, [claims_of(0, index)])] == [MANY, MANY, 0]
 
 
 def test_more_than_may_be_twice_are_refused(many: list[Shard]) -> None:

@@ -189,6 +189,15 @@ def test_of_two_layouts_that_of_transformers_is_loaded(mistral: tuple[str, ...])
     assert decide("/m", sorted([*mistral, INDEX, *SHARDS])).index == INDEX
 
 
+def test_of_several_indexes_that_of_the_model_counts() -> None:
+    names = ["adapter_model.safetensors.index.json", INDEX, *SHARDS]
+    assert decide("/m", names).index == INDEX
+    with pytest.raises(CheckpointInvalidError, match="several index files"):
+        decide("/m", ["a.safetensors.index.json", "b.safetensors.index.json"])
+    with pytest.raises(CheckpointInvalidError, match="several index files"):
+        decide("/m", ["model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"], "fp16")
+
+
 def test_mistral_s_layout_alone_is_loaded() -> None:
     assert files("consolidated.safetensors") == ("consolidated.safetensors",)
 

@@ -196,7 +196,7 @@ class Admission:
         if whole:
             demand = demand.only_whole(staging.capacity_bytes)
         if self.caller.closed:
-            raise InvalidRequestError("the handoff connection closed before the load began")
+            raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
         holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
         self.staged = staged = staging.enter(
             checkpoint,

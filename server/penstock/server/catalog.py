@@ -115,7 +115,7 @@ class Catalog:
         InvalidRequestError or SourceUnavailableError; nothing stays open then.
         """
         if not sources:
-            raise InvalidRequestError("sources: name at least one file, directory or URI")
+            raise InvalidRequestError("sources: there are none; name at least one file, directory or URI")
         if len(sources) > MAX_SOURCES:
             raise InvalidRequestError(
                 f"sources: {len(sources)} are more than {MAX_SOURCES}; name fewer at a time"
@@ -147,7 +147,7 @@ class Catalog:
         try:
             for index_location, index, first in indexes:
                 _check_index(index_location, index, headers[first : first + len(index)])
-            return self._once_each(checkpoint, [Claims(first, index) for _, index, first in indexes])
+            return self._once_each(checkpoint, [_claims(first, index) for _, index, first in indexes])
         except BaseException:
             checkpoint.close()
             raise
@@ -307,6 +307,10 @@ def _check_index(path: str, index: dict[str, tuple[str, ...]], headers: Sequence
                 file=path,
                 tensor=min(missing)[:200],
             )
+
+
+def _claims(first: int, index: dict[str, tuple[str, ...]]) -> Claims:
+    return Claims(first, len(index), tuple(index.values()).__getitem__)
 
 
 def _refused(file: SourceFile, error: InvalidHeaderError) -> PenstockError:

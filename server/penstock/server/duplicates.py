@@ -15,7 +15,7 @@ import contextlib
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import CheckpointInvalidError
@@ -47,16 +47,18 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What an index says of the files from `first` on, which are those that it names, in its order."""
+    """What an index says of `count` files from position `first` on, which are those that it names."""
 
     first: int
-    index: Mapping[str, Sequence[str]]
+    count: int
+    names: Callable[[int], Iterable[str]]
+    """Of the tensors that it puts into file number so much of its own."""
 
     def owners(self) -> Iterator[tuple[str, int]]:
         """Names, and the position of the file whose tensor counts."""
-        for position, names in enumerate(self.index.values(), self.first):
-            for name in names:
-                yield name, position
+        for number in range(self.count):
+            for name in self.names(number):
+                yield name, self.first + number
 
 
 def delivered(shards: Sequence[Shard], claims: Sequence[Claims]) -> tuple[Indices, ...] | None:
@@ -88,7 +90,7 @@ def _homes(shards: Sequence[Shard], claims: Sequence[Claims]) -> list[_Home]:
     """Of each file."""
     numbers: list[int | None] = [None] * len(shards)
     for number, claim in enumerate(claims):
-        numbers[claim.first : claim.first + len(claim.index)] = [number] * len(claim.index)
+        numbers[claim.first : claim.first + claim.count] = [number] * claim.count
     return [(number, shard.version) for number, shard in zip(numbers, shards, strict=True)]
 
 

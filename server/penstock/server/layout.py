@@ -107,6 +107,8 @@ def decide(directory: str, names: Sequence[str], variant: str = "") -> Layout:
     _refuse_ranks(directory, chosen)
     layout = _one_layout(chosen)
     indexes = [part for part in layout if part.is_index]
+    if len(indexes) > 1:  # as transformers and vLLM, which look for this one alone
+        indexes = [part for part in indexes if part.base == "model"] or indexes
     if len(indexes) > 1:
         raise CheckpointInvalidError(
             f"{directory} holds several index files ({_few(part.name for part in indexes)}); name the one "

@@ -111,7 +111,8 @@ class LocalFile:
                 position += self._read_once(self._fd, offset, position, views)
         except OSError as error:
             raise SourceUnavailableError(
-                f"{self.uri}: reading at byte {offset} failed: {error.strerror}", file=self.uri
+                f"{self.uri}: reading at byte {offset} failed: {error.strerror}; check the file system",
+                file=self.uri,
             ) from error
 
     def check_unchanged(self) -> None:
@@ -126,7 +127,8 @@ class LocalFile:
             return linux.fresh_status(self._fd)
         except OSError as error:
             raise SourceUnavailableError(
-                f"{self.uri}: asking for its size and times failed: {error.strerror}", file=self.uri
+                f"{self.uri}: asking for its size and times failed: {error.strerror}; check the file system",
+                file=self.uri,
             ) from error
 
     def close(self) -> None:
@@ -224,7 +226,7 @@ def local_path(source: str) -> str:
     if not source.startswith("/"):
         path = _uri_path(source)
     if "\0" in path:
-        raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character")
+        raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character; remove it")
     return path
 
 
@@ -232,17 +234,22 @@ def _uri_path(source: str) -> str:
     try:
         parts = urlsplit(source)
     except ValueError:
-        raise InvalidRequestError(f"sources: {source[:200]!r} is neither a path nor a URI") from None
+        raise InvalidRequestError(
+            f"sources: {source[:200]!r} is neither a path nor a URI; write one"
+        ) from None
     if parts.scheme == "file":
         local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
         if not local or parts.query or parts.fragment:
-            raise InvalidRequestError(f"sources: {source[:200]!r} is not of the form file:///path")
+            raise InvalidRequestError(
+                f"sources: {source[:200]!r} is not of the form file:///path; write it so"
+            )
         return unquote(parts.path)
     if parts.scheme == "s3":  # or it would not have come here
         raise InvalidRequestError(f"sources: {source[:200]!r}: write s3:// in lower case")
     if parts.scheme and "://" in source:
         raise InvalidRequestError(
-            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources"
+            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources; "
+            "use a path or s3://"
         )
     raise InvalidRequestError(
         f"sources: {source[:200]!r} is a relative path, which means nothing to penstockd; make it absolute"

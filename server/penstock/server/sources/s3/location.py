@@ -49,16 +49,19 @@ def parse(uri: str) -> Location:
     if _VERSION_MARK in key:
         key, _, version_id = key.rpartition(_VERSION_MARK)
         if not key or not _VERSION.fullmatch(version_id):
-            raise InvalidRequestError(f"sources: {uri[:200]!r} ends in no version id of an object")
+            raise InvalidRequestError(
+                f"sources: {uri[:200]!r} ends in no version id of an object; correct it"
+            )
     try:
         key_bytes = len(key.encode())
     except UnicodeEncodeError:
-        raise InvalidRequestError(f"sources: {uri[:200]!r} is no text") from None
+        raise InvalidRequestError(f"sources: {uri[:200]!r} is no text; write it in UTF-8") from None
     if "\0" in key:
-        raise InvalidRequestError(f"sources: {uri[:200]!r} holds a NUL character")
+        raise InvalidRequestError(f"sources: {uri[:200]!r} holds a NUL character; remove it")
     if key_bytes > MAX_KEY_BYTES:
         raise InvalidRequestError(
-            f"sources: {uri[:200]!r}… has a key of {key_bytes} bytes; S3 has none above {MAX_KEY_BYTES}"
+            f"sources: {uri[:200]!r}… has a key of {key_bytes} bytes; S3 has none above "
+            f"{MAX_KEY_BYTES}; name a shorter one"
         )
     return Location(bucket, key, version_id)
 
@@ -88,14 +91,16 @@ def check_access(location: Location, access: Access) -> None:
         return
     if {".", ".."} & set(location.key.split("/")):
         raise AccessDeniedError(
-            f"uid {access.uid} may not load {location.uri}: its key has a '.' or '..' between slashes",
+            f"uid {access.uid} may not load {location.uri}: its key has a '.' or '..' between slashes; "
+            "rename the object",
             file=location.uri,
         )
     for prefix in access.prefixes:
         if prefix.startswith(SCHEME) and _holds(prefix, location):
             return
     raise AccessDeniedError(
-        f"uid {access.uid} may not load {location.uri}: penstockd has no --allow prefix that holds it",
+        f"uid {access.uid} may not load {location.uri}: penstockd has no --allow prefix that holds it; start "
+        "it with one",
         file=location.uri,
     )
 
