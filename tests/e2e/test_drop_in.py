@@ -87,13 +87,14 @@ def assert_alike(mine: Outcome, theirs: Outcome) -> None:
 
 
 def generated(seed: int) -> dict[str, torch.Tensor]:
+    """Names of one seed are not those of another: a tensor in two files is refused here."""
     source = random.Random(seed)
     tensors = {}
     for number in range(source.randint(0, 12)):
         shape = [source.choice([0, 1, 2, 3, 5, 17, 40]) for _ in range(source.randint(0, 3))]
         bytes_ = torch.tensor(list(source.randbytes(max(1, torch.Size(shape).numel()))), dtype=torch.uint8)
         values = bytes_[: torch.Size(shape).numel()].reshape(shape)
-        tensors[f"t{number}.{source.choice('abc')}"] = values.to(source.choice(DTYPES))
+        tensors[f"{seed}.t{number}.{source.choice('abc')}"] = values.to(source.choice(DTYPES))
     return tensors
 
 
