@@ -26,6 +26,7 @@ _LEAST_LETTERS = 5
 _ANYTHING = ".*"
 # A remedy tells somebody to do something. Extend this with the imperative that a new message uses.
 _IMPERATIVES = re.compile(
+    r"correct|fetch|free|make|refresh|unpack|"
     r"\b("
     r"add|allow|ask|build|call|catch|check|choose|close|compare|convert|copy|create|delete|"
     r"download|drop|exhaust|fill|give|install|iterate|keep|leave|list|load|lower|make|mount|move|"

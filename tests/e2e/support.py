@@ -421,9 +421,11 @@ class Checkpoints:
         self.directory = directory
         self._made: dict[str, Checkpoint] = {}
 
-    def __call__(self, name: str, count: int = 5) -> Checkpoint:
+    def __call__(self, name: str, count: int = 5, *, prefix: str = "") -> Checkpoint:
+        """`prefix` is for names of its own, so that it can be loaded together with others."""
         if name not in self._made:
-            tensors = random_tensors(count, MIB // 4, seed=len(self._made))
+            made = random_tensors(count, MIB // 4, seed=len(self._made))
+            tensors = {prefix + name: tensor for name, tensor in made.items()}
             path = write_checkpoint(self.directory / f"{name}.safetensors", tensors)
             self._made[name] = path, tensors
         return self._made[name]

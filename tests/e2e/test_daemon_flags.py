@@ -170,6 +170,7 @@ def test_the_log_tells_of_start_loads_and_stop(start_daemon: StartDaemon, tmp_pa
         "slab_bytes=2097152",
         "concurrency=5",
         f"socket_dir={daemon.socket_dir}",
+        'warm_for="until others need the memory"',
     ):
         assert words in start
     good, bad = [line for line in lines if " load " in line]

@@ -87,13 +87,14 @@ def assert_alike(mine: Outcome, theirs: Outcome) -> None:
 
 
 def generated(seed: int) -> dict[str, torch.Tensor]:
+    """Names of one seed are not those of another: a tensor in two files is refused here."""
     source = random.Random(seed)
     tensors = {}
     for number in range(source.randint(0, 12)):
         shape = [source.choice([0, 1, 2, 3, 5, 17, 40]) for _ in range(source.randint(0, 3))]
         bytes_ = torch.tensor(list(source.randbytes(max(1, torch.Size(shape).numel()))), dtype=torch.uint8)
         values = bytes_[: torch.Size(shape).numel()].reshape(shape)
-        tensors[f"t{number}.{source.choice('abc')}"] = values.to(source.choice(DTYPES))
+        tensors[f"{seed}.t{number}.{source.choice('abc')}"] = values.to(source.choice(DTYPES))
     return tensors
 
 
@@ -238,8 +239,8 @@ def test_both_take_and_refuse_the_same_paths(make: Callable[[Path], Any], tmp_pa
 @pytest.mark.usefixtures("through_daemon")
 def test_both_take_and_refuse_the_same_options(options: dict[str, Any], tmp_path: Path) -> None:
     paths = [
-        str(write_checkpoint(tmp_path / f"{name}.safetensors", {name: torch.ones(3), "twice": torch.ones(2)}))
-        for name in ("a", "b")
+        str(write_checkpoint(tmp_path / f"{name}.safetensors", {name: torch.ones(3), other: torch.ones(2)}))
+        for name, other in (("a", "twice"), ("b", "z"))
     ]
     if options.get("device") == "meta":  # there are no bytes to compare
         for streamer in (SafetensorsStreamer, runai.SafetensorsStreamer):
@@ -248,11 +249,26 @@ def test_both_take_and_refuse_the_same_options(options: dict[str, Any], tmp_path
                 found = [(name, tensor.device.type, tensor.shape) for name, tensor in opened.get_tensors()]
             assert sorted(found) == [
                 (n, "meta", torch.Size([s]))
-                for n, s in zip(("a", "b", "twice", "twice"), (3, 3, 2, 2), strict=True)
+                for n, s in zip(("a", "b", "twice", "z"), (3, 3, 2, 2), strict=True)
             ]
         return
     mine, theirs = both(paths, **options)
     assert_alike(mine, theirs)
+
+
+@pytest.mark.usefixtures("through_daemon")
+def test_a_tensor_in_two_files_is_refused_where_the_other_yields_both_without_saying_which(
+    tmp_path: Path,
+) -> None:
+    paths = [
+        str(write_checkpoint(tmp_path / f"{number}.safetensors", {"a": torch.tensor([number])}))
+        for number in (1, 2)
+    ]
+    mine, theirs = both(paths)
+    assert isinstance(mine, ValueError)
+    assert "both hold tensor 'a'" in str(mine)
+    assert isinstance(theirs, list)
+    assert [name for name, _ in theirs] == ["a", "a"]
 
 
 @pytest.mark.parametrize("streamer", [SafetensorsStreamer, runai.SafetensorsStreamer])

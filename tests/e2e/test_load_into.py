@@ -14,7 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from penstock.client import DuplicateTensorError, StreamerClient, UnsupportedDtypeError
+from penstock.client import (
+    CheckpointInvalidError,
+    DuplicateTensorError,
+    StreamerClient,
+    UnsupportedDtypeError,
+)
 
 from .conftest import StartDaemon
 from .support import DaemonProcess, Nursery, running_daemon
@@ -457,9 +462,15 @@ def test_a_name_in_two_files_is_refused(client: StreamerClient, tmp_path: Path) 
     paths = [saved(nn.Linear(2, 2), tmp_path / f"{name}.safetensors") for name in "ab"]
     target = nn.Linear(2, 2)
     before = everything(target)
-    with pytest.raises(DuplicateTensorError, match="two files"):
+    with pytest.raises(CheckpointInvalidError, match=r"a\.safetensors and .*b\.safetensors both hold tensor"):
         client.load_into(target, paths)
     untouched(target, before)
+
+
+def test_a_file_that_is_named_twice_is_refused(client: StreamerClient, tmp_path: Path) -> None:
+    path = saved(nn.Linear(2, 2), tmp_path / "a.safetensors")
+    with pytest.raises(DuplicateTensorError, match="two files"):
+        client.load_into(nn.Linear(2, 2), [path, path])
 
 
 def test_hooks_after_loading_see_the_result(client: StreamerClient, tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_a_pin_is_taken_back_under_the_name_it_was_made_under(
     daemon: DaemonProcess, tmp_path: Path, write: Checkpoints, pinned_as: str
 ) -> None:
     """Whatever the checkpoint that serves it was staged as."""
-    paths = [write("a", 2)[0], write("b", 2)[0]]
+    paths = [write("a", 2)[0], write("b", 2, prefix="b.")[0]]
     name = {"directory": str(tmp_path), "one of them": str(paths[0]), "uri": f"file://{tmp_path}/"}[pinned_as]
     with daemon.client() as client:
         with client.load(paths) as load:

@@ -77,7 +77,8 @@ def stocked(moto: MotoServer) -> Bucket:
     small = {"layer.0.weight": torch.arange(5.0), "layer.1.weight": torch.ones(2, 3)}
     for directory in ("", "m/", "m/deep/", "m-2/", "dir.safetensors/", "with space+plus/"):
         for name in ("b.safetensors", "a.safetensors", "C.SAFETENSORS", "suffix"):
-            bucket.put_tensors(directory + name, small)
+            # A tensor in two objects of a prefix would be refused.
+            bucket.put_tensors(directory + name, {f"{name}.{key}": tensor for key, tensor in small.items()})
         bucket.put(f"{directory}config.json", b"{}")
     bucket.put("m/", b"")
     bucket.put("bad/text.safetensors", b"hello")
@@ -297,9 +298,9 @@ def test_an_index_says_what_is_listed_and_a_damaged_object_is_an_error(
 ) -> None:
     """Where they differ, as docs/migrate.md says."""
     for name in ("a", "b", "other"):
-        bucket.put_random(f"m/{name}.safetensors")
+        bucket.put_tensors(f"m/{name}.safetensors", {f"{name}.weight": torch.ones(3)})
     everything = [bucket.uri(f"m/{name}.safetensors") for name in ("a", "b", "other")]
-    index = {"weight_map": {"layer.0.weight": "b.safetensors", "layer.1.weight": "a.safetensors"}}
+    index = {"weight_map": {"b.weight": "b.safetensors", "a.weight": "a.safetensors"}}
     bucket.put("m/model.safetensors.index.json", json.dumps(index).encode())
     assert list(PENSTOCK.listing(bucket.uri("m")).found) == [everything[1], everything[0]]
     assert list(runai.listing(bucket.uri("m")).found) == everything

@@ -13,7 +13,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     """`make("a", 3)`: a checkpoint that takes 3 slabs as a whole, in tensors of at most 1 MiB."""
     written = 0
 
-    def write(name: str, slabs: float, *, tensor_bytes: int = MIB) -> Path:
+    def write(name: str, slabs: float, *, tensor_bytes: int = MIB, prefix: str = "t") -> Path:
         nonlocal written
         written += 1
         size = bytes_in(slabs)
@@ -21,6 +21,6 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / f"{name}.safetensors"
         if path.exists():
             wait_for_tick(tmp_path)
-        return write_checkpoint(path, sizes, seed=written)
+        return write_checkpoint(path, sizes, seed=written, prefix=prefix)
 
     return write

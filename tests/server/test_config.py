@@ -34,7 +34,7 @@ from penstock.server.units import parse_size, show_size
 from penstock.server.values import HttpAddress
 from penstock.server.variables import unknown
 
-from .support import MIB
+from .support import MIB, make_config
 
 GIB = 1 << 30
 EXAMPLES = settings(derandomize=True, database=None, deadline=None)
@@ -523,3 +523,11 @@ def test_a_users_share_leaves_something_for_another(count: int) -> None:
 def test_a_block_size_is_rounded_up_to_whole_pages() -> None:
     """Run:ai's variable takes any number of bytes."""
     assert load("--block-size", "65537").block_bytes == 69632
+
+
+def test_a_daemon_says_for_how_long_what_nobody_uses_stays_warm() -> None:
+    assert make_config(memory_limit=-1, trim_after_seconds=90.0).warm_for.startswith(
+        "90 s after its last use"
+    )
+    assert make_config(memory_limit=0).warm_for.startswith("not at all")
+    assert make_config(memory_limit=1 << 30).warm_for == "until others need the memory"

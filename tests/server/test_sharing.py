@@ -91,7 +91,7 @@ async def test_an_overwritten_checkpoint_is_read_anew(make: Callable[..., Path])
 @on_clock_loop
 async def test_the_old_version_of_a_checkpoint_goes_when_nobody_holds_it(make: Callable[..., Path]) -> None:
     """Pinned or not, and whatever else it holds: it cannot be loaded again. Others stay."""
-    paths = [make("a", 1), make("b", 1), make("c", 1)]
+    paths = [make("a", 1), make("b", 1, prefix="u"), make("c", 1)]
     async with running() as bench:
         held, pinned = bench.enter(paths[0], paths[1]), bench.enter(paths[1])
         other = bench.enter(paths[2])
@@ -100,7 +100,7 @@ async def test_the_old_version_of_a_checkpoint_goes_when_nobody_holds_it(make: C
         pinned.staged.pinned = True
         pinned.leave()
         other.leave()
-        make("b", 1)
+        make("b", 1, prefix="u")
         new = bench.enter(paths[1])
         assert pinned.staged.closed
         assert not held.staged.closed

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointChangedError as CheckpointChangedError
     from .errors import CheckpointInvalidError as CheckpointInvalidError
     from .errors import CheckpointNotFoundError as CheckpointNotFoundError
+    from .errors import CheckpointWarning as CheckpointWarning
     from .errors import DaemonUnavailableError as DaemonUnavailableError
     from .errors import DuplicateTensorError as DuplicateTensorError
     from .errors import ForkedProcessError as ForkedProcessError
@@ -58,6 +59,7 @@ _HOMES = {
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",
     "CheckpointNotFoundError": "errors",
+    "CheckpointWarning": "errors",
     "DaemonUnavailableError": "errors",
     "DuplicateTensorError": "errors",
     "ForkedProcessError": "errors",

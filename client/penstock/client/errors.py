@@ -36,6 +36,10 @@ ERROR_DOMAIN = "penstock"
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was loaded, and its files are odd: its index is stale, say."""
+
+
 class PenstockError(Exception):
     """Base of everything that penstock.client raises about a daemon or a checkpoint.
 

@@ -22,6 +22,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -96,6 +97,7 @@ class Load:
             self._manifest.warm_bytes,
         )
         self._show_progress()
+        self._warn()
 
     @property
     def load_id(self) -> str:
@@ -266,6 +268,15 @@ class Load:
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise errors.forked("this load", self._pid, load_id=self.load_id)
+
+    def _warn(self) -> None:
+        """Passes on what the daemon finds odd about the files."""
+        try:
+            for text in self._manifest.warnings:
+                warnings.warn(f"{text} (load {self.load_id})", errors.CheckpointWarning, stacklevel=4)
+        except BaseException:  # where warnings are errors
+            self.close()
+            raise
 
     def _show_progress(self) -> None:
         if self._bar is not None and self._pid == os.getpid():

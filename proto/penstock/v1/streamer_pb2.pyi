@@ -127,7 +127,7 @@ class Listing(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files", "variant")
+    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files", "variant", "warnings")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,7 @@ class Manifest(_message.Message):
     WARM_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     version: str
     slab_count: int
@@ -150,7 +151,8 @@ class Manifest(_message.Message):
     warm_bytes: int
     files: _containers.RepeatedCompositeFieldContainer[CheckpointFile]
     variant: str
-    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., variant: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., variant: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
     __slots__ = ("uri", "size_bytes", "metadata", "metadata_omitted")

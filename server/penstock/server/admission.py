@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -17,7 +18,8 @@ from . import plan
 from .catalog import Catalog, Checkpoint
 from .counts import Totals
 from .errors import CheckpointChangedError, InvalidRequestError
-from .plan import Selection
+from .log import event
+from .plan import Indices, Selection
 from .sharing import Group
 from .sources import Access, source_kind
 from .staged import Holder, StagedCheckpoint
@@ -26,6 +28,8 @@ from .table import TensorTable
 from .units import show_size
 
 _T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
 
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
@@ -72,6 +76,7 @@ class Queued:
 @dataclass(frozen=True, slots=True)
 class Listing:
     tables: tuple[TensorTable, ...]
+    delivered: tuple[Indices, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +176,16 @@ class Admission:
             raise CheckpointChangedError(
                 f"{', '.join(request.sources[:3])} changed since the load to be resumed began; load it again"
             )
+        for warning in checkpoint.warnings:
+            event(logger, "odd checkpoint", {"load": self.id, "why": warning}, level=logging.WARNING)
         return checkpoint
 
     async def _select(self, checkpoint: Checkpoint, emit: Emit) -> Selection:
-        names = self.request.names
+        names, delivered = self.request.names, checkpoint.delivered
         if self.request.list_tensors:
-            await emit(Listing(checkpoint.tables))
+            await emit(Listing(checkpoint.tables, plan.select(checkpoint.tables, None, delivered).files))
             names = await self._choice
-        selection = await self._in_thread(plan.select, checkpoint.tables, names)
+        selection = await self._in_thread(plan.select, checkpoint.tables, names, delivered)
         return plan.skip(selection, self.request.skip_tensors)
 
     async def _admit(
@@ -191,7 +198,7 @@ class Admission:
         if whole:
             demand = demand.only_whole(staging.capacity_bytes)
         if self.caller.closed:
-            raise InvalidRequestError("the handoff connection closed before the load began")
+            raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
         holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
         self.staged = staged = staging.enter(
             checkpoint,

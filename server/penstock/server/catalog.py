@@ -1,8 +1,7 @@
 """From what a client names to open files with parsed headers.
 
-A source is a safetensors file, an index file, or a directory: of that the files which its index names, or
-all its `*.safetensors`. What these are in each kind of storage, `sources/` knows. Everything here blocks
-and runs on worker threads.
+A source is a safetensors file, an index file, or a directory; of that `layout.py` says which files count.
+What these are in each kind of storage, `sources/` knows. Everything here blocks and runs on worker threads.
 """
 
 from __future__ import annotations
@@ -12,19 +11,26 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from . import recognise
 from .checkpoint import InvalidHeaderError
-from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
+from .duplicates import Claims, Shard, delivered
+from .errors import (
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    InvalidRequestError,
+    PenstockError,
+)
+from .expand import expand, settle
 from .header import read_header
 from .index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
+from .plan import Indices, Selection
 from .sources import Access, Patient, Source, SourceFile, join, parent
 from .table import Header, TensorTable
 from .units import show_size
 
-WEIGHTS_SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
 MAX_SOURCES = 2_000
 MAX_FILES = 2_000
 """Files of one load, each of which takes two descriptors while it is read."""
@@ -33,6 +39,10 @@ HEADER_BYTES = 80 << 20
 """Most that the headers of one load may take: some 1,300,000 tensors."""
 CACHED_HEADER_BYTES = 32 << 20
 """Headers of checkpoints used lately are kept up to so many bytes in all: some 400,000 tensors."""
+MAX_WARNINGS = 8
+MAX_WARNING_CHARACTERS = 1_000
+REMEMBERED_DISTINCT = 1_000
+"""Checkpoints of which is remembered that no tensor is in two of their files."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,10 @@ class Checkpoint:
     sources: tuple[str, ...]
     files: tuple[SourceFile, ...]
     headers: tuple[Header, ...]
+    delivered: tuple[Indices, ...] | None = None
+    """Of each file the tensors that count. None: all of them, as none is in two files."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the files, for the log and the caller."""
 
     @property
     def tables(self) -> tuple[TensorTable, ...]:
@@ -49,10 +63,13 @@ class Checkpoint:
 
     @cached_property
     def version(self) -> str:
-        """Identifies the bytes: of every file where it is and which version."""
+        """Identifies the bytes: of every file where it is and which version, and which of its tensors
+        count."""
         state = hashlib.sha256()
         for file in self.files:
             state.update(f"{file.uri}\0{file.version}\0".encode())
+        if self.delivered is not None:
+            state.update(Selection(self.delivered).digest().encode())
         return state.hexdigest()[:32]
 
     def close(self) -> None:
@@ -80,6 +97,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._headers: OrderedDict[str, Header] = OrderedDict()
         self._cached_bytes = 0
+        self._distinct: OrderedDict[str, None] = OrderedDict()
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError."""
@@ -89,38 +107,72 @@ class Catalog:
         """Resolving them waits for a network."""
         return any(self._source(source) is self._objects for source in sources)
 
-    def resolve(self, sources: Sequence[str], access: Access) -> Checkpoint:
-        """Opens every file that the sources name, and reads what it holds.
+    def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
+        """Opens every file that the sources name, and reads what it holds. `variant` chooses between those
+        that a directory holds.
 
         Raises CheckpointNotFoundError, CheckpointInvalidError, CheckpointChangedError, AccessDeniedError,
         InvalidRequestError or SourceUnavailableError; nothing stays open then.
         """
         if not sources:
-            raise InvalidRequestError("sources: name at least one file, directory or URI")
+            raise InvalidRequestError("sources: there are none; name at least one file, directory or URI")
         if len(sources) > MAX_SOURCES:
-            raise InvalidRequestError(f"sources: {len(sources)} are more than {MAX_SOURCES}")
+            raise InvalidRequestError(
+                f"sources: {len(sources)} are more than {MAX_SOURCES}; name fewer at a time"
+            )
         members: list[_Member] = []
         indexes: list[tuple[str, dict[str, tuple[str, ...]], int]] = []
+        warnings: list[str] = []
         for named in sources:
             source = self._source(named)
-            index_location, locations = _expand(source, source.location(named), access)
+            found = expand(source, source.location(named), access, variant)
+            warnings += found.warnings
+            index_location, locations = found.index_location, found.files
             if index_location is not None:
                 index = _read_index(source, index_location, access)
-                indexes.append((index_location, index, len(members)))
-                locations = [join(parent(index_location), name) for name in index]
+                other, about = settle(source, found, index, access)
+                warnings += about
+                if other:
+                    index_location, locations = None, other
+                else:
+                    indexes.append((index_location, index, len(members)))
+                    locations = [join(parent(index_location), name) for name in index]
             members += [_Member(source, location, index_location) for location in locations]
             if len(members) > MAX_FILES:
                 raise CheckpointInvalidError(
                     f"{named[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
                 )
         files, headers = self._open_all(members, access)
-        checkpoint = Checkpoint(tuple(sources), files, headers)
+        checkpoint = Checkpoint(tuple(sources), files, headers, warnings=_few(warnings))
         try:
             for index_location, index, first in indexes:
                 _check_index(index_location, index, headers[first : first + len(index)])
+            return self._once_each(checkpoint, [_claims(first, index) for _, index, first in indexes])
         except BaseException:
             checkpoint.close()
             raise
+
+    def _once_each(self, checkpoint: Checkpoint, claims: Sequence[Claims]) -> Checkpoint:
+        """Without the tensors that do not count. Raises CheckpointInvalidError where a tensor is in two
+        files and no index says which counts."""
+        if len(checkpoint.files) < 2:
+            return checkpoint
+        version = checkpoint.version
+        with self._lock:
+            if version in self._distinct:
+                self._distinct.move_to_end(version)
+                return checkpoint
+        shards = [
+            Shard(file.uri, file.version, header.tensors)
+            for file, header in zip(checkpoint.files, checkpoint.headers, strict=True)
+        ]
+        chosen = delivered(shards, claims)
+        if chosen is not None:
+            return replace(checkpoint, delivered=chosen)
+        with self._lock:
+            self._distinct[version] = None
+            while len(self._distinct) > REMEMBERED_DISTINCT:
+                self._distinct.popitem(last=False)
         return checkpoint
 
     def _source(self, source: str) -> Source:
@@ -191,7 +243,7 @@ class Catalog:
         try:
             header = read_header(Patient(file))
         except InvalidHeaderError as error:
-            raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
+            raise _refused(file, error) from error
         file.check_unchanged()
         with self._lock:
             if file.version not in self._headers and header.size_bytes <= CACHED_HEADER_BYTES:
@@ -203,42 +255,13 @@ class Catalog:
         return header
 
 
+def _few(warnings: Sequence[str]) -> tuple[str, ...]:
+    """What a client is told at most."""
+    return tuple(warning[:MAX_WARNING_CHARACTERS] for warning in dict.fromkeys(warnings))[:MAX_WARNINGS]
+
+
 def _succeeded(future: Future[tuple[SourceFile, Header]]) -> bool:
     return not future.cancelled() and future.exception() is None
-
-
-def _expand(source: Source, location: str, access: Access) -> tuple[str | None, list[str]]:
-    """The index file that `location` is or has, or else the weights that it is or has."""
-    if source.name(location).endswith(INDEX_SUFFIX):
-        return location, []
-    names = source.list(location, access)
-    if names is None:
-        return None, [location]
-    for name in names:
-        if name.endswith((INDEX_SUFFIX, WEIGHTS_SUFFIX)) and not _is_text(name):
-            raise CheckpointInvalidError(
-                f"{location} holds {name!a}, a name that is not UTF-8", file=location
-            )
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    if len(indexes) > 1:
-        raise CheckpointInvalidError(
-            f"{location} holds several index files ({', '.join(indexes[:4])}); name the one to load",
-            file=location,
-        )
-    if indexes:
-        return join(location, indexes[0]), []
-    weights = [join(location, name) for name in names if name.endswith(WEIGHTS_SUFFIX)]
-    if not weights:
-        raise CheckpointNotFoundError(f"{location} holds no *{WEIGHTS_SUFFIX} file", file=location)
-    return None, weights
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_index(source: Source, location: str, access: Access) -> dict[str, tuple[str, ...]]:
@@ -247,7 +270,7 @@ def _read_index(source: Source, location: str, access: Access) -> dict[str, tupl
         if file.size_bytes > MAX_INDEX_BYTES:
             raise CheckpointInvalidError(
                 f"{location}: an index of {show_size(file.size_bytes)}, larger than "
-                f"{show_size(MAX_INDEX_BYTES)}",
+                f"{show_size(MAX_INDEX_BYTES)}; name the files instead",
                 file=location,
             )
         raw = bytearray(file.size_bytes)
@@ -255,7 +278,7 @@ def _read_index(source: Source, location: str, access: Access) -> dict[str, tupl
         file.check_unchanged()
         return parse_index(bytes(raw))
     except InvalidIndexError as error:
-        raise CheckpointInvalidError(f"{location}: {error}", file=location) from error
+        raise _refused_index(location, bytes(raw), error) from error
     finally:
         file.close()
 
@@ -268,7 +291,9 @@ def _open_member(member: _Member, access: Access) -> SourceFile:
             raise
         name = member.source.name(member.location)
         raise CheckpointInvalidError(
-            f"{member.index} names {name}, which does not exist", file=member.index
+            f"{member.index} names {name}, which {error.missing}: the index is stale, or a download did not "
+            "end; fetch the file, or delete the index if the checkpoint was saved again in other files",
+            file=member.index,
         ) from error
 
 
@@ -277,7 +302,37 @@ def _check_index(path: str, index: dict[str, tuple[str, ...]], headers: Sequence
         missing = set(names).difference(header.tensors.names())
         if missing:
             raise CheckpointInvalidError(
-                f"{path} says that {file} holds tensor {min(missing)[:200]!r}, which it does not",
+                f"{path} says that {file} holds tensor {min(missing)[:200]!r}, which it does not; fetch "
+                "both again, or delete the index",
                 file=path,
                 tensor=min(missing)[:200],
             )
+
+
+def _claims(first: int, index: dict[str, tuple[str, ...]]) -> Claims:
+    return Claims(first, len(index), tuple(index.values()).__getitem__)
+
+
+def _refused(file: SourceFile, error: InvalidHeaderError) -> PenstockError:
+    """Says what the file is, where that can be seen."""
+    first = bytearray(min(recognise.FIRST_BYTES, file.size_bytes))
+    try:
+        Patient(file).read_into(0, [memoryview(first)])
+    except PenstockError as failed:
+        return failed
+    said = recognise.not_safetensors(bytes(first), file.size_bytes)
+    if said is not None:
+        return CheckpointInvalidError(f"{file.uri} {said}", file=file.uri)
+    return CheckpointInvalidError(
+        f"{file.uri}: {error}; fetch it again, or save it again with safetensors", file=file.uri
+    )
+
+
+def _refused_index(location: str, raw: bytes, error: InvalidIndexError) -> CheckpointInvalidError:
+    said = recognise.not_an_index(raw[: recognise.FIRST_BYTES], len(raw), raw[-recognise.FIRST_BYTES :])
+    if said is not None:
+        return CheckpointInvalidError(f"{location} {said}", file=location)
+    return CheckpointInvalidError(
+        f"{location}: {error}; fetch it again, or delete it if the files beside it are all there is",
+        file=location,
+    )

@@ -103,8 +103,11 @@ class _Columns:
             self._sort()
         data_bytes = self._ends[-1] if self._ends else 0
         if self._data_start + data_bytes != file_bytes:
+            described_bytes = self._data_start + data_bytes
+            missing = described_bytes - file_bytes
+            odd = f"it is cut off, {missing} are missing" if missing > 0 else f"{-missing} are too many"
             raise InvalidHeaderError(
-                f"the header describes {self._data_start + data_bytes} bytes, the file has {file_bytes}"
+                f"the header describes {described_bytes} bytes, the file has {file_bytes}: {odd}"
             )
         # From here on offsets are the file's: within file_bytes they cannot overflow.
         ends = array("Q", (self._data_start + end for end in self._ends))

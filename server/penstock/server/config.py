@@ -79,6 +79,17 @@ class Config:
         """Memory that nobody uses goes back to the system after a while."""
         return self.memory_limit <= 0
 
+    @property
+    def warm_for(self) -> str:
+        """How long a checkpoint that nobody uses stays in memory, in words."""
+        if not self.keeps_warm:
+            return "not at all; set --memory-limit to keep checkpoints"
+        if self.trims:
+            return (
+                f"{self.trim_after_seconds:g} s after its last use; raise --trim-after, or set --memory-limit"
+            )
+        return "until others need the memory"
+
 
 def load_config(
     arguments: Sequence[str], environment: Mapping[str, str], bound: Callable[[], MemoryBound]
@@ -130,12 +141,12 @@ def _check_together(values: Mapping[str, Any]) -> None:
     if len(values["prefetch"]) >= values["max_loads"]:
         raise ConfigError(
             f"--max-loads: {values['max_loads']} loads leave no client any beside {len(values['prefetch'])} "
-            "--prefetch, which are loads too"
+            "--prefetch, which are loads too; raise it"
         )
     if limit > 0 and values["block_size"] > max(limit, DEFAULT_BLOCK_BYTES):
         raise ConfigError(
             f"--block-size: a block of {values['block_size']} bytes is more than the whole --memory-limit of "
-            f"{limit}"
+            f"{limit}; lower it"
         )
     if values["s3_unsigned"] and values["s3_requester_pays"]:
         raise ConfigError(
@@ -165,7 +176,9 @@ def _capacity(limit: int, bound: MemoryBound) -> int:
             )
         return bearable
     if limit < MIN_SLAB_BYTES:
-        raise ConfigError(f"--memory-limit: {limit} bytes are less than one slab of {MIN_SLAB_BYTES} bytes")
+        raise ConfigError(
+            f"--memory-limit: {limit} bytes are less than one slab of {MIN_SLAB_BYTES} bytes; raise it"
+        )
     if limit > bound.limit_bytes:
         raise ConfigError(
             f"--memory-limit: {limit} bytes ({show_size(limit)}) are more than {bound.origin} of "
@@ -179,6 +192,6 @@ def _checked_socket_dir(path: Path) -> Path:
     if longest > UNIX_PATH_BYTES:
         raise ConfigError(
             f"--socket-dir: {path} is too long: a socket in it would have {longest} of at most "
-            f"{UNIX_PATH_BYTES} bytes"
+            f"{UNIX_PATH_BYTES} bytes; choose a shorter one"
         )
     return path

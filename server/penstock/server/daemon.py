@@ -127,7 +127,8 @@ class Daemon:
         access = self._admit(session)
         if pin and not access.privileged:
             raise AccessDeniedError(
-                f"uid {session.uid} may prefetch but not pin: that is for root and for penstockd's own user"
+                f"uid {session.uid} may prefetch but not pin: that is for root and penstockd's own user; ask "
+                "one of them"
             )
         return Prefetch(request, session, access, self._parts, pin=pin)
 
@@ -135,7 +136,7 @@ class Daemon:
         """Bytes (freed, still leased)."""
         if not is_privileged(session.uid):
             raise AccessDeniedError(
-                f"uid {session.uid} may not evict: that is for root and for penstockd's own user"
+                f"uid {session.uid} may not evict: that is for root and penstockd's own user; ask one of them"
             )
         if sources:
             wanted = self._places(sources)
@@ -199,9 +200,11 @@ class Daemon:
         except asyncio.CancelledError:
             # gRPC sends no status for a call that is cancelled here: the client would wait for ever.
             if load.caller.closed and self.health.draining:
-                raise ShuttingDownError("penstockd stops, and this load was cut off") from None
+                raise ShuttingDownError(
+                    "penstockd stops, and this load was cut off; try again in a moment"
+                ) from None
             if load.caller.closed:
-                raise SessionRequiredError("the load's handoff connection was closed") from None
+                raise SessionRequiredError("the load's handoff connection was closed; keep it open") from None
             raise
         finally:
             del self._loads[load]
@@ -235,7 +238,8 @@ class Daemon:
         with lock, self._http() as address:
             await self._serve()
             started = {"version": self.version, "http": address, **effective(self.config)}
-            event(logger, "serving", {**started, **_huge_pages()})
+            warm = {"warm_for": self.config.warm_for}
+            event(logger, "serving", {**started, **warm, **_huge_pages()})
             keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
             prefetching = asyncio.create_task(self._prefetch_all())
             try:

@@ -33,8 +33,10 @@ class InvalidRequestError(PenstockError):
 
 
 class CheckpointNotFoundError(PenstockError):
-    """No such file, directory or object, or nothing in it to load."""
+    """No such file, directory or object, or nothing in it to load. `missing` says so in words that follow a
+    name."""
 
+    missing = "does not exist"
     reason = "CHECKPOINT_NOT_FOUND"
     status = "NOT_FOUND"
 

@@ -122,4 +122,4 @@ def _told(error: BaseException) -> PenstockError | Dropped:
     if isinstance(error, (PenstockError, Dropped)):
         return error
     logger.error("reading failed unexpectedly", exc_info=error)
-    return SourceUnavailableError(f"reading failed: {error!r}")
+    return SourceUnavailableError(f"reading failed: {error!r}; see penstockd's log")

@@ -68,7 +68,7 @@ class Session:
         except (OSError, asyncio.TimeoutError) as error:
             raise SessionRequiredError(
                 f"the slabs could not be handed to pid {self.pid}: its handoff connection "
-                f"{'takes nothing' if isinstance(error, asyncio.TimeoutError) else 'is closed'}"
+                f"{'takes nothing' if isinstance(error, asyncio.TimeoutError) else 'is closed'}; read it"
             ) from error
 
     def send_now(self, frame: pb.HandoffFrame) -> None:
@@ -156,8 +156,8 @@ class HandoffServer:
         session = self._sessions.get(token) if isinstance(token, str) else None
         if session is None:
             raise SessionRequiredError(
-                f"the call carries no token of an open connection to {self._path}; connect there first and "
-                "send the token as metadata penstock-session"
+                f"the call carries no token of an open connection to {self._path}; open one first and pass "
+                "its token as metadata penstock-session"
             )
         return session
 
@@ -202,7 +202,8 @@ class HandoffServer:
     def _check(self, uid: int) -> None:
         if not self._allows(uid):
             raise AccessDeniedError(
-                f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without --allow"
+                f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without "
+                "--allow; set it"
             )
         if len(self._sessions) >= self._max_sessions or self._by_uid[uid] >= self._max_per_uid:
             raise TooManyLoadsError(

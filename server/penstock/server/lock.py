@@ -20,7 +20,9 @@ def locked(directory: Path, *, private: bool) -> Iterator[None]:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"--socket-dir: {directory} cannot be used: {error.strerror}") from error
+        raise ConfigError(
+            f"--socket-dir: {directory} cannot be used: {error.strerror}; choose another"
+        ) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

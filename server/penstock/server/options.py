@@ -230,7 +230,7 @@ def _value(option: _Option, flag: Any, environment: Mapping[str, str]) -> Any:
         text = "\n".join(text)
     try:
         if option.choices and text not in option.choices:
-            raise ValueError(f"{text!r} is none of {', '.join(option.choices)}")
+            raise ValueError(f"{text!r} is none of {', '.join(option.choices)}; choose one")
         return option.parse(text)
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}") from None
@@ -239,5 +239,5 @@ def _value(option: _Option, flag: Any, environment: Mapping[str, str]) -> Any:
 def _switched(switch: str, environment: Mapping[str, str]) -> bool:
     text = environment.get(f"PENSTOCK_{switch}", "").strip().lower()
     if text not in ("", "0", "1", "false", "true"):
-        raise ConfigError(f"PENSTOCK_{switch}: {text!r} is neither 0 nor 1")
+        raise ConfigError(f"PENSTOCK_{switch}: {text!r} is neither 0 nor 1; choose one")
     return text in ("1", "true")

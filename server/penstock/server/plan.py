@@ -68,25 +68,34 @@ class Segment:
         return self.end - self.start
 
 
-def select(tables: Sequence[TensorTable], names: Sequence[str] | None) -> Selection:
-    """All tensors, or those named, wherever they are. Raises TensorNotFoundError."""
+def select(
+    tables: Sequence[TensorTable],
+    names: Sequence[str] | None,
+    delivered: Sequence[Indices] | None = None,
+) -> Selection:
+    """All tensors, or those named, wherever they are, of those that are `delivered` at all. Raises
+    TensorNotFoundError."""
+    if delivered is None:
+        delivered = [range(len(table)) for table in tables]
     if names is None:
-        return Selection(tuple(range(len(table)) for table in tables))
+        return Selection(tuple(delivered))
     wanted = set(names)
     missing = set(wanted)
     files: list[Indices] = []
-    for table in tables:
+    for table, counts in zip(tables, delivered, strict=True):
         indices = array("I")
-        for index, name in enumerate(table.names()):
+        for index in counts:
+            name = table.name(index)
             if name in wanted:
                 indices.append(index)
                 missing.discard(name)
-        files.append(_compact(indices))
+        files.append(compact(indices))
     if missing:
         some = sorted(missing)[:3]
         more = f" and {len(missing) - len(some)} more" if len(missing) > len(some) else ""
         raise TensorNotFoundError(
-            f"the checkpoint has no tensor named {', '.join(repr(name[:200]) for name in some)}{more}",
+            f"the checkpoint has no tensor named {', '.join(repr(name[:200]) for name in some)}{more}; "
+            "compare with the names that a load without a selection yields",
             tensor=some[0],
         )
     return Selection(tuple(files))
@@ -101,7 +110,8 @@ def skip(selection: Selection, count: int) -> Selection:
     return Selection(tuple(files))
 
 
-def _compact(indices: array[int]) -> Indices:
+def compact(indices: array[int]) -> Indices:
+    """The same as a range where they are consecutive."""
     if len(indices) == 0:
         return range(0)
     if indices[-1] - indices[0] + 1 == len(indices):

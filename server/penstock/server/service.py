@@ -65,11 +65,13 @@ class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
         try:
             session = self._daemon.session(_token(context))
             if session.loaded:
-                raise SessionRequiredError("this session's token opened a load already; connect again")
+                raise SessionRequiredError(
+                    "this session's token opened a load already; open another connection"
+                )
             session.loaded = True
             first = await anext(aiter(requests), None)
             if first is None or first.WhichOneof("request") != "open":
-                raise InvalidRequestError("the first message of a Load call must be OpenLoad")
+                raise InvalidRequestError("the first message of a Load call is no OpenLoad; start with one")
             load = self._daemon.new_load(_request(first.open), session)
         except PenstockError as error:
             await self._refuse(context, error, session)
@@ -154,7 +156,7 @@ def _request(message: pb.OpenLoad) -> Request:
     group = None
     if message.HasField("group"):
         if not message.group.name or not 1 <= message.group.size <= 65536:
-            raise InvalidRequestError("group: needs a name, and a size of 1 to 65536")
+            raise InvalidRequestError("group: the name is missing, or the size is not 1 to 65536; give both")
         group = Group(message.group.name[:MAX_NAME_CHARACTERS], message.group.size)
     return Request(
         sources=tuple(message.sources),
@@ -205,6 +207,7 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         total_bytes=event.total_bytes,
         warm_bytes=event.warm_bytes,
         variant=event.variant,
+        warnings=event.checkpoint.warnings,
     )
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
         message.files.add(
@@ -218,8 +221,8 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
 
 def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
     listing = pb.Listing()
-    for table in event.tables:
-        for name, dtype, shape, start, end in table.entries(range(len(table))):
+    for table, indices in zip(event.tables, event.delivered, strict=True):
+        for name, dtype, shape, start, end in table.entries(indices):
             listing.tensors.add(name=name, dtype=dtype, shape=shape, size_bytes=end - start)
             if len(listing.tensors) == LISTING_TENSORS:
                 yield pb.LoadResponse(listing=listing)

@@ -300,7 +300,9 @@ class Staging:
             slabs = await taken
         except OSError as error:
             self._starting.pop(staged, None)
-            staged.fail(StagingExhaustedError(f"the system has no memory for {count} slabs: {error}"))
+            staged.fail(
+                StagingExhaustedError(f"the system has no memory for {count} slabs: {error}; free some")
+            )
             if not staged.holders:
                 self._forget(staged)
             self._grant()
@@ -375,4 +377,4 @@ class Staging:
 
 
 def _stopped_while_waiting() -> ShuttingDownError:
-    return ShuttingDownError("penstockd stopped while the load waited for memory")
+    return ShuttingDownError("penstockd stopped while the load waited for memory; try again in a moment")

@@ -42,14 +42,14 @@ def memory_limit(text: str) -> int:
 
 def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a whole number above 0")
+        raise ValueError(f"{text!r} is not a whole number above 0; write one")
     return int(text)
 
 
 def concurrency(text: str) -> int:
     threads = positive(text)
     if threads > MAX_CONCURRENCY:
-        raise ValueError(f"{text!r}: at most {MAX_CONCURRENCY} reader threads")
+        raise ValueError(f"{text!r} is more than {MAX_CONCURRENCY} reader threads; lower it")
     return threads
 
 
@@ -59,28 +59,28 @@ def seconds(text: str) -> float:
     except ValueError:
         number = -1
     if not 0 <= number < 1e9:
-        raise ValueError(f"{text!r} is not a number of seconds")
+        raise ValueError(f"{text!r} is not a number of seconds; write one")
     return number
 
 
 def waiting_seconds(text: str) -> float:
     number = seconds(text)
     if number == 0:
-        raise ValueError(f"{text!r}: it must be above 0")
+        raise ValueError(f"{text!r} is not above 0; raise it")
     return number
 
 
 def stall_timeout(text: str) -> float:
     number = seconds(text)
     if number < 0.1:
-        raise ValueError(f"{text!r} is too short: at least 0.1 seconds")
+        raise ValueError(f"{text!r} is less than 0.1 seconds; raise it")
     return number
 
 
 def block_size(text: str) -> int:
     size = parse_size(text)
     if not 64 << 10 <= size <= 1 << 30:
-        raise ValueError(f"{text!r}: a block has 64KiB to 1GiB")
+        raise ValueError(f"{text!r} is not between 64KiB and 1GiB; choose a size that is")
     return -(-size // PAGE_BYTES) * PAGE_BYTES
 
 
@@ -90,14 +90,14 @@ def http_address(text: str) -> HttpAddress | None:
     host, _, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdecimal() or int(port[:6]) > 65535:
-        raise ValueError(f"{text!r} is neither none nor HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464")
+        raise ValueError(f"{text!r} is neither none nor HOST:PORT; write it as 127.0.0.1:9464 or [::1]:9464")
     return HttpAddress(host, int(port))
 
 
 def switch(text: str) -> bool:
     word = text.strip().lower()
     if word not in ("0", "1", "false", "true"):
-        raise ValueError(f"{text!r} is neither 0 nor 1")
+        raise ValueError(f"{text!r} is neither 0 nor 1; choose one")
     return word in ("1", "true")
 
 
@@ -106,7 +106,7 @@ def addressing(text: str) -> str:
     word = text.strip().lower()
     word = {"0": "path", "false": "path", "1": "virtual", "true": "virtual"}.get(word, word)
     if word not in ("auto", "path", "virtual"):
-        raise ValueError(f"{text!r} is none of auto, path, virtual")
+        raise ValueError(f"{text!r} is none of auto, path, virtual; choose one")
     return word
 
 
@@ -114,7 +114,7 @@ def locations(text: str) -> tuple[str, ...]:
     found = tuple(line.strip() for line in text.splitlines() if line.strip())
     for location in found:
         if not location.startswith(("/", "file:///", "s3://")):
-            raise ValueError(f"{location!r} is neither an absolute path nor an s3:// URI")
+            raise ValueError(f"{location!r} is neither an absolute path nor an s3:// URI; write one")
     return found
 
 

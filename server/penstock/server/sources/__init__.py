@@ -8,6 +8,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..errors import AccessDeniedError
+
 
 def source_kind(uri: str) -> str:
     """What `source` is in metrics and status: "file" or "s3"."""
@@ -66,7 +68,11 @@ class Source(Protocol):
         """The last part of it."""
 
     def list(self, location: str, access: Access) -> list[str] | None:
-        """Names in a directory, sorted; None if it is to be opened as a file."""
+        """Names in a directory, sorted; None if it is to be opened as a file. Raises ListingDeniedError
+        where only the list is refused, and what is in the directory may be readable."""
+
+    def dangles(self, location: str, access: Access) -> bool:
+        """Something of that name was listed, and nothing can be opened there: a link that leads nowhere."""
 
     def open(self, location: str, access: Access) -> SourceFile:
         """The caller must close it. Raises a PenstockError that names it."""
@@ -79,6 +85,10 @@ class Access:
     uid: int
     privileged: bool
     prefixes: tuple[str, ...]
+
+
+class ListingDeniedError(AccessDeniedError):
+    """A directory may not be listed."""
 
 
 class RetryLater(Exception):

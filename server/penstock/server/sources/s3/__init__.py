@@ -67,11 +67,16 @@ class S3Source:
         names = [name for name in list_names(self._requests(), directory) if name]
         return names if names or is_directory else None
 
+    def dangles(self, location: str, access: Access) -> bool:
+        return False
+
     def open(self, location: str, access: Access) -> S3File:
         named = parse(location)
         check_access(named, access)
         if not named.key:
-            raise CheckpointNotFoundError(f"{location} names a bucket and no object in it", file=location)
+            raise CheckpointNotFoundError(
+                f"{location} names a bucket and no object in it; add a key", file=location
+            )
         requests = self._requests()
         if self._was_known(location):
             try:

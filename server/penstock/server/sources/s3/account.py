@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from ...errors import (
-    AccessDeniedError,
     InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
 )
+from .credentials import credentials_failure, no_credentials
 from .faults import Transient
 from .location import Location
 from .settings import S3Settings
@@ -35,6 +35,8 @@ _USER = re.compile(r"//\S*@")
 # At the level `debug` these log signatures and session tokens.
 for _name in ("botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+# Warns, with a traceback, of what is told to the load: an answer of STS may quote what was signed.
+logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
 
 
 class Account:
@@ -134,7 +136,7 @@ class Account:
     def _credentials(self, location: Location) -> Any:
         credentials = self._session.get_credentials()
         if credentials is None:
-            raise _no_credentials(location.uri)
+            raise no_credentials(location.uri)
         return credentials.get_frozen_credentials()
 
     def _start_session(self) -> None:
@@ -204,22 +206,18 @@ def _raise_told(error: Exception, what: str) -> NoReturn:
         ) from error
     from botocore import exceptions
 
-    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        raise _no_credentials(what) from None
+    if isinstance(error, exceptions.NoCredentialsError):
+        raise no_credentials(what) from None
     if isinstance(error, exceptions.ParamValidationError):
         raise InvalidRequestError(
-            f"sources: {what[:200]!r} cannot be asked of S3: it is no bucket or key"
+            f"sources: {what[:200]!r} cannot be asked of S3: it is no bucket or key; correct it"
         ) from None
-    remedy = ""
+    failure = credentials_failure(error, what)
+    if failure is not None:
+        raise failure from None
+    remedy = "check penstockd's AWS configuration"
     if isinstance(error, exceptions.SSLError):
-        remedy = "; if the certificate's authority is private, name its bundle in AWS_CA_BUNDLE"
+        remedy = "if the certificate's authority is private, name its bundle in AWS_CA_BUNDLE"
     # botocore's texts name files, profiles, providers and endpoints, whose URLs may hold a password.
     text = _USER.sub("//", str(error))[:500]
-    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {text}{remedy}") from None
-
-
-def _no_credentials(what: str) -> AccessDeniedError:
-    return AccessDeniedError(
-        f"{what}: penstockd has no AWS credentials; give it some in any way that boto3 knows, or set "
-        "--s3-unsigned 1 for public buckets"
-    )
+    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {text}; {remedy}") from None

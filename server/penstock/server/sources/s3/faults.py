@@ -21,6 +21,7 @@ from ...errors import (
     PenstockError,
     SourceUnavailableError,
 )
+from .. import ListingDeniedError
 from .location import Location
 
 FIRST_DELAY_SECONDS = 0.1
@@ -46,12 +47,12 @@ _THROTTLED = frozenset(
 )
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 _MAY_NOT_READ = (
-    "penstockd's credentials need s3:GetObject for it (and s3:ListBucket for the bucket: without that a "
+    "give penstockd's credentials s3:GetObject for it (and s3:ListBucket for the bucket: without that a "
     "missing key looks like this too)"
 )
 _MAY_NOT_LIST = (
-    "penstockd's credentials need s3:ListBucket for the bucket to list it (and s3:GetObject for what lies in "
-    "it); without the first, name the files or their index"
+    "give penstockd's credentials s3:ListBucket for the bucket (and s3:GetObject for what lies in it), or "
+    "name the files or their index"
 )
 _REMEDIES = {
     "AllAccessDisabled": "the bucket's owner has disabled all access to it",
@@ -119,7 +120,9 @@ def failure(answer: Answer, location: Location, *, listing: bool = False) -> Pen
         remedy = "penstockd's credentials have expired and could not be renewed; refresh them"
         return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
     if status in (401, 403) or code in _REMEDIES:
-        remedy = _REMEDIES.get(code, _MAY_NOT_LIST if listing else _MAY_NOT_READ)
+        if listing and code not in _REMEDIES:
+            return ListingDeniedError(f"{said}; {_MAY_NOT_LIST}", file=location.uri)
+        remedy = _REMEDIES.get(code, _MAY_NOT_READ)
         return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
     if status == 404:
         what, details = "it", {"file": location.uri}
@@ -131,13 +134,17 @@ def failure(answer: Answer, location: Location, *, listing: bool = False) -> Pen
             f"{said}: {what} does not exist; check the URI and the endpoint", **details
         )
     if status == 405 and location.version_id is not None:
-        return CheckpointNotFoundError(f"{said}: that version is a delete marker", file=location.uri)
+        return CheckpointNotFoundError(
+            f"{said}: that version is a delete marker; name another", file=location.uri
+        )
     if 300 <= status < 400 or code == "AuthorizationHeaderMalformed":
         remedy = (
             f"the bucket is elsewhere{' (' + answer.region + ')' if answer.region else ''}; set AWS_REGION"
         )
         return SourceUnavailableError(f"{said}; {remedy}", file=location.uri)
-    return SourceUnavailableError(f"{said}; S3 refuses the request, and would again", file=location.uri)
+    return SourceUnavailableError(
+        f"{said}; S3 refuses the request, and would again; check the endpoint", file=location.uri
+    )
 
 
 def delay_seconds(failures: int, retry_after_seconds: float) -> float:

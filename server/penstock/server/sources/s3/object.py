@@ -48,7 +48,7 @@ class ObjectState:
         if not state.conditions() and location.version_id is None:
             raise SourceUnavailableError(
                 f"{location.uri}: the store gives it neither a strong ETag nor a Last-Modified, so that a "
-                "change while it is read could not be noticed",
+                "change while it is read could not be noticed; use a store that does",
                 file=location.uri,
             )
         return state

@@ -49,7 +49,7 @@ def find(parts: SplitResult) -> SplitResult | None:
     if split.scheme != "http":
         raise SourceUnavailableError(
             f"S3: {_variable(parts)} names a proxy of the kind {split.scheme[:20]}://; penstockd "
-            "can use http:// ones, for https too"
+            "can use http:// ones, for https too; set one"
         )
     return split
 

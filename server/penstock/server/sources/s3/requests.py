@@ -89,12 +89,12 @@ class Requests:
                 delay = self.delay(location, doing, failures, fault)
             if self._stopping.wait(delay):
                 break
-        raise ShuttingDownError("penstockd stops, and this read was cut off")
+        raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
 
     def delay(self, location: Location, doing: str, failures: int, fault: Transient) -> float:
         """Seconds until the next attempt. Raises SourceUnavailableError after as many as are allowed."""
         if self._stopping.is_set():
-            raise ShuttingDownError("penstockd stops, and this read was cut off")
+            raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
         if failures >= self._settings.retries:
             raise SourceUnavailableError(
                 f"{location.uri}: {doing} failed {failures} times in a row, at last: "

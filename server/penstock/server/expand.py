@@ -1,0 +1,99 @@
+"""What a source that a client names stands for: an index, or files. Asks the storage for names, and
+`layout.py` what they mean."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from . import layout
+from .errors import AccessDeniedError, CheckpointNotFoundError, InvalidRequestError
+from .layout import Layout
+from .sources import Access, ListingDeniedError, Source, join
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a source stands for: an index, or files."""
+
+    index_location: str | None
+    files: list[str]
+    directory: str = ""
+    layout: Layout | None = None
+    """Of the directory, where the source is one that could be listed."""
+    names: frozenset[str] = frozenset()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return () if self.layout is None else self.layout.warnings
+
+
+def expand(source: Source, location: str, access: Access, variant: str) -> Found:
+    """The index file that `location` is or has, or else the weights that it is or has."""
+    if layout.is_index(source.name(location)):
+        _refuse_variant(location, variant)
+        return Found(location, [])
+    try:
+        names = source.list(location, access)
+    except ListingDeniedError as error:
+        return _guess(source, location, access, variant, error)
+    if names is None:
+        _refuse_variant(location, variant)
+        return Found(None, [location])
+    decided = layout.decide(location, names, variant)
+    index = None if decided.index is None else join(location, decided.index)
+    files = [join(location, name) for name in decided.files]
+    return Found(index, files, location, decided, frozenset(names))
+
+
+def _guess(source: Source, location: str, access: Access, variant: str, denied: ListingDeniedError) -> Found:
+    """What may be read in a directory that may not be listed, by the names that are usual. Raises `denied` if
+    nothing may."""
+    for name in layout.common_names(variant):
+        guess = join(location, name)
+        with contextlib.suppress(CheckpointNotFoundError, AccessDeniedError):
+            source.open(guess, access).close()
+            return Found(guess, []) if layout.is_index(name) else Found(None, [guess])
+    if not location.endswith("/") and not variant:
+        with contextlib.suppress(CheckpointNotFoundError, AccessDeniedError):
+            source.open(location, access).close()
+            return Found(None, [location])
+    raise denied
+
+
+def _refuse_variant(location: str, variant: str) -> None:
+    if variant:
+        raise InvalidRequestError(
+            f"variant: {location[:200]} is one file, and only a directory has variants; name the "
+            "directory, or leave the variant out"
+        )
+
+
+def settle(source: Source, found: Found, index: Iterable[str], access: Access) -> tuple[list[str], list[str]]:
+    """What to load instead of what the index names, if that is not all there and something else is; and
+    warnings."""
+    decided = found.layout
+    if decided is None or not decided.instead or set(decided.instead).issuperset(index):
+        return [], []
+    missing = _first_missing(source, found, index, access)
+    if missing is not None:
+        files = [join(found.directory, name) for name in decided.instead]
+        return files, [layout.stale(found.directory, decided, missing)]
+    if decided.rival is None or decided.rival in index:
+        return [], []
+    return [], [layout.both(found.directory, decided)]
+
+
+def _first_missing(source: Source, found: Found, index: Iterable[str], access: Access) -> str | None:
+    """The first file of the index that is not there, or is a link that leads nowhere."""
+    listed = {"": found.names}
+    for file in index:
+        folder, _, name = file.rpartition("/")
+        if folder not in listed:
+            listed[folder] = frozenset()
+            with contextlib.suppress(CheckpointNotFoundError):
+                listed[folder] = frozenset(source.list(join(found.directory, folder + "/"), access) or ())
+        if name not in listed[folder] or source.dangles(join(found.directory, file), access):
+            return file
+    return None

@@ -1,0 +1,76 @@
+"""Flags, variables, and what the machine does not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock.server.config import load_config
+from penstock.server.limits import MemoryBound
+
+from . import provoked, said
+
+GIB = 1 << 30
+
+
+def started(*flags: str, bound_bytes: int = 16 * GIB, **variables: str) -> Callable[[], object]:
+    return lambda: load_config(flags, variables, lambda: MemoryBound(bound_bytes, "the machine's memory"))
+
+
+EXAMPLES = [
+    provoked(started("--memory-limit", "x"), "--memory-limit", "'x' is not a size", "write bytes"),
+    provoked(started("--memory-limit", "1"), "--memory-limit", "1 bytes are less than one slab", "raise it"),
+    provoked(started("--memory-limit", "1TiB"), "--memory-limit", "are more than", "lower the limit"),
+    provoked(started(bound_bytes=1), "the machine's memory", "leaves no room", "raise it"),
+    provoked(started("--socket-dir", " "), "--socket-dir", "it is empty", "name a directory"),
+    provoked(started("--socket-dir", "/" + "x" * 120), "--socket-dir", "is too long", "choose a shorter one"),
+    provoked(
+        started("--memory-limit", "0", "--prefetch", "/x"),
+        "--prefetch",
+        "nothing can be kept staged",
+        "give a limit",
+    ),
+    provoked(
+        started("--max-loads", "1", "--prefetch", "/x"), "--max-loads", "leave no client any", "raise it"
+    ),
+    provoked(
+        started("--memory-limit", "4MiB", "--block-size", "16MiB"),
+        "--block-size",
+        "is more than the whole --memory-limit",
+        "lower it",
+    ),
+    provoked(
+        started("--s3-unsigned", "1", "--s3-requester-pays", "1"),
+        "--s3-requester-pays",
+        "S3 cannot charge a requester that it does not know",
+        "leave out --s3-unsigned",
+    ),
+    provoked(started("--max-loads", "0"), "--max-loads", "'0' is not a whole number above 0", "write one"),
+    provoked(started("--concurrency", "9999999"), "--concurrency", "is more than", "lower it"),
+    provoked(started("--grace", "soon"), "--grace", "is not a number of seconds", "write one"),
+    provoked(started("--s3-timeout", "0"), "--s3-timeout", "'0' is not above 0", "raise it"),
+    provoked(started("--stall-timeout", "0.01"), "--stall-timeout", "is less than 0.1 seconds", "raise it"),
+    provoked(started("--block-size", "1"), "--block-size", "is not between 64KiB and 1GiB", "choose a size"),
+    provoked(started("--http-address", "x"), "--http-address", "is neither none nor HOST:PORT", "write it"),
+    provoked(started("--s3-unsigned", "x"), "--s3-unsigned", "'x' is neither 0 nor 1", "choose one"),
+    provoked(started("--s3-addressing", "x"), "--s3-addressing", "is none of auto, path", "choose one"),
+    provoked(started("--allow", "x"), "--allow", "is neither an absolute path nor", "write one"),
+    provoked(
+        started(PENSTOCK_LOG_FORMAT="x"), "PENSTOCK_LOG_FORMAT", "'x' is none of text, json", "choose one"
+    ),
+    provoked(
+        started(PENSTOCK_NO_POPULATE="x"), "PENSTOCK_NO_POPULATE", "'x' is neither 0 nor 1", "choose one"
+    ),
+    said("--socket-dir: another penstockd", " serves /run/penstock; ", "stop it, or choose another"),
+    said("--socket-dir: /run/penstock", " cannot be used: Permission denied; ", "choose another"),
+    said(
+        "--http-address: 127.0.0.1:9464",
+        " cannot be had (Address already in use); ",
+        "choose another, port 0 for any that is free, or none",
+    ),
+    said(
+        "--exit-with-stdin: standard input",
+        " cannot be watched, as it is a file; ",
+        "give penstockd a pipe, and hold its other end open for as long as it shall run",
+    ),
+    said("h11", " is not installed: ", "pip install 'penstock[server]'"),
+]

@@ -1,0 +1,65 @@
+"""Sessions, loads and the staging buffer. Each of these needs a daemon in some state, into which other tests
+bring it: here are the texts."""
+
+from __future__ import annotations
+
+from . import said
+
+EXAMPLES = [
+    said("/m", " changed since the load to be resumed began; ", "load it again"),
+    said("the handoff connection", " closed before the load began; ", "keep it open"),
+    said("the load's handoff connection", " was closed; ", "keep it open"),
+    said(
+        "the slabs",
+        " could not be handed to pid 9: its handoff connection takes nothing; ",
+        "read it",
+    ),
+    said(
+        "the call",
+        " carries no token of an open connection to /run/penstock/handoff.sock; ",
+        "open one first and pass its token as metadata penstock-session",
+    ),
+    said("uid 1000", " may load nothing: penstockd (uid 0) was started without --allow; ", "set it"),
+    said("uid 1000", " has 64 of at most 64 connections, all users together 65 of 256; ", "close some"),
+    said("this session's token", " opened a load already; ", "open another connection"),
+    said("the first message of a Load call", " is no OpenLoad; ", "start with one"),
+    said("group: the name", " is missing, or the size is not 1 to 65536; ", "give both"),
+    said(
+        "uid 1000",
+        " may prefetch but not pin: that is for root and penstockd's own user; ",
+        "ask one of them",
+    ),
+    said("uid 1000", " may not evict: that is for root and penstockd's own user; ", "ask one of them"),
+    said("penstockd", " is stopping and takes no new loads; ", "try again in a moment"),
+    said("penstockd", " stops, and this load was cut off; ", "try again in a moment"),
+    said("penstockd", " stopped while the load waited for memory; ", "try again in a moment"),
+    said(
+        "256 loads",
+        " run or wait already, 200 of them of uid 1000; ",
+        "try again later, or raise --max-loads",
+    ),
+    said(
+        "tensor 'a' of /m/x",
+        " has 9 bytes, more than the 8 bytes that the load may take of the staging buffer (8 bytes in slabs "
+        "of 4); ",
+        "raise --memory-limit",
+    ),
+    said(
+        "the checkpoint",
+        " does not fit as a whole into the staging buffer of 9 bytes, and only whole ones can be kept; ",
+        "raise --memory-limit, or load it, through a window",
+    ),
+    said(
+        "waited 600 s for pid 9",
+        ", which loads the same checkpoint through the same window, to go on; ",
+        "end it, keep no load waiting inside another of the same checkpoint, raise --memory-limit, or raise "
+        "--queue-timeout",
+    ),
+    said(
+        "waited 600 s for 1 GiB",
+        " of a buffer of 2 GiB, of which 1 GiB are held by clients and 1 GiB are being read into; ",
+        "let tensors go, raise --memory-limit, or raise --queue-timeout",
+    ),
+    said("the system", " has no memory for 9 slabs: Cannot allocate memory; ", "free some"),
+    said("reading", " failed: ValueError('x'); ", "see penstockd's log"),
+]
