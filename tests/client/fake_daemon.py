@@ -151,7 +151,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         return pb.EvictResponse(freed_bytes=len(request.sources), leased_bytes=5)
 
     def Prefetch(
-        self, request: pb.PrefetchRequest, context: grpc.ServicerContext
+        self, requests: Iterator[pb.PrefetchRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.PrefetchResponse]:
         self._connection(context)
         yield pb.PrefetchResponse(queued=pb.Queued(place=1))
