@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,20 +68,20 @@ class Segment:
         return self.end - self.start
 
 
-def select(tables: Sequence[TensorTable], names: Sequence[str] | None) -> Selection:
+def select(tables: Sequence[TensorTable], names: Iterable[str] | None) -> Selection:
     """All tensors, or those named, wherever they are. Raises TensorNotFoundError."""
     if names is None:
         return Selection(tuple(range(len(table)) for table in tables))
-    wanted = set(names)
-    missing = set(wanted)
+    found = dict.fromkeys(names, False)
     files: list[Indices] = []
     for table in tables:
         indices = array("I")
         for index, name in enumerate(table.names()):
-            if name in wanted:
+            if name in found:
                 indices.append(index)
-                missing.discard(name)
+                found[name] = True
         files.append(_compact(indices))
+    missing = [name for name, was_found in found.items() if not was_found]
     if missing:
         some = sorted(missing)[:3]
         more = f" and {len(missing) - len(some)} more" if len(missing) > len(some) else ""
