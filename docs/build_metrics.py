@@ -44,6 +44,7 @@ QUESTIONS = {
     "what part of the buffer do clients hold?": 'penstock_staging_bytes{state="leased"} '
     "/ ignoring (state) penstock_staging_limit_bytes",
     "why do requests fail?": "sum by (reason) (rate(penstock_rejected_total[5m]))",
+    "does somebody flood the socket?": "sum by (reason) (rate(penstock_connections_closed_total[5m]))",
 }
 
 

@@ -156,10 +156,10 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         return pb.EvictResponse(freed_bytes=len(request.sources), leased_bytes=5)
 
     def Prefetch(
-        self, request: pb.PrefetchRequest, context: grpc.ServicerContext
+        self, requests: Iterator[pb.PrefetchRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.PrefetchResponse]:
         self._connection(context)
-        self.prefetches.append(request)
+        self.prefetches.append(next(requests))
         yield pb.PrefetchResponse(queued=pb.Queued(place=1))
         self._die_queued(context)
         yield pb.PrefetchResponse(ready_bytes=1, total_bytes=2)

@@ -69,7 +69,7 @@ def test_a_prefetch_tells_its_progress_and_ends_when_all_is_there(
     path, _ = write("m", 12)
     with Session(daemon.socket_dir) as session:
         request = pb.PrefetchRequest(sources=[str(path)])
-        answers = list(session.service.Prefetch(request, metadata=session.metadata))
+        answers = list(session.service.Prefetch(iter([request]), metadata=session.metadata))
     assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
     ready = [answer.ready_bytes for answer in answers]
     assert ready == sorted(ready)
@@ -84,7 +84,7 @@ def test_a_prefetch_that_waits_for_memory_is_told_its_place(
     with RawLoad(daemon, blocker) as holder, Session(daemon.socket_dir) as session:
         holder.next("manifest")
         request = pb.PrefetchRequest(sources=[str(path)])
-        answers = session.service.Prefetch(request, metadata=session.metadata)
+        answers = session.service.Prefetch(iter([request]), metadata=session.metadata)
         assert next(answers).queued.place == 1
         holder.close()
         assert [answer.done for answer in answers][-1]

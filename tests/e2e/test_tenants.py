@@ -226,42 +226,40 @@ def test_a_thousand_connections_leave_a_daemon_of_few_descriptors_some(
 def test_thousands_of_connections_without_a_session_leave_the_daemon_its_descriptors(
     files: int, start_daemon: StartDaemon, nursery: Nursery, models: Path, small: Checkpoint
 ) -> None:
-    """Users get an eighth of the descriptors' number, each of them a quarter of that; root is not bound."""
+    """Users get a twelfth of the descriptors' number, less an eighth of that for root, and one of them seven
+    eighths of what is left."""
     daemon = start_daemon(
         "--memory-limit", "16MiB", "--allow", str(models), wrapper=("prlimit", f"--nofile={files}:{files}")
     )
     ask = Ask(daemon, nursery)
     flood = ask(ANNE, "flood_grpc", count=5000)
-    assert flood.hear("flooded")["kept"] == files // 32
+    total = files // 12
+    assert flood.hear("flooded")["kept"] == (total - total // 8) * 7 // 8
     same(daemon.client().load_state_dict(small[0]).items(), small[1])
     assert loads(ask, BERT, small)
-    assert len(daemon.fds()) < files // 4
+    assert len(daemon.fds()) < files // 3
     assert ask(ANNE, "load", source=small[0]).hear("failed")["error"] == "DaemonUnavailableError"
     flood.kill()
-    wait_until(lambda: len(daemon.fds()) < files // 32, "the connections to be forgotten")
+    wait_until(lambda: len(daemon.fds()) < files // 12, "the connections to be forgotten")
     assert loads(ask, ANNE, small)
 
 
 @pytest.mark.stress
-def test_a_connection_that_never_agrees_on_settings_is_closed_after_a_minute(daemon: DaemonProcess) -> None:
+def test_a_connection_without_a_call_is_closed_after_a_minute(daemon: DaemonProcess) -> None:
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     settings, acknowledged = (b"\0\0\0\4" + flags + bytes(4) for flags in (b"\0", b"\1"))
     with contextlib.ExitStack() as stack:
-
-        def connect(said: bytes) -> socket.socket:
+        connections = []
+        for said in (b"", preface[:10], preface, preface + settings, preface + settings + acknowledged):
             connection = stack.enter_context(socket.socket(socket.AF_UNIX))
             connection.settimeout(90)
             connection.connect(str(daemon.socket_dir / "penstock.sock"))
             connection.sendall(said)
-            return connection
-
-        agreed = connect(preface + settings + acknowledged)
-        for connection in [connect(said) for said in (b"", preface, preface + settings)]:
-            while connection.recv(4096):
-                pass
-        agreed.settimeout(0)
-        with pytest.raises(BlockingIOError):  # and no end
-            list(iter(lambda: agreed.recv(4096), b""))
+            connections.append(connection)
+        for connection in connections:
+            with contextlib.suppress(ConnectionResetError):
+                while connection.recv(4096):
+                    pass
 
 
 def test_a_user_who_may_load_nothing_gets_no_connection_at_all(
@@ -269,7 +267,11 @@ def test_a_user_who_may_load_nothing_gets_no_connection_at_all(
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB")
     assert Ask(daemon, nursery)(ANNE, "flood_grpc", count=100).hear("flooded")["kept"] == 0
-    assert (daemon.socket_dir / "grpc.sock").stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in daemon.socket_dir.iterdir()} == {
+        "handoff.sock",
+        "penstock.sock",
+        "penstockd.lock",
+    }
 
 
 def test_a_user_who_sends_garbage_or_never_takes_slabs_keeps_nobody_from_loading(

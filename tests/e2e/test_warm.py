@@ -211,7 +211,7 @@ def test_a_pin_that_was_cancelled_keeps_no_part(daemon: DaemonProcess, sharded: 
     while not 0 < ready < total:  # until it was cancelled in the middle
         evict_all(daemon)
         with Session(daemon.socket_dir) as session:
-            answers = session.service.Prefetch(request, metadata=session.metadata)
+            answers = session.service.Prefetch(iter([request]), metadata=session.metadata)
             next(answers)
             answers.cancel()
         daemon.wait_idle()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.server import quota
 from penstock.server.errors import PenstockError, SessionRequiredError
 from penstock.server.handoff import (
     ACCEPT_PAUSE_SECONDS,
@@ -318,7 +319,8 @@ async def test_who_may_load_nothing_is_told_why(directory: Path) -> None:
 
 
 @on_clock_loop
-async def test_one_user_cannot_have_all_connections(directory: Path) -> None:
+async def test_one_user_cannot_have_all_connections(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "is_privileged", lambda uid: False)  # this process is the daemon's own user
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2 * MAX_SESSIONS_PER_UID + 200:
         pytest.skip("this process may not open so many descriptors")
@@ -333,7 +335,7 @@ async def test_one_user_cannot_have_all_connections(directory: Path) -> None:
             with closing(connect(directory)) as refused:
                 frame, _ = await receive(refused)
                 assert frame.refused.reason == "TOO_MANY_LOADS"
-                assert f"{MAX_SESSIONS_PER_UID} of at most {MAX_SESSIONS_PER_UID}" in frame.refused.message
+                assert f"has {MAX_SESSIONS_PER_UID} connections and may have no more" in frame.refused.message
             clients.pop().close()
             await until(lambda: server.sessions == len(clients))
             clients.append(connect(directory))
@@ -404,3 +406,15 @@ async def test_a_stale_socket_is_replaced_and_everybody_may_connect(directory: P
         client, _ = await open_session(server, directory)
         assert stat.S_IMODE(path.stat().st_mode) & 0o666 == 0o666
         client.close()
+
+
+@on_clock_loop
+async def test_a_socket_that_took_the_place_of_its_own_is_left_alone(directory: Path) -> None:
+    server = HandoffServer(
+        directory / "handoff.sock", version="1", allows=lambda uid: True, on_refused=lambda error: None
+    )
+    server.start()
+    (directory / "handoff.sock").unlink()
+    (directory / "handoff.sock").write_text("another's")
+    server.stop()
+    assert (directory / "handoff.sock").read_text() == "another's"

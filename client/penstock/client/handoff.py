@@ -68,6 +68,8 @@ class Handoff:
             raise
         self.token = frame.hello.token
         self.daemon_version = frame.hello.daemon_version
+        # 0: a daemon that takes no list of names in parts.
+        self.max_request_bytes = frame.hello.max_request_bytes
 
     @classmethod
     def connect(cls, socket_dir: Path) -> Handoff:

@@ -28,7 +28,7 @@ def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Pr
     warm_bytes: int | None = None
     begun = False
     try:
-        for response in session.service.Prefetch(request, metadata=session.metadata):
+        for response in session.service.Prefetch(iter([request]), metadata=session.metadata):
             begun = True
             if response.HasField("queued"):
                 tell_queued(response.queued)

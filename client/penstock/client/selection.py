@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +10,29 @@ if TYPE_CHECKING:
 
 # Names to load, or what says for a name whether to load it.
 Selection = Collection[str] | Callable[[str], bool]
+
+
+# What a field and its length take in a message, and what is left for the fields beside the names.
+_NAME_OVERHEAD_BYTES, _SPARE_BYTES = 4, 4096
+
+
+def parts(names: Sequence[str], max_message_bytes: int) -> Iterator[list[str]]:
+    """The names in lists that each fit into one message to a daemon that takes so many bytes; at least one
+    list. 0: the daemon takes no list in parts."""
+    if not max_message_bytes:
+        yield list(names)
+        return
+    room = max_message_bytes - _SPARE_BYTES
+    part: list[str] = []
+    size_bytes = 0
+    for name in names:
+        name_bytes = len(name.encode()) + _NAME_OVERHEAD_BYTES
+        if part and size_bytes + name_bytes > room:
+            yield part
+            part, size_bytes = [], 0
+        part.append(name)
+        size_bytes += name_bytes
+    yield part
 
 
 def wire_group(given: object) -> tuple[str, int]:

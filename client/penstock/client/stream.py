@@ -22,6 +22,7 @@ from .copies import CopyPool
 from .mapping import Mapping
 from .progress import tell_queued
 from .rpc import Session
+from .selection import parts
 
 # Gets all tensors of the checkpoint, returns the names of those to load.
 Choose = Callable[[list[pb.Tensor]], Sequence[str]]
@@ -47,7 +48,7 @@ class Stream:
         self._pid = os.getpid()
         self._session = Session(socket_dir)
         try:
-            self._requests.send(pb.LoadRequest(open=request))
+            self._send_opening(request)
             self._call: Iterator[pb.LoadResponse] = self._session.service.Load(
                 self._requests, metadata=self._session.metadata
             )
@@ -149,12 +150,35 @@ class Stream:
                 if response.listing.last:
                     request.list_tensors = False
                     request.tensors.CopyFrom(pb.SelectTensors(names=choose(listed)))
-                    self._requests.send(pb.LoadRequest(select=request.tensors))
+                    self._send_names(request.tensors.names)
                     choose = None
             elif kind == "queued":
                 tell_queued(response.queued)
             else:
                 raise self._broken(f"{kind} where the manifest should come")
+
+    def _send_opening(self, request: pb.OpenLoad) -> None:
+        """In several messages, if it names more tensors than fit into one."""
+        limit_bytes = self._session.handoff.max_request_bytes
+        if not limit_bytes or request.ByteSize() < limit_bytes - 64:
+            self._requests.send(pb.LoadRequest(open=request))
+            return
+        first = pb.OpenLoad()
+        first.CopyFrom(request)
+        del first.tensors.names[:]
+        if request.HasField("tensors"):
+            first.tensors.more = True
+        self._requests.send(pb.LoadRequest(open=first))
+        if request.HasField("tensors"):
+            self._send_names(request.tensors.names)
+
+    def _send_names(self, names: Sequence[str]) -> None:
+        waiting: list[str] | None = None
+        for part in parts(names, self._session.handoff.max_request_bytes):
+            if waiting is not None:
+                self._requests.send(pb.LoadRequest(select=pb.SelectTensors(names=waiting, more=True)))
+            waiting = part
+        self._requests.send(pb.LoadRequest(select=pb.SelectTensors(names=waiting)))
 
     def _map_slabs(self) -> None:
         manifest, handoff = self.manifest, self._session.handoff

@@ -17,12 +17,14 @@ class HandoffFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[HandoffHello, _Mapping]] = ..., slabs: _Optional[_Union[HandoffSlabs, _Mapping]] = ..., refused: _Optional[_Union[HandoffRefused, _Mapping]] = ...) -> None: ...
 
 class HandoffHello(_message.Message):
-    __slots__ = ("token", "daemon_version")
+    __slots__ = ("token", "daemon_version", "max_request_bytes")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     token: str
     daemon_version: str
-    def __init__(self, token: _Optional[str] = ..., daemon_version: _Optional[str] = ...) -> None: ...
+    max_request_bytes: int
+    def __init__(self, token: _Optional[str] = ..., daemon_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
 
 class HandoffSlabs(_message.Message):
     __slots__ = ("first", "count")
@@ -75,10 +77,12 @@ class OpenLoad(_message.Message):
     def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., list_tensors: bool = ..., memory_limit_bytes: _Optional[int] = ..., group: _Optional[_Union[LoadGroup, _Mapping]] = ..., skip_tensors: _Optional[int] = ..., expect_version: _Optional[str] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class SelectTensors(_message.Message):
-    __slots__ = ("names",)
+    __slots__ = ("names", "more")
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+    more: bool
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., more: bool = ...) -> None: ...
 
 class LoadGroup(_message.Message):
     __slots__ = ("name", "size")

@@ -39,7 +39,7 @@ class StreamerServiceStub(object):
                 request_serializer=penstock_dot_v1_dot_streamer__pb2.LoadRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_streamer__pb2.LoadResponse.FromString,
                 _registered_method=True)
-        self.Prefetch = channel.unary_stream(
+        self.Prefetch = channel.stream_stream(
                 '/penstock.v1.StreamerService/Prefetch',
                 request_serializer=penstock_dot_v1_dot_streamer__pb2.PrefetchRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_streamer__pb2.PrefetchResponse.FromString,
@@ -66,8 +66,9 @@ class StreamerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Prefetch(self, request, context):
+    def Prefetch(self, request_iterator, context):
         """Reads a checkpoint into the staging buffer before anyone asks for it.
+        One request message, or several where PrefetchRequest.tensors has `more`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +96,7 @@ def add_StreamerServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_v1_dot_streamer__pb2.LoadRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_streamer__pb2.LoadResponse.SerializeToString,
             ),
-            'Prefetch': grpc.unary_stream_rpc_method_handler(
+            'Prefetch': grpc.stream_stream_rpc_method_handler(
                     servicer.Prefetch,
                     request_deserializer=penstock_dot_v1_dot_streamer__pb2.PrefetchRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_streamer__pb2.PrefetchResponse.SerializeToString,
@@ -149,7 +150,7 @@ class StreamerService(object):
             _registered_method=True)
 
     @staticmethod
-    def Prefetch(request,
+    def Prefetch(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -159,8 +160,8 @@ class StreamerService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/penstock.v1.StreamerService/Prefetch',
             penstock_dot_v1_dot_streamer__pb2.PrefetchRequest.SerializeToString,

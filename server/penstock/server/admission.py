@@ -18,9 +18,12 @@ from . import plan
 from .catalog import Catalog, Checkpoint
 from .counts import Totals
 from .errors import CheckpointChangedError, InvalidRequestError
+from .fair import FairExecutor
 from .log import event
+from .names import Names
 from .plan import Indices, Selection
 from .sharing import Group
+from .shown import shown_source
 from .sources import Access, source_kind
 from .staged import Holder, StagedCheckpoint
 from .staging import Staging
@@ -56,7 +59,7 @@ class Request:
     """What the client asked for."""
 
     sources: tuple[str, ...]
-    names: tuple[str, ...] | None = None
+    names: Names | Sequence[str] | None = None
     list_tensors: bool = False
     memory_limit: int | None = None
     group: Group | None = None
@@ -82,13 +85,14 @@ class Listing:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every load of the daemon works with. `resolvers` gives what resolves certain sources, where it may
-    hang with their storage; `thinkers` runs what only takes long."""
+    hang with their storage; `thinkers` runs what only takes long, `selector` looks up names."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
     resolvers: Callable[[Sequence[str]], Executor]
     thinkers: Executor
+    selector: FairExecutor
 
 
 Emit = Callable[[Any], Awaitable[None]]
@@ -120,7 +124,7 @@ class Admission:
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
         self._parts = parts
-        self._choice: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
 
     @property
     def kind(self) -> str:
@@ -137,10 +141,14 @@ class Admission:
         """In words; empty when it goes on."""
         return WAITS_FOR_MEMORY if self.state == "waiting" else ""
 
-    def choose(self, names: Sequence[str]) -> None:
+    @property
+    def awaits_choice(self) -> bool:
+        return self.request.list_tensors and not self._choice.done()
+
+    def choose(self, names: Names | Sequence[str]) -> None:
         """The client's answer to the listing."""
         if not self._choice.done():
-            self._choice.set_result(tuple(names))
+            self._choice.set_result(names)
 
     async def _enter(
         self, emit: Emit, *, tenant: int | None, whole: bool = False
@@ -174,7 +182,7 @@ class Admission:
         if request.expect_version and request.expect_version != checkpoint.version:
             checkpoint.close()
             raise CheckpointChangedError(
-                f"{', '.join(request.sources[:3])} changed since the load to be resumed began; load it again"
+                f"{shown_source(request.sources)} changed since the load to be resumed began; load it again"
             )
         for warning in checkpoint.warnings:
             event(logger, "odd checkpoint", {"load": self.id, "why": warning}, level=logging.WARNING)
@@ -185,8 +193,19 @@ class Admission:
         if self.request.list_tensors:
             await emit(Listing(checkpoint.tables, plan.select(checkpoint.tables, None, delivered).files))
             names = await self._choice
-        selection = await self._in_thread(plan.select, checkpoint.tables, names, delivered)
+        # One selection at a time, and users in turn: names take many times their space while they are looked
+        # up.
+        selecting = self._parts.selector.of(self.caller.uid)
+        loop = asyncio.get_running_loop()
+        selection = await loop.run_in_executor(selecting, plan.select, checkpoint.tables, names, delivered)
         return plan.skip(selection, self.request.skip_tensors)
+
+    def _forget_names(self) -> None:
+        """They have been looked up, and will not be again."""
+        chosen = self._choice.result() if self._choice.done() and not self._choice.cancelled() else None
+        for names in (self.request.names, chosen):
+            if isinstance(names, Names):
+                names.close()
 
     async def _admit(
         self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool
@@ -249,7 +268,7 @@ class Admission:
         return {
             "load": self.id,
             "kind": self.kind,
-            "source": ",".join(self.request.sources[:3]),
+            "source": shown_source(self.request.sources),
             "uid": self.caller.uid,
             "pid": self.caller.pid,
             "client": self.request.client_name,
@@ -261,7 +280,7 @@ class Admission:
         rate = self.delivered_bytes / seconds / 1e9 if seconds > 0 else 0.0
         return {
             "load": self.id,
-            "source": ",".join(self.request.sources[:3]),
+            "source": shown_source(self.request.sources),
             "uid": self.caller.uid,
             "pid": self.caller.pid,
             "bytes": self.delivered_bytes,

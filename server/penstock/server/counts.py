@@ -12,6 +12,8 @@ from .errors import reasons
 SOURCES = ("file", "s3")
 RESULTS = ("ok", "failed", "cancelled")
 CACHES = ("hit", "miss")
+CLOSED_REASONS = ("refused", "protocol", "flood", "memory", "idle")
+"""Why the gate closes a connection."""
 RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
 LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -49,6 +51,7 @@ class Totals:
         self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
         """For a source that tries again: how often it did, by reason."""
         self.rejected = dict.fromkeys(reasons(), 0)
+        self.connections_closed = dict.fromkeys(CLOSED_REASONS, 0)
         self.delivered_bytes = 0
         self.stage_hits = 0
         self.stage_misses = 0
@@ -80,6 +83,10 @@ class Totals:
             "stage_misses": self.stage_misses,
             "evictions": self.evictions,
         }
+
+    def closed_connection(self, reason: str) -> None:
+        """The gate closed a connection."""
+        self.connections_closed[reason] += 1
 
     def observe_read(self, source: str, seconds: float) -> None:
         """One block has been read."""

@@ -28,6 +28,7 @@ from .errors import (
     ShuttingDownError,
     TooManyLoadsError,
 )
+from .fair import FairExecutor
 from .handoff import HandoffServer, Session
 from .health import Health
 from .history import INTERVAL_SECONDS, History
@@ -41,6 +42,7 @@ from .prefetch import Prefetch
 from .reader import ReaderPool
 from .rpc import RpcServer
 from .service import StreamerService
+from .shown import shown_source
 from .sources import Access
 from .sources.file import FileSource
 from .sources.mounts import MountThreads
@@ -77,6 +79,7 @@ class Daemon:
         self._resolvers = MountThreads(RESOLVERS, "resolver")
         self._s3_resolvers = ThreadPoolExecutor(S3_RESOLVERS, "s3-resolver")
         self._thinkers = ThreadPoolExecutor(THINKERS, "thinker")
+        self._selector = FairExecutor(1, "selector")
         self._slab_workers = ThreadPoolExecutor(4, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
         retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
@@ -85,7 +88,9 @@ class Daemon:
             S3Settings.of(config), self._s3_header_readers, lambda reason: retries.update([reason])
         )
         self._catalog = Catalog(FileSource(self._header_readers.of), self.s3)
-        self._parts = Parts(self._catalog, self.staging, self.totals, self._resolvers_of, self._thinkers)
+        self._parts = Parts(
+            self._catalog, self.staging, self.totals, self._resolvers_of, self._thinkers, self._selector
+        )
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
             version=self.version,
@@ -102,7 +107,12 @@ class Daemon:
             stall_seconds=config.stall_timeout_seconds,
             on_change=lambda: self._rpc.publish_health_soon(),
         )
-        self._rpc = RpcServer(config.socket_dir, health=self.health, allows=self._allows)
+        self._rpc = RpcServer(
+            config.socket_dir,
+            health=self.health,
+            allows=self._allows,
+            on_closed=self.totals.closed_connection,
+        )
         self.status = Status(
             config=config,
             version=self.version,
@@ -145,7 +155,7 @@ class Daemon:
             )
         else:
             freed, leased = self.staging.evict(lambda staged: staged.started and staged.idle)
-        event(logger, "evict", {"source": ",".join(sources[:3]), "freed": freed, "leased": leased})
+        event(logger, "evict", {"source": shown_source(sources), "freed": freed, "leased": leased})
         return freed, leased
 
     def _places(self, sources: Sequence[str]) -> list[str]:
@@ -257,6 +267,7 @@ class Daemon:
                     pool.stop()
                 self._resolvers.shutdown()
                 self._header_readers.shutdown()
+                self._selector.shutdown()
                 for executor in (
                     self._s3_resolvers,
                     self._s3_header_readers,

@@ -1,162 +1,220 @@
-"""The door before gRPC: how many connections each user may have there.
+"""The door before gRPC: who may connect how often, and what their connections may make gRPC hold and do.
 
-gRPC takes whoever connects and is not told who that is, and each connection costs it a descriptor. So it
-listens on a socket that only the daemon's own user may open. Here every connection to `penstock.sock` is
-counted for the uid that the kernel names; its bytes are then passed on, both ways, no faster than they are
-taken. One too many is closed at once.
+gRPC takes whoever connects, is not told who that is, and bounds neither its memory nor its work. So it
+listens where nobody else can connect, and every connection to `penstock.sock` comes through here:
 
-It knows nothing of what is said: sessions and their tokens are checked call by call.
+    accept   counted for the uid that the kernel names; one too many is closed at once
+    frames   of the client are read one by one (`passage.py`): what breaks HTTP/2, or floods, ends the
+    connection requests carry a header that the gate adds, by which a handler finds its stream here (`claim`)
+    messages pass once their memory is taken from the user's share (`streams.py`)
+    answers  pass as they come, no faster than the client takes them
+
+It knows nothing of tokens: a handler checks them and says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from .allowance import Allowance
 from .limits import is_privileged
-from .unix import BACKLOG, listen, peer
+from .passage import MAX_BUFFERED_BYTES, Passage
+from .quota import Quota
+from .streams import RequestStream
+from .unix import ACCEPT_AT_ONCE, Listener, peer
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 4096
-"""Of all who are not privileged; no more than an eighth of the descriptors that this process may have, as
-each connection takes three. One uid gets a quarter of it."""
+MAX_CONNECTIONS = 1024
+"""No more than a twelfth of the descriptors that this process may have, as each connection takes three."""
+CONNECTION_BYTES = 32 << 10
+"""What a connection costs gRPC and the gate before it asks for anything: measured, 19 KiB with gRPC 1.85."""
+WORK_PER_SECOND = 10_000.0
+"""What the connections of one user may cause, in frames (`passage.py` has the prices); more has to wait. A
+frame costs about 20 microseconds of one core, so this is a fifth of it."""
+WORK_AT_ONCE = 20_000.0
+CONNECTION_WORK = 20
 FLUSH_SECONDS = 1.0
 """How long the last words of a daemon that stops may take to be taken."""
+IDLE_SECONDS = 60.0
+"""A connection that never had a call with a valid token is closed after so long without any call."""
+STARVED_SECONDS = 10.0
+"""A message waits so long for memory that other requests of its user have; then it is refused."""
+SWEEP_SECONDS = 1.0
+ACCEPT_PAUSE_SECONDS = 1.0
 
 
 class Gate:
-    """Passes connections from `path` on to `inner`. Lives on the event loop."""
+    """Passes connections from `path` on to gRPC. Lives on the event loop."""
 
-    def __init__(self, path: Path, inner: Path, *, allows: Callable[[int], bool]) -> None:
-        """`allows` says whether a uid may connect at all."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        memory: Quota,
+        allows: Callable[[int], bool],
+        on_closed: Callable[[str], None] = lambda reason: None,
+        idle_seconds: float = IDLE_SECONDS,
+        starved_seconds: float = STARVED_SECONDS,
+    ) -> None:
+        """`memory` has the bytes that requests may hold, `allows` says whether a uid may connect at all.
+        `on_closed` is told why the gate closed a connection: one of `counts.CLOSED_REASONS`."""
         self._path = path
-        self._inner = inner
+        self._memory = memory
         self._allows = allows
+        self._on_closed = on_closed
+        self._idle_seconds = idle_seconds
+        self._starved_seconds = starved_seconds
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._max_connections = min(MAX_CONNECTIONS, files // 8)
-        self._max_per_uid = max(1, self._max_connections // 4)
-        self._by_uid: Counter[int] = Counter()
-        self._clients: dict[_Client, int] = {}
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._connections = Quota(max(2, min(MAX_CONNECTIONS, files // 12)))
+        self._passages: dict[Passage, None] = {}
+        self._work: dict[int, Allowance] = {}
+        self._streams: dict[str, RequestStream] = {}
+        """Those that no handler has claimed, by key."""
+        self._starved: dict[Passage, float] = {}
+        """Since when each waits for memory; the longest first."""
+        self._retrying: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
+        self._inner = ""
+        self._read_buffer = memoryview(bytearray(MAX_BUFFERED_BYTES))
+        """Shared: what was read into it is taken before the loop turns."""
 
-    async def start(self) -> None:
-        """Binds. The caller holds the directory's lock."""
-        listener = listen(self._path, socket.SOCK_STREAM)
-        self._server = await asyncio.get_running_loop().create_unix_server(
-            lambda: _Client(self._came, self._went), sock=listener, backlog=BACKLOG
-        )
+    async def start(self, inner: str) -> None:
+        """Binds; `inner` is the path where gRPC listens. The caller holds the directory's lock."""
+        self._inner = inner
+        self._listener = Listener(self._path, socket.SOCK_STREAM)
+        self._listen()
+        self._start_task(self._sweep())
 
     async def stop(self) -> None:
         """Once gRPC has stopped: ends every connection, after what gRPC said last."""
-        if self._server is not None:
-            self._server.close()
-            self._path.unlink(missing_ok=True)
-        try:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.socket)
+            self._listener.close()
+            self._listener = None
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._empty.wait(), FLUSH_SECONDS)
-        except asyncio.TimeoutError:
-            for client in list(self._clients):
-                client.transport.abort()
+        for passage in list(self._passages):
+            passage.abort()
+        for task in self._tasks:
+            task.cancel()
 
-    def _came(self, client: _Client) -> None:
-        uid = peer(client.transport.get_extra_info("socket"))[1]
-        if not self._admits(uid):
-            logger.debug("uid %d was not let in: it has %d connections", uid, self._by_uid[uid])
-            client.transport.abort()
-            return
-        self._clients[client] = uid
-        self._by_uid[uid] += 1
-        self._empty.clear()
-        client.transport.pause_reading()
-        task = asyncio.get_running_loop().create_task(self._connect(client))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+    def claim(self, key: str) -> RequestStream | None:
+        """The stream that has this key, once: it is its handler's from now on."""
+        return self._streams.pop(key, None)
 
-    def _admits(self, uid: int) -> bool:
-        if is_privileged(uid):
-            return True
-        others = sum(count for other, count in self._by_uid.items() if not is_privileged(other))
-        return self._allows(uid) and self._by_uid[uid] < self._max_per_uid and others < self._max_connections
+    # ---- for passages ---------------------------------------------------------------------------
 
-    async def _connect(self, client: _Client) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            _, server = await loop.create_unix_connection(_End, str(self._inner))
-        except OSError as error:
-            logger.warning("a connection could not be passed on to gRPC: %s", error)
-            client.transport.abort()
-            return
-        client.join(server)
-        client.transport.resume_reading()
+    @property
+    def read_buffer(self) -> memoryview:
+        return self._read_buffer
 
-    def _went(self, client: _Client) -> None:
-        uid = self._clients.pop(client, None)
-        if uid is None:
-            return
-        self._by_uid[uid] -= 1
-        if not self._by_uid[uid]:
-            del self._by_uid[uid]
-        if not self._clients:
+    def open_stream(self, stream: RequestStream) -> None:
+        self._streams[stream.key] = stream
+
+    def end_stream(self, stream: RequestStream) -> None:
+        self._streams.pop(stream.key, None)
+        stream.end()
+
+    def starve(self, passage: Passage) -> None:
+        """It waits for memory: it is woken when some is given back."""
+        self._starved.setdefault(passage, asyncio.get_running_loop().time())
+
+    def memory_freed(self) -> None:
+        if self._starved and self._retrying is None:
+            self._retrying = asyncio.get_running_loop().call_soon(self._retry)
+
+    def gone(self, passage: Passage, reason: str) -> None:
+        """The connection has ended. `reason`: why the gate ended it; empty if it did not."""
+        del self._passages[passage]
+        self._starved.pop(passage, None)
+        self._connections.give_back(passage.uid)
+        self._memory.give_back(passage.uid, CONNECTION_BYTES)
+        self.memory_freed()
+        if reason:
+            self._on_closed(reason)
+        if not self._passages:
             self._empty.set()
 
+    # ---- inside ---------------------------------------------------------------------------------
 
-class _End(asyncio.Protocol):
-    """One end of a connection that is passed on; what comes in here goes out at the other."""
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener.socket, self._accept, self._listener.socket)
 
-    transport: asyncio.Transport
-    _other: _End | None = None
-    _early = b""
-    """What came before `join`: older Pythons (3.11.2 for one) read once although reading is paused."""
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                connection, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of descriptors: the clients wait in the backlog
+                logger.warning("a connection could not be accepted: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)  # else the loop would turn for nothing but this
+                loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen)
+                return
+            connection.setblocking(False)
+            self._begin(connection)
 
-    def join(self, other: _End) -> None:
-        self._other, other._other = other, self
-        other.transport.write(self._early)
-        self._early = b""
-        if self.transport.is_closing():
-            other.transport.close()
+    def _begin(self, connection: socket.socket) -> None:
+        _, uid = peer(connection)
+        if not self._admits(uid):
+            logger.debug("uid %d was not let in: it has %d connections", uid, self._connections.used_by(uid))
+            connection.close()
+            self._on_closed("refused")
+            return
+        passage = Passage(self, uid, self._memory, self._work[uid])
+        self._passages[passage] = None
+        self._empty.clear()
+        self._start_task(passage.run(connection, self._inner))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+    def _admits(self, uid: int) -> bool:
+        """Takes what a connection needs, if it may be had."""
+        if not is_privileged(uid) and not self._allows(uid):
+            return False
+        now = asyncio.get_running_loop().time()
+        work = self._work.setdefault(uid, Allowance(WORK_PER_SECOND, WORK_AT_ONCE, now))
+        if work.wait_seconds(now) or not self._connections.take(uid):
+            return False
+        if not self._memory.take(uid, CONNECTION_BYTES):
+            self._connections.give_back(uid)
+            return False
+        work.spend(CONNECTION_WORK, now)
+        return True
 
-    def data_received(self, data: bytes) -> None:
-        if self._other is None:
-            self._early += data
-            self.transport.resume_reading()
-            self.transport.pause_reading()  # which holds from the first read on
-        elif not self._other.transport.is_closing():
-            self._other.transport.write(data)
+    def _retry(self) -> None:
+        self._retrying = None
+        for passage in list(self._starved):
+            if passage.retry():
+                self._starved.pop(passage, None)
 
-    def pause_writing(self) -> None:
-        if self._other is not None:
-            self._other.transport.pause_reading()
+    async def _sweep(self) -> None:
+        """Ends what waits too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            for passage, since in list(self._starved.items()):
+                if now - since > self._starved_seconds:
+                    del self._starved[passage]
+                    passage.refuse_starved()
+            for passage in [each for each in self._passages if each.idle_since < now - self._idle_seconds]:
+                passage.drop_idle()
+            used = {passage.uid for passage in self._passages}
+            for uid in [uid for uid, work in self._work.items() if uid not in used and work.is_full(now)]:
+                del self._work[uid]
 
-    def resume_writing(self) -> None:
-        if self._other is not None:
-            self._other.transport.resume_reading()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._other is not None:
-            self._other.transport.close()
-
-
-class _Client(_End):
-    def __init__(self, came: Callable[[_Client], None], went: Callable[[_Client], None]) -> None:
-        self._came = came
-        self._went = went
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._came(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
-        self._went(self)
+    def _start_task(self, run: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.get_running_loop().create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -15,14 +15,15 @@ import resource
 import secrets
 import socket
 from array import array
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.v1 import streamer_pb2 as pb
 
 from .errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
-from .unix import listen, peer
+from .quota import Quota
+from .streams import MAX_MESSAGE_BYTES
+from .unix import ACCEPT_AT_ONCE, Listener, peer
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,10 @@ MAX_FDS_PER_PACKET = 253
 SEND_TIMEOUT_SECONDS = 30.0
 ACCEPT_PAUSE_SECONDS = 1.0
 MAX_SESSIONS = 4096
-"""No more than half the descriptors that this process may have: each session is one."""
+"""No more than a quarter of the descriptors that this process may have: each session is one. An eighth is
+kept for privileged users."""
 MAX_SESSIONS_PER_UID = 1024
-"""No more than a quarter of all sessions."""
+"""Of a user who is not privileged, and no more than seven eighths of what other users leave."""
 
 
 class Session:
@@ -126,28 +128,25 @@ class HandoffServer:
         self._allows = allows
         self._on_refused = on_refused
         self._sessions: dict[str, Session] = {}
-        self._by_uid: Counter[int] = Counter()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._max_sessions = min(MAX_SESSIONS, files // 2)
-        self._max_per_uid = min(MAX_SESSIONS_PER_UID, self._max_sessions // 4)
-        self._listener: socket.socket | None = None
+        self._quota = Quota(max(2, min(MAX_SESSIONS, files // 4)), most_per_user=MAX_SESSIONS_PER_UID)
+        self._listener: Listener | None = None
 
     @property
     def sessions(self) -> int:
         return len(self._sessions)
 
     def start(self) -> None:
-        """Binds. The caller holds the directory's lock, so a socket that is there is stale."""
-        self._listener = listen(self._path, socket.SOCK_SEQPACKET)
+        """Binds. The caller holds the directory's lock. Raises ConfigError where another daemon listens."""
+        self._listener = Listener(self._path, socket.SOCK_SEQPACKET)
         self._listen()
 
     def stop(self) -> None:
         """Ends every session. Clients keep what they have mapped."""
         if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener)
+            asyncio.get_running_loop().remove_reader(self._listener.socket)
             self._listener.close()
             self._listener = None
-            self._path.unlink(missing_ok=True)
         for session in list(self._sessions.values()):
             self._end(session)
 
@@ -163,10 +162,10 @@ class HandoffServer:
 
     def _listen(self) -> None:
         if self._listener is not None:
-            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+            asyncio.get_running_loop().add_reader(self._listener.socket, self._accept, self._listener.socket)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(64):  # a flood of connections must not starve the loop
+        for _ in range(ACCEPT_AT_ONCE):
             try:
                 connection, _address = listener.accept()
             except BlockingIOError:
@@ -184,31 +183,34 @@ class HandoffServer:
         pid, uid = peer(connection)
         session = Session(connection, uid=uid, pid=pid)
         try:
-            self._check(uid)
+            self._take(uid)
         except PenstockError as error:
             self._on_refused(error)
             refused = pb.HandoffRefused(reason=error.reason, message=error.message)
             self._try_send(session, pb.HandoffFrame(refused=refused))
             session.close()
             return
-        hello = pb.HandoffHello(token=session.token, daemon_version=self._version)
+        hello = pb.HandoffHello(
+            token=session.token, daemon_version=self._version, max_request_bytes=MAX_MESSAGE_BYTES
+        )
         if not self._try_send(session, pb.HandoffFrame(hello=hello)):
+            self._quota.give_back(uid)
             session.close()
             return
         self._sessions[session.token] = session
-        self._by_uid[uid] += 1
         asyncio.get_running_loop().add_reader(connection, self._readable, session, connection)
 
-    def _check(self, uid: int) -> None:
+    def _take(self, uid: int) -> None:
+        """Takes one session of the user's share. Raises what a client is told that gets none."""
         if not self._allows(uid):
             raise AccessDeniedError(
                 f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without "
                 "--allow; set it"
             )
-        if len(self._sessions) >= self._max_sessions or self._by_uid[uid] >= self._max_per_uid:
+        if not self._quota.take(uid):
             raise TooManyLoadsError(
-                f"uid {uid} has {self._by_uid[uid]} of at most {self._max_per_uid} connections, all users "
-                f"together {len(self._sessions)} of {self._max_sessions}; close some"
+                f"uid {uid} has {self._quota.used_by(uid)} connections and may have no more now: all users "
+                f"have {self._quota.used} of {self._quota.total}, of which each gets a share; close some"
             )
 
     def _try_send(self, session: Session, frame: pb.HandoffFrame) -> bool:
@@ -231,7 +233,5 @@ class HandoffServer:
 
     def _end(self, session: Session) -> None:
         if self._sessions.pop(session.token, None) is not None:
-            self._by_uid[session.uid] -= 1
-            if not self._by_uid[session.uid]:
-                del self._by_uid[session.uid]
+            self._quota.give_back(session.uid)
         session.close()

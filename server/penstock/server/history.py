@@ -10,15 +10,13 @@ from dataclasses import dataclass
 
 from .admission import Admission
 from .errors import PenstockError
+from .shown import cut, shown_sources
 
 INTERVAL_SECONDS = 1.0
 SAMPLES = 300
 RATE_SAMPLES = 5
 """A rate is over so many intervals: one is too nervous to read."""
 ERRORS = 50
-MESSAGE_CHARACTERS = 1000
-SHOWN_SOURCES = 16
-"""Of a load or a stage: a request may name very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +73,9 @@ class History:
                 time.monotonic(),
                 load_id,
                 error.reason,
-                error.message[:MESSAGE_CHARACTERS],
+                cut(error.message),
                 uid,
                 pid,
-                sources[:SHOWN_SOURCES],
+                tuple(shown_sources(sources)),
             )
         )

@@ -82,6 +82,7 @@ class Load(Admission):
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
             checkpoint, selection, staged = await self._enter(emit, tenant=self.caller.uid)
+            self._forget_names()
             pieces = staged.pieces(checkpoint, selection)
             await self._hand_off(staged)
             await emit(await self._manifest(staged, checkpoint, selection, pieces))

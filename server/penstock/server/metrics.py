@@ -28,6 +28,7 @@ from prometheus_client.utils import floatToGoString
 
 from .counts import (
     CACHES,
+    CLOSED_REASONS,
     LOAD_SECONDS,
     READ_SECONDS,
     RESULTS,
@@ -128,6 +129,13 @@ METRICS = (
         "Requests and connections that were answered with an error, by its reason.",
         {"reason": reasons()},
     ),
+    Metric(
+        "connections_closed_total",
+        "counter",
+        "Connections to penstock.sock that the daemon closed: too many of their user, broken HTTP/2, a flood "
+        "of frames, no memory left to their user, no call with a session for a minute.",
+        {"reason": CLOSED_REASONS},
+    ),
     Metric("ready", "gauge", "1 while the daemon is ready, as /readyz says."),
     Metric(
         "stalled",
@@ -222,6 +230,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},
+        "connections_closed_total": {(reason,): count for reason, count in totals.connections_closed.items()},
         "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
     }
 

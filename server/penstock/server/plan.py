@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,7 +70,7 @@ class Segment:
 
 def select(
     tables: Sequence[TensorTable],
-    names: Sequence[str] | None,
+    names: Iterable[str] | None,
     delivered: Sequence[Indices] | None = None,
 ) -> Selection:
     """All tensors, or those named, wherever they are, of those that are `delivered` at all. Raises
@@ -79,17 +79,17 @@ def select(
         delivered = [range(len(table)) for table in tables]
     if names is None:
         return Selection(tuple(delivered))
-    wanted = set(names)
-    missing = set(wanted)
+    found = dict.fromkeys(names, False)
     files: list[Indices] = []
     for table, counts in zip(tables, delivered, strict=True):
         indices = array("I")
         for index in counts:
             name = table.name(index)
-            if name in wanted:
+            if name in found:
                 indices.append(index)
-                missing.discard(name)
+                found[name] = True
         files.append(compact(indices))
+    missing = [name for name, was_found in found.items() if not was_found]
     if missing:
         some = sorted(missing)[:3]
         more = f" and {len(missing) - len(some)} more" if len(missing) > len(some) else ""

@@ -1,25 +1,35 @@
-"""The gRPC server: the service, health and reflection, on a socket of its own behind the gate."""
+"""The gRPC server: the service, health and reflection, on a socket of its own behind the gate.
+
+gRPC's own bounds are set here as far as it has any. What it cannot bound the gate does (`gate.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import grpc.aio
 from grpc_health.v1 import health as health_service
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import _async as reflection_aio
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from penstock.v1 import streamer_pb2 as pb
-from penstock.v1 import streamer_pb2_grpc
 
+from .answers import Answers
+from .calls import Call, Context
+from .errors import InvalidRequestError, PenstockError
 from .gate import Gate
 from .health import Health
-from .service import StreamerService
+from .passage import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
+from .quota import Quota
+from .service import StreamerService, abort
+from .streams import MAX_MESSAGE_BYTES
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
 LIVENESS_NAME = "live"
@@ -27,49 +37,123 @@ LIVENESS_NAME = "live"
 REASON_KEY = "penstock-reason"
 """In the trailing metadata of an answer that it is not: why, in words."""
 MAX_CALLS_PER_CONNECTION = 16
+REQUEST_BYTES = 48 << 20
+"""What the requests of all users may hold in memory, from a frame that is not complete to names that wait to
+be looked up. An eighth is kept for privileged users."""
+REQUEST_BYTES_PER_USER = 32 << 20
+METADATA_BYTES = 8 << 10
+"""Of a request's headers, when they are unpacked."""
+IDLE_SECONDS = 600
+"""A connection without calls is closed after so long, in the way that its client just connects again."""
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+    ("grpc.max_metadata_size", METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_HEADER_BLOCK_BYTES),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity
+    # What clients send is little: a window that does not grow with their speed.
+    ("grpc.http2.lookahead_bytes", 65_535),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
+)
+
+_STREAM_KEY = STREAM_HEADER.decode()
+_Methods = Mapping[str, tuple[Callable[[Call], Awaitable[None]], Callable[[Any], bytes] | None]]
+"""How each method is answered, and how what it writes by itself becomes bytes."""
 
 
 class RpcServer:
     """Answers calls that come to `penstock.sock`. Lives on the event loop."""
 
-    def __init__(self, socket_dir: Path, *, health: Health, allows: Callable[[int], bool]) -> None:
-        """`allows` says whether a uid may connect at all."""
-        self._path = socket_dir / "grpc.sock"
-        self._gate = Gate(socket_dir / "penstock.sock", self._path, allows=allows)
+    def __init__(
+        self,
+        socket_dir: Path,
+        *,
+        health: Health,
+        allows: Callable[[int], bool],
+        on_closed: Callable[[str], None],
+    ) -> None:
+        """`allows` says whether a uid may connect at all; `on_closed` is told why the gate closed a
+        connection."""
+        self._directory = socket_dir
+        memory = Quota(REQUEST_BYTES, most_per_user=REQUEST_BYTES_PER_USER)
+        self._gate = Gate(socket_dir / "penstock.sock", memory=memory, allows=allows, on_closed=on_closed)
+        self._answers = Answers()
         self._health = health
         self._health_service = _HealthService(health)
         self._publishing: set[asyncio.Task[None]] = set()
         self._server: grpc.aio.Server | None = None
+        self._inner_fd = -1
 
     async def start(self, service: StreamerService) -> None:
         """Binds. The caller holds the directory's lock."""
-        self._path.unlink(missing_ok=True)
-        self._server = server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", 64 << 20),
-                ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
-            )
-        )
-        streamer_pb2_grpc.add_StreamerServiceServicer_to_server(service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health_service, server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, health_service.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-        umask = os.umask(0o177)  # the way in is the gate
-        try:
-            # gRPC takes its addresses apart as URIs, percent signs and all.
-            server.add_insecure_port("unix:" + quote(os.fsencode(self._path)))
-        finally:
-            os.umask(umask)
-        await server.start()
-        await self._gate.start()
+        self._server = server = grpc.aio.server(options=_OPTIONS)
+        self._add(server, SERVICE_NAME, {name: (handle, None) for name, handle in service.methods.items()})
+        self._add(server, health_service.SERVICE_NAME, self._health_methods())
+        self._add(server, reflection.SERVICE_NAME, {"ServerReflectionInfo": (_reflect, None)})
+        await self._listen(server)
+        await self._gate.start(f"/proc/self/fd/{self._inner_fd}")
 
     async def stop(self) -> None:
         """Cuts off what still runs."""
         if self._server is not None:
             await self._server.stop(None)
         await self._gate.stop()
-        self._path.unlink(missing_ok=True)
+        if self._inner_fd >= 0:
+            os.close(self._inner_fd)
+            self._inner_fd = -1
+
+    async def _listen(self, server: grpc.aio.Server) -> None:
+        """gRPC listens on a path, and removes what is there when it stops, be it another daemon's. So the
+        path is gone as soon as gRPC listens: from then on only a descriptor leads there, which nobody else
+        has."""
+        path = self._directory / f".{secrets.token_hex(4)}"
+        umask = os.umask(0o177)
+        try:
+            # gRPC takes its addresses apart as URIs, percent signs and all.
+            server.add_insecure_port("unix:" + quote(os.fsencode(path)))
+        finally:
+            os.umask(umask)
+        self._inner_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        path.unlink()
+        await server.start()
+
+    def _add(self, server: grpc.aio.Server, service: str, methods: _Methods) -> None:
+        handlers: dict[str, Any] = {
+            name: grpc.stream_stream_rpc_method_handler(self._handler(handle), None, serialize)
+            for name, (handle, serialize) in methods.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    def _handler(self, handle: Callable[[Call], Awaitable[None]]) -> Any:
+        async def answer(_: object, context: Context) -> None:
+            keys = [value for key, value in context.invocation_metadata() or () if key == _STREAM_KEY]
+            # The gate's own is the last; a client may send others, but cannot know this one.
+            stream = self._gate.claim(keys[-1]) if keys and isinstance(keys[-1], str) else None
+            if stream is None:
+                error = InvalidRequestError("the headers of the call are not complete")
+                await abort(context, error, "")
+            try:
+                await handle(Call(context, stream, self._answers))
+            except PenstockError as error:
+                await abort(context, error, "")
+
+        return answer
+
+    def _health_methods(self) -> _Methods:
+        async def check(call: Call) -> None:
+            call.stream.stay_small()
+            request = await call.only(health_pb2.HealthCheckRequest)
+            answer = await self._health_service.Check(request, call.context)
+            await call.send(answer.SerializeToString)
+
+        async def watch(call: Call) -> None:
+            call.stream.stay_small()
+            request = await call.only(health_pb2.HealthCheckRequest)
+            await self._health_service.Watch(request, call.context)
+
+        answer = health_pb2.HealthCheckResponse.SerializeToString
+        return {"Check": (check, None), "Watch": (watch, answer)}
 
     def publish_health_soon(self) -> None:
         task = asyncio.create_task(self.publish_health())
@@ -100,3 +184,16 @@ class _HealthService(health_service.aio.HealthServicer):  # type: ignore[misc]
         if reason:
             context.set_trailing_metadata(((REASON_KEY, reason),))
         return await super().Check(request, context)
+
+
+async def _reflect(call: Call) -> None:
+    call.stream.stay_small()
+
+    async def requests() -> AsyncIterator[Any]:
+        while (request := await call.next(reflection_pb2.ServerReflectionRequest)) is not None:
+            yield request
+
+    names = (SERVICE_NAME, health_service.SERVICE_NAME, reflection.SERVICE_NAME)
+    servicer = reflection_aio.ReflectionServicer(names)
+    async for answer in servicer.ServerReflectionInfo(requests(), call.context):
+        await call.send(answer.SerializeToString)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -13,27 +13,41 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import streamer_pb2 as pb
-from penstock.v1 import streamer_pb2_grpc
 
 from .admission import Emit, Listing, Queued, Request
+from .calls import Call, Context
+from .catalog import MAX_SOURCES
 from .errors import InvalidRequestError, PenstockError, SessionRequiredError
 from .handoff import Session
-from .load import Event, Load, Manifest, SegmentReady
+from .load import Event, Finished, Load, Manifest, SegmentReady
+from .names import Names
 from .prefetch import Prefetch, Progress
 from .sharing import Group
+from .shown import cut
 
 logger = logging.getLogger(__name__)
 
 DOMAIN = "penstock"
 LISTING_TENSORS = 4096
+LISTING_BYTES = 1 << 20
+"""Of one message. A single entry may be larger: a name may be."""
+ENTRY_BYTES = 64
+"""Of a tensor in a message, at most, besides its name and its dimensions."""
+MAX_METADATA_BYTES = 2 << 20
+"""Of all files in a manifest; what does not fit is left out file by file."""
+MANIFEST_BYTES = 4 << 20
+STATUS_BYTES = 4 << 20
+"""At most, of these answers, for the memory that they wait for."""
+MAX_SOURCE_BYTES = 8 << 10
+SOURCE_COST_BYTES = 120
+"""What a source costs besides its bytes, as a Python string in a tuple."""
 MAX_NAME_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 1000
-"""Trailers hold about 8 KiB, and the message is in them twice."""
-
-WRITE_TIMEOUT_SECONDS = 5.0
-"""How long a call that ends early waits for a client that does not read."""
-
-_Context = grpc.aio.ServicerContext[Any, Any]
+MAX_MESSAGE_BYTES = 2400
+"""Percent-encoded, as it is in the trailers."""
+MAX_DETAIL_BYTES = 300
+MAX_DETAILS_BYTES = 1200
+"""Of all of an error's details."""
 
 
 class Daemon(Protocol):
@@ -54,135 +68,235 @@ class Daemon(Protocol):
     def refused(self, error: PenstockError, caller: Session | None) -> None: ...
 
 
-class StreamerService(streamer_pb2_grpc.StreamerServiceServicer):
+class StreamerService:
     """Answers for one daemon."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self.methods = {
+            "Load": self.load,
+            "Prefetch": self.prefetch,
+            "Evict": self.evict,
+            "GetStatus": self.get_status,
+        }
+        """How each method of the service is answered, whatever kinds of calls the service declares."""
 
-    async def Load(self, requests: AsyncIterator[pb.LoadRequest], context: _Context) -> None:
+    async def load(self, call: Call) -> None:
         session = None
         try:
-            session = self._daemon.session(_token(context))
+            session = self._session(call)
             if session.loaded:
                 raise SessionRequiredError(
                     "this session's token opened a load already; open another connection"
                 )
             session.loaded = True
-            first = await anext(aiter(requests), None)
-            if first is None or first.WhichOneof("request") != "open":
-                raise InvalidRequestError("the first message of a Load call is no OpenLoad; start with one")
-            load = self._daemon.new_load(_request(first.open), session)
+            load = self._daemon.new_load(await _opening(call), session)
         except PenstockError as error:
-            await self._refuse(context, error, session)
-        listening = asyncio.create_task(_listen(requests, load))
+            await self._refuse(call, error, session)
+        handler = asyncio.current_task()
+        assert handler is not None
+        wrong: list[PenstockError] = []
+
+        def heard(listening: asyncio.Task[None]) -> None:
+            if not listening.cancelled() and (error := listening.exception()) is not None:
+                if not isinstance(error, PenstockError):
+                    raise error
+                wrong.append(error)
+                handler.cancel()
+
+        listening = asyncio.create_task(_listen(call, load))
+        listening.add_done_callback(heard)
         try:
-            await self._daemon.run_load(load, lambda event: _emit(context, event))
+            await self._daemon.run_load(load, lambda event: _emit(call, event))
         except PenstockError as error:
-            await _abort(context, error, load.id)
+            listening.remove_done_callback(heard)
+            await abort(call.context, error, load.id)
+        except asyncio.CancelledError:
+            if not wrong:
+                raise
+            self._daemon.refused(wrong[0], session)
+            await abort(call.context, wrong[0], load.id)
         finally:
+            listening.remove_done_callback(heard)
             listening.cancel()
 
-    async def Prefetch(self, message: pb.PrefetchRequest, context: _Context) -> None:
+    async def prefetch(self, call: Call) -> None:
         session = None
         try:
-            session = self._daemon.session(_token(context))
-            request = Request(
-                sources=tuple(message.sources),
-                names=tuple(message.tensors.names) if message.HasField("tensors") else None,
-                variant=message.variant,
+            session = self._session(call)
+            request, pin = await _prefetch_opening(call)
+            prefetch = self._daemon.new_prefetch(request, session, pin=pin)
+        except PenstockError as error:
+            await self._refuse(call, error, session)
+        call.stream.finish_message()
+        try:
+            await self._daemon.run_load(
+                prefetch, lambda event: call.send(lambda: _progress(event).SerializeToString())
             )
-            prefetch = self._daemon.new_prefetch(request, session, pin=message.pin)
         except PenstockError as error:
-            await self._refuse(context, error, session)
-        try:
-            await self._daemon.run_load(prefetch, lambda event: _write(context, _progress(event)))
-        except PenstockError as error:
-            await _abort(context, error, prefetch.id)
+            await abort(call.context, error, prefetch.id)
 
-    async def Evict(self, message: pb.EvictRequest, context: _Context) -> pb.EvictResponse:
+    async def evict(self, call: Call) -> None:
         session = None
         try:
-            session = self._daemon.session(_token(context))
+            session = self._session(call)
+            message = await call.only(pb.EvictRequest)
+            _check_sources(message.sources)
             freed, leased = self._daemon.evict(session, message.sources)
-            return pb.EvictResponse(freed_bytes=freed, leased_bytes=leased)
         except PenstockError as error:
-            await self._refuse(context, error, session)
+            await self._refuse(call, error, session)
+        answer = pb.EvictResponse(freed_bytes=freed, leased_bytes=leased)
+        await call.send(answer.SerializeToString)
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
+    async def get_status(self, call: Call) -> None:
         try:
-            return self._daemon.tell_status(self._daemon.session(_token(context)))
+            session = self._session(call)
+            await call.only(pb.GetStatusRequest)
+            await call.send(
+                lambda: self._daemon.tell_status(session).SerializeToString(), most_bytes=STATUS_BYTES
+            )
         except PenstockError as error:
-            await self._refuse(context, error, None)
+            await self._refuse(call, error, None)
 
-    async def _refuse(self, context: _Context, error: PenstockError, session: Session | None) -> NoReturn:
+    def _session(self, call: Call) -> Session:
+        """The caller's. From now on its messages pass the gate."""
+        session = self._daemon.session(_token(call.context))
+        call.stream.approve()
+        return session
+
+    async def _refuse(self, call: Call, error: PenstockError, session: Session | None) -> NoReturn:
         """Ends a call that came to nothing."""
         self._daemon.refused(error, session)
-        await _abort(context, error, "")
+        await abort(call.context, error, "")
 
 
-async def _listen(requests: AsyncIterator[pb.LoadRequest], load: Load) -> None:
+async def _listen(call: Call, load: Load) -> None:
     """Passes on what the client says while its load runs."""
-    async for message in requests:
-        kind = message.WhichOneof("request")
+    while True:
+        message = await call.next(pb.LoadRequest, seconds=None)
+        if message is None:
+            return
+        kind, names = message.WhichOneof("request"), None
         if kind == "release":
             load.release(message.release.segments)
-        elif kind == "select":
-            load.choose(message.select.names)
+        elif kind == "select" and load.awaits_choice:
+            names = _first_names(call, message.select)
+        del message  # while waiting: parsed, it may have many times its size
+        if names is not None:
+            await _complete_in_load(call, names)
+            load.choose(names)
 
 
-async def _emit(context: _Context, event: Event) -> None:
-    for message in _messages(event):
-        await _write(context, message)
+def _first_names(call: Call, part: pb.SelectTensors) -> Names:
+    names = Names(call.stream.keep, call.stream.forget)
+    names.add(part)
+    return names
 
 
-async def _write(context: _Context, message: Any) -> None:
-    """Cancelled, it first lets the write end: gRPC takes no status while a message is on its way."""
-    writing = asyncio.ensure_future(context.write(message))
-    # A client that goes may cancel twice, by its call and by its connection: the wait below ends early then.
-    writing.add_done_callback(lambda write: write.cancelled() or write.exception())
-    try:
-        await asyncio.shield(writing)
-    except grpc.aio.InternalError:  # nobody is there any more to be told
-        raise asyncio.CancelledError from None
-    except asyncio.CancelledError:
-        await asyncio.wait([writing], timeout=WRITE_TIMEOUT_SECONDS)
-        if not writing.done():
-            writing.cancel()
-        raise
+async def _complete_in_load(call: Call, names: Names) -> None:
+    """Adds the other parts of a list of names."""
+    while names.more:
+        message = await call.only(pb.LoadRequest)
+        if message.WhichOneof("request") != "select":
+            raise InvalidRequestError("a list of names has `more`, but what follows is no SelectTensors")
+        names.add(message.select)
+        del message
 
 
-def _request(message: pb.OpenLoad) -> Request:
+async def _opening(call: Call) -> Request:
+    """What the first messages of a Load call ask for."""
+    message = await call.next(pb.LoadRequest)
+    if message is None or message.WhichOneof("request") != "open":
+        raise InvalidRequestError("the first message of a Load call is no OpenLoad; start with one")
+    request = _request(call, message.open)
+    del message
+    if isinstance(request.names, Names):
+        await _complete_in_load(call, request.names)
+    return request
+
+
+async def _prefetch_opening(call: Call) -> tuple[Request, bool]:
+    """What the messages of a Prefetch call ask for, and whether to pin it."""
+    message = await call.only(pb.PrefetchRequest)
+    _check_sources(message.sources)
+    names = _first_names(call, message.tensors) if message.HasField("tensors") else None
+    sources, variant = _kept_sources(call, message.sources), _variant(message.variant)
+    request, pin = Request(sources=sources, names=names, variant=variant), message.pin
+    del message
+    while names is not None and names.more:
+        message = await call.only(pb.PrefetchRequest)
+        if not message.HasField("tensors"):
+            raise InvalidRequestError("a list of names has `more`, but what follows has no tensors")
+        names.add(message.tensors)
+        del message
+    return request, pin
+
+
+async def _emit(call: Call, event: Event) -> None:
+    if isinstance(event, Listing):
+        await call.send_all(_listing(event))
+    elif isinstance(event, Manifest):
+        await call.send(lambda: _manifest(event).SerializeToString(), most_bytes=MANIFEST_BYTES)
+    else:
+        await call.send(lambda: _response(event).SerializeToString())
+
+
+def _request(call: Call, message: pb.OpenLoad) -> Request:
+    _check_sources(message.sources)
     group = None
     if message.HasField("group"):
         if not message.group.name or not 1 <= message.group.size <= 65536:
             raise InvalidRequestError("group: the name is missing, or the size is not 1 to 65536; give both")
         group = Group(message.group.name[:MAX_NAME_CHARACTERS], message.group.size)
+    names = _first_names(call, message.tensors) if message.HasField("tensors") else None
     return Request(
-        sources=tuple(message.sources),
-        names=tuple(message.tensors.names) if message.HasField("tensors") else None,
+        sources=_kept_sources(call, message.sources),
+        names=names,
         list_tensors=message.list_tensors,
         memory_limit=message.memory_limit_bytes if message.HasField("memory_limit_bytes") else None,
         group=group,
         skip_tensors=message.skip_tensors,
-        expect_version=message.expect_version,
+        expect_version=message.expect_version[:MAX_NAME_CHARACTERS],
         client_name=message.client_name[:MAX_NAME_CHARACTERS],
-        variant=message.variant,
+        variant=_variant(message.variant),
     )
 
 
-def _messages(event: Event) -> Iterator[pb.LoadResponse]:
+def _variant(text: str) -> str:
+    if len(text) > MAX_NAME_CHARACTERS:
+        raise InvalidRequestError(
+            f"variant: it has {len(text)} characters, more than {MAX_NAME_CHARACTERS}; name one such as fp16"
+        )
+    return text
+
+
+def _check_sources(sources: Sequence[str]) -> None:
+    if len(sources) > MAX_SOURCES:
+        raise InvalidRequestError(
+            f"sources: {len(sources)} are more than {MAX_SOURCES}; load fewer at a time"
+        )
+    for source in sources:
+        size_bytes = len(source.encode(errors="surrogatepass"))
+        if size_bytes > MAX_SOURCE_BYTES:
+            raise InvalidRequestError(
+                f"sources: {source[:100]!r} and so on has {size_bytes} bytes, more than {MAX_SOURCE_BYTES}: "
+                "the path is too long"
+            )
+
+
+def _kept_sources(call: Call, sources: Sequence[str]) -> tuple[str, ...]:
+    kept = tuple(sources)
+    call.stream.keep(sum(map(len, kept)) + SOURCE_COST_BYTES * len(kept))
+    return kept
+
+
+def _response(event: Queued | SegmentReady | Finished) -> pb.LoadResponse:
     if isinstance(event, SegmentReady):
-        yield _segment_ready(event)
-    elif isinstance(event, Manifest):
-        yield _manifest(event)
-    elif isinstance(event, Listing):
-        yield from _listing(event)
-    elif isinstance(event, Queued):
-        yield pb.LoadResponse(queued=_queued(event))
-    else:
-        finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
-        yield pb.LoadResponse(finished=finished)
+        return _segment_ready(event)
+    if isinstance(event, Queued):
+        return pb.LoadResponse(queued=_queued(event))
+    finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
+    return pb.LoadResponse(finished=finished)
 
 
 def _segment_ready(event: SegmentReady) -> pb.LoadResponse:
@@ -209,26 +323,39 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         variant=event.variant,
         warnings=event.checkpoint.warnings,
     )
+    metadata_left = MAX_METADATA_BYTES
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
-        message.files.add(
-            uri=file.uri,
-            size_bytes=file.size_bytes,
-            metadata=dict(header.metadata),
-            metadata_omitted=header.metadata_omitted,
+        added = message.files.add(
+            uri=file.uri, size_bytes=file.size_bytes, metadata_omitted=header.metadata_omitted
         )
+        without = added.ByteSize()
+        # Bounded for each file where the header is read; a list of files has many.
+        added.metadata.update(header.metadata)
+        metadata_bytes = added.ByteSize() - without
+        if metadata_bytes > metadata_left:
+            added.ClearField("metadata")
+            added.metadata_omitted = True
+        else:
+            metadata_left -= metadata_bytes
     return pb.LoadResponse(manifest=message)
 
 
-def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
-    listing = pb.Listing()
+def _listing(event: Listing) -> Iterator[bytes]:
+    """Serialized, as nothing else of a part is to be left while it waits for its client."""
+    listing, size_bytes = pb.Listing(), 0
     for table, indices in zip(event.tables, event.delivered, strict=True):
         for name, dtype, shape, start, end in table.entries(indices):
+            entry_bytes = ENTRY_BYTES + len(name.encode(errors="surrogatepass")) + 10 * len(shape)
+            full = len(listing.tensors) == LISTING_TENSORS or size_bytes + entry_bytes > LISTING_BYTES
+            if full and listing.tensors:
+                part, listing, size_bytes = pb.LoadResponse(listing=listing), pb.Listing(), 0
+                message = part.SerializeToString()
+                del part
+                yield message
             listing.tensors.add(name=name, dtype=dtype, shape=shape, size_bytes=end - start)
-            if len(listing.tensors) == LISTING_TENSORS:
-                yield pb.LoadResponse(listing=listing)
-                listing = pb.Listing()
+            size_bytes += entry_bytes
     listing.last = True
-    yield pb.LoadResponse(listing=listing)
+    yield pb.LoadResponse(listing=listing).SerializeToString()
 
 
 def _progress(event: Progress | Queued) -> pb.PrefetchResponse:
@@ -241,33 +368,55 @@ def _queued(event: Queued) -> pb.Queued:
     return pb.Queued(place=event.place, reason=event.reason, load_id=event.load_id)
 
 
-def _token(context: _Context) -> str | None:
+def _token(context: Context) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == "penstock-session":
             return value if isinstance(value, str) else None
     return None
 
 
-async def _abort(context: _Context, error: PenstockError, load_id: str) -> NoReturn:
+async def abort(context: Context, error: PenstockError, load_id: str) -> NoReturn:
     """Ends the call with the error's status and a google.rpc.ErrorInfo."""
     # gRPC keeps what ended a call for a while; so without the frames that it came through, and their headers.
     error.__traceback__ = error.__cause__ = error.__context__ = None
-    details = {**error.details, "retryable": str(error.retryable).lower()}
-    if load_id:
-        details["load_id"] = load_id
-    message = error.message[:MAX_MESSAGE_CHARACTERS]
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
-    packed = any_pb2.Any()
-    packed.Pack(info)
-    code = grpc.StatusCode[error.status]
-    number: int = code.value[0]
-    status = status_pb2.Status(code=number, message=message, details=[packed])
+    status = to_status(error, load_id)
     try:
         await context.abort(
-            code,
-            message,
+            grpc.StatusCode[error.status],
+            status.message,
             trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
         )
     except grpc.aio.InternalError:  # nobody is there any more to be told
         raise asyncio.CancelledError from None
     raise AssertionError("abort raises")
+
+
+def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
+    """What a client is told, cut to what its trailers hold: about 8 KiB, in which the message is twice, once
+    percent-encoded, and the details are in base64."""
+    details = {"retryable": str(error.retryable).lower()}
+    if load_id:
+        details["load_id"] = load_id
+    left = MAX_DETAILS_BYTES
+    for key, value in error.details.items():
+        value = cut(_encodable(value), MAX_DETAIL_BYTES)
+        left -= len(key) + len(value.encode())
+        if left >= 0:
+            details[key] = value
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
+    packed = any_pb2.Any()
+    packed.Pack(info)
+    message = cut(_encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
+    message = cut(message, MAX_MESSAGE_BYTES, size=_trailer_bytes)
+    number: int = grpc.StatusCode[error.status].value[0]
+    return status_pb2.Status(code=number, message=message, details=[packed])
+
+
+def _encodable(text: str) -> str:
+    """Without the halves of characters that stand for bytes of a path that are no UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+def _trailer_bytes(text: str) -> int:
+    """Of a message in the trailer grpc-message."""
+    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode(errors="replace"))

@@ -20,9 +20,10 @@ from .admission import Admission
 from .config import Config
 from .counts import Totals
 from .health import Health
-from .history import INTERVAL_SECONDS, SHOWN_SOURCES, Failure, History
+from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges
 from .reader import ReaderPool
+from .shown import shown_sources
 from .sources import source_kind
 from .staged import StagedCheckpoint
 from .staging import Staging
@@ -129,7 +130,7 @@ class Status:
         place = self.staging.place(load.staged) if load.staged else 0
         return pb.LoadStatus(
             load_id=load.id,
-            sources=load.request.sources[:SHOWN_SOURCES],
+            sources=shown_sources(load.request.sources),
             uid=load.caller.uid,
             pid=load.caller.pid,
             state=load.state,
@@ -178,7 +179,7 @@ def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.Sta
     sources = staged.checkpoint.sources
     message = pb.StageStatus(
         id=staged.id,
-        sources=sources[:SHOWN_SOURCES],
+        sources=shown_sources(sources),
         version=staged.version,
         capacity_bytes=stage.capacity_bytes if stage else 0,
         ready_bytes=stage.ready_bytes if stage else 0,

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import stat
 import struct
 from pathlib import Path
 
+from .errors import ConfigError
+
 BACKLOG = 256
+ACCEPT_AT_ONCE = 64
+"""A flood of connections must not starve the event loop."""
 _PEER = struct.Struct("iII")
 
+FileId = tuple[int, int]
+"""Device and inode. No other file has them as long as this one is open, be it unlinked."""
 
-def listen(path: Path, kind: socket.SocketKind) -> socket.socket:
-    """Listens at `path`, in place of whatever is there: the caller holds the directory's lock, so that is
-    stale. The mode lets everybody in: who may stay is for the caller to decide."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+class Listener:
+    """Listens at `path`, in place of a socket that nobody listens on any more. The mode lets everybody in:
+    who may stay is for the caller to decide."""
+
+    def __init__(self, path: Path, kind: socket.SocketKind) -> None:
+        """Raises ConfigError where somebody listens already."""
+        self._path = path
+        _remove_stale(path, kind)
+        self.socket = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self.socket.bind(str(path))
+            # Between these two calls somebody who may write in the directory could put another in its place.
+            self._id = file_id(path)
+            os.chmod(path, stat.S_IRUSR | stat.S_IWUSR | 0o066)
+            self.socket.listen(BACKLOG)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def close(self) -> None:
+        """Removes the socket's file too, unless another has taken its place."""
+        unlink_own(self._path, self._id)
+        self.socket.close()  # only now: once it is closed the inode's number may be another's
+
+
+def file_id(path: Path) -> FileId | None:
+    """None: there is nothing."""
     try:
-        listener.bind(str(path))
-        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR | 0o066)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def unlink_own(path: Path, own: FileId | None) -> None:
+    """Removes a file that this process made, if it is still the one at `path`. Linux cannot do both in one
+    step: a file that takes its place between the two is lost."""
+    if own is not None and file_id(path) == own:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
@@ -32,3 +68,20 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     pid, uid, _gid = _PEER.unpack(raw)
     return pid, uid
+
+
+def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
+    stale = file_id(path)
+    if stale is None:
+        return
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            if error.errno != errno.EAGAIN:  # which is a full backlog
+                unlink_own(path, stale)
+                return
+    raise ConfigError(
+        f"--socket-dir: another penstockd listens on {path}, though it does not hold the directory's lock: "
+        "its lock file was removed. Stop it, or choose another directory"
+    )

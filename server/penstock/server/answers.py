@@ -1,0 +1,100 @@
+"""What answers hold that their clients have not taken yet, bounded for each user and in all.
+
+gRPC keeps one message of a call until the client has room for it, for as long as that takes: a client may
+stop for hours, in a debugger for one. So before a message is made, what it may cost is taken from the user's
+share. Where calls whose clients do not read have used the share up, the next message waits for one of them:
+that holds up nobody but the same user. No call is ever cut off because its client reads slowly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from .quota import Quota
+
+ANSWER_BYTES = 24 << 20
+"""Of all users. A user that has nothing waiting may always send one message more."""
+COPIES = 2
+"""Of a message, while it waits: Python's and gRPC's."""
+
+
+class Answers:
+    """Lives on the event loop."""
+
+    def __init__(self, total_bytes: int = ANSWER_BYTES) -> None:
+        self._quota = Quota(total_bytes)
+        self._beyond: set[int] = set()
+        """Users that send their one message beyond what the quota allows."""
+        self._waiting: deque[tuple[int, int, asyncio.Future[bool]]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def room(self, uid: int, most_bytes: int) -> AsyncIterator[Callable[[int], None]]:
+        """Room for a message of at most `most_bytes`, until it was taken. Waits for it if need be, in the
+        order in which a user's came. Yields what is to be told the message's size."""
+        cost = COPIES * most_bytes
+        beyond = self._take(uid, cost)
+        if beyond is None:
+            beyond = await self._wait(uid, cost)
+
+        def settle(size_bytes: int) -> None:
+            nonlocal cost
+            left_over = cost - COPIES * size_bytes
+            if left_over > 0 and not beyond:
+                cost -= left_over
+                self._give_back(uid, left_over, False)
+
+        try:
+            yield settle
+        finally:
+            self._give_back(uid, cost, beyond)
+
+    def _take(self, uid: int, cost: int) -> bool | None:
+        """Whether it goes beyond the quota; None: it has to wait."""
+        if any(waiting == uid for waiting, _, _ in self._waiting):
+            return None
+        return self._take_now(uid, cost)
+
+    def _take_now(self, uid: int, cost: int) -> bool | None:
+        if self._quota.take(uid, cost):
+            return False
+        if uid in self._beyond or self._quota.used_by(uid):
+            return None
+        self._beyond.add(uid)
+        return True
+
+    async def _wait(self, uid: int, cost: int) -> bool:
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        entry = (uid, cost, turn)
+        self._waiting.append(entry)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give_back(uid, cost, turn.result())
+            else:
+                self._waiting.remove(entry)
+                self._serve()
+            raise
+
+    def _give_back(self, uid: int, cost: int, beyond: bool) -> None:
+        if beyond:
+            self._beyond.discard(uid)
+        else:
+            self._quota.give_back(uid, cost)
+        self._serve()
+
+    def _serve(self) -> None:
+        held_up: set[int] = set()
+        for entry in list(self._waiting):
+            uid, cost, future = entry
+            if uid in held_up or future.done():
+                continue
+            beyond = self._take_now(uid, cost)
+            if beyond is None:
+                held_up.add(uid)
+            else:
+                self._waiting.remove(entry)
+                future.set_result(beyond)

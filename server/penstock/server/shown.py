@@ -1,0 +1,47 @@
+"""What a caller sent, as it is kept for people: in errors, the log, the history and status. Cut, with a
+mark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+SHOWN_BYTES = 1024
+SHOWN_SOURCES = 16
+"""Of a load or a stage: a request may name very many."""
+
+
+def utf8_bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+def cut(text: str, most_bytes: int = SHOWN_BYTES, *, size: Callable[[str], int] = utf8_bytes) -> str:
+    """The text, or as much of its beginning as has `most_bytes` with a mark that says how much is left
+    out."""
+    if len(text) * 12 <= most_bytes or size(text) <= most_bytes:  # 12: 4 bytes, each as %XX
+        return text
+    low, high = 0, min(len(text), most_bytes)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if size(text[:middle]) + len(_mark(len(text) - middle)) <= most_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low] + _mark(len(text) - low)
+
+
+def shown_sources(sources: Sequence[str], most: int = SHOWN_SOURCES) -> list[str]:
+    """The first of them, each cut so that they have `SHOWN_BYTES` together or little more."""
+    first = list(sources[:most])
+    share = max(64, SHOWN_BYTES // max(1, len(first)))
+    if sum(map(utf8_bytes, first)) <= SHOWN_BYTES:
+        return first
+    return [cut(source, share) for source in first]
+
+
+def shown_source(sources: Sequence[str]) -> str:
+    """The first few in one text, for a line of the log."""
+    return ",".join(shown_sources(sources, 3))
+
+
+def _mark(count: int) -> str:
+    return f"...[{count} more characters]"

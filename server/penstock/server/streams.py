@@ -1,0 +1,203 @@
+"""One request's stream at the gate: which of its bytes may pass to gRPC, and what memory they hold there.
+
+gRPC cannot be told how much memory requests may take, and a handler sees a message only when all of it is
+there. So the gate reads the prefix of each message (a flag, and its length in four bytes), takes what the
+message will cost from the user's share of `memory` (quota.py), and only then lets it pass:
+
+    gate.admit(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what is made of it
+                                 approve(), once the token is known
+
+A message that breaks a rule is refused: nothing more of the stream passes, and the handler ends the call with
+the error. What can only not pass now is held, and with it the connection, until `wake`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+
+from .errors import InvalidRequestError, PenstockError, TooManyLoadsError
+from .quota import Quota
+
+MAX_MESSAGE_BYTES = 1 << 20
+UNAPPROVED_MESSAGE_BYTES = 4096
+"""Of a call without a token: health checks and reflection never need more."""
+UNAPPROVED_MESSAGES = 4
+MAX_WAITING_MESSAGES = 16
+"""That passed and that the handler has not taken."""
+STREAM_BYTES = 16 << 10
+"""What a call costs gRPC and Python: measured, 15 KiB with gRPC 1.85."""
+MESSAGE_OVERHEAD_BYTES = 512
+FRAME_OVERHEAD_BYTES = 64
+"""A frame is a slice of 32 bytes to gRPC until its message is taken, however few bytes are in it."""
+_PREFIX_BYTES = 5
+
+
+class RequestStream:
+    """Lives on the event loop. The gate makes it and calls `end`, after which it holds nothing."""
+
+    def __init__(self, uid: int, memory: Quota, wake: Callable[[], None], freed: Callable[[], None]) -> None:
+        """The caller has taken `STREAM_BYTES` for it. `wake` is called when more may pass, `freed` when
+        memory was given back."""
+        self.uid = uid
+        self.key = secrets.token_hex(16)
+        """Names the stream to its handler; nobody else is told."""
+        self.approved = False
+        self.ended = False
+        self.refusal: PenstockError | None = None
+        self.starved = False
+        """It waits for memory that the user's other requests have."""
+        self.messages = 0
+        """Admitted ever."""
+        self.on_refused: Callable[[], None] | None = None
+        self._memory = memory
+        self._wake = wake
+        self._freed = freed
+        self._small = False
+        self._waiting: deque[int] = deque()
+        """What each message that passes, or passed and was not taken, costs; oldest first."""
+        self._in_hand = 0
+        self._kept = 0
+        self._prefix = b""
+        self._remaining = 0
+
+    # ---- for the gate ---------------------------------------------------------------------------
+
+    def admit(self, payload: bytes) -> int:
+        """How many bytes of a DATA frame may pass now, from its beginning."""
+        passed, size = 0, len(payload)
+        if self._remaining and not self._charge_frame():
+            return 0
+        while passed < size and self.refusal is None:
+            if self._remaining:
+                count = min(self._remaining, size - passed)
+                self._remaining -= count
+                passed += count
+                continue
+            prefix = self._prefix + payload[passed : passed + _PREFIX_BYTES - len(self._prefix)]
+            if len(prefix) == _PREFIX_BYTES:
+                # Not before: gRPC would have a message of no bytes whole.
+                if not self._admit_message(prefix[0], int.from_bytes(prefix[1:], "big")):
+                    break
+                passed += _PREFIX_BYTES - len(self._prefix)
+                self._prefix = b""
+            else:
+                passed = size
+                self._prefix = prefix
+        return passed
+
+    def refuse(self, error: PenstockError) -> None:
+        if self.refusal is None and not self.ended:
+            self.refusal = error
+            if self.on_refused is not None:
+                self.on_refused()
+
+    def end(self) -> None:
+        """Gives everything back; what the handler does from now on costs nobody."""
+        if self.ended:
+            return
+        self.ended = True
+        self._give_back(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
+        self._waiting.clear()
+        self._in_hand = self._kept = 0
+
+    # ---- for the handler ------------------------------------------------------------------------
+
+    def approve(self) -> None:
+        """The call has a valid token: messages of full size may pass."""
+        self.approved = True
+        self._wake()
+
+    def stay_small(self) -> None:
+        """The call needs no token, and no messages that a call without one may not send."""
+        self._small = True
+        self._wake()
+
+    def took(self) -> None:
+        """The handler has the next message; the one before is finished."""
+        self.finish_message()
+        if self._waiting:
+            self._in_hand = self._waiting.popleft()
+        self._wake()
+
+    def finish_message(self) -> None:
+        """Nothing of the message that was taken is left, but for what was kept of it."""
+        cost, self._in_hand = self._in_hand, 0
+        self._give_back(cost)
+
+    def keep(self, size_bytes: int) -> None:
+        """Takes memory for what is made of a message, until `forget` or the end. Raises TooManyLoadsError."""
+        if self.ended:
+            return
+        if not self._memory.take(self.uid, size_bytes):
+            raise self.no_memory()
+        self._kept += size_bytes
+
+    def forget(self, size_bytes: int) -> None:
+        if not self.ended:
+            self._kept -= size_bytes
+            self._give_back(size_bytes)
+
+    def no_memory(self) -> TooManyLoadsError:
+        return TooManyLoadsError(
+            f"the requests of uid {self.uid} hold {self._memory.used_by(self.uid)} bytes of the daemon's "
+            f"memory, and those of all users {self._memory.used} of {self._memory.total}: send fewer at a "
+            "time, or try again in a moment"
+        )
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _admit_message(self, compressed: int, size_bytes: int) -> bool:
+        if compressed:
+            self.refuse(
+                InvalidRequestError(
+                    "the request message is compressed, which penstockd does not take; send it plain"
+                )
+            )
+            return False
+        if size_bytes > MAX_MESSAGE_BYTES:
+            self.refuse(
+                InvalidRequestError(
+                    f"the request message has {size_bytes} bytes, and penstockd takes at most "
+                    f"{MAX_MESSAGE_BYTES}: update penstock, whose clients send a long list of tensor names "
+                    "in several messages, or select fewer tensors"
+                )
+            )
+            return False
+        if not self.approved and (
+            size_bytes > UNAPPROVED_MESSAGE_BYTES or len(self._waiting) >= UNAPPROVED_MESSAGES
+        ):
+            if self._small and size_bytes > UNAPPROVED_MESSAGE_BYTES:
+                self.refuse(
+                    InvalidRequestError(
+                        f"the request message has {size_bytes} bytes, and this call takes at most "
+                        f"{UNAPPROVED_MESSAGE_BYTES}"
+                    )
+                )
+            return False
+        if len(self._waiting) >= MAX_WAITING_MESSAGES:
+            return False
+        cost = _PREFIX_BYTES + size_bytes + MESSAGE_OVERHEAD_BYTES
+        self.starved = not self._memory.take(self.uid, cost)
+        if self.starved:
+            return False
+        self._waiting.append(cost)
+        self._remaining = size_bytes
+        self.messages += 1
+        return True
+
+    def _charge_frame(self) -> bool:
+        """One more frame of a message that has begun."""
+        if self.refusal is not None:
+            return False
+        if not self._memory.take(self.uid, FRAME_OVERHEAD_BYTES):
+            self.refuse(self.no_memory())
+            return False
+        self._waiting[-1] += FRAME_OVERHEAD_BYTES  # the handler cannot have taken what is not complete
+        return True
+
+    def _give_back(self, size_bytes: int) -> None:
+        if size_bytes:
+            self._memory.give_back(self.uid, size_bytes)
+            self._freed()
