@@ -9,7 +9,7 @@ import asyncio
 import functools
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from . import plan
 from .catalog import Catalog, Checkpoint
 from .counts import Totals
 from .errors import CheckpointChangedError, InvalidRequestError
+from .fair import FairExecutor
 from .plan import Selection
 from .sharing import Group
 from .sources import Access, source_kind
@@ -37,7 +38,8 @@ class Caller(Protocol):
     pid: int
     closed: bool
 
-    def on_close(self, release: Callable[[], None]) -> None: ...
+    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
+        """Calls `release` when it goes away, unless what this returns was called before."""
 
 
 class Client(Caller, Protocol):
@@ -76,13 +78,13 @@ class Listing:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every load of the daemon works with. `resolvers` gives what resolves certain sources, where it may
-    hang with their storage; `thinkers` runs what only takes long."""
+    hang with their storage; `thinkers` runs what only takes long. Both serve users in turn."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
-    resolvers: Callable[[Sequence[str]], Executor]
-    thinkers: Executor
+    resolvers: Callable[[Sequence[str]], FairExecutor]
+    thinkers: FairExecutor
 
 
 Emit = Callable[[Any], Awaitable[None]]
@@ -114,6 +116,7 @@ class Admission:
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
         self._parts = parts
+        self._forget_leaving: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
 
     @property
@@ -154,7 +157,7 @@ class Admission:
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
-        resolvers = self._parts.resolvers(request.sources)
+        resolvers = self._parts.resolvers(request.sources).of(self.caller.uid)
         resolving = resolvers.submit(catalog.resolve, request.sources, self._access)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
@@ -202,8 +205,14 @@ class Admission:
         )
         self.warm_segments = staged.ready_segments()
         self.read_before = staged.read_bytes
-        self.caller.on_close(functools.partial(staged.leave, self))
+        self._forget_leaving = self.caller.on_close(functools.partial(staged.leave, self))
         return staged
+
+    def _leave(self) -> None:
+        """Gives up its hold on the staging buffer, if it has one, before its caller goes away."""
+        if self.staged is not None:
+            self.staged.leave(self)
+            self._forget_leaving()
 
     async def _wait_for_memory(self, staged: StagedCheckpoint, emit: Emit) -> None:
         self.queued_since = asyncio.get_running_loop().time()
@@ -222,7 +231,8 @@ class Admission:
             self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._parts.thinkers, call, *arguments)
+        thinkers = self._parts.thinkers.of(self.caller.uid)
+        return await asyncio.get_running_loop().run_in_executor(thinkers, call, *arguments)
 
     def count(self, result: str) -> None:
         """How it ended: "ok", "failed" or "cancelled"."""

@@ -88,8 +88,8 @@ class Load(Admission):
             self.finished = True
             await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
         finally:
-            if self.staged is not None and not self._handed_off:
-                self.staged.leave(self)
+            if not self._handed_off:
+                self._leave()
 
     async def _hand_off(self, staged: StagedCheckpoint) -> None:
         self._handed_off = True

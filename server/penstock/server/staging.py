@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from . import plan
+from . import failure, plan
 from .catalog import Checkpoint
 from .config import Config
 from .counts import Totals
@@ -26,7 +26,7 @@ from .errors import ShuttingDownError, StagingExhaustedError
 from .limits import is_privileged, user_share
 from .log import event
 from .plan import Selection
-from .pool import SlabPool
+from .pool import SlabPool, Workers
 from .reader import ReaderPool
 from .sharing import Group, expected_members, find, superseded
 from .slab import Slab
@@ -54,7 +54,7 @@ class Staging:
     """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
-        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Executor, totals: Totals
+        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Workers, totals: Totals
     ) -> None:
         """`readers` by kind of source."""
         self._config = config
@@ -296,33 +296,34 @@ class Staging:
             self._granting = False
 
     async def _start(self, staged: StagedCheckpoint, count: int, taken: Awaitable[list[Slab]]) -> None:
+        loop = asyncio.get_running_loop()
+        slabs: list[Slab] = []
         try:
             slabs = await taken
-        except OSError as error:
+            segments = await loop.run_in_executor(
+                self._workers.of(os.geteuid() if staged.uid is None else staged.uid),
+                plan.segments_within,
+                staged.checkpoint.tables,
+                staged.selection,
+                count * self.pool.slab_bytes,
+            )
             self._starting.pop(staged, None)
-            staged.fail(StagingExhaustedError(f"the system has no memory for {count} slabs: {error}"))
-            if not staged.holders:
-                self._forget(staged)
-            self._grant()
-            return
-        loop = asyncio.get_running_loop()
-        capacity = count * self.pool.slab_bytes
-        segments = await loop.run_in_executor(
-            self._workers, plan.segments_within, staged.checkpoint.tables, staged.selection, capacity
-        )
-        self._starting.pop(staged, None)
-        if self._stopped:
-            staged.fail(_stopped_while_waiting())
-        if not staged.holders or staged.error is not None:
-            if not staged.holders:
-                self._forget(staged)
+            if self._stopped:
+                staged.fail(_stopped_while_waiting())
+            if staged.holders and staged.error is None:
+                staged.start(slabs, segments)
+        except Exception as error:
+            self._starting.pop(staged, None)
+            staged.fail(failure.explain(error, f"making {count} slabs of {self.pool.slab_bytes} bytes"))
+        if staged.slabs is not slabs:
             self.pool.give_back(slabs)
-            return
-        staged.start(slabs, segments)
-        if staged.uid is not None:
+        elif staged.uid is not None:
             self._assign(staged, staged.uid)
-        if staged.expected_members > staged.members and not staged.full:
+        if not staged.holders:
+            self._idle(staged)
+        elif staged.expected_members > staged.members and not staged.full:
             loop.call_later(self._config.group_timeout_seconds, staged.let_go)
+        self._grant()
 
     def _idle(self, staged: StagedCheckpoint) -> None:
         """Nobody holds it any more."""
@@ -330,7 +331,7 @@ class Staging:
             return
         if not staged.started:
             self._queue.leave(staged)
-            self._forget(staged)
+            self._give_up(staged)
         elif (
             staged.error is not None
             or staged.evicted
@@ -364,11 +365,6 @@ class Staging:
     def _give_up(self, staged: StagedCheckpoint) -> None:
         self.stages.pop(staged.id, None)
         self.pool.give_back(staged.close(), idle_since=staged.last_used)
-
-    def _forget(self, staged: StagedCheckpoint) -> None:
-        """One that never got slabs."""
-        self.stages.pop(staged.id, None)
-        staged.close()
 
     def _give_up_idle(self, since: float) -> None:
         self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= since)
