@@ -130,7 +130,8 @@ class Staging:
             whole_only=demand.whole_only,
         )
         if staged is not None and self._too_much(staged, holder.uid):
-            self._evict(staged)
+            if staged.started and staged.idle:
+                self._evict(staged)
             staged = None
         if staged is not None:
             self._totals.stage_hits += 1
@@ -155,7 +156,7 @@ class Staging:
         )
         staged.hold(key, holder)
         self.stages[staged.id] = staged
-        self._queue.join(staged, demand)
+        self._queue.join(staged, demand, holder.uid)
         self._grant()
         return staged
 
@@ -173,15 +174,15 @@ class Staging:
         is not privileged gets at most `user_share`."""
         if uid is None or is_privileged(uid):
             return self.pool.max_slabs
-        own = others = 0
-        for staged in self.stages.values():
-            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
-            count = self._starting.get(staged, count)
-            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
-                own += count
-            else:
-                others += count
+        own, others = self._held(uid)
         return max(0, user_share(self.pool.max_slabs - others) - own)
+
+    def holds_too_much(self, uid: int | None, count: int) -> bool:
+        """With `count` slabs more, `uid` would have more than its share even if other users had none."""
+        if uid is None or is_privileged(uid):
+            return False
+        own, _ = self._held(uid)
+        return own + count > user_share(self.pool.max_slabs)
 
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
@@ -197,11 +198,14 @@ class Staging:
             self._evict(staged)
         return True
 
-    def memory_will_return(self) -> bool:
-        """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
-        return bool(self._starting) or any(
-            staged.started and not staged.idle and not (staged.full and staged.complete)
+    def memory_will_return(self, uid: int | None = None) -> bool:
+        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with tensors that
+        clients hold or pins."""
+        return any(
+            staged in self._starting
+            or (staged.started and not staged.idle and not (staged.full and staged.complete))
             for staged in self.stages.values()
+            if uid is None or staged.uid == uid
         )
 
     # ---- for operators --------------------------------------------------------------------------
@@ -250,11 +254,27 @@ class Staging:
 
     # ---- inside ---------------------------------------------------------------------------------
 
+    def _held(self, uid: int) -> tuple[int, int]:
+        """Slabs that loads of `uid` hold or are about to get, and those of others. Warm ones are neither."""
+        own = others = 0
+        for staged in self.stages.values():
+            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
+            count = self._starting.get(staged, count)
+            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
+                own += count
+            else:
+                others += count
+        return own, others
+
     def _too_much(self, staged: StagedCheckpoint, uid: int) -> bool:
-        """Nobody holds it, and with what `uid` holds it would be more than that user may have."""
-        return (
-            staged.started and staged.idle and not staged.pinned and len(staged.slabs) > self.share_left(uid)
-        )
+        """It is not the user's yet, and would be more than that user may have with what it holds."""
+        if staged.pinned or is_privileged(uid) or (staged.uid == uid and not staged.idle):
+            return False
+        count = self._starting.get(staged, len(staged.slabs))
+        own, others = self._held(uid)
+        if not staged.idle:
+            others -= count  # would be the user's own
+        return own + count > user_share(self.pool.max_slabs - others)
 
     def _give_up_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
         """Pinned or not: memory is for what can still be loaded, and that no longer can."""
