@@ -28,6 +28,12 @@ from .units import show_size
 
 _T = TypeVar("_T")
 
+CHOICE_SECONDS = 60.0
+"""For a client to take the listing and to choose. It compares 100,000 names in a second; but its files stay open
+meanwhile, and count among the descriptors that its user may have. To close them and open them again would ask
+an object store for everything twice, and might find other versions than those that were listed."""
+
+WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
@@ -116,6 +122,7 @@ class Admission:
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
         self._parts = parts
+        self._choosing = False
         self._forget_leaving: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
 
@@ -132,6 +139,8 @@ class Admission:
     @property
     def waits_for(self) -> str:
         """In words; empty when it goes on."""
+        if self._choosing:
+            return WAITS_FOR_CHOICE
         return WAITS_FOR_MEMORY if self.state == "waiting" else ""
 
     def choose(self, names: Sequence[str]) -> None:
@@ -177,10 +186,27 @@ class Admission:
     async def _select(self, checkpoint: Checkpoint, emit: Emit) -> Selection:
         names = self.request.names
         if self.request.list_tensors:
-            await emit(Listing(checkpoint.tables))
-            names = await self._choice
+            names = await self._ask(Listing(checkpoint.tables), emit)
         selection = await self._in_thread(plan.select, checkpoint.tables, names)
         return plan.skip(selection, self.request.skip_tensors)
+
+    async def _ask(self, listing: Listing, emit: Emit) -> tuple[str, ...]:
+        """The client's choice. Raises InvalidRequestError when it makes none for `CHOICE_SECONDS`."""
+
+        async def ask() -> tuple[str, ...]:
+            await emit(listing)
+            return await self._choice
+
+        self._choosing = True
+        try:
+            return await asyncio.wait_for(ask(), CHOICE_SECONDS)
+        except asyncio.TimeoutError:
+            raise InvalidRequestError(
+                f"select: no choice came within {CHOICE_SECONDS:.0f} s after the listing that the load asked "
+                "for; choose sooner, or list the tensors with one load and name them in another"
+            ) from None
+        finally:
+            self._choosing = False
 
     async def _admit(
         self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool
