@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from penstock.server import failure
 from penstock.server.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, Parts, Request
 from penstock.server.errors import (
     InvalidRequestError,
-    PenstockError,
-    StagingExhaustedError,
-    TooManyLoadsError,
 )
 from penstock.server.fair import FairExecutor
 from penstock.server.handoff import Session
@@ -69,7 +63,7 @@ def load(client: Client, made_of: Parts, path: Path, **fields: Any) -> Load:
 @on_clock_loop
 async def test_a_load_whose_client_never_chooses_ends_after_a_while(make: Callable[..., Path]) -> None:
     path = make("a", 2)
-    async with parts() as (bench, made_of):
+    async with parts() as (_, made_of):
         client = Client()
         one = load(client, made_of, path, list_tensors=True)
         running = asyncio.ensure_future(one.run(client.hear))

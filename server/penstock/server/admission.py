@@ -29,9 +29,10 @@ from .units import show_size
 _T = TypeVar("_T")
 
 CHOICE_SECONDS = 60.0
-"""For a client to take the listing and to choose. It compares 100,000 names in a second; but its files stay open
-meanwhile, and count among the descriptors that its user may have. To close them and open them again would ask
-an object store for everything twice, and might find other versions than those that were listed."""
+"""For a client to take the listing and to choose. It compares 100,000 names in a second.
+
+The load's files stay open meanwhile, and count among the descriptors that its user may have. Closing and
+opening them again would ask an object store for everything twice, and might find other versions."""
 
 WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
@@ -156,8 +157,8 @@ class Admission:
         or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
-            selection = await self._select(checkpoint, emit)
-            staged = await self._admit(checkpoint, selection, tenant=tenant, whole=whole)
+            selection, made_for = self._rest(await self._select(checkpoint, emit))
+            staged = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
         finally:
             if self.staged is None or self.staged.checkpoint is not checkpoint:
                 checkpoint.close()
@@ -187,8 +188,16 @@ class Admission:
         names = self.request.names
         if self.request.list_tensors:
             names = await self._ask(Listing(checkpoint.tables), emit)
-        selection = await self._in_thread(plan.select, checkpoint.tables, names)
-        return plan.skip(selection, self.request.skip_tensors)
+        return await self._in_thread(plan.select, checkpoint.tables, names)
+
+    def _rest(self, selection: Selection) -> tuple[Selection, Selection]:
+        """What is left to this load, and what a stage is made for if none serves it: of a group that goes on
+        after a restart, all that any member may still need."""
+        skipped, group = self.request.skip_tensors, self.request.group
+        rest = plan.skip(selection, skipped)
+        if group is None or not group.window:
+            return rest, rest
+        return rest, plan.skip(selection, min(skipped, group.released_tensors))
 
     async def _ask(self, listing: Listing, emit: Emit) -> tuple[str, ...]:
         """The client's choice. Raises InvalidRequestError when it makes none for `CHOICE_SECONDS`."""
@@ -209,11 +218,17 @@ class Admission:
             self._choosing = False
 
     async def _admit(
-        self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool
+        self,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        made_for: Selection,
+        *,
+        tenant: int | None,
+        whole: bool,
     ) -> StagedCheckpoint:
         staging, request = self._parts.staging, self.request
         demand = await self._in_thread(
-            staging.demand, checkpoint, selection, request.memory_limit, self.caller.uid
+            staging.demand, checkpoint, made_for, request.memory_limit, self.caller.uid
         )
         if whole:
             demand = demand.only_whole(staging.capacity_bytes)
@@ -228,6 +243,7 @@ class Admission:
             holder=holder,
             group=request.group,
             tenant=tenant,
+            made_for=made_for,
         )
         self.warm_segments = staged.ready_segments()
         self.read_before = staged.read_bytes

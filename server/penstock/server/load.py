@@ -37,6 +37,15 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupProgress:
+    """What a member needs to go on together with the others at another daemon; see `sharing.Group`."""
+
+    window: str
+    released_tensors: int
+    members: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentReady:
     index: int
     ring_offset: int
@@ -44,6 +53,7 @@ class SegmentReady:
     end: int
     table: TensorTable
     tensors: Indices
+    group: GroupProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ class Load(Admission):
     def __init__(self, request: Request, client: Client, access: Access, parts: Parts) -> None:
         super().__init__(request, client, access, parts)
         self._client = client
+        self._pieces: Sequence[Piece] = ()
         self._announced = 0
         self._handed_off = False
         self._awaited: int | None = None
@@ -74,17 +85,18 @@ class Load(Admission):
 
     def release(self, count: int) -> None:
         """The client needs no segment below `count` any more, of those it has been told of."""
-        if self.staged is not None:
-            self.staged.release(self, min(count, self._announced))
+        count = min(count, self._announced)
+        if self.staged is not None and count > 0:
+            self.staged.release(self, self._pieces[count - 1].segment + 1)
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
             checkpoint, selection, staged = await self._enter(emit, tenant=self.caller.uid)
-            pieces = staged.pieces(checkpoint, selection)
+            self._pieces = pieces = staged.pieces(checkpoint, selection)
             await self._hand_off(staged)
             await emit(await self._manifest(staged, checkpoint, selection, pieces))
-            await self._deliver(staged, pieces, emit)
+            await self._deliver(staged, pieces, selection.tensor_count, emit)
             self.finished = True
             await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
         finally:
@@ -128,7 +140,9 @@ class Load(Admission):
             warm_bytes=min(warm, self.total_bytes),
         )
 
-    async def _deliver(self, staged: StagedCheckpoint, pieces: Sequence[Piece], emit: Emit) -> None:
+    async def _deliver(
+        self, staged: StagedCheckpoint, pieces: Sequence[Piece], tensor_count: int, emit: Emit
+    ) -> None:
         stage = staged.stage
         assert stage is not None
         tables = staged.checkpoint.tables
@@ -148,7 +162,14 @@ class Load(Admission):
                     end=end,
                     table=table,
                     tensors=piece.tensors,
+                    group=self._group_progress(staged, tensor_count),
                 )
             )
             self.delivered_bytes += end - start
             self._parts.totals.delivered_bytes += end - start
+
+    def _group_progress(self, staged: StagedCheckpoint, tensor_count: int) -> GroupProgress | None:
+        if self.request.group is None:
+            return None
+        window, released, members = staged.group_progress(self.request.skip_tensors + tensor_count)
+        return GroupProgress(window, released, members)

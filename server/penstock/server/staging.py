@@ -115,13 +115,15 @@ class Staging:
         holder: Holder,
         group: Group | None,
         tenant: int | None,
+        made_for: Selection | None = None,
     ) -> StagedCheckpoint:
-        """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`.
+        """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`. A new one is made for
+        `made_for`, of which `selection` is all or the end, if that is given.
 
         `key` holds it from now on; the caller must see to it that `leave(key)` is called. `tenant` is the
         uid that will get the slabs; None: nobody yet.
         """
-        staged = find(
+        found = find(
             self.stages.values(),
             checkpoint,
             selection,
@@ -129,32 +131,37 @@ class Staging:
             group=group,
             whole_only=demand.whole_only,
         )
-        if staged is not None and self._too_much(staged, holder.uid):
-            if staged.started and staged.idle:
-                self._evict(staged)
-            staged = None
-        if staged is not None:
+        if found is not None and self._too_much(found[0], holder.uid):
+            if found[0].started and found[0].idle:
+                self._evict(found[0])
+            found = None
+        if found is not None:
+            staged, skipped = found
             self._totals.stage_hits += 1
-            staged.hold(key, holder)
+            staged.hold(key, holder, skipped=skipped)
+            if group is not None:
+                staged.window = group.window or staged.window
             if tenant is not None:
                 self._assign(staged, tenant)
             return staged
         self._totals.stage_misses += 1
         self._give_up_old_versions(checkpoint, holder.since)
+        made_for = made_for or selection
         staged = StagedCheckpoint(
             checkpoint,
-            selection,
+            made_for,
             uid=tenant,
             readers=self._readers,
             block_bytes={kind: self._config.block_bytes_of(kind) for kind in self._readers},
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
+            window=group.window if group else "",
             expected_members=expected_members(self.stages.values(), checkpoint, tenant=tenant, group=group),
             on_idle=self._idle,
             on_read=self._read,
             on_block=self._totals.observe_read,
         )
-        staged.hold(key, holder)
+        staged.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
         self.stages[staged.id] = staged
         self._queue.join(staged, demand, holder.uid)
         self._grant()
