@@ -180,11 +180,11 @@ class StagedCheckpoint:
     # ---- its life -------------------------------------------------------------------------------
 
     def start(self, slabs: list[Slab], segments: Sequence[plan.Segment]) -> None:
-        """Takes the slabs over, lays the segments out in them and begins to read."""
-        self.slabs = slabs
-        self.stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
+        """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
+        if this raises before they are in `slabs`."""
+        stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
         self._filling = Filling(
-            self.stage,
+            stage,
             slabs,
             self.checkpoint.files,
             readers=self._readers,
@@ -192,6 +192,7 @@ class StagedCheckpoint:
             on_end=self._read_ended,
             on_block=self._on_block,
         )
+        self.slabs, self.stage = slabs, stage
         for key in self.holders:
             self.stage.join(key, self.stage.segment_of(self._skipped[key]))
         self._update_hold_back()
