@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.server.turns import Turns
-from penstock.server.waiting import PATIENCE_SECONDS, TURN_SECONDS
+from penstock.server.waiting import PATIENCE_SECONDS, STILL_SECONDS, TURN_SECONDS
 
 from .bench import Visit, running
 from .support import MIB, advance, on_clock_loop, turns, until
@@ -234,6 +234,27 @@ async def test_one_who_finds_all_memory_leased_lets_other_users_pass(make: Calla
         await behind.read()
         large.leave()
         behind.leave()
+
+
+@on_clock_loop
+async def test_a_load_that_stands_still_is_waited_for_no_longer_than_a_lease(
+    make: Callable[..., Path],
+) -> None:
+    """Nothing that happens tells that it does."""
+    async with running() as bench:
+        still = bench.enter(make("still", 20), uid=GREEDY[0])  # a window of 7 slabs
+        await still.read(2)
+        await until(lambda: not still.staged.reading)
+        root = bench.enter(make("root", 7))
+        await turns()
+        assert not root.staged.started
+        advance(STILL_SECONDS)
+        while not root.staged.started:
+            advance(PATIENCE_SECONDS)
+            await turns()
+        assert not root.staged.full
+        await root.read()
+        leave_all([still, root])
 
 
 @on_clock_loop

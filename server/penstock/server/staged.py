@@ -118,6 +118,10 @@ class StagedCheckpoint:
         """Some of its bytes are on their way."""
         return self._filling is not None and self._filling.active
 
+    def stands_still(self, seconds: float) -> bool:
+        """Nothing of it was read, joined, released or left for so long, nor is anything being read."""
+        return not self.reading and self._loop.time() - self._moved >= seconds
+
     @property
     def idle(self) -> bool:
         """Nobody holds it and no read is under way: its slabs can be given to others at once."""

@@ -33,7 +33,7 @@ from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
 from .upkeep import Upkeep
-from .waiting import PATIENCE_SECONDS, WaitingLine
+from .waiting import PATIENCE_SECONDS, STILL_SECONDS, WaitingLine
 
 logger = logging.getLogger(__name__)
 
@@ -206,11 +206,16 @@ class Staging:
         return True
 
     def memory_will_return(self, uid: int | None = None) -> bool:
-        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with tensors that
-        clients hold or pins."""
+        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
+        still, with tensors that clients hold, or with pins."""
         return any(
             staged in self._starting
-            or (staged.started and not staged.idle and not (staged.full and staged.complete))
+            or (
+                staged.started
+                and not staged.idle
+                and not (staged.full and staged.complete)
+                and not staged.stands_still(STILL_SECONDS)
+            )
             for staged in self.stages.values()
             if uid is None or staged.uid == uid
         )

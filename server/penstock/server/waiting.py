@@ -6,8 +6,8 @@ A load that is first in the order is not overtaken by smaller ones behind it. Wh
   evicting idle checkpoints, least recently used first.
 - Otherwise a window (`demand.py`). It starts with less if less is free.
 - A checkpoint that would fit but finds the memory leased, by clients that hold tensors of loads that
-  ended, starts as a window too after `PATIENCE_SECONDS` of that: such leases may last for ever. It then
-  takes what there is, if its largest tensor fits.
+  ended, or whose loads stand still, starts as a window too after `PATIENCE_SECONDS` of that: such leases may
+  last for ever. It then takes what there is, if its largest tensor fits.
 - A prefetch is of no use as a window. It lets those behind it pass after that time.
 
 Who is first keeps other users waiting for a bounded time only:
@@ -37,6 +37,8 @@ from .turns import Turns
 
 PATIENCE_SECONDS = 2.0
 TURN_SECONDS = 15.0
+STILL_SECONDS = 10.0
+"""A load whose client has taken nothing for so long is no more sure to give memory back than a lease."""
 TELL_PLACES_SECONDS = 0.25
 
 
@@ -56,8 +58,8 @@ class Buffer(Protocol):
         """With `count` slabs more, `uid` would have more than its share even if other users had none."""
 
     def memory_will_return(self, uid: int | None = None) -> bool:
-        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with tensors that
-        clients hold or pins."""
+        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
+        still, with tensors that clients hold, or with pins."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +107,7 @@ class WaitingLine:
         self._places: dict[StagedCheckpoint, int] | None = None
         """None: to be made anew."""
         self._telling: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -147,8 +150,14 @@ class WaitingLine:
                 self._remove(waiting)
                 return waiting.staged, count
             if self._keeps_waiting(waiting, alone=len(lines) == 1):
-                return None
+                break
+        if self._queue and self._looking is None:  # loads come to stand still without a word
+            self._looking = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._look_again)
         return None
+
+    def _look_again(self) -> None:
+        self._looking = None
+        self._on_patience()
 
     def _lines(self) -> dict[int, list[_Waiting]]:
         """By user, each in the order in which they came."""
