@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .admission import Admission
@@ -18,7 +18,8 @@ RATE_SAMPLES = 5
 ERRORS = 50
 MESSAGE_CHARACTERS = 1000
 SHOWN_SOURCES = 16
-"""Of a load or a stage: a request may name very many."""
+SHOWN_SOURCE_BYTES = 1024
+"""Of a load, a stage or a failure, in all: a request may name very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,21 @@ class Failure:
     uid: int
     pid: int
     sources: tuple[str, ...]
+
+
+def shown(sources: Sequence[str]) -> tuple[str, ...]:
+    """As many of them as status shows: the first is cut if it is too long, the others are left out."""
+    kept: list[str] = []
+    left = SHOWN_SOURCE_BYTES
+    for source in sources[:SHOWN_SOURCES]:
+        raw = source.encode(errors="surrogateescape")
+        if len(raw) > left:
+            if not kept:
+                kept.append(raw[:left].decode(errors="ignore") + "…")
+            break
+        kept.append(source)
+        left -= len(raw)
+    return tuple(kept)
 
 
 class History:
@@ -78,6 +94,6 @@ class History:
                 error.message[:MESSAGE_CHARACTERS],
                 uid,
                 pid,
-                sources[:SHOWN_SOURCES],
+                shown(sources),
             )
         )

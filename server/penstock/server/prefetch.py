@@ -63,7 +63,6 @@ class Prefetch(Admission):
                 await waiting
         self.delivered_bytes = stage.ready_bytes
         if self._pin:
-            staged.pinned, staged.evicted = True, False
-            staged.names.add(tuple(self.request.sources))
+            staged.pin(self.request.sources)
         self.finished = True
         await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))

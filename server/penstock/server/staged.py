@@ -28,6 +28,9 @@ from .units import show_size
 
 _ids = itertools.count(1)
 
+MAX_NAMES = 16
+"""Different ways of naming the same files that are remembered of one checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -74,7 +77,7 @@ class StagedCheckpoint:
         """A window is not recycled before so many loads joined, or `let_go`."""
         self.members = 0
         self.pinned = False
-        self.names = {checkpoint.sources}
+        self.names = [checkpoint.sources]
         """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.evicted = False
         """To be given up as soon as nobody holds it."""
@@ -202,6 +205,12 @@ class StagedCheckpoint:
         self._update_hold_back()
         self._pump()
         self.notify()
+
+    def pin(self, name: tuple[str, ...]) -> None:
+        """Keeps it until it is evicted, under that name too."""
+        self.pinned, self.evicted = True, False
+        if name not in self.names:
+            self.names = [*self.names[: MAX_NAMES - 1], name]
 
     def fail(self, error: PenstockError) -> None:
         """Everybody waiting, now or later, gets the error."""
