@@ -43,6 +43,7 @@ from penstock.server.errors import (
     StagingExhaustedError,
 )
 from penstock.server.limits import is_privileged
+from penstock.server.sharing import Group
 from penstock.server.staged import StagedCheckpoint
 
 from .bench import GROUP, Visit, running
@@ -59,6 +60,8 @@ CHECKPOINTS = {
     "large": {"head": [800 * KIB, 2600 * KIB, 1, 900 * KIB], "tail": [700 * KIB] * 9},
 }
 """Tensor sizes by file: of 1, 2, 4 and more slabs than there are."""
+RESUMED = Group(GROUP.name, GROUP.size, window="before", released_tensors=1, members=2)
+"""The group after a restart; its members had got one tensor or more."""
 uids = st.sampled_from([0, 1, 2])
 NOISE = random.Random(0).randbytes(16 * MIB)
 names_of_checkpoints = st.sampled_from(sorted(CHECKPOINTS))
@@ -160,7 +163,7 @@ class StagingMachine(RuleBasedStateMachine):
         target=clients,
         checkpoint=names_of_checkpoints,
         uid=uids,
-        kind=st.sampled_from(["load", "load", "prefetch", "window", "part", "group"]),
+        kind=st.sampled_from(["load", "load", "prefetch", "window", "part", "group", "resumed"]),
         settle=st.booleans(),
     )
     def enter(self, checkpoint: str, uid: int, kind: str, settle: bool) -> Client | MultipleResults[Client]:
@@ -195,9 +198,10 @@ class StagingMachine(RuleBasedStateMachine):
             visit = self.bench.enter(
                 *(self._path(file) for file in files),
                 uid=uid,
-                memory_limit=2 * SLAB_BYTES if kind in ("window", "group") else None,
+                memory_limit=2 * SLAB_BYTES if kind in ("window", "group", "resumed") else None,
                 names=[f"{file}0" for file in files] if kind == "part" else None,
-                group=GROUP if kind == "group" else None,
+                group={"group": GROUP, "resumed": RESUMED}.get(kind),
+                skip=len(self.all) % 3 + 1 if kind == "resumed" else 0,
                 prefetch=kind == "prefetch",
                 gated=True,
             )

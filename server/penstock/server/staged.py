@@ -161,12 +161,11 @@ class StagedCheckpoint:
     def skipped_by(self, checkpoint: Checkpoint, selection: Selection) -> int | None:
         """How many tensors have to be left out at the beginning of its own selection to get that one. None if
         that does not make it."""
-        if self.version != checkpoint.version:
-            return None
         skipped = self.selection.tensor_count - selection.tensor_count
-        if skipped < 0 or plan.skip(self.selection, skipped).digest() != selection.digest():
+        if self.version != checkpoint.version or skipped < 0:
             return None
-        return skipped
+        digest = plan.skip(self.selection, skipped).digest() if skipped else self.digest
+        return skipped if digest == selection.digest() else None
 
     def group_progress(self, tensor_count: int) -> tuple[str, int, int]:
         """What a load of so many tensors is told of its group: its window's name, how many of the tensors

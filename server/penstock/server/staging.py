@@ -141,8 +141,9 @@ class Staging:
             staged.hold(key, holder, skipped=skipped)
             if group is not None:
                 staged.window = group.window or staged.window
-            if tenant is not None:
+            if tenant is not None and staged.uid is None:
                 self._assign(staged, tenant)
+                self._queue.reorder()
             return staged
         self._totals.stage_misses += 1
         self._give_up_old_versions(checkpoint, holder.since)

@@ -119,13 +119,21 @@ class WaitingLine:
         """`owner` is the uid of the load that it was made for."""
         timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self._expire, staged)
         self._queue.append(_Waiting(staged, demand, owner, next(self._numbers), timer))
-        self._order_changed()
+        self.reorder()
 
     def leave(self, staged: StagedCheckpoint) -> None:
         """Also one that does not wait."""
         for waiting in list(self._queue):
             if waiting.staged is staged:
                 self._remove(waiting)
+
+    def reorder(self) -> None:
+        """Somebody came, left, was served, or became another user's."""
+        self._places = None
+        # Soon, and not at every change: with many waiting that would be what they wait for.
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places)
 
     def place(self, staged: StagedCheckpoint) -> int:
         """In the order in which they get slabs if nobody else comes: 1 is next, 0 is not waiting."""
@@ -195,20 +203,13 @@ class WaitingLine:
         first.first_since = None
         first.turn_seconds *= 2
         self._turns.take(first.uid)
-        self._order_changed()
+        self.reorder()
         return False
 
     def _remove(self, waiting: _Waiting) -> None:
         self._queue.remove(waiting)
         waiting.timer.cancel()
-        self._order_changed()
-
-    def _order_changed(self) -> None:
-        self._places = None
-        # Soon, and not at every change: with many waiting that would be what they wait for.
-        if self._telling is None:
-            loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places)
+        self.reorder()
 
     def _tell_places(self) -> None:
         self._telling = None
