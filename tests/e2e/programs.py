@@ -48,18 +48,21 @@ def digests(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, str]
     return [(name, digest(tensor)) for name, tensor in tensors]
 
 
-def load(socket_dir: str, source: str | list[str], pause_after: int | None = None, **options: Any) -> None:
+def load(
+    socket_dir: str, source: str | list[str], pause_after: int | list[int] | None = None, **options: Any
+) -> None:
     """Loads, pausing after the manifest (0) or after so many tensors; says what it got, or what it raised."""
     found: list[tuple[str, str]] = []
+    pauses = pause_after if isinstance(pause_after, list) else [pause_after]
     try:
         client = StreamerClient(socket_dir, reconnect_timeout=options.pop("reconnect_timeout", 60.0))
         with client.load(source, **options) as opened:
-            if pause_after == 0:
+            if 0 in pauses:
                 say("paused")
                 await_go()
             for name, tensor in opened:
                 found.append((name, digest(tensor)))
-                if len(found) == pause_after:
+                if len(found) in pauses:
                     del tensor
                     say("paused")
                     await_go()

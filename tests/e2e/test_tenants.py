@@ -315,7 +315,7 @@ def test_a_user_s_loads_do_not_use_up_what_loads_there_may_be(
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--allow", str(models), "--max-loads", "8")
     ask = Ask(daemon, nursery)
-    clients = [ask(ANNE, "load", source=large[0], pause_after=0) for _ in range(7)]
+    clients = [ask(ANNE, "load", source=large[0], pause_after=0) for _ in range(6)]
     for client in clients:
         client.hear("paused")
     assert ask(ANNE, "load", source=small[0]).hear("failed")["error"] == "TooManyLoadsError"

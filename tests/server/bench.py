@@ -116,7 +116,7 @@ class Visit:
                 assert self._ring_bytes(ring, at, end - start) == content[start:end], table.name(index)
                 delivered += end - start
             if release:
-                self.staged.release(self, number + 1)
+                self.staged.release(self, piece.segment + 1)
         return delivered
 
     @staticmethod
@@ -154,6 +154,7 @@ class Bench:
         memory_limit: int | None = None,
         names: Sequence[str] | None = None,
         group: Group | None = None,
+        skip: int = 0,
         pin: bool = False,
         prefetch: bool = False,
         gated: bool = False,
@@ -166,8 +167,10 @@ class Bench:
             self.gates += gates
             checkpoint = Checkpoint(checkpoint.sources, tuple(gates), checkpoint.headers)
         try:
-            selection = plan.select(checkpoint.tables, names)
-            demand = self.staging.demand(checkpoint, selection, memory_limit, uid)
+            every = plan.select(checkpoint.tables, names)
+            selection = plan.skip(every, skip)
+            made_for = plan.skip(every, group.released_tensors if group else skip)
+            demand = self.staging.demand(checkpoint, made_for, memory_limit, uid)
             if prefetch:
                 demand = demand.only_whole(self.config.capacity_bytes)
         except BaseException:
@@ -183,6 +186,7 @@ class Bench:
             holder=Holder(uid, 1, "test", asyncio.get_running_loop().time()),
             group=group,
             tenant=None if pin or prefetch else uid,
+            made_for=made_for,
         )
         visit.staged.pinned = visit.staged.pinned or pin
         if visit.staged.checkpoint is not checkpoint:

@@ -147,6 +147,9 @@ class WatchedExecutor(Executor):
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         return self._executor.submit(self._watched, functools.partial(call, *args, **kwargs))
 
+    def of(self, uid: int) -> Executor:
+        return self
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 

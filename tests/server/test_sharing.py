@@ -241,6 +241,137 @@ async def test_a_group_member_that_dies_is_counted_out(make: Callable[..., Path]
             visit.leave()
 
 
+# ---- a group that goes on after a restart --------------------------------------------------------
+
+
+def resumed(group: Group, *, released: int, members: int, window: str = "w") -> Group:
+    """The group as a member resumes it."""
+    return Group(group.name, group.size, window=window, released_tensors=released, members=members)
+
+
+@on_clock_loop
+async def test_members_who_resume_at_different_tensors_share_one_window_at_once(
+    make: Callable[..., Path],
+) -> None:
+    """Whichever of them comes first; what none needs any more is not read."""
+    path = make("a", 7, tensor_bytes=MIB // 2)
+    for skips in ((3, 2), (2, 3)):
+        async with running() as bench:
+            group = resumed(GROUP, released=1, members=2)
+            visits = [bench.enter(path, memory_limit=WINDOW, group=group, skip=skip) for skip in skips]
+            assert visits[0].staged is visits[1].staged
+            await asyncio.gather(*(visit.read() for visit in visits))
+            assert bench.totals.read_bytes <= bytes_in(7) - MIB // 2
+            for visit in visits:
+                visit.leave()
+
+
+@on_clock_loop
+async def test_a_member_who_resumes_late_finds_what_it_needs(make: Callable[..., Path]) -> None:
+    path = make("a", 7, tensor_bytes=MIB // 2)
+    async with running() as bench:
+        group = resumed(GROUP, released=2, members=2)
+        first = bench.enter(path, memory_limit=WINDOW, group=group, skip=5)
+        reading = asyncio.ensure_future(first.read())
+        await first.staged.wait_started()
+        await until(lambda: not first.staged.reading)
+        await turns()
+        assert not reading.done()
+        assert not first.stage.recycled
+        late = bench.enter(path, memory_limit=WINDOW, group=group, skip=2)
+        assert late.staged is first.staged
+        await asyncio.gather(reading, late.read())
+        first.leave()
+        late.leave()
+
+
+@on_clock_loop
+async def test_members_who_had_left_before_the_restart_are_not_waited_for(make: Callable[..., Path]) -> None:
+    path = make("a", 7, tensor_bytes=MIB // 2)
+    async with running() as bench:
+        group = resumed(Group("three", 3), released=4, members=1)
+        last = bench.enter(path, memory_limit=WINDOW, group=group, skip=6)
+        await last.read()
+        last.leave()
+
+
+@on_clock_loop
+async def test_members_who_shared_no_window_before_the_restart_share_none_after_it(
+    make: Callable[..., Path],
+) -> None:
+    """One that had come too late reads for itself, and holds up none that are far ahead of it."""
+    path = make("a", 7, tensor_bytes=MIB // 2)
+    async with running() as bench:
+        behind = bench.enter(
+            path, memory_limit=WINDOW, group=resumed(GROUP, released=1, members=1, window="b"), skip=1
+        )
+        ahead = [
+            bench.enter(path, memory_limit=WINDOW, group=resumed(GROUP, released=20, members=2), skip=skip)
+            for skip in (20, 21)
+        ]
+        assert ahead[0].staged is ahead[1].staged is not behind.staged
+        await asyncio.gather(*(visit.read() for visit in ahead))
+        await behind.read()
+        for visit in (*ahead, behind):
+            visit.leave()
+
+
+@on_clock_loop
+async def test_a_member_who_had_not_come_before_the_restart_joins_those_who_had(
+    make: Callable[..., Path],
+) -> None:
+    path = make("a", 7, tensor_bytes=MIB // 2)
+    async with running() as bench:
+        group = resumed(GROUP, released=0, members=2)
+        for comes_first in (True, False):
+            options = [(GROUP, 0), (group, 2)]
+            visits = [
+                bench.enter(path, memory_limit=WINDOW, group=which, skip=skip)
+                for which, skip in (options if comes_first else options[::-1])
+            ]
+            assert visits[0].staged is visits[1].staged
+            await asyncio.gather(*(visit.read() for visit in visits))
+            for visit in visits:
+                visit.leave()
+
+
+@on_clock_loop
+async def test_members_who_resume_what_fits_as_a_whole_share_it(make: Callable[..., Path]) -> None:
+    path = make("a", 7, tensor_bytes=MIB // 2)
+    async with running() as bench:
+        group = resumed(GROUP, released=0, members=2)
+        visits = [bench.enter(path, group=group, skip=skip) for skip in (9, 3)]
+        assert visits[0].staged is visits[1].staged
+        await asyncio.gather(*(visit.read() for visit in visits))
+        assert visits[0].staged.full
+        for visit in visits:
+            visit.leave()
+
+
+@on_clock_loop
+async def test_a_group_that_is_told_its_progress_can_go_on_with_that(make: Callable[..., Path]) -> None:
+    """What one buffer told is what the next one needs, also after a second restart."""
+    path = make("a", 7)  # a segment for each tensor
+    counts = [0, 0]
+    group = GROUP
+    for stop in (3, 6, 9):
+        async with running() as bench:
+            visits = [bench.enter(path, memory_limit=WINDOW, group=group, skip=skip) for skip in counts]
+            total = [
+                visit.pieces_of[1].tensor_count + skip for visit, skip in zip(visits, counts, strict=True)
+            ]
+            assert visits[0].staged is visits[1].staged
+            fast = asyncio.ensure_future(visits[0].read(stop + 1 - counts[0]))
+            await visits[1].read(stop - counts[1])
+            await fast
+            window, released, members = visits[0].staged.group_progress(total[0])
+            assert (released, members) == (stop, 2)
+            counts = [stop + 1, stop]
+            group = Group(GROUP.name, 2, window=window, released_tensors=released, members=members)
+            for visit in visits:
+                visit.leave()
+
+
 # ---- tenants ------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ from penstock.server.errors import (
     StagingExhaustedError,
 )
 from penstock.server.limits import is_privileged
+from penstock.server.sharing import Group
 from penstock.server.staged import StagedCheckpoint
 
 from .bench import GROUP, Visit, running
@@ -58,6 +60,8 @@ CHECKPOINTS = {
     "large": {"head": [800 * KIB, 2600 * KIB, 1, 900 * KIB], "tail": [700 * KIB] * 9},
 }
 """Tensor sizes by file: of 1, 2, 4 and more slabs than there are."""
+RESUMED = Group(GROUP.name, GROUP.size, window="before", released_tensors=1, members=2)
+"""The group after a restart; its members had got one tensor or more."""
 uids = st.sampled_from([0, 1, 2])
 NOISE = random.Random(0).randbytes(16 * MIB)
 names_of_checkpoints = st.sampled_from(sorted(CHECKPOINTS))
@@ -113,6 +117,11 @@ class Client:
         return stage.waits_for(self.visit, pieces[self.read].segment) if self.read < len(pieces) else ""
 
 
+def line_of(client: Client) -> int:
+    """The user in whose line its checkpoint waits."""
+    return client.uid if client.staged.uid is None else client.staged.uid
+
+
 class StagingMachine(RuleBasedStateMachine):
     """Knows who came in which order, what each has read and released, which files changed, what is pinned."""
 
@@ -126,6 +135,8 @@ class StagingMachine(RuleBasedStateMachine):
         self.all: list[Client] = []
         self.queue: list[Client] = []
         """The first of each checkpoint that waits for slabs, in the order in which they came."""
+        self.overtaken: dict[Client, Counter[int]] = {}
+        """By whose loads, since the time stood still, each that is the first of its user."""
         self.pinned: list[StagedCheckpoint] = []
         self.uid_of_slab: dict[int, int] = {}
         self.broken: list[StagedCheckpoint] = []
@@ -152,7 +163,7 @@ class StagingMachine(RuleBasedStateMachine):
         target=clients,
         checkpoint=names_of_checkpoints,
         uid=uids,
-        kind=st.sampled_from(["load", "load", "prefetch", "window", "part", "group"]),
+        kind=st.sampled_from(["load", "load", "prefetch", "window", "part", "group", "resumed"]),
         settle=st.booleans(),
     )
     def enter(self, checkpoint: str, uid: int, kind: str, settle: bool) -> Client | MultipleResults[Client]:
@@ -187,9 +198,10 @@ class StagingMachine(RuleBasedStateMachine):
             visit = self.bench.enter(
                 *(self._path(file) for file in files),
                 uid=uid,
-                memory_limit=2 * SLAB_BYTES if kind in ("window", "group") else None,
+                memory_limit=2 * SLAB_BYTES if kind in ("window", "group", "resumed") else None,
                 names=[f"{file}0" for file in files] if kind == "part" else None,
-                group=GROUP if kind == "group" else None,
+                group={"group": GROUP, "resumed": RESUMED}.get(kind),
+                skip=len(self.all) % 3 + 1 if kind == "resumed" else 0,
                 prefetch=kind == "prefetch",
                 gated=True,
             )
@@ -289,6 +301,7 @@ class StagingMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([2.1, 61, 601]))
     def time_passes(self, seconds: float) -> None:
         async def pass_time() -> None:
+            self.overtaken.clear()  # turns are given away as time passes
             advance(seconds)
             await self._settle()
 
@@ -398,27 +411,41 @@ class StagingMachine(RuleBasedStateMachine):
         while calm < 20:
             calm = calm + 1 if self._at_rest() else 0
             await asyncio.sleep(0 if calm else 0.0005)
-        self._assert_first_in_first_out()
+        self._assert_served_in_order()
         if not self.stands_still:
-            self._assert_the_head_waits_for_memory()
+            self._assert_the_first_waits_for_memory()
             for client in self.all:
                 self._assert_waits_with_a_reason(client)
 
-    def _assert_first_in_first_out(self) -> None:
-        """But one whose user has much already waits aside, and a prefetch is no use as a window."""
+    def _assert_served_in_order(self) -> None:
+        """First in, first out for each user, but a prefetch is no use as a window. Users in turn: the first
+        of one user is overtaken once at most by each of the others, unless it gave its turn away."""
         staging = self.bench.staging
         queue = [entry for entry in self.queue if not entry.staged.closed and entry.staged.error is None]
         self.queue = [entry for entry in queue if not entry.staged.started]
-        places = [staging.place(entry.staged) for entry in self.queue]
-        assert places == list(range(1, self.bench.queued + 1))
+        places = {entry: staging.place(entry.staged) for entry in self.queue}
+        assert sorted(places.values()) == list(range(1, self.bench.queued + 1))
+        started = [entry for entry in queue if entry.staged.started]
+        firsts: dict[int, Client] = {}
         for entry in self.queue:
-            if is_privileged(entry.uid) and not entry.prefetch:
-                assert not any(later.staged.started for later in queue[queue.index(entry) :]), "overtaken"
+            first = firsts.setdefault(line_of(entry), entry)
+            assert places[first] <= places[entry], "told a later place than one that came later"
+            if is_privileged(line_of(entry)) and not entry.prefetch:
+                later = queue[queue.index(entry) :]
+                own = [other for other in later if line_of(other) == line_of(entry)]
+                assert not any(other.staged.started for other in own), "overtaken by its own user's"
+        self.overtaken = {first: self.overtaken.get(first, Counter()) for first in firsts.values()}
+        for first, by in self.overtaken.items():
+            by.update(line_of(other) for other in started if line_of(other) != line_of(first))
+            if is_privileged(line_of(first)) and not first.prefetch:
+                assert all(count <= 1 for count in by.values()), "overtaken more than once"
 
-    def _assert_the_head_waits_for_memory(self) -> None:
-        if not self.queue or not is_privileged(self.queue[0].uid):
+    def _assert_the_first_waits_for_memory(self) -> None:
+        staging = self.bench.staging
+        first = next((entry for entry in self.queue if staging.place(entry.staged) == 1), None)
+        if first is None or not is_privileged(line_of(first)):
             return
-        staging, demand = self.bench.staging, self.queue[0].visit.demand
+        demand = first.visit.demand
         idle = [staged for staged in staging.stages.values() if staged.state == "warm" and staged.idle]
         warm = sum(len(staged.slabs) for staged in idle if not staged.pinned)
         assert staging.pool.available + warm < (demand.whole or demand.window), "memory lies idle"

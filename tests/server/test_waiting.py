@@ -14,6 +14,7 @@ import pytest
 from penstock.server.errors import (
     ShuttingDownError,
     StagingExhaustedError,
+    TooManyLoadsError,
 )
 from penstock.server.waiting import PATIENCE_SECONDS
 
@@ -252,13 +253,13 @@ async def test_a_load_does_not_settle_for_a_window_while_memory_is_about_to_retu
 
 
 @on_clock_loop
-async def test_a_load_fails_and_gives_all_back_when_the_system_has_no_memory(
+async def test_a_load_fails_and_gives_all_back_when_the_system_has_no_descriptor(
     make: Callable[..., Path],
 ) -> None:
     path = make("a", 4)
     async with running() as bench:
         visit = bench.enter(path)
-        with no_more_descriptors(), pytest.raises(StagingExhaustedError, match="no memory for 4 slabs"):
+        with no_more_descriptors(), pytest.raises(TooManyLoadsError, match=r"4 slabs .*ulimit -n"):
             await visit.staged.wait_started()
         visit.leave()
         bench.assert_nothing_is_left()
@@ -268,7 +269,7 @@ async def test_a_load_fails_and_gives_all_back_when_the_system_has_no_memory(
 
 
 @on_clock_loop
-async def test_one_that_leaves_before_the_system_refuses_it_memory_leaves_nothing(
+async def test_one_that_leaves_before_the_system_refuses_it_slabs_leaves_nothing(
     make: Callable[..., Path],
 ) -> None:
     async with running() as bench:

@@ -80,6 +80,7 @@ class Load:
         self._device = None if device.type in ("cpu", "cuda") else device
         self._transfer = _open_transfer(device)
         self._departures = Departures()
+        self._group_progress: pb.GroupProgress | None = None
         self._owned = owned
         self._reconnect_timeout = reconnect_timeout
         self._bar = Bar("load") if progress else None
@@ -230,6 +231,8 @@ class Load:
                     self._resume(lost)
                     continue
                 segment = None  # only the farewell is missing
+            if segment is not None and segment.HasField("group"):
+                self._group_progress = segment.group
             finished = self._streams[0].finished
             if segment is None and finished is not None:
                 self._waited_seconds += finished.waited_seconds
@@ -333,6 +336,8 @@ class Load:
         self._streams[0].close()
         self._request.skip_tensors = self._tensors
         self._request.expect_version = self._manifest.version
+        if self._group_progress is not None:  # with it the daemon brings the members together again
+            self._request.group.progress.CopyFrom(self._group_progress)
         self._streams[0] = stream = self._open(lost=lost)
         _log.warning("load %s goes on as load %s", self.load_id, stream.manifest.load_id)
         if self._closed.is_set():

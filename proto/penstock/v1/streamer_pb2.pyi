@@ -85,12 +85,24 @@ class SelectTensors(_message.Message):
     def __init__(self, names: _Optional[_Iterable[str]] = ..., more: bool = ...) -> None: ...
 
 class LoadGroup(_message.Message):
-    __slots__ = ("name", "size")
+    __slots__ = ("name", "size", "progress")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     name: str
     size: int
-    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    progress: GroupProgress
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., progress: _Optional[_Union[GroupProgress, _Mapping]] = ...) -> None: ...
+
+class GroupProgress(_message.Message):
+    __slots__ = ("window", "released_tensors", "members")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    window: str
+    released_tensors: int
+    members: int
+    def __init__(self, window: _Optional[str] = ..., released_tensors: _Optional[int] = ..., members: _Optional[int] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("segments",)
@@ -178,16 +190,18 @@ class CheckpointFile(_message.Message):
     def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., metadata_omitted: bool = ...) -> None: ...
 
 class SegmentReady(_message.Message):
-    __slots__ = ("index", "ring_offset", "size_bytes", "tensors")
+    __slots__ = ("index", "ring_offset", "size_bytes", "tensors", "group")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     RING_OFFSET_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     index: int
     ring_offset: int
     size_bytes: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, index: _Optional[int] = ..., ring_offset: _Optional[int] = ..., size_bytes: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    group: GroupProgress
+    def __init__(self, index: _Optional[int] = ..., ring_offset: _Optional[int] = ..., size_bytes: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., group: _Optional[_Union[GroupProgress, _Mapping]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "offset", "size_bytes")

@@ -10,7 +10,7 @@ import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +34,13 @@ _T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
+CHOICE_SECONDS = 60.0
+"""For a client to take the listing and to choose. It compares 100,000 names in a second.
+
+The load's files stay open meanwhile, and count among the descriptors that its user may have. Closing and
+opening them again would ask an object store for everything twice, and might find other versions."""
+
+WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
@@ -44,7 +51,8 @@ class Caller(Protocol):
     pid: int
     closed: bool
 
-    def on_close(self, release: Callable[[], None]) -> None: ...
+    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
+        """Calls `release` when it goes away, unless what this returns was called before."""
 
 
 class Client(Caller, Protocol):
@@ -85,13 +93,14 @@ class Listing:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every load of the daemon works with. `resolvers` gives what resolves certain sources, where it may
-    hang with their storage; `thinkers` runs what only takes long, `selector` looks up names."""
+    hang with their storage; `thinkers` runs what only takes long, `selector` looks up names. All serve users
+    in turn."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
-    resolvers: Callable[[Sequence[str]], Executor]
-    thinkers: Executor
+    resolvers: Callable[[Sequence[str]], FairExecutor]
+    thinkers: FairExecutor
     selector: FairExecutor
 
 
@@ -124,6 +133,8 @@ class Admission:
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
         self._parts = parts
+        self._choosing = False
+        self._forget_leaving: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
 
     @property
@@ -139,6 +150,8 @@ class Admission:
     @property
     def waits_for(self) -> str:
         """In words; empty when it goes on."""
+        if self._choosing:
+            return WAITS_FOR_CHOICE
         return WAITS_FOR_MEMORY if self.state == "waiting" else ""
 
     @property
@@ -158,8 +171,8 @@ class Admission:
         or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
-            selection = await self._select(checkpoint, emit)
-            staged = await self._admit(checkpoint, selection, tenant=tenant, whole=whole)
+            selection, made_for = self._rest(await self._select(checkpoint, emit))
+            staged = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
         finally:
             if self.staged is None or self.staged.checkpoint is not checkpoint:
                 checkpoint.close()
@@ -168,9 +181,8 @@ class Admission:
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
-        resolvers = self._parts.resolvers(request.sources)
-        chosen = {"variant": request.variant} if request.variant else {}
-        resolving = resolvers.submit(catalog.resolve, request.sources, self._access, **chosen)
+        resolvers = self._parts.resolvers(request.sources).of(self.caller.uid)
+        resolving = resolvers.submit(catalog.resolve, request.sources, self._access, variant=request.variant)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
         except asyncio.CancelledError:
@@ -191,14 +203,40 @@ class Admission:
     async def _select(self, checkpoint: Checkpoint, emit: Emit) -> Selection:
         names, delivered = self.request.names, checkpoint.delivered
         if self.request.list_tensors:
-            await emit(Listing(checkpoint.tables, plan.select(checkpoint.tables, None, delivered).files))
-            names = await self._choice
+            everything = plan.select(checkpoint.tables, None, delivered).files
+            names = await self._ask(Listing(checkpoint.tables, everything), emit)
         # One selection at a time, and users in turn: names take many times their space while they are looked
         # up.
         selecting = self._parts.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
-        selection = await loop.run_in_executor(selecting, plan.select, checkpoint.tables, names, delivered)
-        return plan.skip(selection, self.request.skip_tensors)
+        return await loop.run_in_executor(selecting, plan.select, checkpoint.tables, names, delivered)
+
+    def _rest(self, selection: Selection) -> tuple[Selection, Selection]:
+        """What is left to this load, and what a stage is made for if none serves it: of a group that goes on
+        after a restart, all that any member may still need."""
+        skipped, group = self.request.skip_tensors, self.request.group
+        rest = plan.skip(selection, skipped)
+        if group is None or not group.window:
+            return rest, rest
+        return rest, plan.skip(selection, min(skipped, group.released_tensors))
+
+    async def _ask(self, listing: Listing, emit: Emit) -> Names | Sequence[str]:
+        """The client's choice. Raises InvalidRequestError when it makes none for `CHOICE_SECONDS`."""
+
+        async def ask() -> Names | Sequence[str]:
+            await emit(listing)
+            return await self._choice
+
+        self._choosing = True
+        try:
+            return await asyncio.wait_for(ask(), CHOICE_SECONDS)
+        except asyncio.TimeoutError:
+            raise InvalidRequestError(
+                f"select: no choice came within {CHOICE_SECONDS:.0f} s after the listing that the load asked "
+                "for; choose sooner, or list the tensors with one load and name them in another"
+            ) from None
+        finally:
+            self._choosing = False
 
     def _forget_names(self) -> None:
         """They have been looked up, and will not be again."""
@@ -208,11 +246,17 @@ class Admission:
                 names.close()
 
     async def _admit(
-        self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool
+        self,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        made_for: Selection,
+        *,
+        tenant: int | None,
+        whole: bool,
     ) -> StagedCheckpoint:
         staging, request = self._parts.staging, self.request
         demand = await self._in_thread(
-            staging.demand, checkpoint, selection, request.memory_limit, self.caller.uid
+            staging.demand, checkpoint, made_for, request.memory_limit, self.caller.uid
         )
         if whole:
             demand = demand.only_whole(staging.capacity_bytes)
@@ -227,11 +271,18 @@ class Admission:
             holder=holder,
             group=request.group,
             tenant=tenant,
+            made_for=made_for,
         )
         self.warm_segments = staged.ready_segments()
         self.read_before = staged.read_bytes
-        self.caller.on_close(functools.partial(staged.leave, self))
+        self._forget_leaving = self.caller.on_close(functools.partial(staged.leave, self))
         return staged
+
+    def _leave(self) -> None:
+        """Gives up its hold on the staging buffer, if it has one, before its caller goes away."""
+        if self.staged is not None:
+            self.staged.leave(self)
+            self._forget_leaving()
 
     async def _wait_for_memory(self, staged: StagedCheckpoint, emit: Emit) -> None:
         self.queued_since = asyncio.get_running_loop().time()
@@ -250,7 +301,8 @@ class Admission:
             self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._parts.thinkers, call, *arguments)
+        thinkers = self._parts.thinkers.of(self.caller.uid)
+        return await asyncio.get_running_loop().run_in_executor(thinkers, call, *arguments)
 
     def count(self, result: str) -> None:
         """How it ended: "ok", "failed" or "cancelled"."""

@@ -31,8 +31,9 @@ class DaemonItself:
     pid: int
     closed: bool = False
 
-    def on_close(self, release: Callable[[], None]) -> None:
+    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
         """It never closes before the daemon ends."""
+        return lambda: None
 
 
 async def stage_all(sources: Sequence[str], parts: Parts, run: Run) -> None:

@@ -10,11 +10,11 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import at_start
+from . import at_start, failure
 from .admission import Admission, Caller, Emit, Parts, Request
 from .catalog import Catalog
 from .config import Config
@@ -33,12 +33,13 @@ from .handoff import HandoffServer, Session
 from .health import Health
 from .history import INTERVAL_SECONDS, History
 from .http import HttpServer
-from .limits import is_privileged, raise_open_files, shmem_huge_pages, user_share
+from .limits import is_privileged, raise_open_files, shmem_huge_pages
 from .load import Load
 from .lock import locked
 from .log import event
 from .metrics import Exposition
 from .prefetch import Prefetch
+from .quota import Quota
 from .reader import ReaderPool
 from .rpc import RpcServer
 from .service import StreamerService
@@ -57,6 +58,7 @@ RESOLVERS = 8
 S3_RESOLVERS = 64
 """More, because each may have to wait for a store that does not answer."""
 THINKERS = 4
+SLAB_WORKERS = 4
 HEADER_READERS = 16
 S3_HEADER_READERS = 32
 
@@ -77,17 +79,18 @@ class Daemon:
         self._header_readers = MountThreads(HEADER_READERS, "header")
         self._s3_header_readers = ThreadPoolExecutor(S3_HEADER_READERS, "s3-header")
         self._resolvers = MountThreads(RESOLVERS, "resolver")
-        self._s3_resolvers = ThreadPoolExecutor(S3_RESOLVERS, "s3-resolver")
-        self._thinkers = ThreadPoolExecutor(THINKERS, "thinker")
+        self._s3_resolvers = FairExecutor(S3_RESOLVERS, "s3-resolver")
+        self._thinkers = FairExecutor(THINKERS, "thinker")
         self._selector = FairExecutor(1, "selector")
-        self._slab_workers = ThreadPoolExecutor(4, "slab")
+        self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
         retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
         self.totals.retries["s3"] = retries.copy
         self.s3 = S3Source(
             S3Settings.of(config), self._s3_header_readers, lambda reason: retries.update([reason])
         )
-        self._catalog = Catalog(FileSource(self._header_readers.of), self.s3)
+        own = os.geteuid()
+        self._catalog = Catalog(FileSource(lambda path: self._header_readers.of(path).of(own)), self.s3)
         self._parts = Parts(
             self._catalog, self.staging, self.totals, self._resolvers_of, self._thinkers, self._selector
         )
@@ -98,6 +101,7 @@ class Daemon:
             on_refused=lambda error: self.refused(error, None),
         )
         self._loads: dict[Admission, asyncio.Task[None]] = {}
+        self._load_places = Quota(config.max_loads)
         self._no_loads = asyncio.Event()
         self._no_loads.set()
         self._stop_asked = asyncio.Event()
@@ -162,7 +166,7 @@ class Daemon:
         """To compare names: a directory is the same with and without a slash at its end."""
         return [self._catalog.location(source).rstrip("/") for source in sources]
 
-    def _resolvers_of(self, sources: Sequence[str]) -> Executor:
+    def _resolvers_of(self, sources: Sequence[str]) -> FairExecutor:
         """Raises InvalidRequestError for what is no source."""
         if self._catalog.is_remote(sources):
             return self._s3_resolvers
@@ -175,21 +179,24 @@ class Daemon:
         """What the caller may read. Raises if the daemon takes nothing more."""
         if self.health.draining:
             raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
-        privileged = is_privileged(session.uid)
-        own = sum(load.caller.uid == session.uid for load in self._loads)
-        if len(self._loads) >= self.config.max_loads or (
-            not privileged and own >= user_share(self.config.max_loads)
-        ):
-            raise TooManyLoadsError(
-                f"{len(self._loads)} loads run or wait already, {own} of them of uid {session.uid}; try "
-                "again later, or raise --max-loads"
-            )
-        return Access(session.uid, privileged, self.config.allow)
+        if not self._load_places.left(session.uid):
+            raise self._too_many_loads(session.uid)
+        return Access(session.uid, is_privileged(session.uid), self.config.allow)
+
+    def _too_many_loads(self, uid: int) -> TooManyLoadsError:
+        places = self._load_places
+        return TooManyLoadsError(
+            f"{places.used} loads run or wait already, {places.used_by(uid)} of them of uid {uid}, which may "
+            f"have no more of the {places.total}; try again later, or raise --max-loads"
+        )
 
     async def run_load(self, load: Load | Prefetch, emit: Emit) -> None:
-        """Runs it, counts it, logs it; ends it when the caller's connection closes."""
+        """Runs it, counts it, logs it; ends it when the caller's connection closes. Raises PenstockError for
+        all that goes wrong in it."""
         task = asyncio.current_task()
         assert task is not None
+        if not self._load_places.take(load.caller.uid):
+            raise self._too_many_loads(load.caller.uid)
         self._loads[load] = task
         self._no_loads.clear()
         event(logger, "opened", load.first_line())
@@ -198,15 +205,11 @@ class Daemon:
             if not load.finished:
                 task.cancel()
 
-        load.caller.on_close(caller_gone)
+        forget = load.caller.on_close(caller_gone)
         outcome = result = "cancelled"
         try:
             await load.run(emit)
             outcome = result = "ok"
-        except PenstockError as error:
-            outcome, result = error.reason, "failed"
-            self.refused(error, load.caller, load.id, load.request.sources)
-            raise
         except asyncio.CancelledError:
             # gRPC sends no status for a call that is cancelled here: the client would wait for ever.
             if load.caller.closed and self.health.draining:
@@ -216,8 +219,18 @@ class Daemon:
             if load.caller.closed:
                 raise SessionRequiredError("the load's handoff connection was closed; keep it open") from None
             raise
+        except Exception as caught:
+            error = failure.explain(caught, f"{load.kind} {load.id}")
+            outcome, result = error.reason, "failed"
+            self.refused(error, load.caller, load.id, load.request.sources)
+            try:
+                raise error from None
+            finally:
+                del error  # or it and this frame would keep each other, and a header, until gc comes
         finally:
+            forget()
             del self._loads[load]
+            self._load_places.give_back(load.caller.uid)
             if not self._loads:
                 self._no_loads.set()
             load.count(result)
@@ -267,14 +280,9 @@ class Daemon:
                     pool.stop()
                 self._resolvers.shutdown()
                 self._header_readers.shutdown()
-                self._selector.shutdown()
-                for executor in (
-                    self._s3_resolvers,
-                    self._s3_header_readers,
-                    self._thinkers,
-                    self._slab_workers,
-                ):
-                    executor.shutdown(wait=False, cancel_futures=True)
+                self._s3_header_readers.shutdown(wait=False, cancel_futures=True)
+                for executor in (self._s3_resolvers, self._thinkers, self._selector, self._slab_workers):
+                    executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())
 

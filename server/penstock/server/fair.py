@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
+from .failure import NoThreadError
 from .quota import Quota
 
 _P = ParamSpec("_P")
@@ -46,7 +47,7 @@ class FairExecutor:
 
     def submit(self, uid: int, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> Future[_T]:
         """Queues a call for a user. The future can be cancelled until the call begins. Raises RuntimeError
-        after `shutdown`, and if not even one thread can be started."""
+        after `shutdown`, and NoThreadError if not even one thread can be started."""
         future: Future[_T] = Future()
         with self._wake:
             if self._stopped:
@@ -77,9 +78,9 @@ class FairExecutor:
         thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=True)
         try:
             thread.start()  # it waits for the lock that is held here
-        except RuntimeError:  # no more threads for this process: the others serve its calls
+        except (RuntimeError, MemoryError) as error:  # no more threads: the others serve its calls
             if not self._threads:
-                raise
+                raise NoThreadError(str(error)) from error
         else:
             self._threads += 1
 

@@ -9,6 +9,8 @@ gone or done, and everything the session holds is released.
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import logging
 import os
 import resource
@@ -49,15 +51,18 @@ class Session:
         """A token opens one load only."""
         self.closed = False
         self._connection = connection
-        self._releases: list[Callable[[], None]] = []
+        self._numbers = itertools.count()
+        self._releases: dict[int, Callable[[], None]] = {}
         self._writable: asyncio.Future[None] | None = None
 
-    def on_close(self, release: Callable[[], None]) -> None:
-        """Runs `release` when the connection ends; at once if it has."""
+    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
+        """Runs `release` when the connection ends; at once if it has. Returns how to forget `release`."""
+        number = next(self._numbers)
         if self.closed:
             release()
         else:
-            self._releases.append(release)
+            self._releases[number] = release
+        return functools.partial(self._releases.pop, number, None)
 
     async def send_slabs(self, fds: Sequence[int]) -> None:
         """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if the client is
@@ -86,7 +91,8 @@ class Session:
         loop.remove_writer(self._connection)
         self._connection.close()
         self._wake_sender()
-        releases, self._releases = self._releases, []
+        releases = list(self._releases.values())
+        self._releases.clear()
         for release in releases:
             release()
 

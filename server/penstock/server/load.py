@@ -38,6 +38,15 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupProgress:
+    """What a member needs to go on together with the others at another daemon; see `sharing.Group`."""
+
+    window: str
+    released_tensors: int
+    members: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentReady:
     index: int
     ring_offset: int
@@ -45,6 +54,7 @@ class SegmentReady:
     end: int
     table: TensorTable
     tensors: Indices
+    group: GroupProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Load(Admission):
     def __init__(self, request: Request, client: Client, access: Access, parts: Parts) -> None:
         super().__init__(request, client, access, parts)
         self._client = client
+        self._pieces: Sequence[Piece] = ()
         self._announced = 0
         self._handed_off = False
         self._awaited: int | None = None
@@ -75,23 +86,24 @@ class Load(Admission):
 
     def release(self, count: int) -> None:
         """The client needs no segment below `count` any more, of those it has been told of."""
-        if self.staged is not None:
-            self.staged.release(self, min(count, self._announced))
+        count = min(count, self._announced)
+        if self.staged is not None and count > 0:
+            self.staged.release(self, self._pieces[count - 1].segment + 1)
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
             checkpoint, selection, staged = await self._enter(emit, tenant=self.caller.uid)
             self._forget_names()
-            pieces = staged.pieces(checkpoint, selection)
+            self._pieces = pieces = staged.pieces(checkpoint, selection)
             await self._hand_off(staged)
             await emit(await self._manifest(staged, checkpoint, selection, pieces))
-            await self._deliver(staged, pieces, emit)
+            await self._deliver(staged, pieces, selection.tensor_count, emit)
             self.finished = True
             await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
         finally:
-            if self.staged is not None and not self._handed_off:
-                self.staged.leave(self)
+            if not self._handed_off:
+                self._leave()
 
     async def _hand_off(self, staged: StagedCheckpoint) -> None:
         self._handed_off = True
@@ -131,7 +143,9 @@ class Load(Admission):
             variant=self.request.variant,
         )
 
-    async def _deliver(self, staged: StagedCheckpoint, pieces: Sequence[Piece], emit: Emit) -> None:
+    async def _deliver(
+        self, staged: StagedCheckpoint, pieces: Sequence[Piece], tensor_count: int, emit: Emit
+    ) -> None:
         stage = staged.stage
         assert stage is not None
         tables = staged.checkpoint.tables
@@ -151,7 +165,14 @@ class Load(Admission):
                     end=end,
                     table=table,
                     tensors=piece.tensors,
+                    group=self._group_progress(staged, tensor_count),
                 )
             )
             self.delivered_bytes += end - start
             self._parts.totals.delivered_bytes += end - start
+
+    def _group_progress(self, staged: StagedCheckpoint, tensor_count: int) -> GroupProgress | None:
+        if self.request.group is None:
+            return None
+        window, released, members = staged.group_progress(self.request.skip_tensors + tensor_count)
+        return GroupProgress(window, released, members)

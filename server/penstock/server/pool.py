@@ -10,11 +10,14 @@ slabs, which is slow, runs on `workers`. It knows nothing of stages and queues: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from .failure import NoThreadError
 from .slab import Slab
 
 logger = logging.getLogger(__name__)
@@ -24,9 +27,15 @@ POPULATORS = 2
 _T = TypeVar("_T")
 
 
+class Workers(Protocol):
+    """Threads that serve users in turn, as `FairExecutor` does."""
+
+    def of(self, uid: int) -> Executor: ...
+
+
 class SlabPool:
     def __init__(
-        self, *, slab_bytes: int, max_slabs: int, workers: Executor, on_free: Callable[[], None]
+        self, *, slab_bytes: int, max_slabs: int, workers: Workers, on_free: Callable[[], None]
     ) -> None:
         """`on_free` is called whenever more slabs may be taken than before."""
         self.slab_bytes = slab_bytes
@@ -75,8 +84,8 @@ class SlabPool:
     def take(self, count: int, tenant: int | None) -> Coroutine[Any, Any, list[Slab]]:
         """`count` slabs, at most `available`, that no one but `tenant` ever held: the caller's until
         `give_back`. They are taken at once; awaiting the result brings them, and must not be left out or
-        cancelled: slabs that are being made would be lost. Raises OSError when the system has no more;
-        nothing is taken then."""
+        cancelled: slabs that are being made would be lost. Raises OSError, MemoryError or NoThreadError when
+        the system has no more; nothing is taken then."""
         if count > self.available:
             raise AssertionError(f"{count} slabs asked for, {self.available} available")
         self._taken += count
@@ -87,7 +96,7 @@ class SlabPool:
         doomed_ids = {id(slab) for slab in doomed}
         self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
         self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
-        return self._bring(slabs, doomed, count - len(slabs))
+        return self._bring(slabs, doomed, count - len(slabs), tenant)
 
     def give_back(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
         """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when
@@ -141,8 +150,8 @@ class SlabPool:
             self._working += 1
             self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
             try:
-                slab = await self._run(_make_populated, self.slab_bytes)
-            except OSError as error:
+                slab = await self._run(os.geteuid(), _make_populated, self.slab_bytes)
+            except (OSError, MemoryError, NoThreadError) as error:
                 logger.warning("populating the staging buffer stopped: %s", error)
                 return
             else:
@@ -151,12 +160,15 @@ class SlabPool:
                 self._working -= 1
                 self._on_free()
 
-    async def _bring(self, slabs: list[Slab], doomed: Sequence[Slab], missing: int) -> list[Slab]:
+    async def _bring(
+        self, slabs: list[Slab], doomed: Sequence[Slab], missing: int, tenant: int | None
+    ) -> list[Slab]:
+        uid = os.geteuid() if tenant is None else tenant
         try:
             if doomed:
-                await self._run(_close, doomed)
+                await self._close(uid, doomed)
             if missing:
-                slabs += await self._run(_make, missing, self.slab_bytes)
+                slabs += await self._run(uid, _make, missing, self.slab_bytes)
         except BaseException:
             self.give_back(slabs, missing=missing)
             raise
@@ -167,13 +179,19 @@ class SlabPool:
             return
         self._working += len(slabs)
         try:
-            await self._run(_close, slabs)
+            await self._close(os.geteuid(), slabs)
         finally:
             self._working -= len(slabs)
             self._on_free()
 
-    async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, call, *arguments)
+    async def _close(self, uid: int, slabs: Sequence[Slab]) -> None:
+        try:
+            await self._run(uid, _close, slabs)
+        except NoThreadError:
+            _close(slabs)  # here: memory that is not given back would be lost
+
+    async def _run(self, uid: int, call: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers.of(uid), call, *arguments)
 
 
 def _make(count: int, size_bytes: int) -> list[Slab]:
@@ -198,5 +216,6 @@ def _make_populated(size_bytes: int) -> Slab:
 
 
 def _close(slabs: Sequence[Slab]) -> None:
-    for slab in slabs:
-        slab.close()
+    with contextlib.ExitStack() as stack:  # one that fails keeps no other from being closed
+        for slab in slabs:
+            stack.callback(slab.close)

@@ -39,12 +39,11 @@ class Prefetch(Admission):
                 _, _, staged = await self._enter(emit, tenant=self._tenant, whole=True)
                 if staged.full:
                     break
-                staged.leave(self)  # else the window would wait for this to release what it holds
+                self._leave()  # else the window would wait for this to release what it holds
             self.state = "streaming"
             await self._follow(staged, emit)
         finally:
-            if self.staged is not None:
-                self.staged.leave(self)
+            self._leave()
 
     async def _follow(self, staged: StagedCheckpoint, emit: Emit) -> None:
         stage = staged.stage
@@ -64,7 +63,6 @@ class Prefetch(Admission):
                 await waiting
         self.delivered_bytes = stage.ready_bytes
         if self._pin:
-            staged.pinned, staged.evicted = True, False
-            staged.names.add(tuple(self.request.sources))
+            staged.pin(self.request.sources)
         self.finished = True
         await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))

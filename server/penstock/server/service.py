@@ -247,7 +247,14 @@ def _request(call: Call, message: pb.OpenLoad) -> Request:
     if message.HasField("group"):
         if not message.group.name or not 1 <= message.group.size <= 65536:
             raise InvalidRequestError("group: the name is missing, or the size is not 1 to 65536; give both")
-        group = Group(message.group.name[:MAX_NAME_CHARACTERS], message.group.size)
+        progress = message.group.progress
+        group = Group(
+            message.group.name[:MAX_NAME_CHARACTERS],
+            message.group.size,
+            window=progress.window[:MAX_NAME_CHARACTERS],
+            released_tensors=progress.released_tensors,
+            members=progress.members,
+        )
     names = _first_names(call, message.tensors) if message.HasField("tensors") else None
     return Request(
         sources=_kept_sources(call, message.sources),
@@ -306,6 +313,10 @@ def _segment_ready(event: SegmentReady) -> pb.LoadResponse:
     add, segment_start = message.tensors.add, event.start
     for name, dtype, shape, start, end in event.table.entries(event.tensors):
         add(name=name, dtype=dtype, shape=shape, offset=start - segment_start, size_bytes=end - start)
+    if event.group is not None:
+        message.group.window = event.group.window
+        message.group.released_tensors = event.group.released_tensors
+        message.group.members = event.group.members
     return pb.LoadResponse(segment_ready=message)
 
 

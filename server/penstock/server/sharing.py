@@ -12,10 +12,17 @@ from .staged import StagedCheckpoint
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Loads that will come together; the window waits for `size` of them."""
+    """Loads that will come together; the window waits for `size` of them.
+
+    The other fields are of a load that goes on after its daemon went away, as that one told it: the name of
+    the window, how many tensors all members had released, how many members had not left.
+    """
 
     name: str
     size: int
+    window: str = ""
+    released_tensors: int = 0
+    members: int = 0
 
 
 def find(
@@ -26,17 +33,29 @@ def find(
     uid: int,
     group: Group | None,
     whole_only: bool,
-) -> StagedCheckpoint | None:
-    """The first that serves a load of `uid` from its beginning. `whole_only` means no window."""
-    name = group.name if group else ""
+) -> tuple[StagedCheckpoint, int] | None:
+    """The first that serves a load of `uid` from its beginning, and how many of the tensors that it was made
+    for the load does not need. `whole_only` means no window."""
     for staged in stages:
-        if staged.uid not in (None, uid) or not staged.servable:
+        if staged.uid not in (None, uid) or staged.closed or staged.error is not None:
             continue
         if whole_only and staged.started and not staged.full:
             continue
-        if (staged.group == name or staged.full) and staged.serves(checkpoint, selection):
-            return staged
+        if staged.full:
+            if staged.serves(checkpoint, selection):
+                return staged, 0
+        elif _together(staged, group):
+            skipped = staged.skipped_by(checkpoint, selection)
+            if skipped is not None and skipped >= staged.released_tensors and (group or not skipped):
+                return staged, skipped
     return None
+
+
+def _together(staged: StagedCheckpoint, group: Group | None) -> bool:
+    """Members of one group, and of those that go on after a restart only such as shared a window before."""
+    if group is None:
+        return not staged.group
+    return staged.group == group.name and (not group.window or staged.window in ("", group.window))
 
 
 def superseded(
@@ -56,9 +75,12 @@ def superseded(
 def expected_members(
     stages: Iterable[StagedCheckpoint], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
 ) -> int:
-    """Members that a new window waits for: not those of the group that share an earlier one."""
+    """Members that a new window waits for: not those of the group that share an earlier one, nor those that
+    had left before a restart."""
     if group is None:
         return 1
+    if group.window:
+        return min(max(1, group.members), group.size)
     earlier = sum(
         staged.members
         for staged in stages

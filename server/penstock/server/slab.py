@@ -38,14 +38,14 @@ class Slab:
                     fcntl.F_ADD_SEALS,
                     linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_FUTURE_WRITE | linux.F_SEAL_SEAL,
                 )
+                raw = (ctypes.c_char * size_bytes).from_address(self._address)
+                self.view = memoryview(raw).cast("B")
             except BaseException:
                 linux.unmap(self._address, size_bytes)
                 raise
         except BaseException:
             os.close(self.fd)
             raise
-        raw = (ctypes.c_char * size_bytes).from_address(self._address)
-        self.view = memoryview(raw).cast("B")
 
     def populate(self) -> None:
         """Touches every page, so that reading into the slab never has to wait for a fresh one. Slow."""
@@ -55,8 +55,10 @@ class Slab:
     def close(self) -> None:
         """Unmaps and closes. No view may be in use: a write after this would crash the daemon."""
         self.view.release()
-        linux.unmap(self._address, self.size_bytes)
-        os.close(self.fd)
+        try:
+            linux.unmap(self._address, self.size_bytes)
+        finally:
+            os.close(self.fd)
 
 
 def _memfd(name: str) -> int:

@@ -3,6 +3,7 @@
     PLANNED --place--> READING --read--> READY --all consumers released--> FREE
        ^                  |
        +------park--------+            (reading stopped because nobody was left to want it)
+       +--nobody who joined needs it--> FREE
 
 Position p of the endless ring lives at p mod capacity. A window stage places a segment only where it
 overwrites nothing but FREE ones; a full stage has room for all and frees none.
@@ -13,7 +14,9 @@ It does no I/O, wakes nobody and knows no clocks; `staged.py` does all that.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 
 from .linux import PAGE_BYTES
 from .plan import Segment, ring_bytes, ring_pages, span_bytes
@@ -30,6 +33,7 @@ _TRANSITIONS = {
     (SegmentState.PLANNED, SegmentState.READING),
     (SegmentState.READING, SegmentState.READY),
     (SegmentState.READING, SegmentState.PLANNED),
+    (SegmentState.PLANNED, SegmentState.FREE),
     (SegmentState.READY, SegmentState.FREE),
 }
 
@@ -47,6 +51,8 @@ class Stage:
         self.full = ring_bytes(segments) <= capacity_bytes
         self.hold_back = False
         self._pages = ring_pages(segments)
+        self._firsts = list(accumulate((len(segment.tensors) for segment in segments), initial=0))
+        """How many tensors come before each segment; of all, at the end."""
         self._states = [SegmentState.PLANNED] * len(segments)
         self._next = 0
         """No segment below this is PLANNED."""
@@ -59,13 +65,23 @@ class Stage:
 
     @property
     def complete(self) -> bool:
-        """Every segment has been read, whether or not it was freed since."""
+        """Every segment has been read that anybody needs, whether or not it was freed since."""
         return self._unready == 0
 
     @property
     def recycled(self) -> bool:
-        """Some bytes are gone: who has not joined by now cannot any more."""
+        """Some bytes are gone: nobody can join any more who needs them."""
         return self._freed > 0
+
+    @property
+    def released_tensors(self) -> int:
+        """Tensors of the segments that are FREE."""
+        return self._firsts[self._freed]
+
+    def segment_of(self, tensor: int) -> int:
+        """The index of the segment that holds tensor number `tensor`, in order of delivery; behind the last
+        segment for a number behind the last tensor."""
+        return bisect_right(self._firsts, tensor) - 1
 
     @property
     def consumers(self) -> int:
@@ -77,11 +93,11 @@ class Stage:
     def ring_offset(self, index: int) -> int:
         return (self._pages[index] + self.segments[index].start % PAGE_BYTES) % self.capacity_bytes
 
-    def join(self, consumer: Hashable) -> None:
-        """From now on nothing is freed that `consumer` has not released."""
-        if self.recycled:
-            raise ValueError("the stage was recycled already")
-        self._released[consumer] = 0
+    def join(self, consumer: Hashable, first: int = 0) -> None:
+        """From now on nothing is freed that `consumer` has not released. It needs nothing below `first`."""
+        if first < self._freed:
+            raise ValueError(f"segment {first} was recycled already")
+        self._released[consumer] = first
 
     def leave(self, consumer: Hashable) -> None:
         self._released.pop(consumer, None)
@@ -94,14 +110,16 @@ class Stage:
             self.recycle()
 
     def place(self) -> list[int]:
-        """Moves every segment that has room now to READING, earliest first; returns their indices."""
+        """Moves every segment that has room now to READING; returns their indices, earliest first. In a full
+        stage that all consumers joined in the middle, those that they need come before the others."""
         placed = []
         while self._next < len(self.segments) and self._fits(self._next):
             if self._states[self._next] is SegmentState.PLANNED:
                 self._move(self._next, SegmentState.READING)
                 placed.append(self._next)
             self._next += 1
-        return placed
+        wanted_from = min(self._released.values(), default=0)
+        return sorted(placed, key=lambda index: (index < wanted_from, index))
 
     def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
         """Who has not released what `consumer` has, so that there is no room for segment `index`, all before
@@ -140,11 +158,13 @@ class Stage:
         return end - self._pages[self._freed] <= self.capacity_bytes
 
     def recycle(self) -> None:
-        """Frees what every consumer has released."""
+        """Frees what every consumer has released, or never needed."""
         if self.full or self.hold_back or not self._released:
             return
         wanted_from = min(self._released.values())
-        while self._freed < wanted_from and self._states[self._freed] is SegmentState.READY:
+        while self._freed < wanted_from and self._states[self._freed] is not SegmentState.READING:
+            if self._states[self._freed] is SegmentState.PLANNED:
+                self._unready -= 1
             self._move(self._freed, SegmentState.FREE)
             self._freed += 1
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ from .stage import SegmentState, Stage
 from .units import show_size
 
 _ids = itertools.count(1)
+
+MAX_NAMES = 16
+"""Different ways of naming the same files that are remembered of one checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class StagedCheckpoint:
         block_bytes: Mapping[str, int],
         patience_seconds: float,
         group: str,
+        window: str,
         expected_members: int,
         on_idle: Callable[[StagedCheckpoint], None],
         on_read: Callable[[str, int], None],
@@ -65,11 +70,14 @@ class StagedCheckpoint:
         self.digest = selection.digest()
         self.uid = uid
         self.group = group
+        self.window = window
+        """Of a group that goes on after a restart: what its window was called; else empty."""
+        self._window_name = secrets.token_hex(8)
         self.expected_members = expected_members
         """A window is not recycled before so many loads joined, or `let_go`."""
         self.members = 0
         self.pinned = False
-        self.names = {checkpoint.sources}
+        self.names = [checkpoint.sources]
         """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.evicted = False
         """To be given up as soon as nobody holds it."""
@@ -78,6 +86,8 @@ class StagedCheckpoint:
         self.error: PenstockError | None = None
         self.closed = False
         self.holders: dict[Hashable, Holder] = {}
+        self._skipped: dict[Hashable, int] = {}
+        """How many tensors of the selection each holder does not need, from the first one on."""
         self.made_at = self.last_used = asyncio.get_running_loop().time()
         self.read_bytes = 0
         self._loop = asyncio.get_running_loop()
@@ -111,17 +121,19 @@ class StagedCheckpoint:
         """Some of its bytes are on their way."""
         return self._filling is not None and self._filling.active
 
+    def stands_still(self, seconds: float) -> bool:
+        """Nothing of it was read, joined, released or left for so long, nor is anything being read."""
+        return not self.reading and self._loop.time() - self._moved >= seconds
+
     @property
     def idle(self) -> bool:
         """Nobody holds it and no read is under way: its slabs can be given to others at once."""
         return not self.holders and not self.reading
 
     @property
-    def servable(self) -> bool:
-        """It can take one more load from its beginning."""
-        if self.error is not None or self.closed:
-            return False
-        return self.stage is None or self.stage.full or not self.stage.recycled
+    def released_tensors(self) -> int:
+        """So many of the selection, from the first one on, are gone: it serves nobody who needs them."""
+        return self.stage.released_tensors if self.stage is not None else 0
 
     @property
     def state(self) -> str:
@@ -146,6 +158,22 @@ class StagedCheckpoint:
             return True
         return self.full and self._pieces(checkpoint, selection) is not None
 
+    def skipped_by(self, checkpoint: Checkpoint, selection: Selection) -> int | None:
+        """How many tensors have to be left out at the beginning of its own selection to get that one. None if
+        that does not make it."""
+        skipped = self.selection.tensor_count - selection.tensor_count
+        if self.version != checkpoint.version or skipped < 0:
+            return None
+        digest = plan.skip(self.selection, skipped).digest() if skipped else self.digest
+        return skipped if digest == selection.digest() else None
+
+    def group_progress(self, tensor_count: int) -> tuple[str, int, int]:
+        """What a load of so many tensors is told of its group: its window's name, how many of the tensors
+        all members have released, how many members have not left."""
+        unreleased = self.selection.tensor_count - self.released_tensors
+        members = max(self.expected_members, self.members) - (self.members - len(self.holders))
+        return self.window or self._window_name, max(0, tensor_count - unreleased), members
+
     def ready_segments(self) -> frozenset[int]:
         """Whose bytes are in the ring now."""
         if self.stage is None:
@@ -158,11 +186,11 @@ class StagedCheckpoint:
     # ---- its life -------------------------------------------------------------------------------
 
     def start(self, slabs: list[Slab], segments: Sequence[plan.Segment]) -> None:
-        """Takes the slabs over, lays the segments out in them and begins to read."""
-        self.slabs = slabs
-        self.stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
+        """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
+        if this raises before they are in `slabs`."""
+        stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
         self._filling = Filling(
-            self.stage,
+            stage,
             slabs,
             self.checkpoint.files,
             readers=self._readers,
@@ -170,11 +198,18 @@ class StagedCheckpoint:
             on_end=self._read_ended,
             on_block=self._on_block,
         )
+        self.slabs, self.stage = slabs, stage
         for key in self.holders:
-            self.stage.join(key)
+            self.stage.join(key, self.stage.segment_of(self._skipped[key]))
         self._update_hold_back()
         self._pump()
         self.notify()
+
+    def pin(self, name: tuple[str, ...]) -> None:
+        """Keeps it until it is evicted, under that name too."""
+        self.pinned, self.evicted = True, False
+        if name not in self.names:
+            self.names = [*self.names[: MAX_NAMES - 1], name]
 
     def fail(self, error: PenstockError) -> None:
         """Everybody waiting, now or later, gets the error."""
@@ -183,14 +218,15 @@ class StagedCheckpoint:
             self._give_up_reading()
             self.notify()
 
-    def hold(self, key: Hashable, holder: Holder) -> None:
-        """From now on, until `leave`, the slabs stay and no segment is recycled that `key` has not
-        released. Only when `servable`."""
+    def hold(self, key: Hashable, holder: Holder, *, skipped: int = 0) -> None:
+        """From now on, until `leave`, the slabs stay and no segment is recycled that `key` has not released.
+        It does not need the first `skipped` tensors, which have to be `released_tensors` or more."""
         self.holders[key] = holder
+        self._skipped[key] = skipped
         self.last_used = self._moved = self._loop.time()
         self.members += 1
         if self.stage is not None:
-            self.stage.join(key)
+            self.stage.join(key, self.stage.segment_of(skipped))
             self._update_hold_back()
             self._pump()
 
@@ -211,6 +247,7 @@ class StagedCheckpoint:
         """Undoes `hold` and `join`. Leaving twice is leaving once."""
         if self.holders.pop(key, None) is None:
             return
+        del self._skipped[key]
         self.last_used = self._moved = self._loop.time()
         if self.stage is not None:
             self.stage.leave(key)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from . import plan
+from . import failure, plan
 from .catalog import Checkpoint
 from .config import Config
 from .counts import Totals
@@ -26,14 +26,14 @@ from .errors import ShuttingDownError, StagingExhaustedError
 from .limits import is_privileged, user_share
 from .log import event
 from .plan import Selection
-from .pool import SlabPool
+from .pool import SlabPool, Workers
 from .reader import ReaderPool
 from .sharing import Group, expected_members, find, superseded
 from .slab import Slab
 from .staged import Holder, StagedCheckpoint
 from .units import show_size
 from .upkeep import Upkeep
-from .waiting import PATIENCE_SECONDS, WaitingLine
+from .waiting import PATIENCE_SECONDS, STILL_SECONDS, WaitingLine
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Staging:
     """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
-        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Executor, totals: Totals
+        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Workers, totals: Totals
     ) -> None:
         """`readers` by kind of source."""
         self._config = config
@@ -115,13 +115,15 @@ class Staging:
         holder: Holder,
         group: Group | None,
         tenant: int | None,
+        made_for: Selection | None = None,
     ) -> StagedCheckpoint:
-        """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`.
+        """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`. A new one is made for
+        `made_for`, of which `selection` is all or the end, if that is given.
 
         `key` holds it from now on; the caller must see to it that `leave(key)` is called. `tenant` is the
         uid that will get the slabs; None: nobody yet.
         """
-        staged = find(
+        found = find(
             self.stages.values(),
             checkpoint,
             selection,
@@ -129,33 +131,40 @@ class Staging:
             group=group,
             whole_only=demand.whole_only,
         )
-        if staged is not None and self._too_much(staged, holder.uid):
-            self._evict(staged)
-            staged = None
-        if staged is not None:
+        if found is not None and self._too_much(found[0], holder.uid):
+            if found[0].started and found[0].idle:
+                self._evict(found[0])
+            found = None
+        if found is not None:
+            staged, skipped = found
             self._totals.stage_hits += 1
-            staged.hold(key, holder)
-            if tenant is not None:
+            staged.hold(key, holder, skipped=skipped)
+            if group is not None:
+                staged.window = group.window or staged.window
+            if tenant is not None and staged.uid is None:
                 self._assign(staged, tenant)
+                self._queue.reorder()
             return staged
         self._totals.stage_misses += 1
         self._give_up_old_versions(checkpoint, holder.since)
+        made_for = made_for or selection
         staged = StagedCheckpoint(
             checkpoint,
-            selection,
+            made_for,
             uid=tenant,
             readers=self._readers,
             block_bytes={kind: self._config.block_bytes_of(kind) for kind in self._readers},
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
+            window=group.window if group else "",
             expected_members=expected_members(self.stages.values(), checkpoint, tenant=tenant, group=group),
             on_idle=self._idle,
             on_read=self._read,
             on_block=self._totals.observe_read,
         )
-        staged.hold(key, holder)
+        staged.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
         self.stages[staged.id] = staged
-        self._queue.join(staged, demand)
+        self._queue.join(staged, demand, holder.uid)
         self._grant()
         return staged
 
@@ -173,15 +182,15 @@ class Staging:
         is not privileged gets at most `user_share`."""
         if uid is None or is_privileged(uid):
             return self.pool.max_slabs
-        own = others = 0
-        for staged in self.stages.values():
-            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
-            count = self._starting.get(staged, count)
-            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
-                own += count
-            else:
-                others += count
+        own, others = self._held(uid)
         return max(0, user_share(self.pool.max_slabs - others) - own)
+
+    def holds_too_much(self, uid: int | None, count: int) -> bool:
+        """With `count` slabs more, `uid` would have more than its share even if other users had none."""
+        if uid is None or is_privileged(uid):
+            return False
+        own, _ = self._held(uid)
+        return own + count > user_share(self.pool.max_slabs)
 
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
@@ -197,11 +206,19 @@ class Staging:
             self._evict(staged)
         return True
 
-    def memory_will_return(self) -> bool:
-        """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
-        return bool(self._starting) or any(
-            staged.started and not staged.idle and not (staged.full and staged.complete)
+    def memory_will_return(self, uid: int | None = None) -> bool:
+        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
+        still, with tensors that clients hold, or with pins."""
+        return any(
+            staged in self._starting
+            or (
+                staged.started
+                and not staged.idle
+                and not (staged.full and staged.complete)
+                and not staged.stands_still(STILL_SECONDS)
+            )
             for staged in self.stages.values()
+            if uid is None or staged.uid == uid
         )
 
     # ---- for operators --------------------------------------------------------------------------
@@ -250,11 +267,27 @@ class Staging:
 
     # ---- inside ---------------------------------------------------------------------------------
 
+    def _held(self, uid: int) -> tuple[int, int]:
+        """Slabs that loads of `uid` hold or are about to get, and those of others. Warm ones are neither."""
+        own = others = 0
+        for staged in self.stages.values():
+            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
+            count = self._starting.get(staged, count)
+            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
+                own += count
+            else:
+                others += count
+        return own, others
+
     def _too_much(self, staged: StagedCheckpoint, uid: int) -> bool:
-        """Nobody holds it, and with what `uid` holds it would be more than that user may have."""
-        return (
-            staged.started and staged.idle and not staged.pinned and len(staged.slabs) > self.share_left(uid)
-        )
+        """It is not the user's yet, and would be more than that user may have with what it holds."""
+        if staged.pinned or is_privileged(uid) or (staged.uid == uid and not staged.idle):
+            return False
+        count = self._starting.get(staged, len(staged.slabs))
+        own, others = self._held(uid)
+        if not staged.idle:
+            others -= count  # would be the user's own
+        return own + count > user_share(self.pool.max_slabs - others)
 
     def _give_up_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
         """Pinned or not: memory is for what can still be loaded, and that no longer can."""
@@ -296,35 +329,34 @@ class Staging:
             self._granting = False
 
     async def _start(self, staged: StagedCheckpoint, count: int, taken: Awaitable[list[Slab]]) -> None:
+        loop = asyncio.get_running_loop()
+        slabs: list[Slab] = []
         try:
             slabs = await taken
-        except OSError as error:
-            self._starting.pop(staged, None)
-            staged.fail(
-                StagingExhaustedError(f"the system has no memory for {count} slabs: {error}; free some")
+            segments = await loop.run_in_executor(
+                self._workers.of(os.geteuid() if staged.uid is None else staged.uid),
+                plan.segments_within,
+                staged.checkpoint.tables,
+                staged.selection,
+                count * self.pool.slab_bytes,
             )
-            if not staged.holders:
-                self._forget(staged)
-            self._grant()
-            return
-        loop = asyncio.get_running_loop()
-        capacity = count * self.pool.slab_bytes
-        segments = await loop.run_in_executor(
-            self._workers, plan.segments_within, staged.checkpoint.tables, staged.selection, capacity
-        )
-        self._starting.pop(staged, None)
-        if self._stopped:
-            staged.fail(_stopped_while_waiting())
-        if not staged.holders or staged.error is not None:
-            if not staged.holders:
-                self._forget(staged)
+            self._starting.pop(staged, None)
+            if self._stopped:
+                staged.fail(_stopped_while_waiting())
+            if staged.holders and staged.error is None:
+                staged.start(slabs, segments)
+        except Exception as error:
+            self._starting.pop(staged, None)
+            staged.fail(failure.explain(error, f"making {count} slabs of {self.pool.slab_bytes} bytes"))
+        if staged.slabs is not slabs:
             self.pool.give_back(slabs)
-            return
-        staged.start(slabs, segments)
-        if staged.uid is not None:
+        elif staged.uid is not None:
             self._assign(staged, staged.uid)
-        if staged.expected_members > staged.members and not staged.full:
+        if not staged.holders:
+            self._idle(staged)
+        elif staged.expected_members > staged.members and not staged.full:
             loop.call_later(self._config.group_timeout_seconds, staged.let_go)
+        self._grant()
 
     def _idle(self, staged: StagedCheckpoint) -> None:
         """Nobody holds it any more."""
@@ -332,7 +364,7 @@ class Staging:
             return
         if not staged.started:
             self._queue.leave(staged)
-            self._forget(staged)
+            self._give_up(staged)
         elif (
             staged.error is not None
             or staged.evicted
@@ -366,11 +398,6 @@ class Staging:
     def _give_up(self, staged: StagedCheckpoint) -> None:
         self.stages.pop(staged.id, None)
         self.pool.give_back(staged.close(), idle_since=staged.last_used)
-
-    def _forget(self, staged: StagedCheckpoint) -> None:
-        """One that never got slabs."""
-        self.stages.pop(staged.id, None)
-        staged.close()
 
     def _give_up_idle(self, since: float) -> None:
         self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= since)

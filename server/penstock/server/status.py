@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 from penstock.v1 import streamer_pb2 as pb
 
@@ -28,6 +29,10 @@ from .sources import source_kind
 from .staged import StagedCheckpoint
 from .staging import Staging
 from .values import UNLIMITED
+
+SHOWN_HOLDERS = 1024
+"""In one answer, which gRPC clients take up to 4 MiB of: every session that is open may hold something."""
+SHOWN_HOLDERS_OF_A_STAGE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,12 @@ class Status:
             host=socket.gethostname(),
             unix_seconds=time.time(),
         )
+        holders_left = SHOWN_HOLDERS
         for staged in self.staging.stages.values():
             if all_of_it or any(holder.uid == only_uid for holder in staged.holders.values()):
-                answer.stages.append(_stage(staged, now, only_uid))
+                most = min(SHOWN_HOLDERS_OF_A_STAGE, max(1, holders_left))
+                answer.stages.append(_stage(staged, now, only_uid, most))
+                holders_left -= len(answer.stages[-1].holders)
         for load in self.loads:
             if all_of_it or load.caller.uid == only_uid:
                 answer.loads.append(self._load(load, now))
@@ -174,7 +182,7 @@ def _failure(failure: Failure) -> pb.RecentError:
     )
 
 
-def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.StageStatus:
+def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None, most_holders: int) -> pb.StageStatus:
     stage = staged.stage
     sources = staged.checkpoint.sources
     message = pb.StageStatus(
@@ -193,9 +201,9 @@ def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None) -> pb.Sta
         read_bytes=staged.read_bytes,
         source=source_kind(sources[0]),
     )
-    for holder in staged.holders.values():
-        if only_uid is None or holder.uid == only_uid:
-            message.holders.add(
-                uid=holder.uid, pid=holder.pid, held_seconds=now - holder.since, client_name=holder.name
-            )
+    holders = (holder for holder in staged.holders.values() if only_uid in (None, holder.uid))
+    for holder in islice(holders, most_holders):
+        message.holders.add(
+            uid=holder.uid, pid=holder.pid, held_seconds=now - holder.since, client_name=holder.name
+        )
     return message

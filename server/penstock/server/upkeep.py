@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
-from concurrent.futures import Executor
 
 from .config import Config
+from .failure import NoThreadError
 from .log import event
-from .pool import SlabPool
+from .pool import SlabPool, Workers
 from .room import buffer_room
 from .units import show_size
 
@@ -28,7 +29,7 @@ class Upkeep:
         self,
         config: Config,
         pool: SlabPool,
-        workers: Executor,
+        workers: Workers,
         *,
         may_populate: Callable[[], bool],
         give_up_idle: Callable[[float], None],
@@ -68,8 +69,11 @@ class Upkeep:
             )
         while pool.room_slabs < pool.max_slabs:
             await asyncio.sleep(ROOM_SECONDS)
-            loop = asyncio.get_running_loop()
-            pool.grow_room(await loop.run_in_executor(self._workers, self._room_slabs))
+            loop, workers = asyncio.get_running_loop(), self._workers.of(os.geteuid())
+            try:
+                pool.grow_room(await loop.run_in_executor(workers, self._room_slabs))
+            except (OSError, MemoryError, NoThreadError) as error:
+                logger.warning("how much memory there is could not be asked: %s", error)
 
     async def _populate(self) -> None:
         if self._config.populate:

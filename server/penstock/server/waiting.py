@@ -1,22 +1,31 @@
-"""Who gets slabs next, and how many: first in, first out.
+"""Who gets slabs next, and how many: users in turn, and each user's loads in the order in which they came.
 
-A large load at the head of the queue is not overtaken by small ones behind it. What the head gets:
+A load that is first in the order is not overtaken by smaller ones behind it. What it gets:
 
 - Its whole checkpoint, if that fits what it may take: as soon as so much is free or can be freed by
   evicting idle checkpoints, least recently used first.
 - Otherwise a window (`demand.py`). It starts with less if less is free.
 - A checkpoint that would fit but finds the memory leased, by clients that hold tensors of loads that
-  ended, starts as a window too after `PATIENCE_SECONDS` of that: such leases may last for ever. It then
-  takes what there is, if its largest tensor fits.
+  ended, or whose loads stand still, starts as a window too after `PATIENCE_SECONDS` of that: such leases may
+  last for ever. It then takes what there is, if its largest tensor fits.
 - A prefetch is of no use as a window. It lets those behind it pass after that time.
 
-One whose user holds too much already waits aside, and one that waits longer than the queue timeout is
-told so.
+Who is first keeps other users waiting for a bounded time only:
+
+- One whose own user holds too much waits aside, and so do those behind it of the same user while some of what
+  that user holds will come back by itself.
+- One that finds all memory leased lets other users pass after `PATIENCE_SECONDS`.
+- One that waits for loads which run keeps what they give back from other users for `TURN_SECONDS`. Then it
+  gives its turn away. In its next turn it may wait twice as long, so that it gets its memory in the end also
+  where every load takes long.
+
+What waits longer than the queue timeout is told so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,8 +33,12 @@ from typing import Protocol
 
 from .demand import Demand
 from .staged import StagedCheckpoint
+from .turns import Turns
 
 PATIENCE_SECONDS = 2.0
+TURN_SECONDS = 15.0
+STILL_SECONDS = 10.0
+"""A load whose client has taken nothing for so long is no more sure to give memory back than a lease."""
 TELL_PLACES_SECONDS = 0.25
 
 
@@ -41,17 +54,33 @@ class Buffer(Protocol):
     def share_left(self, uid: int | None) -> int:
         """Slabs that loads of `uid` may take beyond what they hold."""
 
-    def memory_will_return(self) -> bool:
-        """Some slabs are with a load that runs, rather than with tensors that clients hold or pins."""
+    def holds_too_much(self, uid: int | None, count: int) -> bool:
+        """With `count` slabs more, `uid` would have more than its share even if other users had none."""
+
+    def memory_will_return(self, uid: int | None = None) -> bool:
+        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
+        still, with tensors that clients hold, or with pins."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     staged: StagedCheckpoint
     demand: Demand
+    owner: int
+    """The uid of the load that it was made for."""
+    number: int
+    """In the order in which they came."""
     timer: asyncio.TimerHandle
     patient_since: float | None = None
-    """At the head of the queue, and no memory will return by itself."""
+    """It is next, and no memory will return by itself."""
+    first_since: float | None = None
+    """It is next and keeps other users waiting."""
+    turn_seconds: float = TURN_SECONDS
+
+    @property
+    def uid(self) -> int:
+        """Whose turn it waits for: who joins what root prefetches gets it as its own."""
+        return self.owner if self.staged.uid is None else self.staged.uid
 
 
 class WaitingLine:
@@ -65,14 +94,20 @@ class WaitingLine:
         on_expire: Callable[[StagedCheckpoint, Demand], None],
         on_patience: Callable[[], None],
     ) -> None:
-        """`on_expire` is told who waited too long, and does not wait any more; `on_patience` that the head of
-        the queue may be content with less than a moment ago."""
+        """`on_expire` is told who waited too long, and does not wait any more. `on_patience` is called when
+        somebody may be granted slabs who could not before, though none were freed."""
         self._buffer = buffer
         self._timeout_seconds = timeout_seconds
         self._on_expire = on_expire
         self._on_patience = on_patience
         self._queue: deque[_Waiting] = deque()
+        """In the order in which they came."""
+        self._numbers = itertools.count()
+        self._turns = Turns()
+        self._places: dict[StagedCheckpoint, int] | None = None
+        """None: to be made anew."""
         self._telling: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -80,9 +115,11 @@ class WaitingLine:
     def __iter__(self) -> Iterator[StagedCheckpoint]:
         return iter([waiting.staged for waiting in self._queue])
 
-    def join(self, staged: StagedCheckpoint, demand: Demand) -> None:
+    def join(self, staged: StagedCheckpoint, demand: Demand, owner: int) -> None:
+        """`owner` is the uid of the load that it was made for."""
         timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self._expire, staged)
-        self._queue.append(_Waiting(staged, demand, timer))
+        self._queue.append(_Waiting(staged, demand, owner, next(self._numbers), timer))
+        self.reorder()
 
     def leave(self, staged: StagedCheckpoint) -> None:
         """Also one that does not wait."""
@@ -90,30 +127,89 @@ class WaitingLine:
             if waiting.staged is staged:
                 self._remove(waiting)
 
-    def place(self, staged: StagedCheckpoint) -> int:
-        """1 is next, 0 is not waiting."""
-        for number, waiting in enumerate(self._queue, start=1):
-            if waiting.staged is staged:
-                return number
-        return 0
-
-    def next_granted(self) -> tuple[StagedCheckpoint, int] | None:
-        """Takes out the one that gets slabs now, with how many, for which there is room then."""
-        for waiting in filter(self._within_share, self._queue):
-            if count := self._grantable(waiting):
-                self._remove(waiting)
-                return waiting.staged, count
-            if not (waiting.demand.whole_only and self._out_of_patience(waiting)):
-                break
-        return None
-
-    def _remove(self, waiting: _Waiting) -> None:
-        self._queue.remove(waiting)
-        waiting.timer.cancel()
+    def reorder(self) -> None:
+        """Somebody came, left, was served, or became another user's."""
+        self._places = None
         # Soon, and not at every change: with many waiting that would be what they wait for.
         if self._telling is None:
             loop = asyncio.get_running_loop()
             self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places)
+
+    def place(self, staged: StagedCheckpoint) -> int:
+        """In the order in which they get slabs if nobody else comes: 1 is next, 0 is not waiting."""
+        if self._places is None:
+            turns = sorted(
+                (self._turns.next_of(uid) + behind, waiting.number, waiting.staged)
+                for uid, line in self._lines().items()
+                for behind, waiting in enumerate(line)
+            )
+            self._places = {staged: place for place, (_, _, staged) in enumerate(turns, start=1)}
+        return self._places.get(staged, 0)
+
+    def next_granted(self) -> tuple[StagedCheckpoint, int] | None:
+        """Takes out the one that gets slabs now, with how many, for which there is room then."""
+        lines = self._lines()
+        for uid in sorted(lines, key=lambda uid: (self._turns.next_of(uid), lines[uid][0].number)):
+            waiting, count = self._first_of(lines[uid])
+            if waiting is None:
+                continue
+            if count:
+                self._turns.take(uid)
+                self._remove(waiting)
+                return waiting.staged, count
+            if self._keeps_waiting(waiting, alone=len(lines) == 1):
+                break
+        if self._queue and self._looking is None:  # loads come to stand still without a word
+            self._looking = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._look_again)
+        return None
+
+    def _look_again(self) -> None:
+        self._looking = None
+        self._on_patience()
+
+    def _lines(self) -> dict[int, list[_Waiting]]:
+        """By user, each in the order in which they came."""
+        lines: dict[int, list[_Waiting]] = {}
+        for waiting in self._queue:
+            lines.setdefault(waiting.uid, []).append(waiting)
+        return lines
+
+    def _first_of(self, line: list[_Waiting]) -> tuple[_Waiting | None, int]:
+        """Of one user, the one who is next and how many slabs it gets now. None: all wait aside."""
+        buffer, tenant = self._buffer, line[0].staged.uid
+        share = buffer.share_left(tenant)
+        for waiting in line:
+            if share < waiting.demand.bare and buffer.holds_too_much(tenant, waiting.demand.bare):
+                if buffer.memory_will_return(tenant):
+                    return None, 0
+                continue
+            count = self._grantable(waiting, share)
+            if not count and waiting.demand.whole_only and self._out_of_patience(waiting):
+                continue
+            return waiting, count
+        return None, 0
+
+    def _keeps_waiting(self, first: _Waiting, *, alone: bool) -> bool:
+        """Whether users behind it wait for what it waits for. If not, it may have given its turn away."""
+        if alone or self._out_of_patience(first):
+            first.first_since = None
+            return False
+        loop = asyncio.get_running_loop()
+        if first.first_since is None:
+            first.first_since = loop.time()
+            loop.call_later(first.turn_seconds + 0.01, self._on_patience)
+        if loop.time() - first.first_since < first.turn_seconds:
+            return True
+        first.first_since = None
+        first.turn_seconds *= 2
+        self._turns.take(first.uid)
+        self.reorder()
+        return False
+
+    def _remove(self, waiting: _Waiting) -> None:
+        self._queue.remove(waiting)
+        waiting.timer.cancel()
+        self.reorder()
 
     def _tell_places(self) -> None:
         self._telling = None
@@ -127,31 +223,27 @@ class WaitingLine:
                 self._on_expire(staged, waiting.demand)
                 return
 
-    def _within_share(self, waiting: _Waiting) -> bool:
-        return self._buffer.share_left(waiting.staged.uid) >= waiting.demand.bare
-
-    def _grantable(self, head: _Waiting) -> int:
-        """How many slabs the head of the queue gets now; 0 is none yet."""
-        buffer, demand = self._buffer, head.demand
-        share = buffer.share_left(head.staged.uid)
+    def _grantable(self, first: _Waiting, share: int) -> int:
+        """How many slabs one that is next gets now; 0 is none yet."""
+        buffer, demand = self._buffer, first.demand
         window = min(demand.window, share)
         whole = demand.whole if demand.whole <= share else 0
-        if buffer.make_room(whole or window):
+        if share >= demand.bare and buffer.make_room(whole or window):
             return whole or window
         if buffer.memory_will_return():
-            head.patient_since = None
-        elif head.patient_since is None:
+            first.patient_since = None
+        elif first.patient_since is None:
             loop = asyncio.get_running_loop()
-            head.patient_since = loop.time()
+            first.patient_since = loop.time()
             loop.call_later(PATIENCE_SECONDS + 0.01, self._on_patience)
-        if self._out_of_patience(head):
+        if self._out_of_patience(first):
             least = demand.bare
         elif whole:
             return 0
         else:
             least = min(demand.least, window)
-        return min(buffer.available(), window) if buffer.make_room(least) else 0
+        return min(buffer.available(), window) if share >= demand.bare and buffer.make_room(least) else 0
 
-    def _out_of_patience(self, head: _Waiting) -> bool:
-        since = head.patient_since
+    def _out_of_patience(self, first: _Waiting) -> bool:
+        since = first.patient_since
         return since is not None and asyncio.get_running_loop().time() - since >= PATIENCE_SECONDS
