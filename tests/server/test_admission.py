@@ -131,7 +131,7 @@ class HangingCatalog:
         self._uid = uid
         self.go_on = threading.Event()
 
-    def resolve(self, sources: Sequence[str], access: Access) -> Checkpoint:
+    def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
         if access.uid == self._uid:
             assert self.go_on.wait(60)
         return self._catalog.resolve(sources, ROOT)
