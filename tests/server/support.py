@@ -104,7 +104,7 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
 
 def no_objects(workers: Executor) -> S3Source:
     """For tests that load none."""
-    return S3Source(S3Settings(retries=1, timeout_seconds=1, connections=1), workers, print)
+    return S3Source(S3Settings(retries=1, timeout_seconds=1, connections=1), lambda uid: workers, print)
 
 
 def open_fds() -> dict[int, str]:

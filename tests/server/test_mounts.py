@@ -30,8 +30,8 @@ def test_what_only_begins_like_a_mount_is_not_of_it() -> None:
 def test_calls_that_hang_on_one_mount_hold_up_no_other() -> None:
     threads, hung = MountThreads(2, "test"), threading.Event()
     try:
-        waiting = [threads.of("/proc/a").submit(hung.wait, 60) for _ in range(3)]
-        assert threads.of("/dev/shm/b").submit(lambda: "done").result(timeout=60) == "done"
+        waiting = [threads.of("/proc/a").submit(0, hung.wait, 60) for _ in range(3)]
+        assert threads.of("/dev/shm/b").submit(0, lambda: "done").result(timeout=60) == "done"
         assert threads.of("/proc/other") is threads.of("/proc/a")
         assert not any(one.done() for one in waiting)
     finally:

@@ -75,13 +75,13 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every load of the daemon works with. `resolvers` gives what resolves certain sources, where it may
-    hang with their storage; `thinkers` runs what only takes long."""
+    """What every load of the daemon works with. `resolvers` gives what resolves certain sources for a uid,
+    where it may hang with their storage; `thinkers` runs what only takes long."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
-    resolvers: Callable[[Sequence[str]], Executor]
+    resolvers: Callable[[Sequence[str], int], Executor]
     thinkers: Executor
 
 
@@ -154,7 +154,7 @@ class Admission:
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
-        resolvers = self._parts.resolvers(request.sources)
+        resolvers = self._parts.resolvers(request.sources, self.caller.uid)
         resolving = resolvers.submit(catalog.resolve, request.sources, self._access)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
@@ -176,8 +176,7 @@ class Admission:
         if self.request.list_tensors:
             await emit(Listing(checkpoint.tables))
             names = await self._choice
-        selection = await self._in_thread(plan.select, checkpoint.tables, names)
-        return plan.skip(selection, self.request.skip_tensors)
+        return await self._in_thread(plan.select, checkpoint.tables, names, self.request.skip_tensors)
 
     async def _admit(
         self, checkpoint: Checkpoint, selection: Selection, *, tenant: int | None, whole: bool

@@ -3,22 +3,29 @@
 A source is a safetensors file, an index file, or a directory: of that the files which its index names, or
 all its `*.safetensors`. What these are in each kind of storage, `sources/` knows. Everything here blocks
 and runs on worker threads.
+
+What it costs is bounded before it is spent: descriptors (`descriptors`, a quota by user), the memory of
+headers and indexes (`keep.py`), the parsing (`header.py`), and the seconds that storage may take for each
+file (`opening.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 from .checkpoint import InvalidHeaderError
 from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
-from .header import read_header
-from .index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
+from .header import Parsers, Reading, read_header, read_index
+from .index import MAX_FILES, Index, InvalidIndexError
+from .keep import PARSED_BYTES, Keep, Kept
+from .opening import Descriptors, Opening, open_together
+from .quota import Quota
 from .sources import Access, Patient, Source, SourceFile, join, parent
 from .table import Header, TensorTable
 from .units import show_size
@@ -26,22 +33,28 @@ from .units import show_size
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_SOURCES = 2_000
-MAX_FILES = 2_000
-"""Files of one load, each of which takes two descriptors while it is read."""
 HEADERS_AT_ONCE = 64
-HEADER_BYTES = 80 << 20
-"""Most that the headers of one load may take: some 1,300,000 tensors."""
-CACHED_HEADER_BYTES = 32 << 20
-"""Headers of checkpoints used lately are kept up to so many bytes in all: some 400,000 tensors."""
+HEADER_BYTES = PARSED_BYTES
+"""Most that the headers of one load may take, each as often as it is named: some 1,300,000 tensors."""
+CHECKED_INDEXES = 1_000
+"""Indexes that were compared with their files lately, and need not be again."""
+DEFAULT_DESCRIPTORS = 65_536
+_NAMES_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Files loaded together, in order, and open. Whoever holds it must `close` it, once."""
+    """Files loaded together, in order, and open. Whoever holds it must `close` it.
+
+    A file that was named twice is there twice, and open once.
+    """
 
     sources: tuple[str, ...]
     files: tuple[SourceFile, ...]
     headers: tuple[Header, ...]
+    kept: tuple[Kept, ...] = ()
+    """What the headers are charged by, as long as this object lives."""
+    descriptors: Descriptors | None = None
 
     @property
     def tables(self) -> tuple[TensorTable, ...]:
@@ -55,9 +68,16 @@ class Checkpoint:
             state.update(f"{file.uri}\0{file.version}\0".encode())
         return state.hexdigest()[:32]
 
+    def without_headers(self) -> Checkpoint:
+        """The same files, for who needs no headers any more. Closing either closes both."""
+        return replace(self, headers=(), kept=())
+
     def close(self) -> None:
-        for file in self.files:
+        """Closes the files; closing twice is closing once."""
+        for file in set(self.files):
             file.close()
+        if self.descriptors is not None:
+            self.descriptors.give_back()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +89,40 @@ class _Member:
     index: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What one source stands for."""
+
+    members: tuple[_Member, ...]
+    index: Kept | None = None
+    index_version: str = ""
+
+
 class Catalog:
     """Resolves sources. Keeps the headers of unchanged files, so that a warm load reads none."""
 
-    def __init__(self, files: Source, objects: Source) -> None:
+    def __init__(
+        self,
+        files: Source,
+        objects: Source,
+        *,
+        descriptors: Quota | None = None,
+        keep: Keep | None = None,
+        parsers: Parsers | None = None,
+    ) -> None:
         """`files` are what paths and `file://` URIs name, `objects` what `s3://` URIs do. `resolve` must not
-        run on the workers of either."""
+        run on the workers of either. `descriptors` are those that open files may take."""
         self._files = files
         self._objects = objects
+        self.descriptors = descriptors if descriptors is not None else Quota(DEFAULT_DESCRIPTORS)
+        self.keep = keep if keep is not None else Keep()
+        self.parsers = parsers if parsers is not None else Parsers()
         self._lock = threading.Lock()
-        self._headers: OrderedDict[str, Header] = OrderedDict()
-        self._cached_bytes = 0
+        self._checked: OrderedDict[str, None] = OrderedDict()
+
+    def shutdown(self) -> None:
+        """Parses nothing more. Does not wait."""
+        self.parsers.shutdown()
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError."""
@@ -93,31 +136,30 @@ class Catalog:
         """Opens every file that the sources name, and reads what it holds.
 
         Raises CheckpointNotFoundError, CheckpointInvalidError, CheckpointChangedError, AccessDeniedError,
-        InvalidRequestError or SourceUnavailableError; nothing stays open then.
+        InvalidRequestError, SourceUnavailableError, or TooManyLoadsError where others hold what it needs;
+        nothing stays open then.
         """
         if not sources:
             raise InvalidRequestError("sources: name at least one file, directory or URI")
         if len(sources) > MAX_SOURCES:
             raise InvalidRequestError(f"sources: {len(sources)} are more than {MAX_SOURCES}")
+        named: dict[str, _Named] = {}
         members: list[_Member] = []
-        indexes: list[tuple[str, dict[str, tuple[str, ...]], int]] = []
-        for named in sources:
-            source = self._source(named)
-            index_location, locations = _expand(source, source.location(named), access)
-            if index_location is not None:
-                index = _read_index(source, index_location, access)
-                indexes.append((index_location, index, len(members)))
-                locations = [join(parent(index_location), name) for name in index]
-            members += [_Member(source, location, index_location) for location in locations]
+        indexed: list[tuple[_Named, int]] = []
+        for source in sources:
+            if source not in named:
+                named[source] = self._name(source, access)
+            if named[source].index is not None:
+                indexed.append((named[source], len(members)))
+            members += named[source].members
             if len(members) > MAX_FILES:
                 raise CheckpointInvalidError(
-                    f"{named[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
+                    f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
                 )
-        files, headers = self._open_all(members, access)
-        checkpoint = Checkpoint(tuple(sources), files, headers)
+        checkpoint = self._open_all(tuple(sources), members, access)
         try:
-            for index_location, index, first in indexes:
-                _check_index(index_location, index, headers[first : first + len(index)])
+            for one, first in indexed:
+                self._check(one, checkpoint, first, access.uid)
         except BaseException:
             checkpoint.close()
             raise
@@ -126,85 +168,154 @@ class Catalog:
     def _source(self, source: str) -> Source:
         return self._objects if source.startswith("s3://") else self._files
 
-    def _open_all(
-        self, members: Sequence[_Member], access: Access
-    ) -> tuple[tuple[SourceFile, ...], tuple[Header, ...]]:
-        """Many at a time: hundreds of shards must not add up their latencies, nor all their memory."""
-        opened: list[tuple[SourceFile, Header]] = []
+    def _name(self, named: str, access: Access) -> _Named:
+        source = self._source(named)
+        index_location, locations = _expand(source, source.location(named), access)
+        if index_location is None:
+            return _Named(tuple(_Member(source, location, None) for location in locations))
+        index, version = self._read_index(source, index_location, access)
+        around = parent(index_location)
+        members = (_Member(source, join(around, name), index_location) for name in index.index.files)
+        return _Named(tuple(members), index, version)
+
+    def _open_all(self, sources: tuple[str, ...], members: Sequence[_Member], access: Access) -> Checkpoint:
+        """Many at a time: hundreds of shards must not add up their latencies. Each file once, however often
+        it is named."""
+        times = Counter((member.source.kind, member.location) for member in members)
+        unique = {(member.source.kind, member.location): member for member in members}
+        needed = sum(member.source.descriptors_per_file for member in unique.values())
+        descriptors = Descriptors(self.descriptors, access.uid)
+        descriptors.take(needed, len(unique))
+        opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
+        total_bytes = 0
+        places = iter(unique)
         try:
-            for first in range(0, len(members), HEADERS_AT_ONCE):
-                opened += self._open_some(members[first : first + HEADERS_AT_ONCE], access)
-                total_bytes = sum(header.size_bytes for _, header in opened)
+            while some := list(islice(places, HEADERS_AT_ONCE)):
+                openings = [self._opening(unique[place], access) for place in some]
+                opened.update(zip(some, open_together(openings, descriptors), strict=True))
+                total_bytes += sum(times[place] * opened[place][1].parsed.size_bytes for place in some)
                 if total_bytes > HEADER_BYTES:
                     raise CheckpointInvalidError(
-                        f"the headers of the first {len(opened)} of {len(members)} files take "
+                        f"the headers of the first {len(opened)} of {len(unique)} files take "
                         f"{show_size(total_bytes)}, more than the {show_size(HEADER_BYTES)} that one load "
                         "may have; load fewer files at a time"
                     )
         except BaseException:
-            for file, _ in opened:
+            for file, _ in opened.values():
                 file.close()
+            descriptors.give_back()
             raise
-        return tuple(file for file, _ in opened), tuple(header for _, header in opened)
+        ordered = [opened[member.source.kind, member.location] for member in members]
+        return Checkpoint(
+            sources,
+            tuple(file for file, _ in ordered),
+            tuple(kept.header for _, kept in ordered),
+            tuple(kept for _, kept in opened.values()),
+            descriptors,
+        )
 
-    def _open_some(self, members: Sequence[_Member], access: Access) -> list[tuple[SourceFile, Header]]:
-        """When this raises, none of them is open or being opened."""
-        opening: list[Future[tuple[SourceFile, Header]]] = []
-        opened = []
-        future: Future[tuple[SourceFile, Header]] | None = None
-        workers: dict[tuple[str, str], Executor] = {}
-        try:
-            for member in members:
-                place = member.source.kind, parent(member.location)
-                if place not in workers:
-                    workers[place] = member.source.workers(member.location)
-                opening.append(workers[place].submit(self._open, member, access))
-            for future in opening:
-                opened.append(future.result())
-            return opened
-        except BaseException:
-            for future in opening:
-                future.cancel()
-            wait(opening)
-            for future in filter(_succeeded, opening):
-                future.result()[0].close()
-            raise
-        finally:
-            # An error, its future and this frame would keep each other, and a header, until gc comes.
-            opening.clear()
-            future = None
+    def _opening(self, member: _Member, access: Access) -> Opening[tuple[SourceFile, Kept]]:
+        return Opening(
+            member.source.workers(member.location, access.uid),
+            lambda opening: self._open(member, access, opening),
+            lambda found: found[0].close(),
+            member.location,
+            patience_seconds=member.source.patience_seconds,
+            descriptors=member.source.descriptors_per_file,
+        )
 
-    def _open(self, member: _Member, access: Access) -> tuple[SourceFile, Header]:
+    def _open(
+        self, member: _Member, access: Access, opening: Opening[tuple[SourceFile, Kept]]
+    ) -> tuple[SourceFile, Kept]:
         file = _open_member(member, access)
         try:
-            return file, self._header(file)
+            return file, self._header(file, access.uid, opening.give_up_at, opening.read)
         except BaseException:
             file.close()
             raise
 
-    def _header(self, file: SourceFile) -> Header:
-        with self._lock:
-            cached = self._headers.get(file.version)
-            if cached is not None:
-                self._headers.move_to_end(file.version)
-                return cached
+    def _header(self, file: SourceFile, uid: int, give_up_at: float, on_read: Callable[[], None]) -> Kept:
+        kept = self.keep.find(uid, file.version)
+        if kept is not None:
+            return kept
+
+        def known() -> Header | None:
+            found = self.keep.peek(file.version)
+            return found if isinstance(found, Header) else None
+
+        reading = Reading(uid, self.keep.budget.charge(uid), self.parsers, give_up_at, on_read)
         try:
-            header = read_header(Patient(file))
+            header = read_header(Patient(file, give_up_at), reading, known=known)
+            file.check_unchanged()
+            return self.keep.add(uid, file.version, header, reading.charge)
         except InvalidHeaderError as error:
             raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
-        file.check_unchanged()
+        except BaseException:
+            reading.charge.resize(0)  # rather than when the error is forgotten
+            raise
+
+    def _read_index(self, source: Source, location: str, access: Access) -> tuple[Kept, str]:
+        """The index, and its version."""
+        descriptors = Descriptors(self.descriptors, access.uid)
+        descriptors.take(source.descriptors_per_file, 1)
+        try:
+            (found,) = open_together(
+                [
+                    Opening(
+                        source.workers(location, access.uid),
+                        lambda opening: self._index(source, location, access, opening),
+                        lambda found: None,
+                        location,
+                        patience_seconds=source.patience_seconds,
+                        descriptors=source.descriptors_per_file,
+                    )
+                ],
+                descriptors,
+            )
+        finally:
+            descriptors.give_back()
+        return found
+
+    def _index(
+        self, source: Source, location: str, access: Access, opening: Opening[tuple[Kept, str]]
+    ) -> tuple[Kept, str]:
+        file = source.open(location, access)
+        try:
+            version = f"index {file.version}"
+            kept = self.keep.find(access.uid, version)
+            if kept is None:
+                charge = self.keep.budget.charge(access.uid)
+                reading = Reading(access.uid, charge, self.parsers, opening.give_up_at, opening.read)
+                index = read_index(Patient(file, opening.give_up_at), reading)
+                file.check_unchanged()
+                kept = self.keep.add(access.uid, version, index, charge)
+            return kept, version
+        except InvalidIndexError as error:
+            raise CheckpointInvalidError(f"{location}: {error}", file=location) from error
+        finally:
+            file.close()
+
+    def _check(self, named: _Named, checkpoint: Checkpoint, first: int, uid: int) -> None:
+        """Compares an index with what its files hold, unless that was done lately."""
+        assert named.index is not None
+        index = named.index.index
+        files = checkpoint.files[first : first + len(index.files)]
+        state = hashlib.sha256(named.index_version.encode())
+        for file in files:
+            state.update(f"\0{file.version}".encode())
+        key = state.hexdigest()
         with self._lock:
-            if file.version not in self._headers and header.size_bytes <= CACHED_HEADER_BYTES:
-                self._headers[file.version] = header
-                self._cached_bytes += header.size_bytes
-                while self._cached_bytes > CACHED_HEADER_BYTES:
-                    _, old = self._headers.popitem(last=False)
-                    self._cached_bytes -= old.size_bytes
-        return header
-
-
-def _succeeded(future: Future[tuple[SourceFile, Header]]) -> bool:
-    return not future.cancelled() and future.exception() is None
+            if key in self._checked:
+                self._checked.move_to_end(key)
+                return
+        headers = checkpoint.headers[first : first + len(index.files)]
+        path = named.members[0].index
+        assert path is not None
+        self.parsers.here(uid, lambda: _check_index(path, index, headers))
+        with self._lock:
+            self._checked[key] = None
+            while len(self._checked) > CHECKED_INDEXES:
+                self._checked.popitem(last=False)
 
 
 def _expand(source: Source, location: str, access: Access) -> tuple[str | None, list[str]]:
@@ -241,25 +352,6 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _read_index(source: Source, location: str, access: Access) -> dict[str, tuple[str, ...]]:
-    file = source.open(location, access)
-    try:
-        if file.size_bytes > MAX_INDEX_BYTES:
-            raise CheckpointInvalidError(
-                f"{location}: an index of {show_size(file.size_bytes)}, larger than "
-                f"{show_size(MAX_INDEX_BYTES)}",
-                file=location,
-            )
-        raw = bytearray(file.size_bytes)
-        Patient(file).read_into(0, [memoryview(raw)])
-        file.check_unchanged()
-        return parse_index(bytes(raw))
-    except InvalidIndexError as error:
-        raise CheckpointInvalidError(f"{location}: {error}", file=location) from error
-    finally:
-        file.close()
-
-
 def _open_member(member: _Member, access: Access) -> SourceFile:
     try:
         return member.source.open(member.location, access)
@@ -272,12 +364,23 @@ def _open_member(member: _Member, access: Access) -> SourceFile:
         ) from error
 
 
-def _check_index(path: str, index: dict[str, tuple[str, ...]], headers: Sequence[Header]) -> None:
-    for (file, names), header in zip(index.items(), headers, strict=True):
-        missing = set(names).difference(header.tensors.names())
-        if missing:
+def _check_index(path: str, index: Index, headers: Sequence[Header]) -> None:
+    for number, header in enumerate(headers):
+        missing = _missing(index.names(number), header.tensors)
+        if missing is not None:
             raise CheckpointInvalidError(
-                f"{path} says that {file} holds tensor {min(missing)[:200]!r}, which it does not",
+                f"{path} says that {index.files[number]} holds tensor {missing[:200]!r}, which it does not",
                 file=path,
-                tensor=min(missing)[:200],
+                tensor=missing[:200],
             )
+
+
+def _missing(names: Iterable[str], table: TensorTable) -> str | None:
+    """One of the names that the table lacks. Holds no more than so many at once, as strings take several
+    times what a table does."""
+    names = iter(names)
+    while some := set(islice(names, _NAMES_AT_ONCE)):
+        some.difference_update(table.names())
+        if some:
+            return min(some)
+    return None

@@ -84,7 +84,7 @@ class Load(Admission):
             pieces = staged.pieces(checkpoint, selection)
             await self._hand_off(staged)
             await emit(await self._manifest(staged, checkpoint, selection, pieces))
-            await self._deliver(staged, pieces, emit)
+            await self._deliver(staged, staged.tables(checkpoint), pieces, emit)
             self.finished = True
             await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
         finally:
@@ -128,16 +128,22 @@ class Load(Admission):
             warm_bytes=min(warm, self.total_bytes),
         )
 
-    async def _deliver(self, staged: StagedCheckpoint, pieces: Sequence[Piece], emit: Emit) -> None:
+    async def _deliver(
+        self,
+        staged: StagedCheckpoint,
+        tables: Sequence[TensorTable | None],
+        pieces: Sequence[Piece],
+        emit: Emit,
+    ) -> None:
         stage = staged.stage
         assert stage is not None
-        tables = staged.checkpoint.tables
         for index, piece in enumerate(pieces):
             self._awaited = piece.segment
             await staged.wait_ready(piece.segment, self)
             self._awaited = None
             segment = stage.segments[piece.segment]
             table = tables[segment.file]
+            assert table is not None
             start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])
             self._announced = index + 1
             await emit(

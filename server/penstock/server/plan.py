@@ -8,7 +8,8 @@ A block is what one reader thread reads at once.
 How large a segment is: `SEGMENT_BYTES`, because smaller ones cost messages and larger ones make the
 client wait for its first tensor; at most a quarter of a window, so that while one segment is consumed
 three can be read; never less than one tensor, because a tensor is delivered whole. How many tensors it
-has: `SEGMENT_TENSORS`, so that the message that announces it stays small.
+has: `SEGMENT_TENSORS`, and so many as `SEGMENT_DESCRIPTION_BYTES` describe, so that the message that
+announces it stays small whatever the file says.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from .errors import TensorNotFoundError
@@ -26,6 +28,9 @@ from .table import TensorTable
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TENSORS = 4096
+SEGMENT_DESCRIPTION_BYTES = 512 << 10
+"""Most that describing the tensors of one segment takes, if it has more than one
+(`TensorTable.described_bytes`)."""
 GAP_BYTES = 128 << 10
 """Unselected bytes between two selected tensors that are read along rather than begin a new segment."""
 
@@ -33,7 +38,7 @@ Indices = range | array  # type: ignore[type-arg]
 """Ascending indices into a TensorTable; a range where they are consecutive."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Selection:
     """Which tensors of each file a load wants, in order of delivery."""
 
@@ -45,6 +50,10 @@ class Selection:
 
     def digest(self) -> str:
         """Equal for equal selections of the same files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         state = hashlib.sha256()
         for indices in self.files:
             if isinstance(indices, range):
@@ -68,8 +77,15 @@ class Segment:
         return self.end - self.start
 
 
-def select(tables: Sequence[TensorTable], names: Sequence[str] | None) -> Selection:
-    """All tensors, or those named, wherever they are. Raises TensorNotFoundError."""
+def select(tables: Sequence[TensorTable], names: Sequence[str] | None, skip_tensors: int = 0) -> Selection:
+    """All tensors, or those named, wherever they are, but for the first so many. Raises
+    TensorNotFoundError."""
+    selection = skip(_select(tables, names), skip_tensors)
+    selection.digest()  # here, on a worker thread, rather than later on the event loop
+    return selection
+
+
+def _select(tables: Sequence[TensorTable], names: Sequence[str] | None) -> Selection:
     if names is None:
         return Selection(tuple(range(len(table)) for table in tables))
     wanted = set(names)
@@ -161,6 +177,10 @@ def _dense(
         start = table.start(first)
         last = bisect_right(range(len(table)), start + target_bytes, first, indices.stop, key=table.end)
         last = min(max(last, first + 1), first + target_tensors)
+        described = table.described_bytes(first) + SEGMENT_DESCRIPTION_BYTES
+        # The counts from first + 1 to last, of which the last one is too many where it does not fit.
+        fitting = bisect_right(range(last + 1), described, first + 1, last + 1, key=table.described_bytes) - 1
+        last = max(fitting, first + 1)
         yield Segment(file, start, table.end(last - 1), range(first, last))
         first = last
 
@@ -172,8 +192,10 @@ def _sparse(
     while first < len(indices):
         start, end = table.start(indices[first]), table.end(indices[first])
         last = first + 1
+        described = _described_bytes(table, indices[first])
         while (
             last < len(indices)
+            and (described := described + _described_bytes(table, indices[last])) <= SEGMENT_DESCRIPTION_BYTES
             and last - first < target_tensors
             and table.start(indices[last]) - end <= GAP_BYTES
             and table.end(indices[last]) - start <= target_bytes
@@ -182,6 +204,10 @@ def _sparse(
             last += 1
         yield Segment(file, start, end, indices[first:last])
         first = last
+
+
+def _described_bytes(table: TensorTable, index: int) -> int:
+    return table.described_bytes(index + 1) - table.described_bytes(index)
 
 
 def ring_pages(segments: Sequence[Segment]) -> list[int]:

@@ -19,6 +19,7 @@ from .admission import Emit, Listing, Queued, Request
 from .errors import InvalidRequestError, PenstockError, SessionRequiredError
 from .handoff import Session
 from .load import Event, Load, Manifest, SegmentReady
+from .plan import SEGMENT_DESCRIPTION_BYTES
 from .prefetch import Prefetch, Progress
 from .sharing import Group
 
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "penstock"
 LISTING_TENSORS = 4096
+LISTING_BYTES = SEGMENT_DESCRIPTION_BYTES
+"""Of the tensors that one message of a listing describes."""
+MANIFEST_METADATA_BYTES = 2 << 20
+"""Of the `__metadata__` of all files of a load; that of further files is left out."""
 MAX_NAME_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 1000
 """Trailers hold about 8 KiB, and the message is in them twice."""
@@ -203,24 +208,29 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         total_bytes=event.total_bytes,
         warm_bytes=event.warm_bytes,
     )
+    metadata_bytes = 0
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
+        metadata_bytes += len(header.metadata.to_bytes())
+        omitted = header.metadata_omitted or metadata_bytes > MANIFEST_METADATA_BYTES
         message.files.add(
             uri=file.uri,
             size_bytes=file.size_bytes,
-            metadata=dict(header.metadata),
-            metadata_omitted=header.metadata_omitted,
+            metadata={} if omitted else dict(header.metadata),
+            metadata_omitted=omitted,
         )
     return pb.LoadResponse(manifest=message)
 
 
 def _listing(event: Listing) -> Iterator[pb.LoadResponse]:
     listing = pb.Listing()
+    described_bytes = 0
     for table in event.tables:
-        for name, dtype, shape, start, end in table.entries(range(len(table))):
+        for index, (name, dtype, shape, start, end) in enumerate(table.entries(range(len(table)))):
             listing.tensors.add(name=name, dtype=dtype, shape=shape, size_bytes=end - start)
-            if len(listing.tensors) == LISTING_TENSORS:
+            described_bytes += table.described_bytes(index + 1) - table.described_bytes(index)
+            if len(listing.tensors) == LISTING_TENSORS or described_bytes >= LISTING_BYTES:
                 yield pb.LoadResponse(listing=listing)
-                listing = pb.Listing()
+                listing, described_bytes = pb.Listing(), 0
     listing.last = True
     yield pb.LoadResponse(listing=listing)
 

@@ -18,11 +18,12 @@ from . import plan
 from .catalog import Checkpoint
 from .errors import PenstockError, StagingExhaustedError
 from .filling import Filling
-from .pieces import Piece, cut
+from .pieces import Piece, WholePieces, cut
 from .plan import Selection
 from .reader import Dropped, ReaderPool
 from .slab import Slab
 from .stage import SegmentState, Stage
+from .table import TensorTable
 from .units import show_size
 
 _ids = itertools.count(1)
@@ -160,6 +161,9 @@ class StagedCheckpoint:
     def start(self, slabs: list[Slab], segments: Sequence[plan.Segment]) -> None:
         """Takes the slabs over, lays the segments out in them and begins to read."""
         self.slabs = slabs
+        # Loads bring headers of their own: those of a stage that is warm for days would take room from
+        # others.
+        self.checkpoint = self.checkpoint.without_headers()
         self.stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
         self._filling = Filling(
             self.stage,
@@ -234,14 +238,20 @@ class StagedCheckpoint:
 
     # ---- what consumers see ---------------------------------------------------------------------
 
-    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece]:
+    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[Piece]:
         """What a load of that selection gets, in order. Only when it `serves` it."""
         assert self.stage is not None
         if self._was_made_for(checkpoint, selection):
-            return [Piece(index, segment.tensors) for index, segment in enumerate(self.stage.segments)]
+            return WholePieces(self.stage.segments)
         pieces = self._pieces(checkpoint, selection)
         assert pieces is not None
         return pieces
+
+    def tables(self, checkpoint: Checkpoint) -> list[TensorTable | None]:
+        """Of each staged file, by the number that segments have it by, as a checkpoint that it `serves` says;
+        None where that has no such file."""
+        known = {file.version: table for file, table in zip(checkpoint.files, checkpoint.tables, strict=True)}
+        return [known.get(file.version) for file in self.checkpoint.files]
 
     async def wait_change(self) -> None:
         """Until anything about it is different."""

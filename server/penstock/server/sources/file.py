@@ -8,8 +8,10 @@ of the CPU and leaves the page cache alone; buffered where the file system refus
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from urllib.parse import unquote, urlsplit
@@ -23,23 +25,28 @@ from ..errors import (
     InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
+    TooManyLoadsError,
 )
-from . import Access, without
+from . import Access, too_slow, without
 
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FileSource:
-    """Paths and `file://` URIs. `workers` gives, for a path, what opens the file and reads its header."""
+    """Paths and `file://` URIs. `workers` gives, for a path and a uid, what opens the file and reads its
+    header."""
 
     kind = "file"
+    descriptors_per_file = 2  # one of them for direct I/O
 
-    def __init__(self, workers: Callable[[str], Executor]) -> None:
+    def __init__(self, workers: Callable[[str, int], Executor], *, patience_seconds: float = 60.0) -> None:
         self._workers = workers
+        self.patience_seconds = patience_seconds
 
-    def workers(self, location: str) -> Executor:
-        return self._workers(location)
+    def workers(self, location: str, uid: int) -> Executor:
+        return self._workers(location, uid)
 
     def location(self, source: str) -> str:
         return local_path(source)
@@ -63,6 +70,7 @@ class LocalFile:
     def __init__(self, path: str, fd: int) -> None:
         """Takes `fd` over, also when it raises."""
         self.uri = path
+        self.give_up_at = math.inf
         self._fd = fd
         self._direct_fd: int | None = None
         try:
@@ -170,13 +178,19 @@ class LocalFile:
             if aligned + count <= position:
                 break  # the end of the file, or of what can be read so
             position = aligned + count
+            self._check_time(position)
         return position
 
     def _read_once(self, fd: int, offset: int, position: int, views: Sequence[memoryview]) -> int:
         count = os.preadv(fd, without(views, position - offset), position)
         if count == 0:
             raise self._changed()
+        self._check_time(position + count)
         return count
+
+    def _check_time(self, position: int) -> None:
+        if time.monotonic() > self.give_up_at:
+            raise too_slow(self.uri, position)
 
     def _changed(self) -> CheckpointChangedError:
         return CheckpointChangedError(
@@ -189,7 +203,9 @@ def _open_direct(fd: int) -> int | None:
     not mounted, the file's mode changed since it was opened."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in _TOO_MANY:  # it would be slow for as long as it is open
+            raise
         return None
 
 
@@ -235,7 +251,11 @@ def _uri_path(source: str) -> str:
 
 def open_file(path: str, access: Access) -> LocalFile:
     """Opens a regular file that the caller may read. Raises a PenstockError that names it."""
-    return LocalFile(path, open_path(path, access, os.O_RDONLY))
+    fd = open_path(path, access, os.O_RDONLY)
+    try:
+        return LocalFile(path, fd)
+    except OSError as error:
+        raise _path_error(path, error) from error
 
 
 def open_path(path: str, access: Access, flags: int) -> int:
@@ -256,6 +276,8 @@ def list_directory(path: str, access: Access) -> list[str] | None:
     try:
         return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
     except OSError as error:
+        if error.errno in _TOO_MANY:
+            raise _path_error(path, error) from error
         raise SourceUnavailableError(f"{path} cannot be listed: {error.strerror}", file=path) from error
     finally:
         os.close(fd)
@@ -301,4 +323,12 @@ def _path_error(path: str, error: OSError) -> PenstockError:
         return CheckpointInvalidError(f"{path} is not a regular file", file=path)
     if error.errno == errno.ENAMETOOLONG:
         return CheckpointNotFoundError(f"{path[:200]}… is too long for a path", file=path)
+    if error.errno in _TOO_MANY:
+        return TooManyLoadsError(
+            f"{path} cannot be opened, as penstockd has no descriptor left ({error.strerror}); try again "
+            "when other "
+            "loads have ended, or raise the limit of open files where penstockd is started (ulimit -n, "
+            "LimitNOFILE)",
+            file=path,
+        )
     return SourceUnavailableError(f"{path} cannot be opened: {error.strerror}", file=path)

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import re
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
+
+from ..fair import FairExecutor
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class MountThreads:
-    """An executor of `count` threads for each mount that is asked for."""
+    """`count` threads for each mount that is asked for, which serve users in turn."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._name = name
         self._lock = threading.Lock()
-        self._executors: dict[str, ThreadPoolExecutor] = {}
+        self._executors: dict[str, FairExecutor] = {}
         self._stopped = False
 
-    def of(self, path: str) -> Executor:
+    def of(self, path: str) -> FairExecutor:
         """Raises RuntimeError after `shutdown`, as executors do."""
         mount = mount_point(path)
         with self._lock:
             if self._stopped:
                 raise RuntimeError("the threads have been stopped")
             if mount not in self._executors:
-                self._executors[mount] = ThreadPoolExecutor(self._count, f"{self._name}:{mount}")
+                self._executors[mount] = FairExecutor(self._count, f"{self._name}:{mount}")
             return self._executors[mount]
 
     def shutdown(self) -> None:
@@ -35,7 +36,7 @@ class MountThreads:
             self._stopped = True
             executors = list(self._executors.values())
         for executor in executors:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown()
 
 
 def mount_point(path: str) -> str:
