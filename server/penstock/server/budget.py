@@ -56,12 +56,13 @@ class Budget:
             return
         if held_bytes + size_bytes > self.most_bytes(uid):
             raise CheckpointInvalidError(
-                f"headers and indexes take {show_size(held_bytes + size_bytes)} of penstockd's memory, more "
+                f"headers, indexes and plans take {show_size(held_bytes + size_bytes)} of penstockd's "
+                "memory, more "
                 "than "
                 f"the {show_size(self.most_bytes(uid))} that one user may have; load fewer files at a time"
             )
         raise TooManyLoadsError(
-            f"headers and indexes need {show_size(size_bytes)} more of penstockd's memory, and "
+            f"headers, indexes and plans need {show_size(size_bytes)} more of penstockd's memory, and "
             f"{show_size(self._quota.left(uid))} are left for uid {uid}: the loads of this user take "
             f"{show_size(self._quota.used_by(uid))}, all loads {show_size(self._quota.used)} of "
             f"{show_size(self.total_bytes)}; try again when other loads have ended"

@@ -19,12 +19,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
+from . import plan
+from .budget import Charge
 from .checkpoint import InvalidHeaderError
 from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError
 from .header import Parsers, Reading, read_header, read_index
 from .index import MAX_FILES, Index, InvalidIndexError
 from .keep import PARSED_BYTES, Keep, Kept
 from .opening import Descriptors, Opening, open_together
+from .plan import Segment, Selection
 from .quota import Quota
 from .sources import Access, Patient, Source, SourceFile, join, parent
 from .table import Header, TensorTable
@@ -40,6 +43,8 @@ CHECKED_INDEXES = 1_000
 """Indexes that were compared with their files lately, and need not be again."""
 DEFAULT_DESCRIPTORS = 65_536
 _NAMES_AT_ONCE = 100_000
+_FILE_OBJECT_BYTES = 64
+"""What a file that is named takes, beside what it takes once."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,18 @@ class Checkpoint:
     kept: tuple[Kept, ...] = ()
     """What the headers are charged by, as long as this object lives."""
     descriptors: Descriptors | None = None
+    lists: Charge | None = None
+    """What the lists of its files and of its segments are charged by, as long as this object lives."""
+
+    def segments_within(self, selection: Selection, capacity_bytes: int) -> list[Segment]:
+        """What `plan.segments_within` gives. Takes a while for very many tensors. Raises as `Charge.resize`
+        does."""
+        if self.lists is None:
+            return plan.segments_within(self.tables, selection, capacity_bytes)
+        reserve, before_bytes = self.lists.resize, _FILE_OBJECT_BYTES * len(self.files)
+        return plan.segments_within(
+            self.tables, selection, capacity_bytes, lambda size_bytes: reserve(before_bytes + size_bytes)
+        )
 
     @property
     def tables(self) -> tuple[TensorTable, ...]:
@@ -183,6 +200,7 @@ class Catalog:
         it is named."""
         times = Counter((member.source.kind, member.location) for member in members)
         unique = {(member.source.kind, member.location): member for member in members}
+        lists = self.keep.budget.charge(access.uid, _FILE_OBJECT_BYTES * len(members))
         needed = sum(member.source.descriptors_per_file for member in unique.values())
         descriptors = Descriptors(self.descriptors, access.uid)
         descriptors.take(needed, len(unique))
@@ -212,6 +230,7 @@ class Catalog:
             tuple(kept.header for _, kept in ordered),
             tuple(kept for _, kept in opened.values()),
             descriptors,
+            lists,
         )
 
     def _opening(self, member: _Member, access: Access) -> Opening[tuple[SourceFile, Kept]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -31,6 +31,9 @@ SEGMENT_TENSORS = 4096
 SEGMENT_DESCRIPTION_BYTES = 512 << 10
 """Most that describing the tensors of one segment takes, if it has more than one
 (`TensorTable.described_bytes`)."""
+SEGMENT_OBJECT_BYTES = 256
+"""What a segment takes in the daemon, its place in a stage's ring included. Measured: 230."""
+_RESERVED_SEGMENTS = 256
 GAP_BYTES = 128 << 10
 """Unselected bytes between two selected tensors that are read along rather than begin a new segment."""
 
@@ -87,7 +90,8 @@ def select(tables: Sequence[TensorTable], names: Sequence[str] | None, skip_tens
 
 def _select(tables: Sequence[TensorTable], names: Sequence[str] | None) -> Selection:
     if names is None:
-        return Selection(tuple(range(len(table)) for table in tables))
+        ranges = {len(table): range(len(table)) for table in tables}  # one for a file that is named often
+        return Selection(tuple(ranges[len(table)] for table in tables))
     wanted = set(names)
     missing = set(wanted)
     files: list[Indices] = []
@@ -156,22 +160,30 @@ def span_bytes(start: int, end: int) -> int:
 
 
 def segments(
-    tables: Sequence[TensorTable], selection: Selection, *, target_bytes: int, target_tensors: int
+    tables: Sequence[TensorTable],
+    selection: Selection,
+    *,
+    target_bytes: int,
+    target_tensors: int,
+    reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """In order of delivery: by file, then by offset."""
+    """In order of delivery: by file, then by offset. `reserve` is told how many bytes they take, before they
+    do, and may raise: large tensors in a sparse file are a segment each, however many there are."""
     result: list[Segment] = []
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
-        if isinstance(indices, range):
-            result.extend(_dense(file, table, indices, target_bytes, target_tensors))
-        else:
-            result.extend(_sparse(file, table, indices, target_bytes, target_tensors))
+        cut = _dense if isinstance(indices, range) else _sparse
+        for segment in cut(file, table, indices, target_bytes, target_tensors):
+            if len(result) % _RESERVED_SEGMENTS == 0:
+                reserve((len(result) + _RESERVED_SEGMENTS) * SEGMENT_OBJECT_BYTES)
+            result.append(segment)
     return result
 
 
 def _dense(
-    file: int, table: TensorTable, indices: range, target_bytes: int, target_tensors: int
+    file: int, table: TensorTable, indices: Indices, target_bytes: int, target_tensors: int
 ) -> Iterator[Segment]:
     """Consecutive tensors are contiguous in the file (the format says so): bisect for where to cut."""
+    assert isinstance(indices, range)
     first = indices.start
     while first < indices.stop:
         start = table.start(first)
@@ -230,14 +242,25 @@ def ring_bytes(segments: Sequence[Segment]) -> int:
 
 
 def segments_within(
-    tables: Sequence[TensorTable], selection: Selection, capacity_bytes: int
+    tables: Sequence[TensorTable],
+    selection: Selection,
+    capacity_bytes: int,
+    reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """As large as good for a full stage, if that fits; else for a window of that capacity."""
-    made = segments(tables, selection, target_bytes=SEGMENT_BYTES, target_tensors=SEGMENT_TENSORS)
+    """As large as good for a full stage, if that fits; else for a window of that capacity. `reserve` is as
+    for `segments`."""
+    made = segments(
+        tables,
+        selection,
+        target_bytes=SEGMENT_BYTES,
+        target_tensors=SEGMENT_TENSORS,
+        reserve=reserve,
+    )
     if ring_bytes(made) <= capacity_bytes:
         return made
+    made.clear()
     smaller = min(SEGMENT_BYTES, capacity_bytes // 4)
-    return segments(tables, selection, target_bytes=smaller, target_tensors=SEGMENT_TENSORS)
+    return segments(tables, selection, target_bytes=smaller, target_tensors=SEGMENT_TENSORS, reserve=reserve)
 
 
 def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:

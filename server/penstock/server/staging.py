@@ -22,7 +22,7 @@ from .catalog import Checkpoint
 from .config import Config
 from .counts import Totals
 from .demand import Demand, measure
-from .errors import ShuttingDownError, StagingExhaustedError
+from .errors import PenstockError, ShuttingDownError, StagingExhaustedError
 from .limits import is_privileged, user_share
 from .log import event
 from .plan import Selection
@@ -307,9 +307,13 @@ class Staging:
             return
         loop = asyncio.get_running_loop()
         capacity = count * self.pool.slab_bytes
-        segments = await loop.run_in_executor(
-            self._workers, plan.segments_within, staged.checkpoint.tables, staged.selection, capacity
-        )
+        segments: list[plan.Segment] = []
+        try:
+            segments = await loop.run_in_executor(
+                self._workers, staged.checkpoint.segments_within, staged.selection, capacity
+            )
+        except PenstockError as error:
+            staged.fail(error)
         self._starting.pop(staged, None)
         if self._stopped:
             staged.fail(_stopped_while_waiting())
