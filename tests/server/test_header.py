@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import itertools
 import json
-import math
 import os
 import select
 import signal
@@ -20,7 +20,6 @@ from typing import TypeVar
 import pytest
 
 from penstock.server import child
-from penstock.server.budget import Budget, Charge
 from penstock.server.checkpoint import InvalidHeaderError, parse_header
 from penstock.server.errors import CheckpointInvalidError
 from penstock.server.header import (
@@ -33,6 +32,7 @@ from penstock.server.header import (
     Reading,
 )
 from penstock.server.header import read_header as read_header_for
+from penstock.server.keep import Keep, Kept
 from penstock.server.spool import SPOOL_BYTES
 from penstock.server.table import Header
 
@@ -41,7 +41,8 @@ from .support import more_fds, open_fds
 _T = TypeVar("_T")
 
 ANNE, BERT = 1001, 1002
-BUDGET = Budget(1 << 30)
+KEEP = Keep(1 << 30, 0)
+VERSIONS = itertools.count()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,12 +56,12 @@ def parsers() -> Iterator[Parsers]:
 PARSERS: Parsers
 
 
-def reading_for(uid: int, charge: Charge | None = None) -> Reading:
-    return Reading(uid, charge if charge is not None else BUDGET.charge(uid), PARSERS, math.inf)
+def reading_for(uid: int, keep: Keep = KEEP, version: str = "") -> Reading:
+    return Reading(uid, version or str(next(VERSIONS)), keep, PARSERS)
 
 
 def read_header(file: RangeReader, uid: int = 0) -> Header:
-    return read_header_for(file, reading_for(uid))
+    return read_header_for(file, reading_for(uid)).header
 
 
 class MemoryFile:
@@ -362,46 +363,68 @@ def test_spools_are_bounded_in_bytes_and_a_user_who_fills_them_delays_another_by
     assert PARSERS.spools.used_bytes == 0
 
 
-def test_an_odd_header_of_some_size_is_judged_in_a_child() -> None:
-    before, seen = children(), []
+class WatchedKeep(Keep):
+    """Notes on which threads it is asked."""
 
-    def known() -> Header | None:
-        seen.append(threading.current_thread().name.rpartition("-")[0])
-        return None
+    def __init__(self) -> None:
+        super().__init__(1 << 30, 0)
+        self.asked: list[str] = []
+
+    def find(self, uid: int, version: str) -> Kept | None:
+        self.asked.append(threading.current_thread().name.rpartition("-")[0])
+        return super().find(uid, version)
+
+
+def test_an_odd_header_of_some_size_is_judged_in_a_child() -> None:
+    keep, before = WatchedKeep(), children()
 
     def read(tensors: int) -> Header:
         entry = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
         raw = b'{"\\"":' + entry[5:] + b"," + b",".join([entry % n for n in range(tensors)]) + b"}"
         assert len(raw) < INLINE_BYTES
         assert (len(raw) > INLINE_ODD_BYTES) == (tensors > 1000)
-        return read_header_for(MemoryFile(raw), reading_for(0), known=known)
+        return read_header_for(MemoryFile(raw), reading_for(0, keep)).header
 
     assert len(read(100).tensors) == 101
-    assert seen == ["parser"]
+    assert keep.asked == ["parser"]
     assert len(read(10_000).tensors) == 10_001
-    assert seen == ["parser", "parser", "parser-child"]
+    assert keep.asked == ["parser", "parser", "parser-child"]
     assert children() == before
 
 
-def test_a_header_that_became_known_meanwhile_is_not_parsed_again() -> None:
-    expected = read_header(file_of(1000))
-    for size_bytes in (50_000, 1_500_000):
-        assert read_header_for(file_of(size_bytes), reading_for(0), known=lambda: expected) is expected
+@pytest.mark.parametrize("size_bytes", [50_000, 1_500_000])
+def test_a_version_that_many_read_at_once_is_parsed_and_charged_once(size_bytes: int) -> None:
+    keep = Keep(1 << 30, 0)
+    together = threading.Barrier(4)
+    raw = header_of(size_bytes)
+
+    def read(_: int) -> Kept:
+        file = MemoryFile(raw, size_bytes // 100, lambda offset: together.wait(60) and None)
+        return read_header_for(file, reading_for(ANNE, keep, "one"))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, range(4)))
+    assert all(one is found[0] for one in found)
+    assert keep.budget.used_bytes == found[0].header.size_bytes
+    found.clear()
+    assert keep.budget.used_bytes == 0
 
 
 def test_what_comes_back_from_a_child_must_fit_the_budget() -> None:
-    small = Budget(300_000)
-    charge = small.charge(0)
+    keep = Keep(300_000, 0)
     with pytest.raises(CheckpointInvalidError, match=r"than the 300\.0 kB that one user may have"):
-        read_header_for(file_of(1_500_000), reading_for(0, charge))
-    assert charge.size_bytes < 300_000
+        read_header_for(file_of(1_500_000), reading_for(0, keep))
+    assert keep.budget.used_bytes == 0
 
 
-def test_a_charge_is_what_the_header_takes() -> None:
-    for size_bytes in (50_000, 600_000, 1_500_000):
-        charge = BUDGET.charge(0)
-        header = read_header_for(file_of(size_bytes), reading_for(0, charge))
-        assert charge.size_bytes == header.size_bytes
+@pytest.mark.parametrize("size_bytes", [50_000, 600_000, 1_500_000])
+def test_a_header_that_is_refused_leaves_no_charge(size_bytes: int) -> None:
+    keep = Keep(1 << 30, 0)
+    raw = header_of(size_bytes, bad={"dtype": "Q4", "shape": [], "data_offsets": [0, 0]})
+    with pytest.raises(InvalidHeaderError) as caught:
+        read_header_for(MemoryFile(raw, size_bytes // 100), reading_for(0, keep))
+    assert caught.traceback  # which would hold the charge
+    assert keep.budget.used_bytes == 0
 
 
 def script(body: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -417,16 +440,15 @@ def script(body: str, *arguments: object) -> "subprocess.Popen[str]":
 
 PRELUDE = """
 import os, re, struct, sys
-import math
-from penstock.server.budget import Budget
 from penstock.server.checkpoint import InvalidHeaderError
+from penstock.server.keep import Keep
 from penstock.server.header import Parsers, Reading
 from penstock.server.header import read_header as read_header_for
 
-parsers, budget = Parsers(), Budget(80 << 20)
+parsers, keep = Parsers(), Keep(cached_bytes=0)
 
 def read_header(file):
-    return read_header_for(file, Reading(0, budget.charge(0), parsers, math.inf))
+    return read_header_for(file, Reading(0, "version", keep, parsers)).header
 
 def status(field):
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024

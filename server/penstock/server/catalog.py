@@ -258,20 +258,15 @@ class Catalog:
         if kept is not None:
             return kept
 
-        def known() -> Header | None:
-            found = self.keep.peek(file.version)
-            return found if isinstance(found, Header) else None
-
-        reading = Reading(uid, self.keep.budget.charge(uid), self.parsers, give_up_at, on_read)
-        try:
-            header = read_header(Patient(file, give_up_at), reading, known=known)
+        def read() -> None:
             file.check_unchanged()
-            return self.keep.add(uid, file.version, header, reading.charge)
+            on_read()
+
+        reading = Reading(uid, file.version, self.keep, self.parsers, give_up_at, read)
+        try:
+            return read_header(Patient(file, give_up_at), reading)
         except InvalidHeaderError as error:
             raise CheckpointInvalidError(f"{file.uri}: {error}", file=file.uri) from error
-        except BaseException:
-            reading.charge.resize(0)  # rather than when the error is forgotten
-            raise
 
     def _read_index(self, source: Source, location: str, access: Access) -> tuple[Kept, str]:
         """The index, and its version."""
@@ -299,15 +294,18 @@ class Catalog:
         self, source: Source, location: str, access: Access, opening: Opening[tuple[Kept, str]]
     ) -> tuple[Kept, str]:
         file = source.open(location, access)
+
+        def read() -> None:
+            file.check_unchanged()
+            opening.read()
+
         try:
             version = f"index {file.version}"
             kept = self.keep.find(access.uid, version)
             if kept is None:
-                charge = self.keep.budget.charge(access.uid)
-                reading = Reading(access.uid, charge, self.parsers, opening.give_up_at, opening.read)
-                index = read_index(Patient(file, opening.give_up_at), reading)
-                file.check_unchanged()
-                kept = self.keep.add(access.uid, version, index, charge)
+                give_up_at = opening.give_up_at
+                reading = Reading(access.uid, version, self.keep, self.parsers, give_up_at, read)
+                kept = read_index(Patient(file, give_up_at), reading)
             return kept, version
         except InvalidIndexError as error:
             raise CheckpointInvalidError(f"{location}: {error}", file=location) from error

@@ -15,8 +15,10 @@ takes.
 from __future__ import annotations
 
 import errno
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -26,6 +28,7 @@ from .checkpoint import InvalidHeaderError, parse_header, parse_header_length, p
 from .errors import TooManyLoadsError
 from .fair import FairExecutor
 from .index import MAX_INDEX_BYTES, Index, InvalidIndexError, parse_index
+from .keep import Keep, Kept, Parsed
 from .spool import Spools
 from .table import Header, PackedMetadata, TensorTable
 from .units import show_size
@@ -83,24 +86,29 @@ class Parsers:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """For whom a file is read, and what that may take."""
+    """For whom a version of a file is read, and where what it says is kept."""
 
     uid: int
-    charge: Charge
-    """Covers what is held on the way, and in the end what was read."""
+    version: str
+    keep: Keep
     parsers: Parsers
-    give_up_at: float
+    give_up_at: float = math.inf
     """Of the monotonic clock: how long the bytes may wait for a spool."""
     on_read: Callable[[], None] = lambda: None
-    """Called when all bytes are there."""
+    """Called when all bytes are there, before they are parsed. May raise."""
+
+    def once(self, charge: Charge, parse: Callable[[], Parsed | None]) -> Kept | None:
+        """What is known of that version, as another load may have read the same meanwhile; else what `parse`
+        gives, kept. `charge` covers what is held on the way, and then what was parsed."""
+        kept = self.keep.find(self.uid, self.version)
+        if kept is not None:
+            return kept
+        parsed = parse()
+        return None if parsed is None else self.keep.add(self.uid, self.version, parsed, charge)
 
 
-def read_header(
-    file: RangeReader, reading: Reading, *, known: Callable[[], Header | None] = lambda: None
-) -> Header:
-    """Reads and parses the header of `file`. Blocks: call it on a worker thread.
-
-    `known` is asked when it is the user's turn to parse: another load may have read the same meanwhile.
+def read_header(file: RangeReader, reading: Reading) -> Kept:
+    """Reads, parses and keeps the header of `file`. Blocks: call it on a worker thread.
 
     Raises InvalidHeaderError, also for a header too costly to read; TooManyLoadsError and
     CheckpointInvalidError for want of memory, processes or descriptors; and whatever `file.read_into` raises.
@@ -110,19 +118,10 @@ def read_header(
     header_bytes = parse_header_length(bytes(first[:8]), file_bytes=file_bytes)
     del first[:8]
     del first[header_bytes:]
-    if header_bytes <= INLINE_BYTES:
-        _complete(file, 8, first, header_bytes, reading)
-        header = reading.parsers.here(reading.uid, lambda: known() or _parse_here(first, file_bytes))
-        if header is not None:
-            reading.charge.resize(header.size_bytes)
-            return header
 
-    def parse(spool: int) -> Header:
-        found = known()
-        if found is not None:
-            return found
+    def parse_child(spool: int, charge: Charge) -> Header:
         is_whole, (table, metadata) = child.parse_in_child(
-            child.HEADER, spool, header_bytes, file_bytes, reading.charge.resize
+            child.HEADER, spool, header_bytes, file_bytes, charge.resize
         )
         return Header(
             TensorTable.from_bytes(table),
@@ -132,41 +131,65 @@ def read_header(
         )
 
     try:
-        header = _in_child(file, 8, first, header_bytes, reading, parse)
+        return _read(
+            file, 8, first, header_bytes, reading, lambda: _parse_here(first, file_bytes), parse_child
+        )
     except child.RefusedError as error:
         raise InvalidHeaderError(str(error)) from None
     except child.TooCostlyError:
         raise InvalidHeaderError(f"the header is {_too_costly(header_bytes)}") from None
-    reading.charge.resize(header.size_bytes)
-    return header
 
 
-def read_index(file: RangeReader, reading: Reading) -> Index:
-    """Reads and parses an index file. Blocks. Raises InvalidIndexError, and what `read_header` does."""
+def read_index(file: RangeReader, reading: Reading) -> Kept:
+    """Reads, parses and keeps an index file. Blocks. Raises InvalidIndexError, and what `read_header`
+    does."""
     index_bytes = file.size_bytes
     if index_bytes > MAX_INDEX_BYTES:
         raise InvalidIndexError(
             f"an index of {show_size(index_bytes)}, larger than {show_size(MAX_INDEX_BYTES)}"
         )
     first = _read_first(file)
-    if index_bytes <= INLINE_BYTES:
-        _complete(file, 0, first, index_bytes, reading)
-        index = reading.parsers.here(reading.uid, lambda: parse_index(first))
-        reading.charge.resize(index.size_bytes)
-        return index
 
-    def parse(spool: int) -> Index:
-        _, (packed, _) = child.parse_in_child(child.INDEX, spool, index_bytes, 0, reading.charge.resize)
+    def parse_child(spool: int, charge: Charge) -> Index:
+        _, (packed, _) = child.parse_in_child(child.INDEX, spool, index_bytes, 0, charge.resize)
         return Index(packed)
 
     try:
-        index = _in_child(file, 0, first, index_bytes, reading, parse)
+        return _read(file, 0, first, index_bytes, reading, lambda: parse_index(first), parse_child)
     except child.RefusedError as error:
         raise InvalidIndexError(str(error)) from None
     except child.TooCostlyError:
         raise InvalidIndexError(f"the index is {_too_costly(index_bytes)}") from None
-    reading.charge.resize(index.size_bytes)
-    return index
+
+
+def _read(
+    file: RangeReader,
+    start: int,
+    first: bytearray,
+    size_bytes: int,
+    reading: Reading,
+    parse_here: Callable[[], Parsed | None],
+    parse_child: Callable[[int, Charge], Parsed],
+) -> Kept:
+    """Reads the `size_bytes` from `start` of the file on, of which `first` are there already, and parses
+    them: in this process those that are few, if `parse_here` will, else in a child."""
+    charge = reading.keep.budget.charge(reading.uid)
+    try:
+        if size_bytes <= INLINE_BYTES:
+            _complete(file, start, first, size_bytes, charge)
+            reading.on_read()
+            kept = reading.parsers.here(reading.uid, lambda: reading.once(charge, parse_here))
+            if kept is not None:
+                return kept
+        with _gathered(file, start, first, size_bytes, reading, charge) as spool:
+            kept = reading.parsers.in_child(
+                reading.uid, lambda: reading.once(charge, lambda: parse_child(spool, charge))
+            )
+        assert kept is not None
+        return kept
+    except BaseException:
+        charge.resize(0)  # rather than when the error is forgotten
+        raise
 
 
 def _parse_here(raw: bytearray, file_bytes: int) -> Header | None:
@@ -192,42 +215,32 @@ def _read_first(file: RangeReader) -> bytearray:
     return first
 
 
-def _complete(file: RangeReader, start: int, raw: bytearray, size_bytes: int, reading: Reading) -> None:
+def _complete(file: RangeReader, start: int, raw: bytearray, size_bytes: int, charge: Charge) -> None:
     """Reads on, until `raw` has `size_bytes` from `start` of the file on."""
-    reading.charge.resize(max(0, size_bytes - SPECULATIVE_BYTES))
+    charge.resize(max(0, size_bytes - SPECULATIVE_BYTES))
     held = len(raw)
     if held < size_bytes:
         raw.extend(bytes(size_bytes - held))
         with memoryview(raw) as view:
             file.read_into(start + held, [view[held:]])
-    reading.on_read()
 
 
-def _in_child(
-    file: RangeReader,
-    start: int,
-    first: bytearray,
-    size_bytes: int,
-    reading: Reading,
-    parse: Callable[[int], _T],
-) -> _T:
-    """What `parse` makes of a spool with `size_bytes` from `start` of the file on, of which `first` are there
-    already. Empties `first`."""
+@contextmanager
+def _gathered(
+    file: RangeReader, start: int, first: bytearray, size_bytes: int, reading: Reading, charge: Charge
+) -> Iterator[int]:
+    """A spool with `size_bytes` from `start` of the file on. Empties `first`, which are there already."""
     spools = reading.parsers.spools
     try:
         with spools.open(reading.uid, size_bytes + _CHUNK_BYTES, give_up_at=reading.give_up_at) as spool:
             held = len(first)
             _write(spool, first)
             first.clear()
-            reading.charge.resize(0)
-            buffer = memoryview(bytearray(min(_CHUNK_BYTES, size_bytes - held)))
-            for at in range(held, size_bytes, _CHUNK_BYTES):
-                chunk = buffer[: min(_CHUNK_BYTES, size_bytes - at)]
-                file.read_into(start + at, [chunk])
-                _write(spool, chunk)
-            del buffer
-            reading.on_read()
-            return reading.parsers.in_child(reading.uid, lambda: parse(spool))
+            charge.resize(0)
+            if held < size_bytes:
+                _copy(file, start, held, size_bytes, spool)
+                reading.on_read()
+            yield spool
     except OSError as error:
         if error.errno not in _EXHAUSTED:
             raise
@@ -238,6 +251,15 @@ def _in_child(
             "try "
             "again later"
         ) from error
+
+
+def _copy(file: RangeReader, start: int, held: int, size_bytes: int, spool: int) -> None:
+    """Piece by piece, of which only one is ever held."""
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, size_bytes - held)))
+    for at in range(held, size_bytes, _CHUNK_BYTES):
+        chunk = buffer[: min(_CHUNK_BYTES, size_bytes - at)]
+        file.read_into(start + at, [chunk])
+        _write(spool, chunk)
 
 
 def _write(spool: int, data: bytearray | memoryview) -> None:

@@ -68,11 +68,6 @@ class Keep:
             parsed = self._cached(version)
         return None if parsed is None else self.add(uid, version, parsed, self.budget.charge(uid))
 
-    def peek(self, version: str) -> Parsed | None:
-        """The same for nobody: it is charged when it is added."""
-        with self._lock:
-            return self._cached(version)
-
     def add(self, uid: int, version: str, parsed: Parsed, charge: Charge) -> Kept:
         """Keeps it for that user, to whom `charge` belongs. Raises as `Charge.resize` does."""
         charge.resize(parsed.size_bytes)
