@@ -318,7 +318,7 @@ def test_open_files_are_a_user_s_share_of_the_descriptors(
     before = daemon.usage()
     with daemon.watched() as watch:
         source = models / "link#.safetensors"
-        one = start_crowd(attackers, daemon, ANNE, source, 20, files=100, list_tensors=True)
+        one = start_crowd(attackers, daemon, ANNE, source, 20, files=40, list_tensors=True)
         one.hear("begun")
         one.go()
         outcomes = one.hear("ended")["outcomes"]
@@ -326,7 +326,7 @@ def test_open_files_are_a_user_s_share_of_the_descriptors(
         assert outcomes["listing"] >= 1
         assert refused, "all were served"
         for text in refused:
-            assert text.startswith("100 files need 200 descriptors, and "), text
+            assert text.startswith("40 files need 80 descriptors, and "), text
             assert "ulimit -n, LimitNOFILE" in text
         assert loads(attackers, daemon, BERT, small)
         daemon.assert_serves(small)

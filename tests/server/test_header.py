@@ -398,8 +398,11 @@ def test_a_version_that_many_read_at_once_is_parsed_and_charged_once(size_bytes:
     together = threading.Barrier(4)
     raw = header_of(size_bytes)
 
+    def meet(_: int) -> None:
+        together.wait(60)
+
     def read(_: int) -> Kept:
-        file = MemoryFile(raw, size_bytes // 100, lambda offset: together.wait(60) and None)
+        file = MemoryFile(raw, size_bytes // 100, meet)
         return read_header_for(file, reading_for(ANNE, keep, "one"))
 
     with ThreadPoolExecutor(4) as pool:
