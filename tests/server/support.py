@@ -136,6 +136,14 @@ def close_leftovers() -> None:
             os.close(fd)
 
 
+def until_true(condition: Callable[[], object]) -> None:
+    """Waits, on a thread, until the condition holds; fails when it takes absurdly long."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 class WatchedExecutor(Executor):
     """Runs calls on threads of its own and records the most slabs that existed after any of them."""
 

@@ -203,11 +203,11 @@ class Catalog:
         lists = self.keep.budget.charge(access.uid, _FILE_OBJECT_BYTES * len(members))
         needed = sum(member.source.descriptors_per_file for member in unique.values())
         descriptors = Descriptors(self.descriptors, access.uid)
-        descriptors.take(needed, len(unique))
         opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
         total_bytes = 0
         places = iter(unique)
         try:
+            descriptors.take(needed, len(unique))
             while some := list(islice(places, HEADERS_AT_ONCE)):
                 openings = [self._opening(unique[place], access) for place in some]
                 opened.update(zip(some, open_together(openings, descriptors), strict=True))
@@ -222,6 +222,7 @@ class Catalog:
             for file, _ in opened.values():
                 file.close()
             descriptors.give_back()
+            lists.resize(0)  # rather than when the error is forgotten
             raise
         ordered = [opened[member.source.kind, member.location] for member in members]
         return Checkpoint(
