@@ -262,7 +262,7 @@ def test_a_segment_s_tensors_are_described_in_a_bounded_message(
             "shape": [1] * dims,
             "data_offsets": [number, number + 1],
         }
-        for n, (length, dims) in enumerate(shapes)
+        for number, (length, dims) in enumerate(shapes)
     }
     raw = json.dumps(entries).encode()
     table = parse_header(raw, file_bytes=8 + len(raw) + len(entries)).tensors
@@ -281,7 +281,7 @@ def test_a_segment_s_tensors_are_described_in_a_bounded_message(
 
 
 def test_the_memory_of_segments_is_asked_for_before_it_is_taken() -> None:
-    """A tensor larger than the target is a segment by itself, and a sparse file may have any number of them."""
+    """A tensor larger than the target is a segment by itself; a sparse file may have any number of them."""
     table = header_of([4 << 20] * 2000).tensors
     asked: list[int] = []
     made = plan.segments_within(

@@ -18,6 +18,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -25,7 +26,7 @@ from typing import Protocol, TypeVar
 from . import child
 from .budget import Charge
 from .checkpoint import InvalidHeaderError, parse_header, parse_header_length, parse_plain_header
-from .errors import TooManyLoadsError
+from .errors import ShuttingDownError, TooManyLoadsError
 from .fair import FairExecutor
 from .index import MAX_INDEX_BYTES, Index, InvalidIndexError, parse_index
 from .keep import Keep, Kept, Parsed
@@ -77,11 +78,27 @@ class Parsers:
 
     def here(self, uid: int, call: Callable[[], _T]) -> _T:
         """Runs what holds the interpreter lock for long, when it is that user's turn."""
-        return self._inline.submit(uid, call).result()
+        return _run(self._inline, uid, call)
 
     def in_child(self, uid: int, call: Callable[[], _T]) -> _T:
         """Runs what starts a child and waits for it, when it is that user's turn."""
-        return self._children.submit(uid, call).result()
+        return _run(self._children, uid, call)
+
+
+def _run(executor: FairExecutor, uid: int, call: Callable[[], _T]) -> _T:
+    try:
+        future = executor.submit(uid, call)
+    except RuntimeError as error:
+        raise TooManyLoadsError(
+            f"penstockd has no thread to parse a header ({error}); raise the limit of processes where penstockd "
+            "is started (ulimit -u, TasksMax, pids.max), or try again later"
+        ) from error
+    try:
+        return future.result()
+    except CancelledError:
+        raise ShuttingDownError("penstockd stops, and this load was cut off") from None
+    finally:
+        del future  # or an error and this frame would keep each other, and a header, until gc comes
 
 
 @dataclass(frozen=True, slots=True)

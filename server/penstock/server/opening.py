@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
 from typing import Generic, TypeVar
 
-from .errors import CheckpointInvalidError, SourceUnavailableError, TooManyLoadsError
+from .errors import CheckpointInvalidError, ShuttingDownError, SourceUnavailableError, TooManyLoadsError
 from .limits import is_privileged, user_share
 from .quota import RESERVED_PART, Quota
 
@@ -179,6 +179,8 @@ def _result(opening: Opening[_T], openings: Sequence[Opening[_T]]) -> _T:
     try:
         while True:
             wait([future], timeout=_LOOK_SECONDS)
+            if future.cancelled():
+                raise ShuttingDownError("penstockd stops, and this load was cut off")
             if future.done():
                 return future.result()
             for one in openings:
