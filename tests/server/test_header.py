@@ -20,6 +20,7 @@ from typing import TypeVar
 import pytest
 
 from penstock.server import child
+from penstock.server.budget import Charge
 from penstock.server.checkpoint import InvalidHeaderError, parse_header
 from penstock.server.errors import CheckpointInvalidError
 from penstock.server.header import (
@@ -32,7 +33,7 @@ from penstock.server.header import (
     Reading,
 )
 from penstock.server.header import read_header as read_header_for
-from penstock.server.keep import Keep, Kept
+from penstock.server.keep import Keep, Kept, Parsed
 from penstock.server.spool import SPOOL_BYTES
 from penstock.server.table import Header
 
@@ -369,10 +370,15 @@ class WatchedKeep(Keep):
     def __init__(self) -> None:
         super().__init__(1 << 30, 0)
         self.asked: list[str] = []
+        self.added = 0
 
     def find(self, uid: int, version: str) -> Kept | None:
         self.asked.append(threading.current_thread().name.rpartition("-")[0])
         return super().find(uid, version)
+
+    def add(self, uid: int, version: str, parsed: Parsed, charge: Charge) -> Kept:
+        self.added += 1
+        return super().add(uid, version, parsed, charge)
 
 
 def test_an_odd_header_of_some_size_is_judged_in_a_child() -> None:
@@ -394,7 +400,7 @@ def test_an_odd_header_of_some_size_is_judged_in_a_child() -> None:
 
 @pytest.mark.parametrize("size_bytes", [50_000, 1_500_000])
 def test_a_version_that_many_read_at_once_is_parsed_and_charged_once(size_bytes: int) -> None:
-    keep = Keep(1 << 30, 0)
+    keep = WatchedKeep()
     together = threading.Barrier(4)
     raw = header_of(size_bytes)
 
@@ -408,6 +414,7 @@ def test_a_version_that_many_read_at_once_is_parsed_and_charged_once(size_bytes:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(read, range(4)))
     assert all(one is found[0] for one in found)
+    assert keep.added == 1
     assert keep.budget.used_bytes == found[0].header.size_bytes
     found.clear()
     assert keep.budget.used_bytes == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,21 @@ def test_a_file_that_cannot_be_opened_gives_all_descriptors_back(bench: Bench, t
         assert bench.descriptors.used == 0
 
 
+def test_files_that_nobody_has_begun_to_open_give_their_descriptors_back(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """The first fails while threads hang in others and the rest waits for threads."""
+    sources = [str(tmp_path / "gone"), *files(tmp_path, 40, stem="hung")]
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(bench.catalog.resolve, sources, ROOT)
+        for _ in range(15):
+            assert HangingFile.reached.acquire(timeout=60)
+        HangingFile.go_on.set()
+        with pytest.raises(CheckpointNotFoundError):
+            load.result(60)
+    assert bench.descriptors.used == 0
+
+
 def test_a_file_that_hangs_costs_its_load_and_is_closed_when_it_comes_back(tmp_path: Path) -> None:
     before = open_fds()
     bench = Bench(patience_seconds=0.2)
@@ -205,24 +222,34 @@ def test_without_a_descriptor_opening_says_so_leaks_nothing_and_works_again(
 ) -> None:
     paths = files(tmp_path, 60)
     before = open_fds()
-    fillers = []
+    for left, sources in (
+        (20, paths),
+        (1, paths[:1]),
+    ):  # with one, the file is open, but not for direct reads
+        with all_descriptors_but(left), pytest.raises(PenstockError) as caught:
+            bench.catalog.resolve(sources, ROOT)
+        assert isinstance(caught.value, TooManyLoadsError)
+        assert "no descriptor left" in caught.value.message
+        assert "LimitNOFILE" in caught.value.message
+    assert not more_fds(before)
+    bench.catalog.resolve(paths, ROOT).close()
+
+
+@contextmanager
+def all_descriptors_but(left: int) -> Iterator[None]:
+    """Takes them, so that this process has so many left."""
+    source = os.open(os.devnull, os.O_RDONLY)
+    fillers = [source]
     try:
-        while True:
-            fillers.append(os.dup(0))
-    except OSError:
-        for _ in range(20):
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(source))
+        for _ in range(left):
             os.close(fillers.pop())
-    try:
-        with pytest.raises(PenstockError) as caught:
-            bench.catalog.resolve(paths, ROOT)
+        yield
     finally:
         for fd in fillers:
             os.close(fd)
-    assert isinstance(caught.value, TooManyLoadsError)
-    assert "no descriptor left" in caught.value.message
-    assert "LimitNOFILE" in caught.value.message
-    assert not more_fds(before)
-    bench.catalog.resolve(paths, ROOT).close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from array import array
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.server import plan
@@ -252,6 +252,9 @@ def test_every_segment_of_a_window_fits_where_the_largest_tensor_does(picked: Pi
     st.lists(st.tuples(st.integers(1, 12_000), st.integers(0, 60)), min_size=1, max_size=120), st.booleans()
 )
 @settings(EXAMPLES, max_examples=40)
+@example([(12_000, 0)] * 120, False)
+@example([(12_000, 0)] * 120, True)
+@example([(1, 60)] * 2000, False)
 def test_a_segment_s_tensors_are_described_in_a_bounded_message(
     shapes: list[tuple[int, int]], sparse: bool
 ) -> None:

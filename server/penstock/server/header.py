@@ -90,8 +90,8 @@ def _run(executor: FairExecutor, uid: int, call: Callable[[], _T]) -> _T:
         future = executor.submit(uid, call)
     except RuntimeError as error:
         raise TooManyLoadsError(
-            f"penstockd has no thread to parse a header ({error}); raise the limit of processes where penstockd "
-            "is started (ulimit -u, TasksMax, pids.max), or try again later"
+            f"penstockd has no thread to parse a header ({error}); raise the limit of processes where "
+            "penstockd is started (ulimit -u, TasksMax, pids.max), or try again later"
         ) from error
     try:
         return future.result()
