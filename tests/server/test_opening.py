@@ -19,7 +19,6 @@ from penstock.server.errors import (
     CheckpointInvalidError,
     CheckpointNotFoundError,
     PenstockError,
-    ShuttingDownError,
     SourceUnavailableError,
     TooManyLoadsError,
 )
@@ -259,18 +258,6 @@ def limit_open_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 200, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_a_load_that_the_daemon_s_end_cuts_off_says_so(bench: Bench, tmp_path: Path) -> None:
-    hung = files(tmp_path, 30, stem="hung")
-    with ThreadPoolExecutor(1) as pool:
-        load = pool.submit(bench.catalog.resolve, hung, ROOT)
-        for _ in range(16):
-            assert HangingFile.reached.acquire(timeout=60)
-        bench.workers.shutdown()
-        HangingFile.go_on.set()
-        with pytest.raises(ShuttingDownError, match="was cut off"):
-            load.result(60)
 
 
 def test_without_a_thread_a_load_is_refused_and_leaves_nothing_open(bench: Bench, tmp_path: Path) -> None:
