@@ -48,6 +48,8 @@ class Usage:
 
     anonymous_bytes: int
     """All memory besides slabs and mapped files."""
+    own_bytes: int
+    """The same of the daemon itself."""
     threads: int
     descriptors: int
     """Of the daemon itself, sockets included."""
@@ -131,6 +133,7 @@ class TargetDaemon(DaemonProcess):
                 anonymous_kib += process_figure(member, "RssAnon")
         return Usage(
             anonymous_bytes=anonymous_kib * 1024,
+            own_bytes=process_figure(pid, "RssAnon") * 1024,
             threads=process_figure(pid, "Threads"),
             descriptors=len(open_fds(pid)),
             children=len(family) - 1,

@@ -12,8 +12,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from penstock.server import child
+from penstock.server.checkpoint import MAX_HEADER_BYTES
 from penstock.server.config import load_config
-from penstock.server.header import CHILD_ADDRESS_BYTES
+from penstock.server.header import CHILDREN
 from penstock.server.limits import OVERHEAD_BYTES, MemoryBound
 
 from .manifests import DEPLOY, OVERLAYS, Container, containers, render
@@ -59,7 +61,8 @@ def test_the_daemon_takes_its_command_and_settings_in_the_memory_it_gets(overlay
     assert daemon.command[0] == "penstockd"
     bound = MemoryBound(daemon.memory_limit_bytes, "the container's limit")
     config = load_config(daemon.command[1:], daemon.environment, lambda: bound)
-    headers_bytes = 2 * CHILD_ADDRESS_BYTES if config.allow else 0  # others may name what others wrote
+    # Others may name what others wrote; one child is for privileged users alone.
+    headers_bytes = (CHILDREN - 1) * child.limits(MAX_HEADER_BYTES)[0] if config.allow else 0
     page_tables_bytes = config.memory_limit // 256
     least_bytes = config.memory_limit + page_tables_bytes + OVERHEAD_BYTES + headers_bytes
     assert daemon.memory_limit_bytes >= least_bytes

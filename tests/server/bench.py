@@ -46,7 +46,7 @@ class GatedFile:
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
-        self.kind, self.alignment = file.kind, file.alignment
+        self.kind, self.alignment, self.give_up_at = file.kind, file.alignment, file.give_up_at
         self.gate = threading.Event()
         self.reads = 0
         self.read_bytes = 0
@@ -107,7 +107,8 @@ class Visit:
                 continue
             await self.staged.wait_ready(piece.segment, self)
             segment = stage.segments[piece.segment]
-            table = self.staged.checkpoint.tables[segment.file]
+            table = self.staged.tables(self.pieces_of[0])[segment.file]
+            assert table is not None
             ring = [slab.view for slab in self.staged.slabs]
             content = self.contents[self.staged.checkpoint.files[segment.file].uri]
             for index in piece.tensors:
@@ -142,7 +143,7 @@ class Bench:
         self.readers = ReaderPool(self.config.concurrency)
         self.totals = Totals()
         self.gates: list[GatedFile] = []
-        self.catalog = Catalog(FileSource(lambda path: self.headers), no_objects(self.headers))
+        self.catalog = Catalog(FileSource(lambda path, uid: self.headers), no_objects(self.headers))
         self.staging = Staging(
             self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals
         )
@@ -246,4 +247,5 @@ async def running(**config: Any) -> AsyncIterator[Bench]:
             await asyncio.to_thread(thread.join, 60)
         bench.workers.shutdown()
         bench.headers.shutdown()
+        bench.catalog.shutdown()
     assert len(open_fds()) <= bench.fds + 1  # the loop's own executor may have made a pipe

@@ -104,7 +104,7 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
 
 def no_objects(workers: Executor) -> S3Source:
     """For tests that load none."""
-    return S3Source(S3Settings(retries=1, timeout_seconds=1, connections=1), workers, print)
+    return S3Source(S3Settings(retries=1, timeout_seconds=1, connections=1), lambda uid: workers, print)
 
 
 def open_fds() -> dict[int, str]:
@@ -134,6 +134,14 @@ def close_leftovers() -> None:
     for fd, target in open_fds().items():
         if target.startswith("/memfd:penstock") or target.endswith(".safetensors"):
             os.close(fd)
+
+
+def until_true(condition: Callable[[], object]) -> None:
+    """Waits, on a thread, until the condition holds; fails when it takes absurdly long."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 class WatchedExecutor(Executor):

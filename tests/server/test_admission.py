@@ -58,7 +58,12 @@ class Client:
 async def parts() -> AsyncIterator[tuple[Bench, Parts]]:
     async with running() as bench:
         threads = FairExecutor(4, "test")
-        yield bench, Parts(bench.catalog, bench.staging, bench.totals, lambda _: threads, threads, threads)
+        yield (
+            bench,
+            Parts(
+                bench.catalog, bench.staging, bench.totals, lambda _, uid: threads.of(uid), threads, threads
+            ),
+        )
         threads.shutdown()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.catalog import CACHED_HEADER_BYTES, Catalog
+from penstock.server.catalog import Catalog
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointInvalidError,
@@ -19,6 +19,7 @@ from penstock.server.errors import (
     InvalidRequestError,
     PenstockError,
 )
+from penstock.server.keep import CACHED_BYTES
 from penstock.server.sources import Access
 from penstock.server.sources.file import FileSource, local_path
 
@@ -28,7 +29,9 @@ from .support import ROOT, more_fds, no_objects, open_fds, wait_for_tick, write_
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        yield Catalog(FileSource(lambda path: workers), no_objects(workers))
+        catalog = Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
+        yield catalog
+        catalog.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -300,10 +303,6 @@ def test_a_changed_file_is_parsed_again(catalog: Catalog, tmp_path: Path) -> Non
     assert names(catalog, path) == [("a.safetensors", ["u0", "u1"])]
 
 
-def cached_bytes(catalog: Catalog) -> int:
-    return sum(header.size_bytes for header in catalog._headers.values())
-
-
 def write_with_metadata(path: Path, metadata_bytes: int) -> Path:
     raw = json.dumps({"__metadata__": {"text": "x" * metadata_bytes}}).encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw)
@@ -323,6 +322,6 @@ def test_the_cache_is_bounded_in_bytes_and_forgets_what_was_not_used_lately(
         again = catalog.resolve([str(paths[0])], ROOT)
         again.close()
         assert again.headers[0] is first.headers[0]
-        assert cached_bytes(catalog) <= CACHED_HEADER_BYTES
-    assert len(catalog._headers) == CACHED_HEADER_BYTES // first.headers[0].size_bytes
-    assert catalog._cached_bytes == cached_bytes(catalog)
+        assert catalog.keep.cached_bytes <= CACHED_BYTES
+    each_bytes = first.headers[0].size_bytes
+    assert catalog.keep.cached_bytes == CACHED_BYTES // each_bytes * each_bytes

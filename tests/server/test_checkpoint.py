@@ -13,8 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.server.checkpoint import MAX_HEADER_BYTES, InvalidHeaderError, parse_header, parse_header_length
-from penstock.server.index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
-from penstock.server.table import DTYPE_BITS, PackedMetadata, TensorTable
+from penstock.server.index import (
+    MAX_FILE_NAMES_BYTES,
+    MAX_FILES,
+    MAX_INDEX_BYTES,
+    Index,
+    InvalidIndexError,
+    parse_index,
+)
+from penstock.server.table import (
+    DTYPE_BITS,
+    MAX_DIMS,
+    MAX_NAME_BYTES,
+    Header,
+    PackedMetadata,
+    TensorTable,
+)
 
 deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
 
@@ -483,8 +497,8 @@ def test_messages_stay_short_whatever_the_name() -> None:
 
 
 def test_a_shape_of_huge_dimensions_stops_at_the_first_overflow() -> None:
-    # Multiplied out, these 30,000 dimensions would make an integer of 1.9 million bits.
-    header = tensor('"dtype":"U8","shape":[' + ",".join([U64] * 30_000) + '],"data_offsets":[0,0]')
+    # Multiplied out, these dimensions would make an integer of some thousand bits.
+    header = tensor('"dtype":"U8","shape":[' + ",".join([U64] * MAX_DIMS) + '],"data_offsets":[0,0]')
     with pytest.raises(InvalidHeaderError, match="overflows"):
         parse_header(header.encode(), file_bytes=8 + len(header))
 
@@ -542,12 +556,20 @@ def test_an_index_maps_files_to_tensors_in_order_of_appearance() -> None:
     raw = index(
         {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}, metadata={"total_size": 1.5e9}
     )
-    assert list(parse_index(raw).items()) == [("b.safetensors", ("x", "z")), ("a.safetensors", ("y",))]
+    assert contents(parse_index(raw)) == [("b.safetensors", ["x", "z"]), ("a.safetensors", ["y"])]
+    again = Index(bytearray(parse_index(raw).to_bytes()))
+    assert contents(again) == contents(parse_index(raw))
+
+
+def contents(index: Index) -> list[tuple[str, list[str]]]:
+    found = [(file, list(index.names(number))) for number, file in enumerate(index.files)]
+    assert [index.tensor_count(number) for number in range(len(found))] == [len(names) for _, names in found]
+    return found
 
 
 @pytest.mark.parametrize("file", ["sub/dir/a.safetensors", "..a", "a..", "a/..b", "...", "é \U0001f600"])
 def test_an_index_may_name_files_beneath_itself(file: str) -> None:
-    assert parse_index(index({"x": file})) == {file: ("x",)}
+    assert contents(parse_index(index({"x": file}))) == [(file, ["x"])]
 
 
 @pytest.mark.parametrize("file", ["", "/a", "/", "..", "../a", "a/..", "a/../b", "a\0b", "a/../../b"])
@@ -578,3 +600,34 @@ def test_an_index_may_not_name_files_elsewhere(file: str) -> None:
 def test_a_malformed_index_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidIndexError):
         parse_index(raw)
+
+
+def test_an_index_names_no_more_than_so_many_files_with_names_of_so_many_bytes() -> None:
+    most = {f"t{n}": f"{n}.safetensors" for n in range(MAX_FILES)}
+    assert len(parse_index(index(most)).files) == MAX_FILES
+    with pytest.raises(InvalidIndexError, match="more than 2000 files"):
+        parse_index(index({**most, "more": "one.safetensors"}))
+    each_bytes = MAX_FILE_NAMES_BYTES // 1000
+    long = {f"t{n}": f"{n:05d}".ljust(each_bytes, "x") for n in range(1000)}
+    assert len(parse_index(index(long)).files) == 1000
+    with pytest.raises(InvalidIndexError, match="names of more than"):
+        parse_index(index({**long, "more": "y" * each_bytes}))
+
+
+def test_names_and_shapes_that_no_writer_produces_are_refused() -> None:
+    def header(name: str, dims: int) -> bytes:
+        return json.dumps({name: {"dtype": "U8", "shape": [1] * dims, "data_offsets": [0, 1]}}).encode()
+
+    for odd in (b"", b" " + b'"\\"":{"dtype":"U8","shape":[0],"data_offsets":[1,1]},'):
+
+        def parse(name: str, dims: int, odd: bytes = odd) -> Header:
+            raw = b"{" + odd + header(name, dims)[1:]
+            return parse_header(raw, file_bytes=9 + len(raw))
+
+        assert parse("é" * (MAX_NAME_BYTES // 2), MAX_DIMS).tensors.shape(0) == (1,) * MAX_DIMS
+        with pytest.raises(InvalidHeaderError, match="its name has more than 16384 bytes"):
+            parse("é" * (MAX_NAME_BYTES // 2 + 1), 1)
+        with pytest.raises(InvalidHeaderError, match="it has 65 dimensions, more than 64"):
+            parse("b", MAX_DIMS + 1)
+    with pytest.raises(InvalidIndexError, match="the name is longer than 16384 bytes"):
+        parse_index(index({"é" * (MAX_NAME_BYTES // 2 + 1): "x.safetensors"}))

@@ -1,5 +1,8 @@
 """Reading headers through a `RangeReader`: few reads, the same answer inline and in a child, bounded cost."""
 
+import contextlib
+import functools
+import itertools
 import json
 import os
 import select
@@ -8,17 +11,58 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from penstock.server import child
+from penstock.server.budget import Charge
 from penstock.server.checkpoint import InvalidHeaderError, parse_header
-from penstock.server.header import INLINE_BYTES, SPECULATIVE_BYTES, read_header
+from penstock.server.errors import CheckpointInvalidError
+from penstock.server.header import (
+    CHILDREN,
+    INLINE_BYTES,
+    INLINE_ODD_BYTES,
+    SPECULATIVE_BYTES,
+    Parsers,
+    RangeReader,
+    Reading,
+)
+from penstock.server.header import read_header as read_header_for
+from penstock.server.keep import Keep, Kept, Parsed
+from penstock.server.spool import SPOOL_BYTES
 from penstock.server.table import Header
 
 from .support import more_fds, open_fds
+
+_T = TypeVar("_T")
+
+ANNE, BERT = 1001, 1002
+KEEP = Keep(1 << 30, 0)
+VERSIONS = itertools.count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsers() -> Iterator[Parsers]:
+    global PARSERS
+    PARSERS = Parsers()
+    yield PARSERS
+    PARSERS.shutdown()
+
+
+PARSERS: Parsers
+
+
+def reading_for(uid: int, keep: Keep = KEEP, version: str = "") -> Reading:
+    return Reading(uid, version or str(next(VERSIONS)), keep, PARSERS)
+
+
+def read_header(file: RangeReader, uid: int = 0) -> Header:
+    return read_header_for(file, reading_for(uid)).header
 
 
 class MemoryFile:
@@ -163,39 +207,234 @@ def test_a_large_header_leaves_no_child_and_no_descriptor() -> None:
     assert not more_fds(fds)
 
 
-@pytest.mark.parametrize("at_read", [1, 2, 4])
-def test_a_child_that_dies_makes_the_header_too_costly(at_read: int) -> None:
+@functools.cache
+def costly_header(seconds: int) -> bytes:
+    entry = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    # The name with an escaped quote takes the header to the odd way, which takes longer.
+    return b'{"\\"":' + entry[5:] + b"," + b",".join([entry % n for n in range(150_000 * seconds)]) + b"}"
+
+
+def costly(seconds: int = 3) -> MemoryFile:
+    """A header that takes a child about so many seconds, and is valid."""
+    return MemoryFile(costly_header(seconds))
+
+
+def wait_for_child(before: set[int]) -> int:
+    """The pid of the one child that was not there before."""
+    (pid,) = until(lambda: children() - before)
+    return pid
+
+
+def is_gone(pid: int) -> bool:
+    return pid not in children()
+
+
+def until(condition: Callable[[], _T]) -> _T:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return value
+
+
+def end_children(readings: Sequence[Future[Header]], before: set[int]) -> None:
+    """Until all are read, though none as it should be. There never are more than `CHILDREN`."""
+
+    def ended() -> bool:
+        living = children() - before
+        assert len(living) <= CHILDREN
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return all(reading.done() for reading in readings)
+
+    until(ended)
+
+
+def test_a_child_that_dies_makes_the_header_too_costly() -> None:
+    file, before = costly(), children()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_header, file)
+        os.kill(wait_for_child(before), signal.SIGKILL)
+        with pytest.raises(InvalidHeaderError, match=r"too costly to read: \d+ bytes did not parse within"):
+            reading.result(60)
+    assert children() == before
+    assert PARSERS.spools.used_bytes == 0
+
+
+def test_a_child_that_is_stopped_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late: the limit of CPU time does not end it."""
+    monkeypatch.setattr(child, "PATIENCE_FACTOR", 0)
     before = children()
-
-    def on_read(offset: int) -> None:
-        if len(file.reads) == at_read + 1:
-            (child,) = children() - before
-            os.kill(child, signal.SIGKILL)
-
-    raw = header_of(4_000_000)
-    file = MemoryFile(raw, 40_000, on_read)
-    with pytest.raises(InvalidHeaderError, match=f"too costly to read: {len(raw)} bytes"):
-        read_header(file)
-    assert len(file.reads) > at_read
+    with pytest.raises(InvalidHeaderError, match="too costly to read"):
+        read_header(costly(1))
     assert children() == before
 
 
-def test_at_most_two_children_live_at_a_time() -> None:
-    before = children()
-    pair = threading.Barrier(2)
-    counts: list[int] = []
+def test_one_user_has_one_child_at_a_time_and_all_users_have_a_few() -> None:
+    file, before = costly(), children()
+    with ThreadPoolExecutor(9) as pool:
+        mine = [pool.submit(read_header, file, ANNE) for _ in range(3)]
+        for _ in mine:
+            pid = wait_for_child(before)
+            assert len(children() - before) == 1
+            os.kill(pid, signal.SIGKILL)
+            until(functools.partial(is_gone, pid))
+        others = [pool.submit(read_header, file, uid) for uid in (0, 0, 0, ANNE, BERT, 1003)]
+        end_children(others, before)
+    assert all(isinstance(reading.exception(), InvalidHeaderError) for reading in mine + others)
+
+
+def test_a_user_s_costly_headers_do_not_delay_another_s() -> None:
+    large, before = file_of(1_500_000), children()
+    with ThreadPoolExecutor(8) as pool:
+        first = [pool.submit(read_header, costly(), ANNE) for _ in range(6)]
+        wait_for_child(before)
+        found = read_header(large, BERT)
+        waiting = sum(not reading.done() for reading in first)
+        end_children(first, before)
+    assert len(found.tensors) == 15_000
+    assert waiting >= 5
+
+
+def hanging(header: bytes, go_on: threading.Event, reached: threading.Semaphore) -> MemoryFile:
+    """A file that gives its first 300,000 bytes, and then nothing until `go_on`."""
 
     def on_read(offset: int) -> None:
-        if offset == SPECULATIVE_BYTES:
-            pair.wait(60)  # passes only where two headers are being fed at once
-            counts.append(len(children() - before))
-            pair.wait(60)
+        if offset > 300_000:
+            reached.release()
+            assert go_on.wait(60)
 
-    raw = header_of(1_500_000)
+    return MemoryFile(header, 40_000, on_read)
+
+
+def test_headers_whose_bytes_do_not_come_hold_no_child() -> None:
+    raw, go_on, reached, before = header_of(4_000_000), threading.Event(), threading.Semaphore(0), children()
     with ThreadPoolExecutor(6) as pool:
-        headers = list(pool.map(lambda _: read_header(MemoryFile(raw, 15_000, on_read)), range(6)))
-    assert [len(header.tensors) for header in headers] == [15_000] * 6
-    assert counts == [2] * 6
+        stuck = [pool.submit(read_header, hanging(raw, go_on, reached), ANNE) for _ in range(6)]
+        for _ in stuck:
+            assert reached.acquire(timeout=60)
+        assert children() == before
+        for uid in (ANNE, BERT, 0):
+            assert len(read_header(file_of(1_500_000), uid).tensors) == 15_000
+        assert not any(reading.done() for reading in stuck)
+        go_on.set()
+        assert [len(reading.result(60).tensors) for reading in stuck] == [40_000] * 6
+
+
+def test_spools_are_bounded_in_bytes_and_a_user_who_fills_them_delays_another_by_one_header() -> None:
+    """Anne's headers of 90 MB fill what she may have; Bert's of 50 MB is next, though she came first."""
+    go_on, reached = threading.Event(), threading.Semaphore(0)
+    order: list[int] = []
+    lock = threading.Lock()
+
+    class Large:
+        def __init__(self, uid: int, header_bytes: int) -> None:
+            self.uid, self.header_bytes, self.size_bytes = uid, header_bytes, 8 + header_bytes
+
+        def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+            if offset == 0:
+                views[0][:8] = struct.pack("<Q", self.header_bytes)
+                return
+            if offset < 2 * SPECULATIVE_BYTES:
+                with lock:
+                    order.append(self.uid)
+                assert PARSERS.spools.used_bytes <= SPOOL_BYTES
+                reached.release()
+                assert go_on.wait(60)
+            raise OSError("that is all")
+
+    def read(uid: int, header_bytes: int) -> BaseException | None:
+        with pytest.raises(OSError, match="that is all"):
+            read_header(Large(uid, header_bytes), uid)
+        return None
+
+    with ThreadPoolExecutor(6) as pool:
+        readings: list[Future[BaseException | None]] = [pool.submit(read, ANNE, 90_000_000)]
+        assert reached.acquire(timeout=60)
+        readings += [pool.submit(read, ANNE, 90_000_000) for _ in range(3)]
+        until(lambda: len(PARSERS.spools._waiting) == 3)
+        readings.append(pool.submit(read, BERT, 50_000_000))
+        until(lambda: len(PARSERS.spools._waiting) == 4)
+        go_on.set()
+        for reading in readings:
+            reading.result(60)
+    assert order[:2] == [ANNE, BERT]
+    assert PARSERS.spools.used_bytes == 0
+
+
+class WatchedKeep(Keep):
+    """Notes on which threads it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 30, 0)
+        self.asked: list[str] = []
+        self.added = 0
+
+    def find(self, uid: int, version: str) -> Kept | None:
+        self.asked.append(threading.current_thread().name.rpartition("-")[0])
+        return super().find(uid, version)
+
+    def add(self, uid: int, version: str, parsed: Parsed, charge: Charge) -> Kept:
+        self.added += 1
+        return super().add(uid, version, parsed, charge)
+
+
+def test_an_odd_header_of_some_size_is_judged_in_a_child() -> None:
+    keep, before = WatchedKeep(), children()
+
+    def read(tensors: int) -> Header:
+        entry = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+        raw = b'{"\\"":' + entry[5:] + b"," + b",".join([entry % n for n in range(tensors)]) + b"}"
+        assert len(raw) < INLINE_BYTES
+        assert (len(raw) > INLINE_ODD_BYTES) == (tensors > 1000)
+        return read_header_for(MemoryFile(raw), reading_for(0, keep)).header
+
+    assert len(read(100).tensors) == 101
+    assert keep.asked == ["parser"]
+    assert len(read(10_000).tensors) == 10_001
+    assert keep.asked == ["parser", "parser", "parser-child"]
+    assert children() == before
+
+
+@pytest.mark.parametrize("size_bytes", [50_000, 1_500_000])
+def test_a_version_that_many_read_at_once_is_parsed_and_charged_once(size_bytes: int) -> None:
+    keep = WatchedKeep()
+    together = threading.Barrier(4)
+    raw = header_of(size_bytes)
+
+    def meet(_: int) -> None:
+        together.wait(60)
+
+    def read(_: int) -> Kept:
+        file = MemoryFile(raw, size_bytes // 100, meet)
+        return read_header_for(file, reading_for(ANNE, keep, "one"))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, range(4)))
+    assert all(one is found[0] for one in found)
+    assert keep.added == 1
+    assert keep.budget.used_bytes == found[0].header.size_bytes
+    found.clear()
+    assert keep.budget.used_bytes == 0
+
+
+def test_what_comes_back_from_a_child_must_fit_the_budget() -> None:
+    keep = Keep(300_000, 0)
+    with pytest.raises(CheckpointInvalidError, match=r"than the 300\.0 kB that one user may have"):
+        read_header_for(file_of(1_500_000), reading_for(0, keep))
+    assert keep.budget.used_bytes == 0
+
+
+@pytest.mark.parametrize("size_bytes", [50_000, 600_000, 1_500_000])
+def test_a_header_that_is_refused_leaves_no_charge(size_bytes: int) -> None:
+    keep = Keep(1 << 30, 0)
+    raw = header_of(size_bytes, bad={"dtype": "Q4", "shape": [], "data_offsets": [0, 0]})
+    with pytest.raises(InvalidHeaderError) as caught:
+        read_header_for(MemoryFile(raw, size_bytes // 100), reading_for(0, keep))
+    assert caught.traceback  # which would hold the charge
+    assert keep.budget.used_bytes == 0
 
 
 def script(body: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -212,7 +451,14 @@ def script(body: str, *arguments: object) -> "subprocess.Popen[str]":
 PRELUDE = """
 import os, re, struct, sys
 from penstock.server.checkpoint import InvalidHeaderError
-from penstock.server.header import read_header
+from penstock.server.keep import Keep
+from penstock.server.header import Parsers, Reading
+from penstock.server.header import read_header as read_header_for
+
+parsers, keep = Parsers(), Keep(cached_bytes=0)
+
+def read_header(file):
+    return read_header_for(file, Reading(0, "version", keep, parsers)).header
 
 def status(field):
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -249,22 +495,24 @@ def peak_growth(file):
 """
 
 
-def test_the_child_ends_when_its_parent_is_killed() -> None:
+def test_the_child_ends_after_its_parent_is_killed() -> None:
     with script(
         """
-class Stuck(Repeated):
-    def read_into(self, offset, views):
-        super().read_into(offset, views)
-        if offset > 1000000:
-            print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
-            sys.stdin.read()
-read_header(Stuck(b"{", b" ", 5000000, b"}"))
+import threading, time
+def tell():
+    while not (found := open(f"/proc/self/task/{os.getpid()}/children").read()):
+        found = [open(f"/proc/self/task/{t}/children").read() for t in os.listdir("/proc/self/task")]
+        found = "".join(found)
+        if found:
+            break
+    print(found, flush=True)
+threading.Thread(target=tell, daemon=True).start()
+read_header(Repeated(b'{"a":{"x":[', b"1e1,", 3_000_000, b"1]},}"))
 """
     ) as parent:
         assert parent.stdout is not None
         pidfd = os.pidfd_open(int(parent.stdout.readline()))
         try:
-            assert not select.select([pidfd], [], [], 0)[0]  # alive, and waiting for the rest
             parent.kill()
             assert select.select([pidfd], [], [], 60)[0]
         finally:
@@ -280,19 +528,18 @@ read_header(Stuck(b"{", b" ", 5000000, b"}"))
         # Thirty million empty arrays: some GB for any JSON parser.
         ("""b'{"a":{"x":[', b"[],", 33_000_000, b"[]]}}" """, "too costly to read: 99000016 bytes", 8 << 20),
         (
-            """b'{"', b"n", 50_000_000, b'":{"dtype":"F4","shape":[1],"data_offsets":[0,1]}}', 1""",
-            "nnn'... (50000000 characters): offsets span 1 bytes, shape and dtype 4 bits",
+            """b'{"', b"n", 50_000_000, b'":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', 1""",
+            "nnn'... (50000000 characters): its name has more than 16384 bytes",
             8 << 20,
         ),
-        # A valid one: the table that comes back holds the name, and the test decodes it.
         (
-            """b'{"', b"n", 50_000_000, b'":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', 1""",
-            "read 1, its name has 50000000 characters",
-            110 << 20,
+            """b'{"a":{"dtype":"U8","shape":[', b"1,", 9_000_000, b'1],"data_offsets":[0,1]}}', 1""",
+            "tensor 'a': it has 9000001 dimensions, more than 64",
+            8 << 20,
         ),
-        # Multiplied out this would make an integer of 3.7 million bits.
+        # Each dimension is fine by itself.
         (
-            """b'{"":{"dtype":"U8","shape":[', b"99999999999,", 10**5, b'9],"data_offsets":[0,0]}}'""",
+            """b'{"":{"dtype":"U8","shape":[', b"99999999999,", 50, b'9],"data_offsets":[0,0]}}'""",
             "overflows",
             8 << 20,
         ),

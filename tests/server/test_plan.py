@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from array import array
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.server import plan
-from penstock.server.errors import TensorNotFoundError
+from penstock.server.checkpoint import parse_header
+from penstock.server.errors import TensorNotFoundError, TooManyLoadsError
 from penstock.server.linux import PAGE_BYTES
+from penstock.server.load import SegmentReady
+from penstock.server.pieces import Piece, WholePieces
 from penstock.server.plan import Selection
+from penstock.server.service import _segment_ready
 from penstock.server.table import TensorTable
 
 from .support import header_of
@@ -240,3 +246,66 @@ def test_every_segment_of_a_window_fits_where_the_largest_tensor_does(picked: Pi
     capacity = max(largest.ring_bytes, 16 * PAGE_BYTES) // room * room + room
     for segment in plan.segments(tables, selection, target_bytes=capacity // 4, target_tensors=4096):
         assert plan.span_bytes(segment.start, segment.end) <= capacity
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12_000), st.integers(0, 60)), min_size=1, max_size=120), st.booleans()
+)
+@settings(EXAMPLES, max_examples=40)
+@example([(12_000, 0)] * 120, False)
+@example([(12_000, 0)] * 120, True)
+@example([(1, 60)] * 2000, False)
+def test_a_segment_s_tensors_are_described_in_a_bounded_message(
+    shapes: list[tuple[int, int]], sparse: bool
+) -> None:
+    """Whatever their names and ranks are; and cut no more than that takes."""
+    entries = {
+        f"{number:04d}".ljust(length, "n"): {
+            "dtype": "U8",
+            "shape": [1] * dims,
+            "data_offsets": [number, number + 1],
+        }
+        for number, (length, dims) in enumerate(shapes)
+    }
+    raw = json.dumps(entries).encode()
+    table = parse_header(raw, file_bytes=8 + len(raw) + len(entries)).tensors
+    indices = array("I", range(0, len(table), 2)) if sparse else range(len(table))
+    made = plan.segments([table], Selection((indices,)), target_bytes=1 << 20, target_tensors=4096)
+    assert [index for segment in made for index in segment.tensors] == list(indices)
+    for segment, after in itertools.zip_longest(made, made[1:]):
+        event = SegmentReady(0, 0, segment.start, segment.end, table, segment.tensors)
+        size_bytes = _segment_ready(event).ByteSize()
+        described = sum(plan._described_bytes(table, index) for index in segment.tensors)
+        assert size_bytes <= described + 100
+        assert described <= plan.SEGMENT_DESCRIPTION_BYTES
+        if after is not None:
+            more = described + plan._described_bytes(table, after.tensors[0])
+            assert more > plan.SEGMENT_DESCRIPTION_BYTES
+
+
+def test_the_memory_of_segments_is_asked_for_before_it_is_taken() -> None:
+    """A tensor larger than the target is a segment by itself; a sparse file may have any number of them."""
+    table = header_of([4 << 20] * 2000).tensors
+    asked: list[int] = []
+    made = plan.segments_within(
+        [table], Selection((range(2000),)), 8 << 20, lambda size_bytes: asked.append(size_bytes)
+    )
+    assert len(made) == 2000
+    assert asked[-1] >= 2000 * plan.SEGMENT_OBJECT_BYTES
+
+    def refuse(size_bytes: int) -> None:
+        if size_bytes > 1000 * plan.SEGMENT_OBJECT_BYTES:
+            raise TooManyLoadsError("no room")
+
+    with pytest.raises(TooManyLoadsError):
+        plan.segments_within([table], Selection((range(2000),)), 8 << 20, refuse)
+
+
+def test_all_of_a_stage_is_the_pieces_of_its_segments() -> None:
+    table = header_of([1 << 20] * 20).tensors
+    made = plan.segments([table], Selection((range(20),)), target_bytes=4 << 20, target_tensors=4096)
+    pieces = WholePieces(made)
+    assert list(pieces) == [Piece(number, segment.tensors) for number, segment in enumerate(made)]
+    assert (len(pieces), pieces[-1], list(pieces[1:3])) == (5, Piece(4, range(16, 20)), list(pieces)[1:3])
+    with pytest.raises(IndexError):
+        pieces[5]

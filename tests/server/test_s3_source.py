@@ -101,7 +101,8 @@ def sources(retried: list[str]) -> Iterator[Sources]:
 
         def make(**settings: object) -> S3Source:
             values: dict[str, object] = {"retries": 3, "timeout_seconds": 20.0, "connections": 2, **settings}
-            made.append(S3Source(S3Settings(**values), workers, retried.append))  # type: ignore[arg-type]
+            s3_settings = S3Settings(**values)  # type: ignore[arg-type]
+            made.append(S3Source(s3_settings, lambda uid: workers, retried.append))
             return made[-1]
 
         yield make

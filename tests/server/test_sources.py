@@ -71,13 +71,14 @@ def storage(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
     settings = S3Settings(retries=2, timeout_seconds=20, connections=4, unsigned=True)
     with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(4) as others:
-        files, objects = FileSource(lambda path: workers), S3Source(settings, others, print)
+        files, objects = FileSource(lambda path, uid: workers), S3Source(settings, lambda uid: others, print)
         catalog = Catalog(files, objects)
         if request.param == "file":
             yield Storage(files, catalog, str(tmp_path), None)
         else:
             yield Storage(objects, catalog, "s3://bucket/top", server)
         objects.stop()
+        catalog.shutdown()
     server.close()
 
 

@@ -10,7 +10,7 @@ import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -92,14 +92,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every load of the daemon works with. `resolvers` gives what resolves certain sources, where it may
-    hang with their storage; `thinkers` runs what only takes long, `selector` looks up names. All serve users
-    in turn."""
+    """What every load of the daemon works with. `resolvers` gives what resolves certain sources for a uid,
+    where it may hang with their storage; `thinkers` runs what only takes long, `selector` looks up names. All
+    serve users in turn."""
 
     catalog: Catalog
     staging: Staging
     totals: Totals
-    resolvers: Callable[[Sequence[str]], FairExecutor]
+    resolvers: Callable[[Sequence[str], int], Executor]
     thinkers: FairExecutor
     selector: FairExecutor
 
@@ -171,7 +171,7 @@ class Admission:
         or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
-            selection, made_for = self._rest(await self._select(checkpoint, emit))
+            selection, made_for = await self._select(checkpoint, emit)
             staged = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
         finally:
             if self.staged is None or self.staged.checkpoint is not checkpoint:
@@ -181,7 +181,7 @@ class Admission:
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
-        resolvers = self._parts.resolvers(request.sources).of(self.caller.uid)
+        resolvers = self._parts.resolvers(request.sources, self.caller.uid)
         resolving = resolvers.submit(catalog.resolve, request.sources, self._access, variant=request.variant)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
@@ -200,7 +200,7 @@ class Admission:
             event(logger, "odd checkpoint", {"load": self.id, "why": warning}, level=logging.WARNING)
         return checkpoint
 
-    async def _select(self, checkpoint: Checkpoint, emit: Emit) -> Selection:
+    async def _select(self, checkpoint: Checkpoint, emit: Emit) -> tuple[Selection, Selection]:
         names, delivered = self.request.names, checkpoint.delivered
         if self.request.list_tensors:
             everything = plan.select(checkpoint.tables, None, delivered).files
@@ -209,16 +209,24 @@ class Admission:
         # up.
         selecting = self._parts.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(selecting, plan.select, checkpoint.tables, names, delivered)
+        return await loop.run_in_executor(selecting, self._choose_among, checkpoint.tables, names, delivered)
 
-    def _rest(self, selection: Selection) -> tuple[Selection, Selection]:
+    def _choose_among(
+        self,
+        tables: Sequence[TensorTable],
+        names: Names | Sequence[str] | None,
+        delivered: Sequence[Indices] | None,
+    ) -> tuple[Selection, Selection]:
         """What is left to this load, and what a stage is made for if none serves it: of a group that goes on
         after a restart, all that any member may still need."""
         skipped, group = self.request.skip_tensors, self.request.group
-        rest = plan.skip(selection, skipped)
-        if group is None or not group.window:
-            return rest, rest
-        return rest, plan.skip(selection, min(skipped, group.released_tensors))
+        selection = plan.select(tables, names, delivered)
+        rest = made_for = plan.skip(selection, skipped)
+        if group is not None and group.window:
+            made_for = plan.skip(selection, min(skipped, group.released_tensors))
+        for one in (rest, made_for):
+            one.digest()  # here, on a worker thread, rather than later on the event loop
+        return rest, made_for
 
     async def _ask(self, listing: Listing, emit: Emit) -> Names | Sequence[str]:
         """The client's choice. Raises InvalidRequestError when it makes none for `CHOICE_SECONDS`."""

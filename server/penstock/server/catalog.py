@@ -2,19 +2,24 @@
 
 A source is a safetensors file, an index file, or a directory; of that `layout.py` says which files count.
 What these are in each kind of storage, `sources/` knows. Everything here blocks and runs on worker threads.
+
+What it costs is bounded before it is spent: descriptors (`descriptors`, a quota by user), the memory of
+headers and indexes (`keep.py`), the parsing (`header.py`), and the seconds that storage may take for each
+file (`opening.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future, wait
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
-from . import recognise
+from . import plan, recognise
+from .budget import Charge
 from .checkpoint import InvalidHeaderError
 from .duplicates import Claims, Shard, delivered
 from .errors import (
@@ -24,30 +29,38 @@ from .errors import (
     PenstockError,
 )
 from .expand import expand, settle
-from .header import read_header
-from .index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
-from .plan import Indices, Selection
+from .header import Parsers, Reading, read_header, read_index
+from .index import MAX_FILES, Index, InvalidIndexError
+from .keep import PARSED_BYTES, Keep, Kept
+from .opening import Descriptors, Opening, open_together
+from .plan import Indices, Segment, Selection
+from .quota import Quota
 from .sources import Access, Patient, Source, SourceFile, join, parent
 from .table import Header, TensorTable
 from .units import show_size
 
 MAX_SOURCES = 2_000
-MAX_FILES = 2_000
-"""Files of one load, each of which takes two descriptors while it is read."""
 HEADERS_AT_ONCE = 64
-HEADER_BYTES = 80 << 20
-"""Most that the headers of one load may take: some 1,300,000 tensors."""
-CACHED_HEADER_BYTES = 32 << 20
-"""Headers of checkpoints used lately are kept up to so many bytes in all: some 400,000 tensors."""
-MAX_WARNINGS = 8
-MAX_WARNING_CHARACTERS = 1_000
+HEADER_BYTES = PARSED_BYTES
+"""Most that the headers of one load may take, each as often as it is named: some 1,300,000 tensors."""
+CHECKED_INDEXES = 1_000
+"""Indexes that were compared with their files lately, and need not be again."""
 REMEMBERED_DISTINCT = 1_000
 """Checkpoints of which is remembered that no tensor is in two of their files."""
+MAX_WARNINGS = 8
+MAX_WARNING_CHARACTERS = 1_000
+DEFAULT_DESCRIPTORS = 65_536
+_NAMES_AT_ONCE = 100_000
+_FILE_OBJECT_BYTES = 64
+"""What a file that is named takes, beside what it takes once."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Files loaded together, in order, and open. Whoever holds it must `close` it, once."""
+    """Files loaded together, in order, and open. Whoever holds it must `close` it.
+
+    A file that was named twice is there twice, and open once.
+    """
 
     sources: tuple[str, ...]
     files: tuple[SourceFile, ...]
@@ -56,6 +69,21 @@ class Checkpoint:
     """Of each file the tensors that count. None: all of them, as none is in two files."""
     warnings: tuple[str, ...] = ()
     """What is odd about the files, for the log and the caller."""
+    kept: tuple[Kept, ...] = ()
+    """What the headers are charged by, as long as this object lives."""
+    descriptors: Descriptors | None = None
+    lists: Charge | None = None
+    """What the lists of its files and of its segments are charged by, as long as this object lives."""
+
+    def segments_within(self, selection: Selection, capacity_bytes: int) -> list[Segment]:
+        """What `plan.segments_within` gives. Takes a while for very many tensors. Raises as `Charge.resize`
+        does."""
+        if self.lists is None:
+            return plan.segments_within(self.tables, selection, capacity_bytes)
+        reserve, before_bytes = self.lists.resize, _FILE_OBJECT_BYTES * len(self.files)
+        return plan.segments_within(
+            self.tables, selection, capacity_bytes, lambda size_bytes: reserve(before_bytes + size_bytes)
+        )
 
     @property
     def tables(self) -> tuple[TensorTable, ...]:
@@ -72,9 +100,16 @@ class Checkpoint:
             state.update(Selection(self.delivered).digest().encode())
         return state.hexdigest()[:32]
 
+    def without_headers(self) -> Checkpoint:
+        """The same files, for who needs no headers any more. Closing either closes both."""
+        return replace(self, headers=(), kept=())
+
     def close(self) -> None:
-        for file in self.files:
+        """Closes the files; closing twice is closing once."""
+        for file in set(self.files):
             file.close()
+        if self.descriptors is not None:
+            self.descriptors.give_back()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +121,42 @@ class _Member:
     index: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What one source stands for."""
+
+    members: tuple[_Member, ...]
+    warnings: tuple[str, ...] = ()
+    index: Kept | None = None
+    index_version: str = ""
+
+
 class Catalog:
     """Resolves sources. Keeps the headers of unchanged files, so that a warm load reads none."""
 
-    def __init__(self, files: Source, objects: Source) -> None:
+    def __init__(
+        self,
+        files: Source,
+        objects: Source,
+        *,
+        descriptors: Quota | None = None,
+        keep: Keep | None = None,
+        parsers: Parsers | None = None,
+    ) -> None:
         """`files` are what paths and `file://` URIs name, `objects` what `s3://` URIs do. `resolve` must not
-        run on the workers of either."""
+        run on the workers of either. `descriptors` are those that open files may take."""
         self._files = files
         self._objects = objects
+        self.descriptors = descriptors if descriptors is not None else Quota(DEFAULT_DESCRIPTORS)
+        self.keep = keep if keep is not None else Keep()
+        self.parsers = parsers if parsers is not None else Parsers()
         self._lock = threading.Lock()
-        self._headers: OrderedDict[str, Header] = OrderedDict()
-        self._cached_bytes = 0
+        self._checked: OrderedDict[str, None] = OrderedDict()
         self._distinct: OrderedDict[str, None] = OrderedDict()
+
+    def shutdown(self) -> None:
+        """Parses nothing more. Does not wait."""
+        self.parsers.shutdown()
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError."""
@@ -112,7 +171,8 @@ class Catalog:
         that a directory holds.
 
         Raises CheckpointNotFoundError, CheckpointInvalidError, CheckpointChangedError, AccessDeniedError,
-        InvalidRequestError or SourceUnavailableError; nothing stays open then.
+        InvalidRequestError, SourceUnavailableError, or TooManyLoadsError where others hold what it needs;
+        nothing stays open then.
         """
         if not sources:
             raise InvalidRequestError("sources: there are none; name at least one file, directory or URI")
@@ -120,39 +180,32 @@ class Catalog:
             raise InvalidRequestError(
                 f"sources: {len(sources)} are more than {MAX_SOURCES}; name fewer at a time"
             )
+        named: dict[str, _Named] = {}
         members: list[_Member] = []
-        indexes: list[tuple[str, dict[str, tuple[str, ...]], int]] = []
-        warnings: list[str] = []
-        for named in sources:
-            source = self._source(named)
-            found = expand(source, source.location(named), access, variant)
-            warnings += found.warnings
-            index_location, locations = found.index_location, found.files
-            if index_location is not None:
-                index = _read_index(source, index_location, access)
-                other, about = settle(source, found, index, access)
-                warnings += about
-                if other:
-                    index_location, locations = None, other
-                else:
-                    indexes.append((index_location, index, len(members)))
-                    locations = [join(parent(index_location), name) for name in index]
-            members += [_Member(source, location, index_location) for location in locations]
+        indexed: list[tuple[_Named, int]] = []
+        for source in sources:
+            if source not in named:
+                named[source] = self._name(source, access, variant)
+            if named[source].index is not None:
+                indexed.append((named[source], len(members)))
+            members += named[source].members
             if len(members) > MAX_FILES:
                 raise CheckpointInvalidError(
-                    f"{named[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
+                    f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
                 )
-        files, headers = self._open_all(members, access)
-        checkpoint = Checkpoint(tuple(sources), files, headers, warnings=_few(warnings))
+        warnings = _few(warning for one in named.values() for warning in one.warnings)
+        checkpoint = replace(self._open_all(tuple(sources), members, access), warnings=warnings)
         try:
-            for index_location, index, first in indexes:
-                _check_index(index_location, index, headers[first : first + len(index)])
-            return self._once_each(checkpoint, [_claims(first, index) for _, index, first in indexes])
+            for one, first in indexed:
+                self._check(one, checkpoint, first, access.uid)
+            return self._once_each(checkpoint, indexed, access.uid)
         except BaseException:
             checkpoint.close()
             raise
 
-    def _once_each(self, checkpoint: Checkpoint, claims: Sequence[Claims]) -> Checkpoint:
+    def _once_each(
+        self, checkpoint: Checkpoint, indexed: Sequence[tuple[_Named, int]], uid: int
+    ) -> Checkpoint:
         """Without the tensors that do not count. Raises CheckpointInvalidError where a tensor is in two
         files and no index says which counts."""
         if len(checkpoint.files) < 2:
@@ -166,7 +219,12 @@ class Catalog:
             Shard(file.uri, file.version, header.tensors)
             for file, header in zip(checkpoint.files, checkpoint.headers, strict=True)
         ]
-        chosen = delivered(shards, claims)
+        claims = [
+            Claims(first, len(one.index.index.files), one.index.index.names)
+            for one, first in indexed
+            if one.index is not None
+        ]
+        chosen = self.parsers.here(uid, lambda: delivered(shards, claims))
         if chosen is not None:
             return replace(checkpoint, delivered=chosen)
         with self._lock:
@@ -178,109 +236,165 @@ class Catalog:
     def _source(self, source: str) -> Source:
         return self._objects if source.startswith("s3://") else self._files
 
-    def _open_all(
-        self, members: Sequence[_Member], access: Access
-    ) -> tuple[tuple[SourceFile, ...], tuple[Header, ...]]:
-        """Many at a time: hundreds of shards must not add up their latencies, nor all their memory."""
-        opened: list[tuple[SourceFile, Header]] = []
+    def _name(self, named: str, access: Access, variant: str) -> _Named:
+        source = self._source(named)
+        found = expand(source, source.location(named), access, variant)
+        if found.index_location is None:
+            return _Named(tuple(_Member(source, file, None) for file in found.files), found.warnings)
+        index, version = self._read_index(source, found.index_location, access)
+        files = index.index.files
+        instead, about = settle(source, found, files, access)
+        warnings = (*found.warnings, *about)
+        if instead:
+            return _Named(tuple(_Member(source, file, None) for file in instead), warnings)
+        around = parent(found.index_location)
+        members = (_Member(source, join(around, name), found.index_location) for name in files)
+        return _Named(tuple(members), warnings, index, version)
+
+    def _open_all(self, sources: tuple[str, ...], members: Sequence[_Member], access: Access) -> Checkpoint:
+        """Many at a time: hundreds of shards must not add up their latencies. Each file once, however often
+        it is named."""
+        times = Counter((member.source.kind, member.location) for member in members)
+        unique = {(member.source.kind, member.location): member for member in members}
+        lists = self.keep.budget.charge(access.uid, _FILE_OBJECT_BYTES * len(members))
+        needed = sum(member.source.descriptors_per_file for member in unique.values())
+        descriptors = Descriptors(self.descriptors, access.uid)
+        opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
+        total_bytes = 0
+        places = iter(unique)
         try:
-            for first in range(0, len(members), HEADERS_AT_ONCE):
-                opened += self._open_some(members[first : first + HEADERS_AT_ONCE], access)
-                total_bytes = sum(header.size_bytes for _, header in opened)
+            descriptors.take(needed, len(unique))
+            while some := list(islice(places, HEADERS_AT_ONCE)):
+                openings = [self._opening(unique[place], access) for place in some]
+                opened.update(zip(some, open_together(openings, descriptors), strict=True))
+                total_bytes += sum(times[place] * opened[place][1].parsed.size_bytes for place in some)
                 if total_bytes > HEADER_BYTES:
                     raise CheckpointInvalidError(
-                        f"the headers of the first {len(opened)} of {len(members)} files take "
+                        f"the headers of the first {len(opened)} of {len(unique)} files take "
                         f"{show_size(total_bytes)}, more than the {show_size(HEADER_BYTES)} that one load "
                         "may have; load fewer files at a time"
                     )
         except BaseException:
-            for file, _ in opened:
+            for file, _ in opened.values():
                 file.close()
+            descriptors.give_back()
+            lists.resize(0)  # rather than when the error is forgotten
             raise
-        return tuple(file for file, _ in opened), tuple(header for _, header in opened)
+        ordered = [opened[member.source.kind, member.location] for member in members]
+        return Checkpoint(
+            sources,
+            tuple(file for file, _ in ordered),
+            tuple(kept.header for _, kept in ordered),
+            kept=tuple(kept for _, kept in opened.values()),
+            descriptors=descriptors,
+            lists=lists,
+        )
 
-    def _open_some(self, members: Sequence[_Member], access: Access) -> list[tuple[SourceFile, Header]]:
-        """When this raises, none of them is open or being opened."""
-        opening: list[Future[tuple[SourceFile, Header]]] = []
-        opened = []
-        future: Future[tuple[SourceFile, Header]] | None = None
-        workers: dict[tuple[str, str], Executor] = {}
-        try:
-            for member in members:
-                place = member.source.kind, parent(member.location)
-                if place not in workers:
-                    workers[place] = member.source.workers(member.location)
-                opening.append(workers[place].submit(self._open, member, access))
-            for future in opening:
-                opened.append(future.result())
-            return opened
-        except BaseException:
-            for future in opening:
-                future.cancel()
-            wait(opening)
-            for future in filter(_succeeded, opening):
-                future.result()[0].close()
-            raise
-        finally:
-            # An error, its future and this frame would keep each other, and a header, until gc comes.
-            opening.clear()
-            future = None
+    def _opening(self, member: _Member, access: Access) -> Opening[tuple[SourceFile, Kept]]:
+        return Opening(
+            member.source.workers(member.location, access.uid),
+            lambda opening: self._open(member, access, opening),
+            lambda found: found[0].close(),
+            member.location,
+            patience_seconds=member.source.patience_seconds,
+            descriptors=member.source.descriptors_per_file,
+        )
 
-    def _open(self, member: _Member, access: Access) -> tuple[SourceFile, Header]:
+    def _open(
+        self, member: _Member, access: Access, opening: Opening[tuple[SourceFile, Kept]]
+    ) -> tuple[SourceFile, Kept]:
         file = _open_member(member, access)
         try:
-            return file, self._header(file)
+            return file, self._header(file, access.uid, opening.give_up_at, opening.read)
         except BaseException:
             file.close()
             raise
 
-    def _header(self, file: SourceFile) -> Header:
-        with self._lock:
-            cached = self._headers.get(file.version)
-            if cached is not None:
-                self._headers.move_to_end(file.version)
-                return cached
+    def _header(self, file: SourceFile, uid: int, give_up_at: float, on_read: Callable[[], None]) -> Kept:
+        kept = self.keep.find(uid, file.version)
+        if kept is not None:
+            return kept
+
+        def read() -> None:
+            file.check_unchanged()
+            on_read()
+
+        reading = Reading(uid, file.version, self.keep, self.parsers, give_up_at, read)
         try:
-            header = read_header(Patient(file))
+            return read_header(Patient(file, give_up_at), reading)
         except InvalidHeaderError as error:
-            raise _refused(file, error) from error
-        file.check_unchanged()
+            raise _refused(file, error, give_up_at) from error
+
+    def _read_index(self, source: Source, location: str, access: Access) -> tuple[Kept, str]:
+        """The index, and its version."""
+        descriptors = Descriptors(self.descriptors, access.uid)
+        descriptors.take(source.descriptors_per_file, 1)
+        try:
+            (found,) = open_together(
+                [
+                    Opening(
+                        source.workers(location, access.uid),
+                        lambda opening: self._index(source, location, access, opening),
+                        lambda found: None,
+                        location,
+                        patience_seconds=source.patience_seconds,
+                        descriptors=source.descriptors_per_file,
+                    )
+                ],
+                descriptors,
+            )
+        finally:
+            descriptors.give_back()
+        return found
+
+    def _index(
+        self, source: Source, location: str, access: Access, opening: Opening[tuple[Kept, str]]
+    ) -> tuple[Kept, str]:
+        file = source.open(location, access)
+
+        def read() -> None:
+            file.check_unchanged()
+            opening.read()
+
+        try:
+            version = f"index {file.version}"
+            kept = self.keep.find(access.uid, version)
+            if kept is None:
+                give_up_at = opening.give_up_at
+                reading = Reading(access.uid, version, self.keep, self.parsers, give_up_at, read)
+                kept = read_index(Patient(file, give_up_at), reading)
+            return kept, version
+        except InvalidIndexError as error:
+            raise _refused_index(file, error, opening.give_up_at) from error
+        finally:
+            file.close()
+
+    def _check(self, named: _Named, checkpoint: Checkpoint, first: int, uid: int) -> None:
+        """Compares an index with what its files hold, unless that was done lately."""
+        assert named.index is not None
+        index = named.index.index
+        files = checkpoint.files[first : first + len(index.files)]
+        state = hashlib.sha256(named.index_version.encode())
+        for file in files:
+            state.update(f"\0{file.version}".encode())
+        key = state.hexdigest()
         with self._lock:
-            if file.version not in self._headers and header.size_bytes <= CACHED_HEADER_BYTES:
-                self._headers[file.version] = header
-                self._cached_bytes += header.size_bytes
-                while self._cached_bytes > CACHED_HEADER_BYTES:
-                    _, old = self._headers.popitem(last=False)
-                    self._cached_bytes -= old.size_bytes
-        return header
+            if key in self._checked:
+                self._checked.move_to_end(key)
+                return
+        headers = checkpoint.headers[first : first + len(index.files)]
+        path = named.members[0].index
+        assert path is not None
+        self.parsers.here(uid, lambda: _check_index(path, index, headers))
+        with self._lock:
+            self._checked[key] = None
+            while len(self._checked) > CHECKED_INDEXES:
+                self._checked.popitem(last=False)
 
 
-def _few(warnings: Sequence[str]) -> tuple[str, ...]:
+def _few(warnings: Iterable[str]) -> tuple[str, ...]:
     """What a client is told at most."""
     return tuple(warning[:MAX_WARNING_CHARACTERS] for warning in dict.fromkeys(warnings))[:MAX_WARNINGS]
-
-
-def _succeeded(future: Future[tuple[SourceFile, Header]]) -> bool:
-    return not future.cancelled() and future.exception() is None
-
-
-def _read_index(source: Source, location: str, access: Access) -> dict[str, tuple[str, ...]]:
-    file = source.open(location, access)
-    try:
-        if file.size_bytes > MAX_INDEX_BYTES:
-            raise CheckpointInvalidError(
-                f"{location}: an index of {show_size(file.size_bytes)}, larger than "
-                f"{show_size(MAX_INDEX_BYTES)}; name the files instead",
-                file=location,
-            )
-        raw = bytearray(file.size_bytes)
-        Patient(file).read_into(0, [memoryview(raw)])
-        file.check_unchanged()
-        return parse_index(bytes(raw))
-    except InvalidIndexError as error:
-        raise _refused_index(location, bytes(raw), error) from error
-    finally:
-        file.close()
 
 
 def _open_member(member: _Member, access: Access) -> SourceFile:
@@ -297,30 +411,36 @@ def _open_member(member: _Member, access: Access) -> SourceFile:
         ) from error
 
 
-def _check_index(path: str, index: dict[str, tuple[str, ...]], headers: Sequence[Header]) -> None:
-    for (file, names), header in zip(index.items(), headers, strict=True):
-        missing = set(names).difference(header.tensors.names())
-        if missing:
+def _check_index(path: str, index: Index, headers: Sequence[Header]) -> None:
+    for number, header in enumerate(headers):
+        missing = _missing(index.names(number), header.tensors)
+        if missing is not None:
             raise CheckpointInvalidError(
-                f"{path} says that {file} holds tensor {min(missing)[:200]!r}, which it does not; fetch "
-                "both again, or delete the index",
+                f"{path} says that {index.files[number]} holds tensor {missing[:200]!r}, which it does not; "
+                "fetch both again, or delete the index",
                 file=path,
-                tensor=min(missing)[:200],
+                tensor=missing[:200],
             )
 
 
-def _claims(first: int, index: dict[str, tuple[str, ...]]) -> Claims:
-    return Claims(first, len(index), tuple(index.values()).__getitem__)
+def _missing(names: Iterable[str], table: TensorTable) -> str | None:
+    """One of the names that the table lacks. Holds no more than so many at once, as strings take several
+    times what a table does."""
+    names = iter(names)
+    while some := set(islice(names, _NAMES_AT_ONCE)):
+        some.difference_update(table.names())
+        if some:
+            return min(some)
+    return None
 
 
-def _refused(file: SourceFile, error: InvalidHeaderError) -> PenstockError:
+def _refused(file: SourceFile, error: InvalidHeaderError, give_up_at: float) -> PenstockError:
     """Says what the file is, where that can be seen."""
-    first = bytearray(min(recognise.FIRST_BYTES, file.size_bytes))
     try:
-        Patient(file).read_into(0, [memoryview(first)])
+        first = _part(file, 0, give_up_at)
     except PenstockError as failed:
         return failed
-    said = recognise.not_safetensors(bytes(first), file.size_bytes)
+    said = recognise.not_safetensors(first, file.size_bytes)
     if said is not None:
         return CheckpointInvalidError(f"{file.uri} {said}", file=file.uri)
     return CheckpointInvalidError(
@@ -328,11 +448,24 @@ def _refused(file: SourceFile, error: InvalidHeaderError) -> PenstockError:
     )
 
 
-def _refused_index(location: str, raw: bytes, error: InvalidIndexError) -> CheckpointInvalidError:
-    said = recognise.not_an_index(raw[: recognise.FIRST_BYTES], len(raw), raw[-recognise.FIRST_BYTES :])
+def _refused_index(file: SourceFile, error: InvalidIndexError, give_up_at: float) -> PenstockError:
+    try:
+        first = _part(file, 0, give_up_at)
+        last = _part(file, max(0, file.size_bytes - recognise.FIRST_BYTES), give_up_at)
+    except PenstockError as failed:
+        return failed
+    said = recognise.not_an_index(first, file.size_bytes, last)
     if said is not None:
-        return CheckpointInvalidError(f"{location} {said}", file=location)
+        return CheckpointInvalidError(f"{file.uri} {said}", file=file.uri)
     return CheckpointInvalidError(
-        f"{location}: {error}; fetch it again, or delete it if the files beside it are all there is",
-        file=location,
+        f"{file.uri}: {error}; fetch it again, or delete it if the files beside it are all there is",
+        file=file.uri,
     )
+
+
+def _part(file: SourceFile, start: int, give_up_at: float) -> bytes:
+    """Some bytes of a file from there on."""
+    part = bytearray(min(recognise.FIRST_BYTES, file.size_bytes - start))
+    if part:
+        Patient(file, give_up_at).read_into(start, [memoryview(part)])
+    return bytes(part)

@@ -1,6 +1,7 @@
 """Safetensors headers to extents: pure, and as strict as the safetensors library itself.
 
-`parse_header` accepts exactly the headers that the library accepts. It reads in one of two ways:
+`parse_header` accepts exactly the headers that the library accepts, but for names and shapes that no writer
+produces (`MAX_NAME_BYTES`, `MAX_DIMS`), which it refuses. It reads in one of two ways:
 
 - plain: msgspec's typed decoding, for what writers really write. It proves that the header holds nothing
   on which msgspec and the library's serde_json could differ, or declines.
@@ -19,7 +20,17 @@ from typing import NoReturn
 
 import msgspec
 
-from .table import DTYPE_BITS, DTYPE_CODES, U64_MAX, Header, PackedMetadata, TensorTable, shown
+from .table import (
+    DTYPE_BITS,
+    DTYPE_CODES,
+    MAX_DIMS,
+    MAX_NAME_BYTES,
+    U64_MAX,
+    Header,
+    PackedMetadata,
+    TensorTable,
+    shown,
+)
 
 MAX_HEADER_BYTES = 100_000_000
 """The library's own cap (`MAX_HEADER_SIZE`)."""
@@ -51,13 +62,20 @@ def parse_header(raw: bytes | bytearray, *, file_bytes: int) -> Header:
 
     Raises InvalidHeaderError where the safetensors library would refuse the file.
     """
+    header = parse_plain_header(raw, file_bytes=file_bytes)
+    if header is not None:
+        return header
+    columns = _Columns(8 + len(raw))
+    metadata = _read_odd(raw, columns)
+    return Header(columns.table(file_bytes), metadata, 8 + len(raw))
+
+
+def parse_plain_header(raw: bytes | bytearray, *, file_bytes: int) -> Header | None:
+    """The same for what writers really write; None, soon, for a header that only the odd way can judge."""
     parse_header_length(len(raw).to_bytes(8, "little"), file_bytes=file_bytes)
     columns = _Columns(8 + len(raw))
     metadata = _read_plain(raw, columns)
-    if metadata is None:
-        columns = _Columns(8 + len(raw))
-        metadata = _read_odd(raw, columns)
-    return Header(columns.table(file_bytes), metadata, 8 + len(raw))
+    return None if metadata is None else Header(columns.table(file_bytes), metadata, 8 + len(raw))
 
 
 class _Columns:
@@ -72,6 +90,13 @@ class _Columns:
 
     def add(self, name: str, dtype: str, shape: list[int], start: int, end: int) -> None:
         """Adds one tensor. `start` and `end` are relative to the data, all numbers within u64."""
+        name_bytes = name.encode()
+        if len(name_bytes) > MAX_NAME_BYTES:
+            raise InvalidHeaderError(f"tensor {shown(name)}: its name has more than {MAX_NAME_BYTES} bytes")
+        if len(shape) > MAX_DIMS:
+            raise InvalidHeaderError(
+                f"tensor {shown(name)}: it has {len(shape)} dimensions, more than {MAX_DIMS}"
+            )
         count = 1
         for dim in shape:
             # One dimension at a time, as the library does: [0, 2**64-1, 2] is fine, [2**64-1, 2, 0] is not.
@@ -92,7 +117,7 @@ class _Columns:
         self._dims.extend(shape)
         self._dim_ends.append(len(self._dims))
         self._dtypes.append(DTYPE_CODES[dtype])
-        self._names += name.encode()
+        self._names += name_bytes
         self._name_ends.append(len(self._names))
 
     def table(self, file_bytes: int) -> TensorTable:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 from penstock.v1 import streamer_pb2 as pb
 
@@ -29,11 +29,12 @@ from .errors import (
     TooManyLoadsError,
 )
 from .fair import FairExecutor
-from .handoff import HandoffServer, Session
+from .gate import MAX_CONNECTIONS
+from .handoff import MAX_SESSIONS, HandoffServer, Session
 from .health import Health
 from .history import INTERVAL_SECONDS, History
 from .http import HttpServer
-from .limits import is_privileged, raise_open_files, shmem_huge_pages
+from .limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
 from .load import Load
 from .lock import locked
 from .log import event
@@ -77,7 +78,7 @@ class Daemon:
         }
         # Each mount, and S3, has threads of its own for all that may hang, and so holds up only itself.
         self._header_readers = MountThreads(HEADER_READERS, "header")
-        self._s3_header_readers = ThreadPoolExecutor(S3_HEADER_READERS, "s3-header")
+        self._s3_header_readers = FairExecutor(S3_HEADER_READERS, "s3-header")
         self._resolvers = MountThreads(RESOLVERS, "resolver")
         self._s3_resolvers = FairExecutor(S3_RESOLVERS, "s3-resolver")
         self._thinkers = FairExecutor(THINKERS, "thinker")
@@ -87,10 +88,15 @@ class Daemon:
         retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
         self.totals.retries["s3"] = retries.copy
         self.s3 = S3Source(
-            S3Settings.of(config), self._s3_header_readers, lambda reason: retries.update([reason])
+            S3Settings.of(config), self._s3_header_readers.of, lambda reason: retries.update([reason])
         )
-        own = os.geteuid()
-        self._catalog = Catalog(FileSource(lambda path: self._header_readers.of(path).of(own)), self.s3)
+        self._catalog = Catalog(
+            FileSource(lambda path, uid: self._header_readers.of(path).of(uid)),
+            self.s3,
+            descriptors=Quota(
+                file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
+            ),
+        )
         self._parts = Parts(
             self._catalog, self.staging, self.totals, self._resolvers_of, self._thinkers, self._selector
         )
@@ -166,11 +172,11 @@ class Daemon:
         """To compare names: a directory is the same with and without a slash at its end."""
         return [self._catalog.location(source).rstrip("/") for source in sources]
 
-    def _resolvers_of(self, sources: Sequence[str]) -> FairExecutor:
+    def _resolvers_of(self, sources: Sequence[str], uid: int) -> Executor:
         """Raises InvalidRequestError for what is no source."""
         if self._catalog.is_remote(sources):
-            return self._s3_resolvers
-        return self._resolvers.of(self._catalog.location(sources[0]) if sources else "/")
+            return self._s3_resolvers.of(uid)
+        return self._resolvers.of(self._catalog.location(sources[0]) if sources else "/").of(uid)
 
     def _allows(self, uid: int) -> bool:
         return is_privileged(uid) or bool(self.config.allow)
@@ -280,8 +286,10 @@ class Daemon:
                     pool.stop()
                 self._resolvers.shutdown()
                 self._header_readers.shutdown()
-                self._s3_header_readers.shutdown(wait=False, cancel_futures=True)
-                for executor in (self._s3_resolvers, self._thinkers, self._selector, self._slab_workers):
+                self._s3_resolvers.shutdown()
+                self._s3_header_readers.shutdown()
+                self._catalog.shutdown()
+                for executor in (self._thinkers, self._selector, self._slab_workers):
                     executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())

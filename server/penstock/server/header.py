@@ -1,70 +1,54 @@
 """Reading a file's safetensors header, with bounded memory and time whatever the file says.
 
+    bytes (a reader thread of the file's mount) --> parser (one thread) or child (`child.py`) --> packed table
+
 One speculative read gets the whole header of almost every file. Then:
 
-- up to `INLINE_BYTES` the header is parsed here, in some milliseconds;
-- a larger one goes, piece by piece, to a child process of its own, which gives back packed tables. JSON
-  decoders hold the GIL, and a hostile header may need a hundred times its bytes: both stay out of the
-  daemon. The child lives under an address-space and a CPU limit, and is the kernel's first choice when
-  memory runs out.
+- up to `INLINE_BYTES` a header as writers write it is parsed here, in at most 50 ms;
+- a longer or odd one is first gathered as a whole (`spool.py`), and then goes to a child process.
 
-A child cannot outlive its purpose. Its parent kills it on every way out. If the daemon itself dies, the
-child sees its standard input end early, or its output pipe close, and exits; in between it only computes,
-for which RLIMIT_CPU allows 30 s. (PR_SET_PDEATHSIG would not do: it fires when the *thread* ends that
-started the child, and here that is a worker.)
+All bytes are there before anything is parsed, so storage that hangs or trickles holds neither the parser nor
+a child. Both serve users in turn: with n users at work, a header waits for about n times what the costliest
+takes.
 """
 
 from __future__ import annotations
 
-import gc
+import errno
+import math
 import os
-import resource
-import select
-import signal
-import struct
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from .checkpoint import InvalidHeaderError, parse_header, parse_header_length
+from . import child
+from .budget import Charge
+from .checkpoint import InvalidHeaderError, parse_header, parse_header_length, parse_plain_header
+from .errors import ShuttingDownError, TooManyLoadsError
+from .fair import FairExecutor
+from .index import MAX_INDEX_BYTES, Index, InvalidIndexError, parse_index
+from .keep import Keep, Kept, Parsed
+from .spool import Spools
 from .table import Header, PackedMetadata, TensorTable
+from .units import show_size
 
 SPECULATIVE_BYTES = 256 * 1024
 """What the first read asks for: the headers of all but a few files are shorter."""
 
 INLINE_BYTES = 1024 * 1024
-"""Longest header that is parsed in this process."""
+"""Longest header or index that is parsed in this process. Measured: 50 ms at most where it is plain."""
 
-CHILD_SECONDS = 30
-"""CPU time a child may use, and the longest it may keep this process waiting."""
+INLINE_ODD_BYTES = 64 * 1024
+"""Longest odd header that is parsed in this process. Measured: 15 ms at most, where a child takes 100 ms."""
 
-CHILD_ADDRESS_BYTES = 1280 * 1024 * 1024
-"""Address space of a child. Measured for a header of 100 MB with a million tensors: 400 MB where it is plain,
-1060 MB where it must be read the odd way (see checkpoint.py)."""
-
-RESULT_BYTES = 256 * 1024 * 1024
-"""Most that a child may give back. A header of 100 MB with a million tensors gives 60 MB."""
-
-METADATA_BYTES = 1024 * 1024
-"""Most `__metadata__` that is kept. A file may have 100 MB of it, which nobody needs to load tensors; the
-daemon would hold it several times over while it passes it on."""
+CHILDREN = 3
+"""Children at a time: one for each of two users, and one for privileged users alone."""
 
 _CHUNK_BYTES = 1024 * 1024
-_FRAME = struct.Struct("=cQQ")  # kind; bytes of the table and of the metadata, or of the message and 0
-_TABLES, _TABLES_ALONE, _INVALID = b"T", b"A", b"E"
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from penstock.server.header import child_main; child_main(int(sys.argv[1]), int(sys.argv[2]))"
-)
-
-# Process-wide, since so are memory and cores. One inline parse at a time: under the GIL more would not be
-# faster, only larger.
-_inline = threading.Lock()
-_children = threading.BoundedSemaphore(2)
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC)
+_T = TypeVar("_T")
 
 
 class RangeReader(Protocol):
@@ -78,172 +62,225 @@ class RangeReader(Protocol):
         """Fills the views, one after the other, with the file's bytes from `offset` on, or raises."""
 
 
-class _TooCostlyError(Exception):
-    """The child died, stalled, or gave back too much."""
+class Parsers:
+    """What parses headers and indexes, one for the process, since so are its memory and its cores."""
+
+    def __init__(self) -> None:
+        # One thread: with Python's interpreter lock more would not be faster, only larger.
+        self._inline = FairExecutor(1, "parser")
+        self._children = FairExecutor(CHILDREN, "parser-child")
+        self.spools = Spools()
+
+    def shutdown(self) -> None:
+        """Begins nothing more. Does not wait."""
+        self._inline.shutdown()
+        self._children.shutdown()
+
+    def here(self, uid: int, call: Callable[[], _T]) -> _T:
+        """Runs what holds the interpreter lock for long, when it is that user's turn."""
+        return _run(self._inline, uid, call)
+
+    def in_child(self, uid: int, call: Callable[[], _T]) -> _T:
+        """Runs what starts a child and waits for it, when it is that user's turn."""
+        return _run(self._children, uid, call)
 
 
-def read_header(file: RangeReader) -> Header:
-    """Reads and parses the header of `file`. Blocks: call it on a worker thread.
+def _run(executor: FairExecutor, uid: int, call: Callable[[], _T]) -> _T:
+    try:
+        future = executor.submit(uid, call)
+    except RuntimeError as error:
+        raise TooManyLoadsError(
+            f"penstockd has no thread to parse a header ({error}); raise the limit of processes where "
+            "penstockd is started (ulimit -u, TasksMax, pids.max), or try again later"
+        ) from error
+    try:
+        return future.result()
+    except CancelledError:
+        raise ShuttingDownError("penstockd stops, and this load was cut off") from None
+    finally:
+        del future  # or an error and this frame would keep each other, and a header, until gc comes
 
-    Raises InvalidHeaderError, also for a header too costly to read, and whatever `file.read_into` raises.
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """For whom a version of a file is read, and where what it says is kept."""
+
+    uid: int
+    version: str
+    keep: Keep
+    parsers: Parsers
+    give_up_at: float = math.inf
+    """Of the monotonic clock: how long the bytes may wait for a spool."""
+    on_read: Callable[[], None] = lambda: None
+    """Called when all bytes are there, before they are parsed. May raise."""
+
+    def once(self, charge: Charge, parse: Callable[[], Parsed | None]) -> Kept | None:
+        """What is known of that version, as another load may have read the same meanwhile; else what `parse`
+        gives, kept. `charge` covers what is held on the way, and then what was parsed."""
+        kept = self.keep.find(self.uid, self.version)
+        if kept is not None:
+            return kept
+        parsed = parse()
+        return None if parsed is None else self.keep.add(self.uid, self.version, parsed, charge)
+
+
+def read_header(file: RangeReader, reading: Reading) -> Kept:
+    """Reads, parses and keeps the header of `file`. Blocks: call it on a worker thread.
+
+    Raises InvalidHeaderError, also for a header too costly to read; TooManyLoadsError and
+    CheckpointInvalidError for want of memory, processes or descriptors; and whatever `file.read_into` raises.
     """
     file_bytes = file.size_bytes
-    first = bytearray(min(file_bytes, SPECULATIVE_BYTES))
-    if first:
-        file.read_into(0, [memoryview(first)])
+    first = _read_first(file)
     header_bytes = parse_header_length(bytes(first[:8]), file_bytes=file_bytes)
-    if header_bytes > INLINE_BYTES:
-        with _children:
-            return _parse_in_child(file, memoryview(first)[8:], header_bytes, file_bytes)
-    raw = first[8 : 8 + header_bytes]
-    if len(raw) < header_bytes:
-        held = len(raw)
-        raw.extend(bytes(header_bytes - held))
+    del first[:8]
+    del first[header_bytes:]
+
+    def parse_child(spool: int, charge: Charge) -> Header:
+        is_whole, (table, metadata) = child.parse_in_child(
+            child.HEADER, spool, header_bytes, file_bytes, charge.resize
+        )
+        return Header(
+            TensorTable.from_bytes(table),
+            PackedMetadata.from_bytes(metadata),
+            8 + header_bytes,
+            metadata_omitted=not is_whole,
+        )
+
+    try:
+        return _read(
+            file, 8, first, header_bytes, reading, lambda: _parse_here(first, file_bytes), parse_child
+        )
+    except child.RefusedError as error:
+        raise InvalidHeaderError(str(error)) from None
+    except child.TooCostlyError:
+        raise InvalidHeaderError(f"the header is {_too_costly(header_bytes)}") from None
+
+
+def read_index(file: RangeReader, reading: Reading) -> Kept:
+    """Reads, parses and keeps an index file. Blocks. Raises InvalidIndexError, and what `read_header`
+    does."""
+    index_bytes = file.size_bytes
+    if index_bytes > MAX_INDEX_BYTES:
+        raise InvalidIndexError(
+            f"an index of {show_size(index_bytes)}, larger than {show_size(MAX_INDEX_BYTES)}"
+        )
+    first = _read_first(file)
+
+    def parse_child(spool: int, charge: Charge) -> Index:
+        _, (packed, _) = child.parse_in_child(child.INDEX, spool, index_bytes, 0, charge.resize)
+        return Index(packed)
+
+    try:
+        return _read(file, 0, first, index_bytes, reading, lambda: parse_index(first), parse_child)
+    except child.RefusedError as error:
+        raise InvalidIndexError(str(error)) from None
+    except child.TooCostlyError:
+        raise InvalidIndexError(f"the index is {_too_costly(index_bytes)}") from None
+
+
+def _read(
+    file: RangeReader,
+    start: int,
+    first: bytearray,
+    size_bytes: int,
+    reading: Reading,
+    parse_here: Callable[[], Parsed | None],
+    parse_child: Callable[[int, Charge], Parsed],
+) -> Kept:
+    """Reads the `size_bytes` from `start` of the file on, of which `first` are there already, and parses
+    them: in this process those that are few, if `parse_here` will, else in a child."""
+    charge = reading.keep.budget.charge(reading.uid)
+    try:
+        if size_bytes <= INLINE_BYTES:
+            _complete(file, start, first, size_bytes, charge)
+            reading.on_read()
+            kept = reading.parsers.here(reading.uid, lambda: reading.once(charge, parse_here))
+            if kept is not None:
+                return kept
+        with _gathered(file, start, first, size_bytes, reading, charge) as spool:
+            kept = reading.parsers.in_child(
+                reading.uid, lambda: reading.once(charge, lambda: parse_child(spool, charge))
+            )
+        assert kept is not None
+        return kept
+    except BaseException:
+        charge.resize(0)  # rather than when the error is forgotten
+        raise
+
+
+def _parse_here(raw: bytearray, file_bytes: int) -> Header | None:
+    """None for an odd header that is long enough to belong into a child."""
+    parse = parse_header if len(raw) <= INLINE_ODD_BYTES else parse_plain_header
+    return parse(raw, file_bytes=file_bytes)
+
+
+def _too_costly(size_bytes: int) -> str:
+    memory, seconds = child.limits(size_bytes)
+    return (
+        f"too costly to read: {size_bytes} bytes did not parse within {memory} bytes of memory and {seconds} "
+        "seconds; if the machine or the control group was short of memory, load it again"
+    )
+
+
+def _read_first(file: RangeReader) -> bytearray:
+    """Charged to nobody: the number of reader threads bounds it."""
+    first = bytearray(min(file.size_bytes, SPECULATIVE_BYTES))
+    if first:
+        with memoryview(first) as view:
+            file.read_into(0, [view])
+    return first
+
+
+def _complete(file: RangeReader, start: int, raw: bytearray, size_bytes: int, charge: Charge) -> None:
+    """Reads on, until `raw` has `size_bytes` from `start` of the file on."""
+    charge.resize(max(0, size_bytes - SPECULATIVE_BYTES))
+    held = len(raw)
+    if held < size_bytes:
+        raw.extend(bytes(size_bytes - held))
         with memoryview(raw) as view:
-            file.read_into(8 + held, [view[held:]])
-    with _inline:
-        return parse_header(raw, file_bytes=file_bytes)
+            file.read_into(start + held, [view[held:]])
 
 
-def _parse_in_child(file: RangeReader, first: memoryview, header_bytes: int, file_bytes: int) -> Header:
-    """`parse_header` in a child, fed with `first` and then with the rest of the header from `file`."""
-    # The child gets the path this process imports from: -I and -S alone would miss editable installs and
-    # PYTHONPATH, and -S saves it the work of site-packages' .pth files.
-    paths = [str(Path(__file__).absolute().parents[2]), *filter(None, sys.path)]
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BOOT, str(header_bytes), str(file_bytes), *paths],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        close_fds=True,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
+@contextmanager
+def _gathered(
+    file: RangeReader, start: int, first: bytearray, size_bytes: int, reading: Reading, charge: Charge
+) -> Iterator[int]:
+    """A spool with `size_bytes` from `start` of the file on. Empties `first`, which are there already."""
+    spools = reading.parsers.spools
     try:
-        with child.stdin as stdin:
-            for chunk in _chunks(file, first, header_bytes):
-                _write(stdin.fileno(), chunk)
-        return _read_result(child.stdout.fileno(), header_bytes)
-    except (_TooCostlyError, BrokenPipeError):
-        raise InvalidHeaderError(
-            f"the header is too costly to read: {header_bytes} bytes did not parse within "
-            f"{CHILD_ADDRESS_BYTES} bytes of memory and {CHILD_SECONDS} seconds"
-        ) from None
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
+        with spools.open(reading.uid, size_bytes + _CHUNK_BYTES, give_up_at=reading.give_up_at) as spool:
+            held = len(first)
+            _write(spool, first)
+            first.clear()
+            charge.resize(0)
+            if held < size_bytes:
+                _copy(file, start, held, size_bytes, spool)
+                reading.on_read()
+            yield spool
+    except OSError as error:
+        if error.errno not in _EXHAUSTED:
+            raise
+        raise TooManyLoadsError(
+            f"a header or index of {show_size(size_bytes)} is read by a process of its own, which could not "
+            "be "
+            f"started: {error.strerror}; raise the limits of penstockd (open files, processes, memory), or "
+            "try "
+            "again later"
+        ) from error
 
 
-def _chunks(file: RangeReader, first: memoryview, header_bytes: int) -> Iterator[memoryview]:
-    """The header in pieces of at most `_CHUNK_BYTES`, of which only one is ever held."""
-    yield first
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    for at in range(len(first), header_bytes, _CHUNK_BYTES):
-        chunk = buffer[: min(_CHUNK_BYTES, header_bytes - at)]
-        file.read_into(8 + at, [chunk])
-        yield chunk
+def _copy(file: RangeReader, start: int, held: int, size_bytes: int, spool: int) -> None:
+    """Piece by piece, of which only one is ever held."""
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, size_bytes - held)))
+    for at in range(held, size_bytes, _CHUNK_BYTES):
+        chunk = buffer[: min(_CHUNK_BYTES, size_bytes - at)]
+        file.read_into(start + at, [chunk])
+        _write(spool, chunk)
 
 
-def _write(fd: int, data: memoryview) -> None:
-    """Writes all of `data` to the child; BrokenPipeError if it is gone, _TooCostlyError if it stalls."""
-    os.set_blocking(fd, False)
-    deadline = time.monotonic() + CHILD_SECONDS
-    while data:
-        _wait(fd, select.POLLOUT, deadline)
-        data = data[os.write(fd, data) :]
-
-
-def _read_result(fd: int, header_bytes: int) -> Header:
-    """What the child sends: a Header, or InvalidHeaderError with its message."""
-    deadline = time.monotonic() + CHILD_SECONDS
-    kind, first_bytes, second_bytes = _FRAME.unpack(_read(fd, _FRAME.size, deadline))
-    if first_bytes + second_bytes > RESULT_BYTES:
-        raise _TooCostlyError
-    first = _read(fd, first_bytes, deadline)
-    if kind == _INVALID:
-        raise InvalidHeaderError(str(first, "utf-8", "replace"))
-    metadata = PackedMetadata.from_bytes(_read(fd, second_bytes, deadline))
-    return Header(
-        TensorTable.from_bytes(first), metadata, 8 + header_bytes, metadata_omitted=kind == _TABLES_ALONE
-    )
-
-
-def _read(fd: int, count: int, deadline: float) -> bytearray:
-    buffer = bytearray(count)
-    with memoryview(buffer) as view:
+def _write(spool: int, data: bytearray | memoryview) -> None:
+    with memoryview(data) as view:
         at = 0
-        while at < count:
-            _wait(fd, select.POLLIN, deadline)
-            got = os.readv(fd, [view[at:]])
-            if not got:
-                raise _TooCostlyError
-            at += got
-    return buffer
-
-
-def _wait(fd: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(fd, event)
-    if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
-        raise _TooCostlyError
-
-
-def child_main(header_bytes: int, file_bytes: int) -> None:
-    """The child: reads a header from standard input, writes a frame to standard output, exits.
-
-    Exits with nothing written where memory or time runs out, or where its parent is gone.
-    """
-    _limit_self()
-    gc.disable()  # nothing here is cyclic, and walking millions of new objects would triple the time
-    try:
-        raw = bytearray(header_bytes)
-        with open(0, "rb", buffering=0) as stdin, memoryview(raw) as view:
-            at = 0
-            while at < header_bytes:
-                got = stdin.readinto(view[at:])
-                if not got:
-                    sys.exit(1)
-                at += got
-        try:
-            header = parse_header(raw, file_bytes=file_bytes)
-        except InvalidHeaderError as error:
-            message = str(error).encode("utf-8", "replace")
-            parts: tuple[bytes | memoryview, ...] = (_FRAME.pack(_INVALID, len(message), 0), message)
-        else:
-            assert isinstance(header.metadata, PackedMetadata)
-            table, metadata = header.tensors.to_bytes(), header.metadata.to_bytes()
-            kind = _TABLES
-            if len(metadata) > METADATA_BYTES:
-                kind, metadata = _TABLES_ALONE, PackedMetadata.pack({}).to_bytes()
-            parts = (_FRAME.pack(kind, len(table), len(metadata)), table, metadata)
-        with open(1, "wb", buffering=0) as stdout:
-            for part in parts:
-                _write_out(stdout, part)
-    except (MemoryError, BrokenPipeError):
-        # Not an orderly exit: with no memory left it could fail, and say so on the daemon's standard error.
-        os._exit(1)
-
-
-def _write_out(stdout: BinaryIO, part: bytes | memoryview) -> None:
-    view = memoryview(part)
-    while view:
-        view = view[stdout.write(view) :]
-
-
-def _limit_self() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then ends the child
-    try:
-        with open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")
-    except OSError:
-        pass  # no /proc, or not ours to write: the limits below still hold
-    for limit, value in (
-        (resource.RLIMIT_AS, CHILD_ADDRESS_BYTES),
-        (resource.RLIMIT_CPU, CHILD_SECONDS),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(limit)[1]
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        while at < len(view):
+            at += os.write(spool, view[at:])

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+import struct
+from array import array
+from collections.abc import Iterator
 
 import msgspec
 
-from .table import shown
+from .table import MAX_NAME_BYTES, Buffer, shown
 
 MAX_INDEX_BYTES = 32 * 1024 * 1024
 """Longest `*.index.json` that `parse_index` reads: room for some 300,000 tensors."""
+
+MAX_FILES = 2_000
+"""Files of one load, and so of one index."""
+
+MAX_FILE_NAMES_BYTES = 1024 * 1024
+"""Of all file names of one index together, which a load's manifest repeats."""
 
 
 class InvalidIndexError(ValueError):
@@ -24,11 +33,81 @@ _INDEX = msgspec.json.Decoder(_Index)
 _CLIMBS = re.compile(r"(?:^|/)\.\.(?:/|$)")
 
 
-def parse_index(raw: bytes) -> dict[str, tuple[str, ...]]:
-    """Reads a Hugging Face `*.index.json`: file name to its tensors' names, files by first appearance.
+class Index:
+    """Files by first appearance and, for each, its tensors' names. Immutable.
 
-    File names are relative to the index. Raises InvalidIndexError: longer than `MAX_INDEX_BYTES`, not an
-    object with a `weight_map` of strings, no tensor at all, or a file name that is empty, absolute, holds
+    Columns of one buffer, as in `table.TensorTable`: a million names cost one allocation and no objects.
+    """
+
+    # files, tensors, bytes of file names; then the columns in the order of `__init__`, then the names
+    _HEAD = struct.Struct("=3Q")
+
+    __slots__ = ("_buffer", "_name_ends", "_names", "_tensor_ends", "files")
+
+    def __init__(self, buffer: Buffer) -> None:
+        """Wraps `buffer` (kept, not copied; it must not change). Raises ValueError where it is no index."""
+        view = memoryview(buffer).toreadonly()
+        if len(view) < self._HEAD.size:
+            raise ValueError("not a packed index: too short")
+        files, tensors, file_names_bytes = self._HEAD.unpack_from(view)
+        at = self._HEAD.size
+        self._buffer = view
+        file_ends = view[at : (at := at + 4 * files)].cast("I")
+        self._tensor_ends = view[at : (at := at + 4 * files)].cast("I")
+        self._name_ends = view[at : (at := at + 4 * tensors)].cast("I")
+        file_names = view[at : (at := at + file_names_bytes)]
+        self._names = view[at:]
+        if len(self._name_ends) != tensors or (tensors and self._name_ends[-1] != len(self._names)):
+            raise ValueError("not a packed index: wrong length")
+        self.files: tuple[str, ...] = tuple(
+            str(file_names[file_ends[i - 1] if i else 0 : file_ends[i]], "utf-8") for i in range(files)
+        )
+
+    @classmethod
+    def pack(cls, files: dict[str, list[str]]) -> Index:
+        """Copies them."""
+        file_ends, tensor_ends, name_ends = array("I"), array("I"), array("I")
+        file_names, names = bytearray(), bytearray()
+        for file, tensors in files.items():
+            file_names += file.encode()
+            file_ends.append(len(file_names))
+            for tensor in tensors:
+                names += tensor.encode()
+                name_ends.append(len(names))
+            tensor_ends.append(len(name_ends))
+        head = cls._HEAD.pack(len(file_ends), len(name_ends), len(file_names))
+        return cls(b"".join((head, file_ends, tensor_ends, name_ends, file_names, names)))
+
+    def to_bytes(self) -> memoryview:
+        """For another process of this machine (native byte order). Not a copy."""
+        return self._buffer
+
+    @property
+    def size_bytes(self) -> int:
+        """What it costs to keep, its objects included."""
+        return len(self._buffer) + 1024 + sum(len(file) + 64 for file in self.files)
+
+    def tensor_count(self, file: int) -> int:
+        """Tensors of file number `file`."""
+        return self._tensor_ends[file] - self._first(file)
+
+    def names(self, file: int) -> Iterator[str]:
+        """Names of the tensors of file number `file`, as the index orders them."""
+        start = self._first(file)
+        at = self._name_ends[start - 1] if start else 0
+        for end in self._name_ends[start : self._tensor_ends[file]]:
+            yield str(self._names[at:end], "utf-8")
+            at = end
+
+    def _first(self, file: int) -> int:
+        return self._tensor_ends[file - 1] if file else 0
+
+
+def parse_index(raw: bytes | bytearray) -> Index:
+    """Reads a Hugging Face `*.index.json`. File names are relative to it.
+
+    Raises InvalidIndexError: longer than `MAX_INDEX_BYTES`, not an object with a `weight_map` of strings, no
+    tensor at all, more than `MAX_FILES` files, names too long, or a file name that is empty, absolute, holds
     NUL or climbs with `..`.
     """
     if len(raw) > MAX_INDEX_BYTES:
@@ -40,9 +119,20 @@ def parse_index(raw: bytes) -> dict[str, tuple[str, ...]]:
     if not weight_map:
         raise InvalidIndexError("the index names no tensor")
     files: dict[str, list[str]] = {}
+    file_names_bytes = 0
     for tensor, file in weight_map.items():
-        files.setdefault(file, []).append(tensor)
-    for file in files:
+        if len(tensor.encode()) > MAX_NAME_BYTES:
+            raise InvalidIndexError(f"tensor {shown(tensor)}: the name is longer than {MAX_NAME_BYTES} bytes")
+        if file in files:
+            files[file].append(tensor)
+            continue
         if not file or file.startswith("/") or "\0" in file or _CLIMBS.search(file):
             raise InvalidIndexError(f"the index names a file it must not name: {shown(file)}")
-    return {file: tuple(tensors) for file, tensors in files.items()}
+        file_names_bytes += len(file.encode())
+        if len(files) == MAX_FILES or file_names_bytes > MAX_FILE_NAMES_BYTES:
+            raise InvalidIndexError(
+                f"the index names more than {MAX_FILES} files, or files with names of more than "
+                f"{MAX_FILE_NAMES_BYTES} bytes together"
+            )
+        files[file] = [tensor]
+    return Index.pack(files)

@@ -9,6 +9,12 @@ from pathlib import Path
 OVERHEAD_BYTES = 256 << 20
 """Kept free for the interpreter, gRPC and buffers when the limit follows from the container's."""
 
+MAX_FILE_DESCRIPTORS = 65_536
+"""Of the files of all loads together, however many the system allows."""
+MOMENTARY_DESCRIPTORS = 256
+"""What is open for a moment, to list a directory or start a process, or for ever: the log, connections to
+S3."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryBound:
@@ -74,6 +80,19 @@ def raise_open_files() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def file_descriptors(*, slabs: int, sessions: int, connections: int) -> int:
+    """How many descriptors the files of checkpoints may take: what the limit of open files leaves beside
+    slabs (twice, as clients may hold some that were given up), sessions and connections (three each), all at
+    their most, and `MOMENTARY_DESCRIPTORS`. At least an eighth of the limit, since all of these are rarely at
+    their most.
+    """
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = 2 * slabs + min(sessions, limit // 4) + 3 * min(connections, limit // 12) + MOMENTARY_DESCRIPTORS
+    return min(MAX_FILE_DESCRIPTORS, max(limit // 8, limit - others))
 
 
 def shmem_huge_pages() -> str:

@@ -98,7 +98,7 @@ class Load(Admission):
             self._pieces = pieces = staged.pieces(checkpoint, selection)
             await self._hand_off(staged)
             await emit(await self._manifest(staged, checkpoint, selection, pieces))
-            await self._deliver(staged, pieces, selection.tensor_count, emit)
+            await self._deliver(staged, staged.tables(checkpoint), pieces, selection.tensor_count, emit)
             self.finished = True
             await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
         finally:
@@ -144,17 +144,22 @@ class Load(Admission):
         )
 
     async def _deliver(
-        self, staged: StagedCheckpoint, pieces: Sequence[Piece], tensor_count: int, emit: Emit
+        self,
+        staged: StagedCheckpoint,
+        tables: Sequence[TensorTable | None],
+        pieces: Sequence[Piece],
+        tensor_count: int,
+        emit: Emit,
     ) -> None:
         stage = staged.stage
         assert stage is not None
-        tables = staged.checkpoint.tables
         for index, piece in enumerate(pieces):
             self._awaited = piece.segment
             await staged.wait_ready(piece.segment, self)
             self._awaited = None
             segment = stage.segments[piece.segment]
             table = tables[segment.file]
+            assert table is not None
             start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])
             self._announced = index + 1
             await emit(

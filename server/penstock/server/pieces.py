@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from .plan import Indices, Segment, Selection
 
@@ -15,6 +16,29 @@ class Piece:
 
     segment: int
     tensors: Indices
+
+
+class WholePieces(Sequence[Piece]):
+    """All tensors of all segments, each piece made when it is asked for: every load of a stage has a list of
+    them."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    @overload
+    def __getitem__(self, index: int) -> Piece: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Piece]: ...
+
+    def __getitem__(self, index: int | slice) -> Piece | Sequence[Piece]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return Piece(number, self._segments[number].tensors)
 
 
 def cut(
@@ -29,19 +53,23 @@ def cut(
     `wanted_versions` those of the selection's files.
     """
     number_of = {version: number for number, version in enumerate(staged_versions)}
-    by_file: dict[int, list[int]] = {}
-    for index, segment in enumerate(segments):
-        by_file.setdefault(segment.file, []).append(index)
+    named = [pair for pair in zip(wanted_versions, selection.files, strict=True) if len(pair[1])]
+    if any(version not in number_of for version, _ in named):
+        return None
     pieces: list[Piece] = []
-    for version, wanted in zip(wanted_versions, selection.files, strict=True):
-        if not len(wanted):
-            continue
-        number = number_of.get(version)
-        found = None if number is None else _cut_file(segments, by_file.get(number, []), wanted)
+    for version, wanted in named:
+        number = number_of[version]
+        first = bisect_left(segments, number, key=_file)
+        found = _cut_file(segments, range(first, bisect_right(segments, number, first, key=_file)), wanted)
         if found is None:
             return None
         pieces += found
     return pieces
+
+
+def _file(segment: Segment) -> int:
+    """Segments are in the order of their files."""
+    return segment.file
 
 
 def _cut_file(segments: Sequence[Segment], indices: Sequence[int], wanted: Indices) -> list[Piece] | None:

@@ -8,7 +8,8 @@ A block is what one reader thread reads at once.
 How large a segment is: `SEGMENT_BYTES`, because smaller ones cost messages and larger ones make the
 client wait for its first tensor; at most a quarter of a window, so that while one segment is consumed
 three can be read; never less than one tensor, because a tensor is delivered whole. How many tensors it
-has: `SEGMENT_TENSORS`, so that the message that announces it stays small.
+has: `SEGMENT_TENSORS`, and so many as `SEGMENT_DESCRIPTION_BYTES` describe, so that the message that
+announces it stays small whatever the file says.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from .errors import TensorNotFoundError
@@ -26,6 +28,12 @@ from .table import TensorTable
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TENSORS = 4096
+SEGMENT_DESCRIPTION_BYTES = 512 << 10
+"""Most that describing the tensors of one segment takes, if it has more than one
+(`TensorTable.described_bytes`)."""
+SEGMENT_OBJECT_BYTES = 256
+"""What a segment takes in the daemon, its place in a stage's ring included. Measured: 230."""
+_RESERVED_SEGMENTS = 256
 GAP_BYTES = 128 << 10
 """Unselected bytes between two selected tensors that are read along rather than begin a new segment."""
 
@@ -33,7 +41,7 @@ Indices = range | array  # type: ignore[type-arg]
 """Ascending indices into a TensorTable; a range where they are consecutive."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Selection:
     """Which tensors of each file a load wants, in order of delivery."""
 
@@ -45,6 +53,10 @@ class Selection:
 
     def digest(self) -> str:
         """Equal for equal selections of the same files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         state = hashlib.sha256()
         for indices in self.files:
             if isinstance(indices, range):
@@ -76,7 +88,8 @@ def select(
     """All tensors, or those named, wherever they are, of those that are `delivered` at all. Raises
     TensorNotFoundError."""
     if delivered is None:
-        delivered = [range(len(table)) for table in tables]
+        ranges = {len(table): range(len(table)) for table in tables}  # one for a file that is named often
+        delivered = [ranges[len(table)] for table in tables]
     if names is None:
         return Selection(tuple(delivered))
     found = dict.fromkeys(names, False)
@@ -150,27 +163,39 @@ def span_bytes(start: int, end: int) -> int:
 
 
 def segments(
-    tables: Sequence[TensorTable], selection: Selection, *, target_bytes: int, target_tensors: int
+    tables: Sequence[TensorTable],
+    selection: Selection,
+    *,
+    target_bytes: int,
+    target_tensors: int,
+    reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """In order of delivery: by file, then by offset."""
+    """In order of delivery: by file, then by offset. `reserve` is told how many bytes they take, before they
+    do, and may raise: large tensors in a sparse file are a segment each, however many there are."""
     result: list[Segment] = []
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
-        if isinstance(indices, range):
-            result.extend(_dense(file, table, indices, target_bytes, target_tensors))
-        else:
-            result.extend(_sparse(file, table, indices, target_bytes, target_tensors))
+        cut = _dense if isinstance(indices, range) else _sparse
+        for segment in cut(file, table, indices, target_bytes, target_tensors):
+            if len(result) % _RESERVED_SEGMENTS == 0:
+                reserve((len(result) + _RESERVED_SEGMENTS) * SEGMENT_OBJECT_BYTES)
+            result.append(segment)
     return result
 
 
 def _dense(
-    file: int, table: TensorTable, indices: range, target_bytes: int, target_tensors: int
+    file: int, table: TensorTable, indices: Indices, target_bytes: int, target_tensors: int
 ) -> Iterator[Segment]:
     """Consecutive tensors are contiguous in the file (the format says so): bisect for where to cut."""
+    assert isinstance(indices, range)
     first = indices.start
     while first < indices.stop:
         start = table.start(first)
         last = bisect_right(range(len(table)), start + target_bytes, first, indices.stop, key=table.end)
         last = min(max(last, first + 1), first + target_tensors)
+        described = table.described_bytes(first) + SEGMENT_DESCRIPTION_BYTES
+        # The counts from first + 1 to last, of which the last one is too many where it does not fit.
+        fitting = bisect_right(range(last + 1), described, first + 1, last + 1, key=table.described_bytes) - 1
+        last = max(fitting, first + 1)
         yield Segment(file, start, table.end(last - 1), range(first, last))
         first = last
 
@@ -182,8 +207,10 @@ def _sparse(
     while first < len(indices):
         start, end = table.start(indices[first]), table.end(indices[first])
         last = first + 1
+        described = _described_bytes(table, indices[first])
         while (
             last < len(indices)
+            and (described := described + _described_bytes(table, indices[last])) <= SEGMENT_DESCRIPTION_BYTES
             and last - first < target_tensors
             and table.start(indices[last]) - end <= GAP_BYTES
             and table.end(indices[last]) - start <= target_bytes
@@ -192,6 +219,10 @@ def _sparse(
             last += 1
         yield Segment(file, start, end, indices[first:last])
         first = last
+
+
+def _described_bytes(table: TensorTable, index: int) -> int:
+    return table.described_bytes(index + 1) - table.described_bytes(index)
 
 
 def ring_pages(segments: Sequence[Segment]) -> list[int]:
@@ -214,14 +245,25 @@ def ring_bytes(segments: Sequence[Segment]) -> int:
 
 
 def segments_within(
-    tables: Sequence[TensorTable], selection: Selection, capacity_bytes: int
+    tables: Sequence[TensorTable],
+    selection: Selection,
+    capacity_bytes: int,
+    reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """As large as good for a full stage, if that fits; else for a window of that capacity."""
-    made = segments(tables, selection, target_bytes=SEGMENT_BYTES, target_tensors=SEGMENT_TENSORS)
+    """As large as good for a full stage, if that fits; else for a window of that capacity. `reserve` is as
+    for `segments`."""
+    made = segments(
+        tables,
+        selection,
+        target_bytes=SEGMENT_BYTES,
+        target_tensors=SEGMENT_TENSORS,
+        reserve=reserve,
+    )
     if ring_bytes(made) <= capacity_bytes:
         return made
+    made.clear()
     smaller = min(SEGMENT_BYTES, capacity_bytes // 4)
-    return segments(tables, selection, target_bytes=smaller, target_tensors=SEGMENT_TENSORS)
+    return segments(tables, selection, target_bytes=smaller, target_tensors=SEGMENT_TENSORS, reserve=reserve)
 
 
 def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:

@@ -22,12 +22,12 @@ def buffer_room(capacity_bytes: int, root: Path = _ROOT) -> int:
     beside_bytes = max(0, memory_bound(root).limit_bytes - capacity_bytes)
     # What the daemon may come to need for itself, but never what the limits leave no room for anyway.
     reserve_bytes = min(OVERHEAD_BYTES, beside_bytes) * 3 // 4 - own.get("RssAnon", 0)
-    left_bytes = min(_left_bytes(root))
-    room_bytes = left_bytes + own.get("RssShmem", 0) - max(0, reserve_bytes)
+    left = min(left_bytes(root))
+    room_bytes = left + own.get("RssShmem", 0) - max(0, reserve_bytes)
     return min(capacity_bytes, max(0, room_bytes))
 
 
-def _left_bytes(root: Path) -> Iterator[int]:
+def left_bytes(root: Path = _ROOT) -> Iterator[int]:
     """What the machine and each cgroup have left, page cache counted as free."""
     machine = proc_sizes(root / "proc/meminfo")
     yield machine.get("MemAvailable", machine["MemTotal"])

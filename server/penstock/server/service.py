@@ -334,20 +334,16 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         variant=event.variant,
         warnings=event.checkpoint.warnings,
     )
-    metadata_left = MAX_METADATA_BYTES
+    metadata_bytes = 0
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
-        added = message.files.add(
-            uri=file.uri, size_bytes=file.size_bytes, metadata_omitted=header.metadata_omitted
+        metadata_bytes += len(header.metadata.to_bytes())
+        omitted = header.metadata_omitted or metadata_bytes > MAX_METADATA_BYTES
+        message.files.add(
+            uri=file.uri,
+            size_bytes=file.size_bytes,
+            metadata={} if omitted else dict(header.metadata),
+            metadata_omitted=omitted,
         )
-        without = added.ByteSize()
-        # Bounded for each file where the header is read; a list of files has many.
-        added.metadata.update(header.metadata)
-        metadata_bytes = added.ByteSize() - without
-        if metadata_bytes > metadata_left:
-            added.ClearField("metadata")
-            added.metadata_omitted = True
-        else:
-            metadata_left -= metadata_bytes
     return pb.LoadResponse(manifest=message)
 
 

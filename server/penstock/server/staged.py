@@ -19,11 +19,12 @@ from . import plan
 from .catalog import Checkpoint
 from .errors import PenstockError, StagingExhaustedError
 from .filling import Filling
-from .pieces import Piece, cut
+from .pieces import Piece, WholePieces, cut
 from .plan import Selection
 from .reader import Dropped, ReaderPool
 from .slab import Slab
 from .stage import SegmentState, Stage
+from .table import TensorTable
 from .units import show_size
 
 _ids = itertools.count(1)
@@ -199,6 +200,9 @@ class StagedCheckpoint:
             on_block=self._on_block,
         )
         self.slabs, self.stage = slabs, stage
+        # Loads bring headers of their own: those of a stage that is warm for days would take room from
+        # others.
+        self.checkpoint = self.checkpoint.without_headers()
         for key in self.holders:
             self.stage.join(key, self.stage.segment_of(self._skipped[key]))
         self._update_hold_back()
@@ -271,14 +275,20 @@ class StagedCheckpoint:
 
     # ---- what consumers see ---------------------------------------------------------------------
 
-    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece]:
+    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[Piece]:
         """What a load of that selection gets, in order. Only when it `serves` it."""
         assert self.stage is not None
         if self._was_made_for(checkpoint, selection):
-            return [Piece(index, segment.tensors) for index, segment in enumerate(self.stage.segments)]
+            return WholePieces(self.stage.segments)
         pieces = self._pieces(checkpoint, selection)
         assert pieces is not None
         return pieces
+
+    def tables(self, checkpoint: Checkpoint) -> list[TensorTable | None]:
+        """Of each staged file, by the number that segments have it by, as a checkpoint that it `serves` says;
+        None where that has no such file."""
+        known = {file.version: table for file, table in zip(checkpoint.files, checkpoint.tables, strict=True)}
+        return [known.get(file.version) for file in self.checkpoint.files]
 
     async def wait_change(self) -> None:
         """Until anything about it is different."""

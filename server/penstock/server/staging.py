@@ -17,7 +17,7 @@ import os
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 
-from . import failure, plan
+from . import failure
 from .catalog import Checkpoint
 from .config import Config
 from .counts import Totals
@@ -335,8 +335,7 @@ class Staging:
             slabs = await taken
             segments = await loop.run_in_executor(
                 self._workers.of(os.geteuid() if staged.uid is None else staged.uid),
-                plan.segments_within,
-                staged.checkpoint.tables,
+                staged.checkpoint.segments_within,
                 staged.selection,
                 count * self.pool.slab_bytes,
             )

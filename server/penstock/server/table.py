@@ -45,6 +45,17 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 _DTYPES = tuple(DTYPE_BITS)
 DTYPE_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
+MAX_NAME_BYTES = 16 * 1024
+"""Longest name of a tensor, in UTF-8. No writer comes near: the longest names in use have some 200 bytes."""
+
+MAX_DIMS = 64
+"""Most dimensions of a tensor: what numpy can hold (its NPY_MAXDIMS), and torch's reductions (its
+dim_bitset_size). Models use at most 8."""
+
+DESCRIPTION_BYTES = 64
+"""What describing a tensor to a client takes, besides its name and its dimensions: dtype, offset and size."""
+_DIM_DESCRIPTION_BYTES = 10  # a varint of 64 bits
+
 U64_MAX = 2**64 - 1
 _SHOWN_CHARS = 200
 
@@ -134,6 +145,16 @@ class TensorTable:
     def shape(self, i: int) -> tuple[int, ...]:
         """The shape in elements, `()` for a scalar."""
         return tuple(self._dims[self._dim_ends[i - 1] if i else 0 : self._dim_ends[i]])
+
+    def described_bytes(self, count: int) -> int:
+        """At most so many bytes describe the first `count` tensors to a client: names, dtypes, shapes."""
+        if not count:
+            return 0
+        return (
+            DESCRIPTION_BYTES * count
+            + _DIM_DESCRIPTION_BYTES * self._dim_ends[count - 1]
+            + self._name_ends[count - 1]
+        )
 
     def extents(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         """`start` and `end` of each of the tensors `indices`."""

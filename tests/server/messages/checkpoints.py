@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from penstock.server import plan
-from penstock.server.catalog import MAX_FILES, MAX_SOURCES
-from penstock.server.index import MAX_INDEX_BYTES
+from penstock.server.catalog import MAX_SOURCES
+from penstock.server.index import MAX_FILES, MAX_INDEX_BYTES
 
 from ...error_rule import Example
 from ..support import checkpoint_bytes

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import AccessDeniedError
+from ..errors import AccessDeniedError, SourceUnavailableError
 
 
 def source_kind(uri: str) -> str:
@@ -37,6 +38,10 @@ class SourceFile(Protocol):
     def alignment(self) -> int:
         """Reads are fastest, or only possible without a copy, at multiples of this."""
 
+    give_up_at: float
+    """Of the monotonic clock: a read that has not ended by then raises SourceUnavailableError. Infinite but
+    while a header is read: of the reader threads, which read the rest, there are spares."""
+
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         """Fills the views with the bytes from `offset` on, as far as the file goes.
 
@@ -58,8 +63,13 @@ class Source(Protocol):
     def kind(self) -> str:
         """ "file" or "s3": what metrics call it."""
 
-    def workers(self, location: str) -> Executor:
-        """Runs what opens the file there and reads its header."""
+    descriptors_per_file: int
+    """What a file takes while it is open."""
+    patience_seconds: float
+    """How long opening a file and reading its header may wait for storage."""
+
+    def workers(self, location: str, uid: int) -> Executor:
+        """Runs what opens the file there and reads its header, for that user."""
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError. Does not block."""
@@ -103,22 +113,40 @@ class RetryLater(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Reads a file on a thread that may sleep until the rest can be asked for again."""
+    """Reads a file on a thread that may sleep until the rest can be asked for again, but not beyond
+    `give_up_at` of the monotonic clock. Raises SourceUnavailableError then."""
 
     file: SourceFile
+    give_up_at: float = math.inf
 
     @property
     def size_bytes(self) -> int:
         return self.file.size_bytes
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
-        while True:
-            try:
-                return self.file.read_into(offset, views)
-            except RetryLater as later:
-                views = without(views, later.reached - offset)
-                offset = later.reached
-                time.sleep(later.delay_seconds)
+        self.file.give_up_at = self.give_up_at
+        try:
+            while True:
+                try:
+                    return self.file.read_into(offset, views)
+                except RetryLater as later:
+                    if time.monotonic() + later.delay_seconds > self.give_up_at:
+                        raise too_slow(self.file.uri, later.reached) from None
+                    views = without(views, later.reached - offset)
+                    offset = later.reached
+                    time.sleep(later.delay_seconds)
+        finally:
+            self.file.give_up_at = math.inf
+
+
+def too_slow(uri: str, reached: int) -> SourceUnavailableError:
+    """Storage took longer than a read may take."""
+    return SourceUnavailableError(
+        f"{uri}: storage is too slow, as reading had only come to byte {reached} when its time was over; "
+        "check "
+        "whether it answers, and load it again",
+        file=uri,
+    )
 
 
 def without(views: Sequence[memoryview], count: int) -> list[memoryview]:

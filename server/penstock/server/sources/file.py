@@ -8,9 +8,11 @@ of the CPU and leaves the page cache alone; buffered where the file system refus
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import stat
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from urllib.parse import unquote, urlsplit
@@ -24,11 +26,13 @@ from ..errors import (
     InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
+    TooManyLoadsError,
 )
-from . import Access, without
+from . import Access, too_slow, without
 
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 _CACHE_HINT = (
     "the Hugging Face cache keeps files in `blobs` and links to them from `snapshots`: mount or "
@@ -38,15 +42,18 @@ _SHOWN_CHARACTERS = 200
 
 
 class FileSource:
-    """Paths and `file://` URIs. `workers` gives, for a path, what opens the file and reads its header."""
+    """Paths and `file://` URIs. `workers` gives, for a path and a uid, what opens the file and reads its
+    header."""
 
     kind = "file"
+    descriptors_per_file = 2  # one of them for direct I/O
 
-    def __init__(self, workers: Callable[[str], Executor]) -> None:
+    def __init__(self, workers: Callable[[str, int], Executor], *, patience_seconds: float = 60.0) -> None:
         self._workers = workers
+        self.patience_seconds = patience_seconds
 
-    def workers(self, location: str) -> Executor:
-        return self._workers(location)
+    def workers(self, location: str, uid: int) -> Executor:
+        return self._workers(location, uid)
 
     def location(self, source: str) -> str:
         return local_path(source)
@@ -79,6 +86,7 @@ class LocalFile:
     def __init__(self, path: str, fd: int) -> None:
         """Takes `fd` over, also when it raises."""
         self.uri = path
+        self.give_up_at = math.inf
         self._fd = fd
         self._direct_fd: int | None = None
         try:
@@ -188,13 +196,19 @@ class LocalFile:
             if aligned + count <= position:
                 break  # the end of the file, or of what can be read so
             position = aligned + count
+            self._check_time(position)
         return position
 
     def _read_once(self, fd: int, offset: int, position: int, views: Sequence[memoryview]) -> int:
         count = os.preadv(fd, without(views, position - offset), position)
         if count == 0:
             raise self._changed()
+        self._check_time(position + count)
         return count
+
+    def _check_time(self, position: int) -> None:
+        if time.monotonic() > self.give_up_at:
+            raise too_slow(self.uri, position)
 
     def _changed(self) -> CheckpointChangedError:
         return CheckpointChangedError(
@@ -207,7 +221,9 @@ def _open_direct(fd: int) -> int | None:
     not mounted, the file's mode changed since it was opened."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in _TOO_MANY:  # it would be slow for as long as it is open
+            raise
         return None
 
 
@@ -258,7 +274,11 @@ def _uri_path(source: str) -> str:
 
 def open_file(path: str, access: Access) -> LocalFile:
     """Opens a regular file that the caller may read. Raises a PenstockError that names it."""
-    return LocalFile(path, open_path(path, access, os.O_RDONLY))
+    fd = open_path(path, access, os.O_RDONLY)
+    try:
+        return LocalFile(path, fd)
+    except OSError as error:
+        raise _path_error(path, access, error) from error
 
 
 def open_path(path: str, access: Access, flags: int) -> int:
@@ -276,6 +296,8 @@ def list_directory(path: str, access: Access) -> list[str] | None:
     try:
         return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
     except OSError as error:
+        if error.errno in _TOO_MANY:
+            raise _too_many_files(path, error) from error
         raise SourceUnavailableError(
             f"{path} cannot be listed: {error.strerror}; check the file system", file=path
         ) from error
@@ -332,7 +354,7 @@ def _path_error(path: str, access: Access, error: OSError) -> PenstockError:
         return CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
     if error.errno == errno.ENAMETOOLONG:
         return CheckpointNotFoundError(f"{path[:200]}… is too long for a path; name a shorter one", file=path)
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if error.errno in _TOO_MANY:
         return _too_many_files(path, error)
     return SourceUnavailableError(
         f"{path} cannot be opened: {error.strerror}; check the file system", file=path
@@ -387,15 +409,15 @@ def _leads_nowhere(link: str, access: Access) -> bool:
     return False
 
 
-def _too_many_files(path: str, error: OSError) -> SourceUnavailableError:
+def _too_many_files(path: str, error: OSError) -> TooManyLoadsError:
     if error.errno == errno.ENFILE:
-        return SourceUnavailableError(
+        return TooManyLoadsError(
             f"{path} cannot be opened: the machine has as many files open as it allows; raise the sysctl "
             "fs.file-max",
             file=path,
         )
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return SourceUnavailableError(
+    return TooManyLoadsError(
         f"{path} cannot be opened: penstockd has as many files open as it may ({limit}), and needs two for "
         "each file of a load; raise the limit where it starts (ulimit -n, LimitNOFILE=), or load fewer files "
         "at a time",

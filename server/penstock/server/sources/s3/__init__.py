@@ -37,9 +37,15 @@ class S3Source:
     """`s3://` URIs. Makes no connection and reads no configuration before the first of them."""
 
     kind = "s3"
+    descriptors_per_file = 0  # connections are kept by `S3Settings.connections`
 
-    def __init__(self, settings: S3Settings, workers: Executor, on_retry: Callable[[str], None]) -> None:
-        """`on_retry` is told the reason of whatever is tried again, by one thread at a time."""
+    def __init__(
+        self, settings: S3Settings, workers: Callable[[int], Executor], on_retry: Callable[[str], None]
+    ) -> None:
+        """`workers` gives, for a uid, what opens objects and reads their headers. `on_retry` is told the
+        reason of whatever is tried again, by one thread at a time."""
+        # Requests end by themselves, when `retries` of them have failed in a row.
+        self.patience_seconds = max(600.0, 2 * settings.retries * settings.timeout_seconds)
         self._workers = workers
         self._on_retry = on_retry
         self._settings = settings
@@ -48,8 +54,8 @@ class S3Source:
         self._known: OrderedDict[str, None] = OrderedDict()
         """Objects opened lately: of these the headers are probably kept, and a HEAD request is enough."""
 
-    def workers(self, location: str) -> Executor:
-        return self._workers
+    def workers(self, location: str, uid: int) -> Executor:
+        return self._workers(uid)
 
     def location(self, source: str) -> str:
         return parse(source).uri

@@ -6,6 +6,7 @@ versions are never mixed, whether or not the store honours the condition.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,7 @@ class S3File:
     def __init__(self, requests: Requests, location: Location, state: ObjectState, first: bytes) -> None:
         """`first` are its first bytes, or nothing; they are kept until they are read."""
         self.uri = location.uri
+        self.give_up_at = math.inf
         self.size_bytes = state.size_bytes
         self.version = (
             f"s3:{self.uri}:{state.etag}:{state.version_id}:{state.last_modified}:{state.size_bytes}"

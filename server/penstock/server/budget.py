@@ -1,0 +1,107 @@
+"""Bytes of the daemon's memory that the contents of files may take, shared by users.
+
+A `Charge` is taken before memory is spent, and belongs to whatever is kept in that memory: it gives its bytes
+back when nothing refers to it any more. So memory that something still holds is never counted as free, on
+whichever way a load ends.
+
+A load that finds no room is refused, not queued. Tables are held as long as loads run, which may be hours,
+and a load that waits for a table while it holds others could wait for a load that waits for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from .errors import CheckpointInvalidError, TooManyLoadsError
+from .limits import is_privileged, user_share
+from .quota import RESERVED_PART, Quota
+from .units import show_size
+
+
+class Budget:
+    """`total_bytes` for all users. Every thread may use it."""
+
+    def __init__(
+        self, total_bytes: int, *, make_room: Callable[[int], None] = lambda used_bytes: None
+    ) -> None:
+        """`make_room` is told how much is in use, whenever that has grown: what is only cached has to fit
+        beside it."""
+        self.total_bytes = total_bytes
+        self._quota = Quota(total_bytes)
+        self._make_room = make_room
+        self._returned: deque[tuple[int, int]] = deque()
+
+    @property
+    def used_bytes(self) -> int:
+        """By all users together."""
+        self._collect()
+        return self._quota.used
+
+    def most_bytes(self, uid: int) -> int:
+        """What one user may have when there is no other."""
+        reserve = self.total_bytes // RESERVED_PART
+        return self.total_bytes if is_privileged(uid) else user_share(self.total_bytes - reserve)
+
+    def charge(self, uid: int, size_bytes: int = 0) -> Charge:
+        """A charge to that user. Raises as `Charge.resize` does."""
+        charge = Charge(self, uid)
+        charge.resize(size_bytes)
+        return charge
+
+    def _take(self, uid: int, size_bytes: int, held_bytes: int) -> None:
+        self._collect()
+        if self._quota.take(uid, size_bytes):
+            self._make_room(self._quota.used)
+            return
+        if held_bytes + size_bytes > self.most_bytes(uid):
+            raise CheckpointInvalidError(
+                f"headers, indexes and plans take {show_size(held_bytes + size_bytes)} of penstockd's "
+                "memory, more "
+                "than "
+                f"the {show_size(self.most_bytes(uid))} that one user may have; load fewer files at a time"
+            )
+        raise TooManyLoadsError(
+            f"headers, indexes and plans need {show_size(size_bytes)} more of penstockd's memory, and "
+            f"{show_size(self._quota.left(uid))} are left for uid {uid}: the loads of this user take "
+            f"{show_size(self._quota.used_by(uid))}, all loads {show_size(self._quota.used)} of "
+            f"{show_size(self.total_bytes)}; try again when other loads have ended"
+        )
+
+    def _give_back(self, uid: int, size_bytes: int) -> None:
+        # Takes no lock: a charge may end wherever Python frees an object, and so also within `Quota`.
+        self._returned.append((uid, size_bytes))
+
+    def _collect(self) -> None:
+        while self._returned:
+            try:
+                uid, size_bytes = self._returned.popleft()
+            except IndexError:  # another thread was faster
+                return
+            self._quota.give_back(uid, size_bytes)
+
+
+class Charge:
+    """Bytes of a budget, until nothing refers to it. Used by one thread at a time."""
+
+    __slots__ = ("__weakref__", "_budget", "_uid", "size_bytes")
+
+    def __init__(self, budget: Budget, uid: int) -> None:
+        """Of no bytes at first."""
+        self._budget = budget
+        self._uid = uid
+        self.size_bytes = 0
+
+    def resize(self, size_bytes: int) -> None:
+        """To be called before the memory is spent. Raises, and changes nothing: TooManyLoadsError while
+        others hold what is missing, CheckpointInvalidError if the user can never have so much."""
+        more_bytes = size_bytes - self.size_bytes
+        if more_bytes > 0:
+            self._budget._take(self._uid, more_bytes, self.size_bytes)
+        elif more_bytes < 0:
+            self._budget._give_back(self._uid, -more_bytes)
+        self.size_bytes = size_bytes
+
+    def __del__(self) -> None:
+        if self.size_bytes:
+            self._budget._give_back(self._uid, self.size_bytes)
