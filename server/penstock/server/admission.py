@@ -20,6 +20,7 @@ from .errors import CheckpointChangedError, InvalidRequestError
 from .plan import Selection
 from .sharing import Group
 from .sources import Access, source_kind
+from .sources.identity import continues
 from .staged import Holder, StagedCheckpoint
 from .staging import Staging
 from .table import TensorTable
@@ -164,7 +165,7 @@ class Admission:
             raise
         finally:
             del resolving  # or an error and this frame would keep each other, and a header, until gc comes
-        if request.expect_version and request.expect_version != checkpoint.version:
+        if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
                 f"{', '.join(request.sources[:3])} changed since the load to be resumed began; load it again"

@@ -20,6 +20,8 @@ from .errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequ
 from .header import read_header
 from .index import MAX_INDEX_BYTES, InvalidIndexError, parse_index
 from .sources import Access, Patient, Source, SourceFile, join, parent
+from .sources.identity import Place
+from .statx import root_mount
 from .table import Header, TensorTable
 from .units import show_size
 
@@ -49,11 +51,14 @@ class Checkpoint:
 
     @cached_property
     def version(self) -> str:
-        """Identifies the bytes: of every file where it is and which version."""
+        """Identifies the bytes: of every file where it is and which version, and the mounts behind them. To
+        be compared by `continues` with one of another daemon."""
         state = hashlib.sha256()
         for file in self.files:
-            state.update(f"{file.uri}\0{file.version}\0".encode())
-        return state.hexdigest()[:32]
+            state.update(f"{file.uri}\0{file.portable_version}\0".encode())
+        root = root_mount()
+        place = Place.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
+        return f"{state.hexdigest()[:32]}{place}"
 
     def close(self) -> None:
         for file in self.files:
