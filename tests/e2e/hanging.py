@@ -1,9 +1,10 @@
 """penstockd, of which a part hangs for real until somebody opens the pipe's other end.
 
-    hanging.py PIPE start|loop|readers|shm FLAGS...
+    hanging.py PIPE PART FLAGS...
 
 `start`: the event loop, before the first client is served. `loop`: the event loop, at SIGUSR1. `readers`:
-every read of a file. `shm`: whatever opens a path in /dev/shm, a mount of its own.
+every read of a file by a reader thread. `open`, `list`, `stat`, `read`: whoever does that in /dev/shm, a
+mount of its own. `no-spares`: the same as `read`, and no more threads can be started for readers.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from penstock.server import daemon, handoff, log
+from penstock.server import daemon, handoff, log, reader, statx
 from penstock.server.config import load_config
 from penstock.server.limits import memory_bound
-from penstock.server.sources import file
+from penstock.server.sources import file, paths
 
 
 def hang(pipe: str) -> None:
@@ -38,13 +39,20 @@ def hanging_first(call: Callable[..., Any], pipe: str, threads: str) -> Callable
     return wrapped
 
 
-def hanging_in(directory: str, call: Callable[..., int], pipe: str) -> Callable[..., int]:
-    """`call`, which hangs first for paths in `directory`."""
+def in_shm(subject: object) -> bool:
+    """Whether a path, a descriptor or an open file is of /dev/shm."""
+    if isinstance(subject, int):
+        subject = os.readlink(f"/proc/self/fd/{subject}")
+    return str(getattr(subject, "uri", subject)).startswith("/dev/shm/")
 
-    def wrapped(path: str, *arguments: Any) -> int:
-        if path.startswith(directory):
+
+def hanging_in_shm(call: Callable[..., Any], pipe: str) -> Callable[..., Any]:
+    """`call`, which hangs first where its first argument is in /dev/shm."""
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if in_shm(arguments[0]):
             hang(pipe)
-        return call(path, *arguments)
+        return call(*arguments, **named)
 
     return wrapped
 
@@ -56,10 +64,19 @@ async def serve(pipe: str, part: str, flags: list[str]) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, hang, pipe)
     elif part == "start":
         handoff.HandoffServer.start = hanging_first(handoff.HandoffServer.start, pipe, "Main")  # type: ignore[method-assign]
-    elif part == "shm":
-        file.open_path = hanging_in("/dev/shm/", file.open_path, pipe)
+    elif part == "open":
+        paths.open_path = hanging_in_shm(paths.open_path, pipe)
+    elif part == "list":
+        os.listdir = hanging_in_shm(os.listdir, pipe)
+    elif part == "stat":
+        statx.file_status = hanging_in_shm(statx.file_status, pipe)
+    elif part in ("read", "no-spares"):
+        file.LocalFile._read_cached = hanging_in_shm(file.LocalFile._read_cached, pipe)  # type: ignore[method-assign]
     else:
-        file.LocalFile.read_into = hanging_first(file.LocalFile.read_into, pipe, "reader-")  # type: ignore[method-assign]
+        assert part == "readers"
+        file.LocalFile._read_cached = hanging_first(file.LocalFile._read_cached, pipe, "reader-")  # type: ignore[method-assign]
+    if part == "no-spares":
+        reader.ReaderPool._add_spares = lambda self: None  # type: ignore[method-assign]
     await daemon.serve(config)
 
 

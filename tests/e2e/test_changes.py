@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 
 from penstock.client import errors
 
+from .conftest import StartDaemon
 from .programs import digest
-from .support import DaemonProcess, random_tensors, running_daemon, same, write_checkpoint
+from .support import DaemonProcess, RawLoad, random_tensors, running_daemon, same, write_checkpoint
 
 MIB = 1 << 20
 OLD, NEW = random_tensors(40, MIB // 4), random_tensors(40, MIB // 4, seed=7)
@@ -72,7 +75,61 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-CHANGES = (truncate, truncate_to_nothing, append, overwrite, overwrite_the_end, touch)
+def time_put_back(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """`write`, after which the file has its old mtime again."""
+
+    def write_and_put_back(path: Path) -> None:
+        before = path.stat()
+        write(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    write_and_put_back.__name__ = f"{write.__name__}_with_the_time_put_back"
+    return write_and_put_back
+
+
+def copy_over(path: Path) -> None:
+    """With times, owner and another mode, as `cp -p` does."""
+    other = write_checkpoint(path.with_name("other"), NEW)
+    before = path.stat()
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.chmod(0o640)
+    subprocess.run(["cp", "-p", other, path], check=True)
+
+
+def through_a_mapping(path: Path) -> None:
+    new = write_checkpoint(path.with_name("other"), NEW).read_bytes()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[:] = new
+
+
+def punch_a_hole(path: Path) -> None:
+    size = path.stat().st_size // 4096 * 4096
+    subprocess.run(["fallocate", "--punch-hole", "-o", "4096", "-l", str(size - 4096), path], check=True)
+
+
+def cut_and_extend(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, 4096)
+    os.truncate(path, size)
+
+
+def write_through_a_link(path: Path) -> None:
+    other = path.with_name("link")
+    os.link(path, other)
+    time_put_back(overwrite)(other)
+
+
+WRITES = (overwrite, overwrite_the_end, through_a_mapping, punch_a_hole, cut_and_extend)
+CHANGES = (
+    truncate,
+    truncate_to_nothing,
+    append,
+    touch,
+    copy_over,
+    write_through_a_link,
+    *WRITES,
+    *map(time_put_back, WRITES),
+)
 
 
 @pytest.mark.parametrize("owned", [True, False])
@@ -91,6 +148,30 @@ def test_a_file_changed_in_mid_stream_fails_the_load_and_never_yields_a_wrong_te
             found.extend((name, digest(tensor)) for name, tensor in iterator)
     assert len(found) < len(OLD) - 1
     assert all(known == digest(OLD[name]) for name, known in found)
+
+
+def link(path: Path) -> None:
+    os.link(path, path.with_name("link"))
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("renamed"))
+
+
+def chmod(path: Path) -> None:
+    path.chmod(path.stat().st_mode ^ 0o040)
+
+
+@pytest.mark.parametrize("change", [link, rename, chmod])
+def test_what_touches_no_byte_in_mid_stream_disturbs_nothing(
+    change: Callable[[Path], None], daemon: DaemonProcess, path: Path
+) -> None:
+    with daemon.client().load(path, memory_limit="4MiB") as load:
+        iterator = iter(load)
+        found = [next(iterator)]
+        change(path)
+        found += iterator
+    same(found, OLD)
 
 
 @pytest.mark.parametrize("change", [replace, remove])
@@ -155,6 +236,21 @@ def test_holders_of_the_old_bytes_keep_them(daemon: DaemonProcess, path: Path) -
             list(iterator)
     same(state.items(), OLD)
     del state
+
+
+@pytest.mark.usefixtures("root")
+def test_a_load_goes_on_at_a_daemon_in_another_mount_namespace(start_daemon: StartDaemon, path: Path) -> None:
+    """As a new container is: it sees the same files through mounts of its own."""
+    versions: list[str] = []
+    for wrapper in ((), ("unshare", "--mount", "--propagation", "private")):
+        other = start_daemon("--memory-limit", "16MiB", wrapper=wrapper)
+        expected = {"expect_version": versions[0]} if versions else {}
+        with RawLoad(other, path, memory_limit_bytes=4 << 20, **expected) as load:
+            versions.append(load.next("manifest").version)
+            load.finish()
+        other.wait_idle()
+        assert other.terminate() == 0
+    assert versions[0] != versions[1]
 
 
 def test_a_load_opened_after_the_change_sees_only_the_new_bytes(daemon: DaemonProcess, path: Path) -> None:

@@ -10,13 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from penstock.client import errors
+from penstock.client import StreamerClient
 
 from .conftest import StartDaemon
 from .support import HERE, DaemonProcess, random_tensors, same, wait_until, write_checkpoint
@@ -188,83 +190,116 @@ def test_an_event_loop_that_hangs_is_noticed_and_so_is_its_recovery(
     wait_until(lambda: " recovered part=loop" in daemon.log(), "the log to tell of the recovery")
 
 
-def test_readers_that_all_hang_are_noticed_and_so_is_their_recovery(
+@contextlib.contextmanager
+def in_shm(tensors: dict[str, torch.Tensor]) -> Iterator[Path]:
+    """A directory of another mount, with a checkpoint."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="penstock-") as directory:
+        write_checkpoint(Path(directory) / "m.safetensors", tensors)
+        yield Path(directory)
+
+
+class Loads:
+    """Loads on threads, of which each may hang."""
+
+    def __init__(self, client: StreamerClient, source: Path, count: int) -> None:
+        self.found: list[dict[str, torch.Tensor]] = []
+        self._threads = [threading.Thread(target=self._load, args=(client, source)) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _load(self, client: StreamerClient, source: Path) -> None:
+        self.found.append(client.load_state_dict(source))
+
+    def wait(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+def test_readers_that_all_hang_on_one_mount_are_told_and_the_daemon_lives(
     pipe: Pipe, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     tensors = random_tensors(4, MIB // 2)
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)
     flags = (*STALL, "--concurrency", "2", "--block-size", "1MiB")
     daemon = start_daemon(*flags, program=pipe.program("readers"))
-    results: list[dict[str, torch.Tensor]] = []
-
-    def load() -> None:
-        results.append(client.load_state_dict(path))
-
     with daemon.client() as client:
-        loading = threading.Thread(target=load)
-        loading.start()
-        wait_until(lambda: b"storage does not answer" in daemon.http("/healthz")[1], "the hang to be noticed")
-        assert codes(daemon) == (503, 503)
-        wait_until(lambda: stalled(daemon) == {"loop": 0, "readers": 1}, "the metrics to tell of it")
-        wait_until(lambda: probe(daemon, "--live") == 1, "gRPC to tell of it")
-        assert probe(daemon, "--live", says="hangs: every reader has been in one read for 0.5 s") == 1
-        assert probe(daemon, says="is not ready: every reader") == 1
+        loads = Loads(client, path, 1)
+        wait_until(lambda: daemon.status().get("hung_mounts"), "the hang to be told")
+        (hung,) = daemon.status()["hung_mounts"]
+        assert (Path(hung["mount_point"]).is_mount(), hung["threads"]) == (True, 2)
+        assert hung["seconds"] > 0.5
+        wait_until(lambda: codes(daemon) == (200, 200), "HTTP to say that the daemon lives")
+        wait_until(lambda: probe(daemon) == 0, "gRPC to say that the daemon lives")
         status = daemon.status()
-        assert (status["readers"]["stalled"], status["health"]["live"]) == (2, False)
+        assert (status["readers"]["stalled"], status["health"]["live"]) == (2, True)
         assert [load["waits_for"] for load in status["loads"]] == ["storage"]
         keep = pipe.stay_open()
-        loading.join()
-        wait_until(lambda: codes(daemon) == (200, 200), "the recovery to be noticed")
-        wait_until(lambda: probe(daemon) == 0, "gRPC to tell of it")
+        loads.wait()
+        wait_until(lambda: not daemon.status().get("hung_mounts"), "the recovery to be noticed")
         os.close(keep)
-        same(results.pop().items(), tensors)
+        same(loads.found.pop().items(), tensors)
+    gc.collect()
+    wait_until(lambda: " mount hangs mount=" in daemon.log(), "the log to tell of the hang")
+    wait_until(lambda: " mount answers again mount=" in daemon.log(), "the log to tell of the recovery")
+
+
+def test_without_a_thread_for_what_can_be_read_the_daemon_hangs(
+    pipe: Pipe, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """All readers hang on one mount, the pids limit lets no other take their place, and a load comes from
+    elsewhere."""
+    tensors = random_tensors(12, MIB // 4)
+    small = random_tensors(2, MIB // 4, seed=1)
+    path = write_checkpoint(tmp_path / "m.safetensors", small)
+    flags = (*STALL, "--concurrency", "2", "--block-size", "1MiB")
+    daemon = start_daemon(*flags, program=pipe.program("no-spares"))
+    keep = pipe.stay_open()
+    with in_shm(tensors) as directory, daemon.client() as client:
+        source = directory / "m.safetensors"
+        with client.load(source, memory_limit="6MiB") as load:
+            iterator = iter(load)
+            found = [next(iterator)]
+            os.close(keep)
+            hung = threading.Thread(target=lambda: found.extend(iterator))
+            hung.start()
+            wait_until(lambda: daemon.status().get("hung_mounts"), "the hang to be told")
+            wait_until(lambda: codes(daemon) == (200, 200), "the daemon to live while nothing else waits")
+            loads = Loads(client, path, 1)
+            wait_until(lambda: codes(daemon) == (503, 503), "the daemon to be known to hang")
+            assert b"no reader is left for what waits" in daemon.http("/healthz")[1]
+            assert stalled(daemon) == {"loop": 0, "readers": 1}
+            wait_until(lambda: probe(daemon, "--live") == 1, "gRPC to tell of it")
+            keep = pipe.stay_open()
+            hung.join()
+            loads.wait()
+            wait_until(lambda: codes(daemon) == (200, 200), "the recovery to be noticed")
+            os.close(keep)
+        same(loads.found.pop().items(), small)
+        same(found, tensors)
+        found.clear()
     gc.collect()
     assert " stalled part=readers" in daemon.log()
 
 
-def test_one_reader_that_hangs_is_told_but_the_daemon_lives(
-    pipe: Pipe, start_daemon: StartDaemon, tmp_path: Path
-) -> None:
-    tensors = random_tensors(1, 1000)
-    path = write_checkpoint(tmp_path / "m.safetensors", tensors)
-    daemon = start_daemon(*STALL, "--concurrency", "2", program=pipe.program("readers"))
-    with daemon.client() as client:
-        loading = threading.Thread(target=client.load_state_dict, args=(path,))
-        loading.start()
-        wait_until(lambda: stalled(daemon)["readers"], "the hang to be noticed")
-        wait_until(lambda: codes(daemon) == (200, 200), "HTTP to say that the daemon lives")
-        wait_until(lambda: probe(daemon) == 0, "gRPC to say that the daemon lives")
-        pipe.let_go()
-        loading.join()
-    gc.collect()
-
-
+@pytest.mark.parametrize("part", ["open", "list", "stat", "read"])
 def test_a_mount_that_hangs_holds_up_only_loads_from_it(
-    pipe: Pipe, start_daemon: StartDaemon, tmp_path: Path
+    part: str, pipe: Pipe, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
+    """`tests/attacks/test_mounts_hang.py` does it with a real file system, which needs root."""
     tensors = random_tensors(4, 1000)
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)
-    daemon = start_daemon("--memory-limit", "16MiB", program=pipe.program("shm"))
-    failures: list[Exception] = []
-
-    def load_from_the_other_mount() -> None:
-        try:
-            client.load_state_dict("/dev/shm/penstock-not-there.safetensors")
-        except errors.CheckpointNotFoundError as error:
-            failures.append(error)
-
-    with daemon.client() as client:
-        loading = [threading.Thread(target=load_from_the_other_mount) for _ in range(24)]
-        for thread in loading:
-            thread.start()
+    daemon = start_daemon("--memory-limit", "16MiB", program=pipe.program(part))
+    with in_shm(tensors) as directory, daemon.client() as client:
+        loads = Loads(client, directory, 24)
         wait_until(lambda: len(daemon.status()["loads"]) == 24, "all to be under way")
         same(client.load_state_dict(path).items(), tensors)
         assert len(daemon.status()["loads"]) == 24
         keep = pipe.stay_open()
-        for thread in loading:
-            thread.join()
+        loads.wait()
         os.close(keep)
-    assert len(failures) == 24
+        for found in loads.found:
+            same(found.items(), tensors)
+        loads.found.clear()
     gc.collect()
 
 

@@ -47,6 +47,11 @@ class GatedFile:
         self._file = file
         self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
         self.kind, self.alignment, self.give_up_at = file.kind, file.alignment, file.give_up_at
+        self.portable_version, self.mount, self.mount_point = (
+            file.portable_version,
+            file.mount,
+            file.mount_point,
+        )
         self.gate = threading.Event()
         self.reads = 0
         self.read_bytes = 0
@@ -65,6 +70,9 @@ class GatedFile:
 
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
+
+    def unmounted(self) -> bool:
+        return self._file.unmounted()
 
     def close(self) -> None:
         self._file.close()
@@ -219,7 +227,7 @@ class Bench:
     async def close(self) -> None:
         def emptied() -> bool:
             self.staging.evict(lambda staged: True)
-            return not self.staging.stages
+            return not self.staging.stages and not self.staging.usage().stuck_bytes
 
         await until(emptied)
         await turns()

@@ -21,7 +21,8 @@ from penstock.server.errors import (
 )
 from penstock.server.keep import CACHED_BYTES
 from penstock.server.sources import Access
-from penstock.server.sources.file import FileSource, local_path
+from penstock.server.sources.file import FileSource
+from penstock.server.sources.paths import local_path
 
 from .support import ROOT, more_fds, no_objects, open_fds, wait_for_tick, write_checkpoint
 

@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.server import linux
+from penstock.server import linux, statx
 from penstock.server.errors import (
     CheckpointChangedError,
     SourceUnavailableError,
 )
-from penstock.server.sources.file import LocalFile, open_file
+from penstock.server.sources.file import FileContext, LocalFile, open_file
+from penstock.server.sources.watches import Watches
 
 from .support import MIB, ROOT, more_fds, open_fds, wait_for_tick
 
@@ -38,6 +39,14 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
         yield Path(path)
+
+
+@pytest.fixture
+def context() -> Iterator[FileContext]:
+    """As the daemon has it: the kernel tells of writes."""
+    watches = Watches()
+    yield FileContext(watches=watches)
+    watches.close()
 
 
 @pytest.fixture(autouse=True)
@@ -180,13 +189,23 @@ def test_the_status_of_a_file_is_asked_of_its_server(tmp_path: Path) -> None:
     path = write_cold(tmp_path / "f", CONTENT)
     fd = os.open(path, os.O_RDONLY)
     try:
-        assert linux.fresh_status(fd) == os.fstat(fd)
+        said, known = statx.file_status(fd), os.fstat(fd)
+        assert (said.mode, said.links, said.uid, said.gid) == (
+            known.st_mode,
+            known.st_nlink,
+            known.st_uid,
+            known.st_gid,
+        )
+        assert os.makedev(*said.device) == known.st_dev
+        assert (said.inode, said.size_bytes) == (known.st_ino, known.st_size)
+        assert (said.mtime_ns, said.ctime_ns) == (known.st_mtime_ns, known.st_ctime_ns)
+        assert said.mount.id
         path.write_bytes(b"shorter")
-        assert linux.fresh_status(fd).st_size == 7
+        assert statx.file_status(fd).size_bytes == 7
     finally:
         os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        linux.fresh_status(fd)
+        statx.file_status(fd)
 
 
 READ_FROM_AN_OVERLAY = """
@@ -303,15 +322,118 @@ def test_a_file_that_is_written_to_has_changed(directory: Path) -> None:
     ids=["chmod", "rename", "unlink", "replace", "link"],
 )
 def test_what_does_not_touch_the_bytes_does_not_disturb_a_read(
-    directory: Path, change: Callable[[Path], object]
+    directory: Path, change: Callable[[Path], object], context: FileContext
 ) -> None:
     path = write_cold(directory / "f", CONTENT)
-    file = open_file(str(path), ROOT)
+    file = open_file(str(path), ROOT, context)
     try:
         assert read(file, 0, 100_000) == CONTENT[:100_000]
         change(path)
         assert read(file, 100_000, len(CONTENT)) == CONTENT[100_000:]
         file.check_unchanged()
+    finally:
+        file.close()
+
+
+def through_a_mapping(path: Path) -> None:
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[100] ^= 1
+
+
+def punch_a_hole(path: Path) -> None:
+    subprocess.run(["fallocate", "--punch-hole", "-o", "0", "-l", "4096", path], check=True)
+
+
+def write_in_place(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(b"X")
+
+
+def cut_and_extend(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, 1)
+    os.truncate(path, size)
+
+
+def copy_over(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(CONTENT[::-1])
+    other.chmod(0o600)  # which the copy gets too
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    subprocess.run(["cp", "-p", other, path], check=True)
+
+
+WRITES = [write_in_place, punch_a_hole, cut_and_extend, through_a_mapping, copy_over]
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_whose_time_is_put_back_is_a_change(
+    directory: Path, write: Callable[[Path], None], watched: bool, context: FileContext
+) -> None:
+    path = write_warm(directory / "f", CONTENT)
+    file = open_file(str(path), ROOT, context if watched else None)
+    try:
+        file.check_unchanged()
+        before = path.stat()
+        write(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(CheckpointChangedError, match=re.escape(str(path))):
+            file.check_unchanged()
+        with pytest.raises(CheckpointChangedError):
+            file.check_unchanged()
+    finally:
+        file.close()
+
+
+@pytest.mark.parametrize(
+    "cover",
+    [lambda path: os.link(path, f"{path}-linked"), lambda path: path.chmod(0o600)],
+    ids=["link", "chmod"],
+)
+@pytest.mark.parametrize("write", [write_in_place, punch_a_hole, cut_and_extend])
+def test_a_write_is_a_change_though_a_link_or_a_chmod_would_explain_its_ctime(
+    directory: Path,
+    write: Callable[[Path], None],
+    cover: Callable[[Path], object],
+    context: FileContext,
+) -> None:
+    path = write_warm(directory / "f", CONTENT)
+    file = open_file(str(path), ROOT, context)
+    try:
+        before = path.stat()
+        write(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        cover(path)
+        with pytest.raises(CheckpointChangedError, match="was written to"):
+            file.check_unchanged()
+    finally:
+        file.close()
+
+
+def test_a_reflink_onto_a_file_is_a_change(tmp_path: Path, context: FileContext) -> None:
+    path, other = write_warm(tmp_path / "f", CONTENT), write_warm(tmp_path / "other", CONTENT[::-1])
+    file = open_file(str(path), ROOT, context)
+    try:
+        before = path.stat()
+        done = subprocess.run(["cp", "--reflink=always", other, path], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"this file system shares no blocks: {done.stderr}")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(CheckpointChangedError):
+            file.check_unchanged()
+    finally:
+        file.close()
+
+
+def test_a_chmod_that_nobody_watched_counts_as_a_change(directory: Path) -> None:
+    """`cp -p` onto the file looks the same."""
+    path = write_warm(directory / "f", CONTENT)
+    file = open_file(str(path), ROOT)
+    try:
+        path.chmod(0o600)
+        with pytest.raises(CheckpointChangedError, match="its change time moved"):
+            file.check_unchanged()
     finally:
         file.close()
 

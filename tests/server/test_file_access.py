@@ -16,7 +16,8 @@ from penstock.server.errors import (
     PenstockError,
 )
 from penstock.server.sources import Access
-from penstock.server.sources.file import list_directory, open_file, open_path
+from penstock.server.sources.file import open_file
+from penstock.server.sources.paths import list_directory, open_path
 
 from .support import ROOT, more_fds, open_fds
 

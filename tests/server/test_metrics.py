@@ -14,9 +14,21 @@ from penstock.server.metrics import METRICS, Exposition, Gauges, Metric
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def scrape(totals: Totals, *, stalled: set[str] | None = None, gauges: Gauges | None = None) -> Series:
+def scrape(
+    totals: Totals,
+    *,
+    stalled: set[str] | None = None,
+    gauges: Gauges | None = None,
+    hung: dict[str, int] | None = None,
+) -> Series:
     exposition = Exposition(totals, "1.2.3")
-    text = exposition.render("text/plain", gauges or Gauges(), ready=not stalled, stalled=stalled or set())
+    text = exposition.render(
+        "text/plain",
+        gauges or Gauges(),
+        ready=not stalled,
+        stalled=stalled or set(),
+        hung=hung or {},
+    )
     families = text_string_to_metric_families(text.decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -92,3 +104,9 @@ def test_a_value_counts_below_the_first_bound_that_it_does_not_exceed() -> None:
     for value in (0, 0.5, 0.75, 1, 11):
         seconds.observe(value)
     assert seconds.cumulated() == ([2, 4, 4, 5], 13.25)
+
+
+def test_mounts_that_hang_are_counted_and_not_named() -> None:
+    series = scrape(Totals(), hung={"/models": 16, "/mnt/secret": 2})
+    assert series["penstock_hung_mounts", frozenset()] == 2
+    assert series["penstock_hung_threads", frozenset()] == 18

@@ -11,7 +11,8 @@ import pytest
 
 from penstock.server import progress, reader
 from penstock.server.progress import moved
-from penstock.server.reader import STALL_SECONDS, Dropped, Job, Lane, ReaderPool
+from penstock.server.reader import Dropped, Job, Lane, ReaderPool
+from penstock.server.schedule import STALL_SECONDS
 from penstock.server.sources import RetryLater
 
 

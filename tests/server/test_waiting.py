@@ -16,6 +16,7 @@ from penstock.server.errors import (
     StagingExhaustedError,
     TooManyLoadsError,
 )
+from penstock.server.staged import HANGS_AFTER_SECONDS
 from penstock.server.waiting import PATIENCE_SECONDS
 
 from .bench import running
@@ -193,6 +194,30 @@ async def test_evicting_what_is_held_unpins_it_and_says_so(make: Callable[..., P
         assert not held.staged.closed
         assert not held.staged.pinned
         held.leave()
+
+
+@on_clock_loop
+async def test_a_load_makes_do_with_a_window_when_the_memory_is_with_reads_that_hang(
+    make: Callable[..., Path],
+) -> None:
+    """The client of these waits, and may wait for ever."""
+    async with running() as bench:
+        hung = bench.enter(make("a", 6), gated=True)
+        await until(lambda: hung.gates[0].reads)
+        waiting = bench.enter(make("b", 5))
+        advance(PATIENCE_SECONDS + 0.1)
+        bench.staging.reconsider()
+        await turns()
+        assert not waiting.staged.started  # storage may just be slow
+        advance(HANGS_AFTER_SECONDS)
+        bench.staging.reconsider()
+        advance(PATIENCE_SECONDS + 0.1)
+        await waiting.read()
+        assert not waiting.staged.full
+        waiting.leave()
+        hung.open_gates()
+        await hung.read()
+        hung.leave()
 
 
 @on_clock_loop

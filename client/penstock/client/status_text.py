@@ -25,6 +25,11 @@ def _head(status: dict[str, Any]) -> str:
     used = sum(staging[f"{state}_bytes"] for state in ("reading", "leased", "warm"))
     state = "ready" if health["ready"] else f"not ready: {_plain(health['reason'])}"
     stalled = f", {readers['stalled']} stalled" if readers["stalled"] else ""
+    hung = [
+        f"hangs     {_plain(mount['mount_point'])}: {mount['threads']} threads wait, for "
+        f"{_duration(mount['seconds'])}"
+        for mount in status.get("hung_mounts", [])  # a daemon of an earlier version tells of none
+    ]
     return "\n".join(
         [
             f"penstockd {status['version']}  pid {status['pid']}  on {_plain(status['host'])}  up "
@@ -39,6 +44,7 @@ def _head(status: dict[str, Any]) -> str:
             f"{totals['loads_cancelled']} cancelled; {show_bytes(totals['read_bytes'])} read, "
             f"{show_bytes(totals['delivered_bytes'])} delivered; {totals['stage_hits']} hits, "
             f"{totals['stage_misses']} misses, {totals['evictions']} evictions",
+            *hung,
         ]
     )
 

@@ -268,7 +268,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds")
+    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds", "hung_mounts")
     class ConfigurationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +291,7 @@ class GetStatusResponse(_message.Message):
     CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HUNG_MOUNTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_seconds: float
@@ -306,7 +307,18 @@ class GetStatusResponse(_message.Message):
     configuration: _containers.ScalarMap[str, str]
     host: str
     unix_seconds: float
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
+    hung_mounts: _containers.RepeatedCompositeFieldContainer[HungMount]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ..., hung_mounts: _Optional[_Iterable[_Union[HungMount, _Mapping]]] = ...) -> None: ...
+
+class HungMount(_message.Message):
+    __slots__ = ("mount_point", "threads", "seconds")
+    MOUNT_POINT_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    mount_point: str
+    threads: int
+    seconds: float
+    def __init__(self, mount_point: _Optional[str] = ..., threads: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Health(_message.Message):
     __slots__ = ("live", "ready", "reason")
@@ -319,7 +331,7 @@ class Health(_message.Message):
     def __init__(self, live: bool = ..., ready: bool = ..., reason: _Optional[str] = ...) -> None: ...
 
 class StagingStatus(_message.Message):
-    __slots__ = ("limit_bytes", "slab_bytes", "free_bytes", "reading_bytes", "leased_bytes", "warm_bytes", "peak_bytes", "waiting", "capacity_bytes", "oldest_lease_seconds", "populating")
+    __slots__ = ("limit_bytes", "slab_bytes", "free_bytes", "reading_bytes", "leased_bytes", "warm_bytes", "peak_bytes", "waiting", "capacity_bytes", "oldest_lease_seconds", "populating", "stuck_bytes")
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +343,7 @@ class StagingStatus(_message.Message):
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     OLDEST_LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     POPULATING_FIELD_NUMBER: _ClassVar[int]
+    STUCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     limit_bytes: int
     slab_bytes: int
     free_bytes: int
@@ -342,7 +355,8 @@ class StagingStatus(_message.Message):
     capacity_bytes: int
     oldest_lease_seconds: float
     populating: bool
-    def __init__(self, limit_bytes: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., reading_bytes: _Optional[int] = ..., leased_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., oldest_lease_seconds: _Optional[float] = ..., populating: bool = ...) -> None: ...
+    stuck_bytes: int
+    def __init__(self, limit_bytes: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., reading_bytes: _Optional[int] = ..., leased_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., oldest_lease_seconds: _Optional[float] = ..., populating: bool = ..., stuck_bytes: _Optional[int] = ...) -> None: ...
 
 class ReaderStatus(_message.Message):
     __slots__ = ("threads", "busy", "stalled", "bytes_per_second")

@@ -25,6 +25,7 @@ from .plan import Indices, Selection
 from .sharing import Group
 from .shown import shown_source
 from .sources import Access, source_kind
+from .sources.identity import continues
 from .staged import Holder, StagedCheckpoint
 from .staging import Staging
 from .table import TensorTable
@@ -191,7 +192,7 @@ class Admission:
             raise
         finally:
             del resolving  # or an error and this frame would keep each other, and a header, until gc comes
-        if request.expect_version and request.expect_version != checkpoint.version:
+        if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
                 f"{shown_source(request.sources)} changed since the load to be resumed began; load it again"

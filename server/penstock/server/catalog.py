@@ -36,6 +36,8 @@ from .opening import Descriptors, Opening, open_together
 from .plan import Indices, Segment, Selection
 from .quota import Quota
 from .sources import Access, Patient, Source, SourceFile, join, parent
+from .sources.identity import Place
+from .statx import root_mount
 from .table import Header, TensorTable
 from .units import show_size
 
@@ -91,14 +93,16 @@ class Checkpoint:
 
     @cached_property
     def version(self) -> str:
-        """Identifies the bytes: of every file where it is and which version, and which of its tensors
-        count."""
+        """Identifies the bytes: of every file where it is and which version, which of its tensors count, and
+        the mounts behind them. To be compared by `continues` with one of another daemon."""
         state = hashlib.sha256()
         for file in self.files:
-            state.update(f"{file.uri}\0{file.version}\0".encode())
+            state.update(f"{file.uri}\0{file.portable_version}\0".encode())
         if self.delivered is not None:
             state.update(Selection(self.delivered).digest().encode())
-        return state.hexdigest()[:32]
+        root = root_mount()
+        place = Place.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
+        return f"{state.hexdigest()[:32]}{place}"
 
     def without_headers(self) -> Checkpoint:
         """The same files, for who needs no headers any more. Closing either closes both."""

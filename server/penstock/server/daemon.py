@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
 from penstock.v1 import streamer_pb2 as pb
@@ -46,9 +46,10 @@ from .rpc import RpcServer
 from .service import StreamerService
 from .shown import shown_source
 from .sources import Access
-from .sources.file import FileSource
-from .sources.mounts import MountThreads
+from .sources.file import FileContext, FileSource
+from .sources.mounts import MountEvents, MountTable, MountThreads
 from .sources.s3 import S3Settings, S3Source
+from .sources.watches import Watches
 from .staging import Staging
 from .status import Status, effective
 from .version import distribution_version
@@ -61,6 +62,10 @@ S3_RESOLVERS = 64
 THINKERS = 4
 SLAB_WORKERS = 4
 HEADER_READERS = 16
+HUNG_MOUNTS = 4
+"""So many mounts may hang before there are fewer threads for the others."""
+CLOSED_MOUNTS = 1024
+"""Those of which files are being closed at once, by a thread for each."""
 S3_HEADER_READERS = 32
 
 
@@ -72,14 +77,18 @@ class Daemon:
         self.version = distribution_version()
         self.totals = Totals()
         self.readers = {
-            # Without spares: when all hang in the kernel the daemon is to say that it hangs.
-            "file": ReaderPool(config.concurrency_of("file"), spare_threads=0),
+            # So many mounts may hang, each with as many reads as there are threads, and cost the others
+            # nothing.
+            "file": ReaderPool(
+                config.concurrency_of("file"), spare_threads=HUNG_MOUNTS * config.concurrency_of("file")
+            ),
             "s3": ReaderPool(config.concurrency_of("s3"), name="s3-reader"),
         }
         # Each mount, and S3, has threads of its own for all that may hang, and so holds up only itself.
-        self._header_readers = MountThreads(HEADER_READERS, "header")
+        self._mounts = MountTable()
+        self._header_readers = MountThreads(HEADER_READERS, "header", self._mounts)
         self._s3_header_readers = FairExecutor(S3_HEADER_READERS, "s3-header")
-        self._resolvers = MountThreads(RESOLVERS, "resolver")
+        self._resolvers = MountThreads(RESOLVERS, "resolver", self._mounts)
         self._s3_resolvers = FairExecutor(S3_RESOLVERS, "s3-resolver")
         self._thinkers = FairExecutor(THINKERS, "thinker")
         self._selector = FairExecutor(1, "selector")
@@ -90,8 +99,15 @@ class Daemon:
         self.s3 = S3Source(
             S3Settings.of(config), self._s3_header_readers.of, lambda reason: retries.update([reason])
         )
+        self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
+        files = FileSource(
+            lambda path, uid: self._header_readers.of(path).of(uid),
+            FileContext(
+                self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
+            ),
+        )
         self._catalog = Catalog(
-            FileSource(lambda path, uid: self._header_readers.of(path).of(uid)),
+            files,
             self.s3,
             descriptors=Quota(
                 file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
@@ -114,6 +130,7 @@ class Daemon:
         self.history = History()
         self.health = Health(
             [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
+            self._mounts,
             stall_seconds=config.stall_timeout_seconds,
             on_change=lambda: self._rpc.publish_health_soon(),
         )
@@ -270,12 +287,14 @@ class Daemon:
             warm = {"warm_for": self.config.warm_for}
             event(logger, "serving", {**started, **warm, **_huge_pages()})
             keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
+            unwatch = self._watch_mounts()
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
                 await self._stop_asked.wait()
                 prefetching.cancel()
                 await self._drain()
             finally:
+                unwatch()
                 for task in (*keeping, prefetching):
                     task.cancel()
                 self._handoff.stop()
@@ -286,6 +305,7 @@ class Daemon:
                     pool.stop()
                 self._resolvers.shutdown()
                 self._header_readers.shutdown()
+                self._closers.shutdown()
                 self._s3_resolvers.shutdown()
                 self._s3_header_readers.shutdown()
                 self._catalog.shutdown()
@@ -348,7 +368,35 @@ class Daemon:
         while True:
             read_bytes = sum(pool.read_bytes for pool in self.readers.values())
             self.history.sample(read_bytes, self.totals.delivered_bytes, self._loads.keys())
+            self.staging.reconsider()
             await asyncio.sleep(INTERVAL_SECONDS)
+
+    def _watch_mounts(self) -> Callable[[], None]:
+        """Gives up what is warm of a mount when that is unmounted. Returns what ends it."""
+        try:
+            events = MountEvents()
+        except OSError:
+            logger.warning("/proc is not mounted: what is warm of a file system outlives its mount")
+            return lambda: None
+        loop = asyncio.get_running_loop()
+        loop.add_reader(events.fileno(), self._mounts_changed, events)
+
+        def unwatch() -> None:
+            loop.remove_reader(events.fileno())
+            events.close()
+
+        return unwatch
+
+    def _mounts_changed(self, events: MountEvents) -> None:
+        events.clear()
+        gone = {
+            staged
+            for staged in self.staging.stages.values()
+            if any(file.unmounted() for file in staged.checkpoint.files)
+        }
+        if gone:
+            event(logger, "unmounted", {"stages": len(gone)})
+            self.staging.evict(lambda staged: staged in gone)
 
     def _watch_stdin(self) -> None:
         """Before anything is made: what has no end to wait for, such as /dev/null or a file, is refused."""

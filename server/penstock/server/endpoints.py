@@ -72,7 +72,11 @@ class Endpoints:
         if time.monotonic() - when > GOOD_FOR_SECONDS:
             self._last_gauges = await self._gauges.get(self._health) or self._last_gauges
             text = self._exposition.render(
-                accept, self._last_gauges, ready=self._health.ready, stalled=self._health.stalled
+                accept,
+                self._last_gauges,
+                ready=self._health.ready,
+                stalled=self._health.stalled,
+                hung={mount.mount_point: mount.threads for mount in self._health.hung_mounts()},
             )
             self._rendered[content_type] = time.monotonic(), text
         return Answer(200, text, content_type)

@@ -40,6 +40,8 @@ class FairExecutor:
         """Of users with calls that wait or are under way."""
         self._level_seconds = 0.0
         """What the user that was served last had been served before."""
+        self._began: dict[int, float] = {}
+        """By thread with a call under way: when that began, by the monotonic clock."""
         self._threads = 0
         self._idle = 0
         self._numbers = itertools.count()
@@ -63,6 +65,12 @@ class FairExecutor:
     def of(self, uid: int) -> UserExecutor:
         """The same threads as an executor whose calls are that user's."""
         return UserExecutor(self, uid)
+
+    @property
+    def idle(self) -> bool:
+        """No call waits or is under way."""
+        with self._wake:
+            return not self._queues and not self._began
 
     def shutdown(self) -> None:
         """Cancels what waits and begins nothing more. Does not wait: a call may hang in the kernel."""
@@ -100,6 +108,7 @@ class FairExecutor:
                     del self._queues[uid]
                 self._quota.take(uid)
                 self._level_seconds = self._served_seconds[uid]
+                self._began[threading.get_ident()] = time.monotonic()
                 return uid, call
             self._idle += 1
             self._wake.wait()
@@ -113,13 +122,13 @@ class FairExecutor:
             if taken is None:
                 return
             uid, call = taken
-            began = time.monotonic()
             try:
                 call.run()
             finally:
                 del taken, call  # else an idle thread would keep what it was called with
                 with self._wake:
                     self._quota.give_back(uid)
+                    began = self._began.pop(threading.get_ident())
                     self._served_seconds[uid] += time.monotonic() - began
                     if uid not in self._queues and not self._quota.used_by(uid):
                         del self._served_seconds[uid]

@@ -32,18 +32,19 @@ class Filling:
         slabs: Sequence[Slab],
         files: Sequence[SourceFile],
         *,
+        uid: int | None,
         readers: Mapping[str, ReaderPool],
         block_bytes: Mapping[str, int],
         on_end: Callable[[int, PenstockError | Dropped | None], None],
         on_block: Callable[[str, float], None],
     ) -> None:
-        """`readers` and `block_bytes` by kind of source. `on_end` is told of each segment that became
-        ready, or was parked because of the error; `on_block` of each block's source and seconds, on a reader
-        thread."""
+        """`uid` is whose share of the readers it takes. `readers` and `block_bytes` by kind of source.
+        `on_end` is told of each segment that became ready, or was parked because of the error; `on_block` of
+        each block's source and seconds, on a reader thread."""
         self._stage = stage
         self._slabs = slabs
         self._files = files
-        self._lanes = {kind: pool.lane() for kind, pool in readers.items()}
+        self._lanes = {kind: pool.lane(uid) for kind, pool in readers.items()}
         self._block_bytes = block_bytes
         self._on_end = on_end
         self._on_block = on_block
@@ -54,6 +55,21 @@ class Filling:
     @property
     def active(self) -> bool:
         return bool(self._reading)
+
+    def give_to(self, uid: int | None) -> None:
+        """From now on it takes that user's share of the readers."""
+        for lane in self._lanes.values():
+            lane.give_to(uid)
+
+    def slabs_in_use(self) -> list[Slab]:
+        """Those that reads under way write into. After `give_up` no read begins any more, so that nothing is
+        ever written into the others."""
+        used: set[int] = set()
+        for index, job in self._reading.items():
+            for start, end in job.under_way.copy() if job is not None else ():
+                begin, finish = self._whole_pages(index, start, end)
+                used.update(number for number, _, _ in self._parts(index, begin, finish))
+        return [self._slabs[number] for number in sorted(used)]
 
     def submit(self) -> None:
         """Gives every segment that has room to the readers."""
@@ -70,6 +86,7 @@ class Filling:
                 read=functools.partial(self._read_block, index),
                 check=file.check_unchanged,
                 done=functools.partial(self._call_back, index),
+                place=file.mount_point or None,
             )
             self._reading[index] = job
             self._lanes[file.kind].submit(job)
@@ -83,27 +100,34 @@ class Filling:
                 self._stage.park(index)
 
     def _read_block(self, index: int, start: int, end: int) -> None:
-        """On a reader thread. Reads whole pages where the source wants them: the segment owns them."""
-        segment = self._stage.segments[index]
-        file = self._files[segment.file]
-        begin = start // file.alignment * file.alignment
-        finish = -(-end // file.alignment) * file.alignment
-        offset = self._stage.ring_offset(index) + begin - segment.start
+        """On a reader thread."""
+        file = self._files[self._stage.segments[index].file]
+        begin, finish = self._whole_pages(index, start, end)
+        views = [
+            self._slabs[number].view[first:last] for number, first, last in self._parts(index, begin, finish)
+        ]
         began = time.monotonic()
-        file.read_into(begin, self._views(offset, finish - begin))
+        file.read_into(begin, views)
         self._on_block(file.kind, time.monotonic() - began)
 
-    def _views(self, offset: int, size_bytes: int) -> Sequence[memoryview]:
-        """The ring's bytes from `offset` on, across slab borders and the end of the ring."""
-        views = []
-        slab_bytes = self._slabs[0].size_bytes
+    def _whole_pages(self, index: int, start: int, end: int) -> tuple[int, int]:
+        """The range rounded out to what the source reads best: the segment owns its pages."""
+        alignment = self._files[self._stage.segments[index].file].alignment
+        return start // alignment * alignment, -(-end // alignment) * alignment
+
+    def _parts(self, index: int, begin: int, finish: int) -> list[tuple[int, int, int]]:
+        """Where a range of the segment's file lies: numbers of slabs, each with a range of its bytes, across
+        slab borders and the end of the ring."""
+        parts = []
+        offset = self._stage.ring_offset(index) + begin - self._stage.segments[index].start
+        size_bytes, slab_bytes = finish - begin, self._slabs[0].size_bytes
         while size_bytes > 0:
             number, inside = divmod(offset, slab_bytes)
             count = min(size_bytes, slab_bytes - inside)
-            views.append(self._slabs[number % len(self._slabs)].view[inside : inside + count])
+            parts.append((number % len(self._slabs), inside, inside + count))
             offset += count
             size_bytes -= count
-        return views
+        return parts
 
     def _call_back(self, index: int, error: BaseException | None) -> None:
         """On a reader thread."""

@@ -1,11 +1,13 @@
 """Whether the daemon is alive and ready, and a watchdog that notices when a part of it hangs.
 
     starting -> serving -> draining      what the daemon does; `ready` only while serving
-    live                                 the event loop turns, and so does at least one reader
+    live                                 the event loop turns, and what can be read is read
 
-One reader that hangs is told (`penstock_stalled`, the log) but costs only its own load: storage may come
-back, and a restart would throw away everything that is warm. When all hang nothing can be read any more, and
-when the loop hangs nobody is answered: then the daemon is not live, and whoever watches it should restart it.
+A mount that hangs is told (`penstock_hung_mounts`, status, the log), however many threads wait for it, and
+does not make the daemon hang: it costs its own loads, storage may come back, and a restart would throw away
+everything that is warm. The daemon is not live, and has to be restarted, when the event loop hangs, as nobody
+is answered then; or when a block waits that may be read, and no thread is left to begin it, though none ends
+one either.
 
 Everything here may be asked from any thread, above all while the event loop hangs.
 """
@@ -18,27 +20,48 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from .log import event
 from .reader import ReaderPool
+from .schedule import STALL_SECONDS
+from .sources.mounts import MountTable
 
 logger = logging.getLogger(__name__)
 
 MAX_TICK_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class HungMount:
+    """A mount that does not answer."""
+
+    mount_point: str
+    threads: int
+    """Of readers and others that have waited for it for too long."""
+    seconds: float
+    """For how long the first of them has."""
+
+
 class Health:
     """Made on the event loop that it watches. `start` begins to watch, `stop` ends that."""
 
     def __init__(
-        self, readers: Collection[ReaderPool], *, stall_seconds: float, on_change: Callable[[], None]
+        self,
+        readers: Collection[ReaderPool],
+        mounts: MountTable,
+        *,
+        stall_seconds: float,
+        on_change: Callable[[], None],
     ) -> None:
         """`on_change` is called on the event loop when `ready` or `live` may be different."""
         self.waits_for = "penstockd is starting"
         """What keeps a daemon that is not hung from being ready, in words; empty when nothing does."""
         self.draining = False
         self._readers = readers
+        self._mounts = mounts
         self._stall_seconds = stall_seconds
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
@@ -46,13 +69,33 @@ class Health:
         self._asked: float | None = None
         """Since when the loop has been asked for a turn that it has not made."""
         self._told: set[str] = set()
+        self._told_mounts: set[str] = set()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     @property
     def stalled_readers(self) -> int:
         """Reader threads that have been in one read for too long."""
-        return sum(map(self._stalled_in, self._readers))
+        limit = time.monotonic() - self._stall_seconds
+        return sum(since < limit for readers in self._readers for since in readers.reads_since())
+
+    def hung_mounts(self) -> list[HungMount]:
+        """Those that threads have waited for for too long, the longest first."""
+        now = time.monotonic()
+        late = [(mount, now - since) for mount, since in self._mounts.asked_since()]
+        late = [(mount, seconds) for mount, seconds in late if seconds > self._stall_seconds]
+        threads = Counter(mount for mount, _ in late)
+        longest = dict(sorted(late, key=lambda entry: entry[1]))
+        hung = [HungMount(mount, threads[mount], seconds) for mount, seconds in longest.items()]
+        return sorted(hung, key=lambda mount: -mount.seconds)
+
+    @property
+    def readers_stalled(self) -> bool:
+        """A block that may be read has waited for too long, and no thread begins or ends any."""
+        # No sooner than a spare thread takes the place of one that hangs.
+        limit = time.monotonic() - max(self._stall_seconds, 4 * STALL_SECONDS)
+        waits = [readers.idle_since() for readers in self._readers]
+        return any(since is not None and since < limit for since in waits)
 
     @property
     def loop_stalled(self) -> bool:
@@ -62,7 +105,7 @@ class Health:
     @property
     def stalled(self) -> set[str]:
         """The values of `part` for which `penstock_stalled` is 1."""
-        parts = {"loop": self.loop_stalled, "readers": self.stalled_readers > 0}
+        parts = {"loop": self.loop_stalled, "readers": self.readers_stalled}
         return {part for part, is_stalled in parts.items() if is_stalled}
 
     @property
@@ -70,8 +113,8 @@ class Health:
         """Why the daemon is not live, in words; empty when it is."""
         if self.loop_stalled:
             return f"the event loop has not turned for {self._stall_seconds:g} s"
-        if any(0 < len(readers.threads) <= self._stalled_in(readers) for readers in self._readers):
-            return f"every reader has been in one read for {self._stall_seconds:g} s: storage does not answer"
+        if self.readers_stalled:
+            return f"no reader is left for what waits to be read; {self.stalled_readers} hang in one read"
         return ""
 
     @property
@@ -115,10 +158,6 @@ class Health:
                     raise
                 return  # the daemon ends
 
-    def _stalled_in(self, readers: ReaderPool) -> int:
-        limit = time.monotonic() - self._stall_seconds
-        return sum(since < limit for since in readers.reads_since())
-
     def _turned(self) -> None:
         self._asked = None
 
@@ -134,6 +173,14 @@ class Health:
         for part in self._told - stalled:
             event(logger, "recovered", {"part": part}, level=logging.WARNING)
         self._told = stalled
+        hung = {mount.mount_point: mount for mount in self.hung_mounts()}
+        for point, mount in hung.items():
+            if point not in self._told_mounts:
+                fields = {"mount": point, "threads": mount.threads, "seconds": round(mount.seconds, 1)}
+                event(logger, "mount hangs", fields, level=logging.ERROR)
+        for point in self._told_mounts - hung.keys():
+            event(logger, "mount answers again", {"mount": point}, level=logging.WARNING)
+        self._told_mounts = set(hung)
 
     def _where(self) -> str:
         """What the event loop is doing, innermost call last."""

@@ -23,17 +23,10 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
-_AT_EMPTY_PATH = 0x1000
-_AT_STATX_FORCE_SYNC = 0x2000
-_STATX_BASIC_STATS = 0x7FF
-_STATX_BYTES = 256
 _SYS_OPENAT2 = 437
 _SYS_CACHESTAT = 451
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
-
-_NO_STATX = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
-"""From old kernels, and seccomp profiles that do not know it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -49,7 +42,6 @@ _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
-_statx = getattr(_libc, "statx", None)  # not in every libc
 
 
 def _fail(call: str) -> OSError:
@@ -122,17 +114,6 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
             return fd
         if ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: raced with a rename
             raise _fail("openat2")
-
-
-def fresh_status(fd: int) -> os.stat_result:
-    """`fstat`, but of the file as its server has it now: network file systems answer from what they knew some
-    seconds or a minute ago, while direct reads bring what is new."""
-    answer = ctypes.create_string_buffer(_STATX_BYTES)
-    flags = _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC
-    failed = _statx is not None and _statx(fd, b"", flags, _STATX_BASIC_STATS, answer) != 0
-    if failed and ctypes.get_errno() not in _NO_STATX:
-        raise _fail("statx")
-    return os.fstat(fd)  # of what that has brought
 
 
 class _CacheRange(ctypes.Structure):

@@ -124,6 +124,17 @@ METRICS = (
     Metric("readers", "gauge", "Reader threads."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
     Metric(
+        "hung_mounts",
+        "gauge",
+        "Mounts that threads have waited for for longer than --stall-timeout; /status names them.",
+    ),
+    Metric("hung_threads", "gauge", "Threads that have waited for a mount for longer than --stall-timeout."),
+    Metric(
+        "stuck_bytes",
+        "gauge",
+        "Of the bytes being read into, those of stages that were given up, and whose reads hang.",
+    ),
+    Metric(
         "rejected_total",
         "counter",
         "Requests and connections that were answered with an error, by its reason.",
@@ -140,7 +151,7 @@ METRICS = (
     Metric(
         "stalled",
         "gauge",
-        "1 while the event loop does not turn, or a reader is in one read for longer than --stall-timeout.",
+        "1 while the event loop does not turn, or no reader is left for what waits, for --stall-timeout.",
         {"part": PARTS},
     ),
     Metric("resident_bytes", "gauge", "Private memory of the daemon, beside the staging buffer."),
@@ -168,6 +179,7 @@ class Gauges:
     loads_waiting: int = 0
     readers: int = 0
     readers_busy: int = 0
+    stuck_bytes: int = 0
 
 
 class Exposition(Collector):
@@ -181,12 +193,17 @@ class Exposition(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def render(self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str]) -> bytes:
-        """The text, in the format that the header Accept prefers."""
+    def render(
+        self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str], hung: Mapping[str, int]
+    ) -> bytes:
+        """The text, in the format that the header Accept prefers. `hung`: how many threads wait for each
+        mount that hangs."""
         self._present = {
             **_present(gauges),
             "ready": {(): float(ready)},
             "stalled": {(part,): float(part in stalled) for part in PARTS},
+            "hung_mounts": {(): float(len(hung))},
+            "hung_threads": {(): float(sum(hung.values()))},
             "resident_bytes": {(): float(proc_sizes(Path("/proc/self/status"))["RssAnon"])},
         }
         encode, _ = choose_encoder(accept)
@@ -246,6 +263,7 @@ def _present(gauges: Gauges) -> dict[str, _Values]:
         "loads_waiting": {(): gauges.loads_waiting},
         "readers": {(): gauges.readers},
         "readers_busy": {(): gauges.readers_busy},
+        "stuck_bytes": {(): gauges.stuck_bytes},
     }
 
 

@@ -31,6 +31,8 @@ _ids = itertools.count(1)
 
 MAX_NAMES = 16
 """Different ways of naming the same files that are remembered of one checkpoint."""
+HANGS_AFTER_SECONDS = 10.0
+"""Reads that bring no segment for so long count as hanging: others no longer wait for their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class StagedCheckpoint:
         self.selection = selection
         self.version = checkpoint.version
         self.digest = selection.digest()
-        self.uid = uid
+        self._uid = uid
         self.group = group
         self.window = window
         """Of a group that goes on after a restart: what its window was called; else empty."""
@@ -99,11 +101,23 @@ class StagedCheckpoint:
         self._on_read = on_read
         self._on_block = on_block
         self._filling: Filling | None = None
+        self._on_abandoned: Callable[[list[Slab]], None] | None = None
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self._moved = self._loop.time()
         """When somebody last joined, left or released something, or a segment came."""
 
     # ---- what it is -----------------------------------------------------------------------------
+
+    @property
+    def uid(self) -> int | None:
+        """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
+        return self._uid
+
+    @uid.setter
+    def uid(self, uid: int | None) -> None:
+        self._uid = uid
+        if self._filling is not None:
+            self._filling.give_to(uid)
 
     @property
     def started(self) -> bool:
@@ -137,12 +151,29 @@ class StagedCheckpoint:
         return self.stage.released_tensors if self.stage is not None else 0
 
     @property
+    def forsaken(self) -> bool:
+        """Nobody holds it, and all that keeps it from being idle are reads that were given up and have not
+        ended: storage is slow, or hangs."""
+        return self.started and not self.closed and not self.holders and self.reading
+
+    @property
+    def hangs(self) -> bool:
+        """Its reads have brought nothing for long, so that nobody knows when its memory will return."""
+        return self.reading and self._loop.time() - self._moved >= HANGS_AFTER_SECONDS
+
+    @property
+    def unused_slabs(self) -> int:
+        """How many slabs giving it up would free at once, when nobody holds it."""
+        in_use = self._filling.slabs_in_use() if self._filling is not None else []
+        return len(self.slabs) - len(in_use)
+
+    @property
     def state(self) -> str:
         if self.error is not None:
             return "failed"
         if not self.started:
             return "waiting"
-        if not self.complete and self.holders:
+        if not self.complete and (self.holders or self.reading):
             return "reading"
         return "leased" if self.holders else "warm"
 
@@ -194,6 +225,7 @@ class StagedCheckpoint:
             stage,
             slabs,
             self.checkpoint.files,
+            uid=self._uid,
             readers=self._readers,
             block_bytes=self._block_bytes,
             on_end=self._read_ended,
@@ -272,6 +304,24 @@ class StagedCheckpoint:
         self._filling = None
         slabs, self.slabs = self.slabs, []
         return slabs
+
+    def abandon(self, on_end: Callable[[list[Slab]], None]) -> list[Slab]:
+        """Only when forsaken. Returns the slabs that no read is writing into, which are the caller's from now
+        on; `on_end` gets the others, once the last of the reads is over. Those are never given to anybody
+        before, as a read that hangs in the kernel cannot be called back."""
+        assert self.forsaken
+        assert self._filling is not None
+        self._give_up_reading()
+        self.closed = True
+        if not self.reading:  # what was given up had not begun
+            self.checkpoint.close()
+            free, self.slabs = self.slabs, []
+            return free
+        self._on_abandoned = on_end
+        stuck = self._filling.slabs_in_use()
+        free = [slab for slab in self.slabs if slab not in stuck]
+        self.slabs = stuck
+        return free
 
     # ---- what consumers see ---------------------------------------------------------------------
 
@@ -364,6 +414,9 @@ class StagedCheckpoint:
 
     def _read_ended(self, index: int, error: PenstockError | Dropped | None) -> None:
         assert self.stage is not None
+        if self.closed:
+            self._abandoned_read_ended()
+            return
         if error is None:
             segment = self.stage.segments[index]
             self.read_bytes += segment.size_bytes
@@ -378,6 +431,13 @@ class StagedCheckpoint:
             self._pump()
         if not self.holders and self.idle:
             self._on_idle(self)
+
+    def _abandoned_read_ended(self) -> None:
+        if not self.reading and self._on_abandoned is not None:
+            on_end, self._on_abandoned = self._on_abandoned, None
+            self.checkpoint.close()
+            slabs, self.slabs = self.slabs, []
+            on_end(slabs)
 
     def _give_up_reading(self) -> None:
         if self._filling is not None:

@@ -48,6 +48,8 @@ class Usage:
     warm_bytes: int
     peak_bytes: int
     waiting: int
+    stuck_bytes: int = 0
+    """Of `reading_bytes`: of stages that were given up, and whose reads have not ended."""
 
 
 class Staging:
@@ -74,6 +76,8 @@ class Staging:
             on_expire=self._expire,
             on_patience=self._grant,
         )
+        self._abandoned: set[StagedCheckpoint] = set()
+        """Given up while reads wrote into some of their slabs, which are theirs until these end."""
         self._starting: dict[StagedCheckpoint, int] = {}
         """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -197,13 +201,14 @@ class Staging:
         idle = [
             staged for staged in self.stages.values() if staged.started and staged.idle and not staged.pinned
         ]
-        if self.pool.available + sum(len(staged.slabs) for staged in idle) < count:
+        forsaken = [staged for staged in self.stages.values() if staged.forsaken and not staged.pinned]
+        if self.pool.available + sum(staged.unused_slabs for staged in (*idle, *forsaken)) < count:
             return False
-        idle.sort(key=lambda staged: staged.last_used)
-        for staged in idle:
-            if self.pool.available >= count:
-                break
-            self._evict(staged)
+        for group in (idle, forsaken):
+            for staged in sorted(group, key=lambda staged: staged.last_used):
+                if self.pool.available >= count:
+                    break
+                self._evict(staged)
         return True
 
     def memory_will_return(self, uid: int | None = None) -> bool:
@@ -231,9 +236,10 @@ class Staging:
             staged.pinned = False
             staged.evicted = True
             size = self._bytes(staged)
-            if staged.idle and staged.started:
+            if staged.started and (staged.idle or staged.forsaken):
                 self._evict(staged)
-                freed += size
+                freed += size - self._bytes(staged)
+                leased += self._bytes(staged)
             else:
                 leased += size
         return freed, leased
@@ -242,14 +248,22 @@ class Staging:
         by_state = {"waiting": 0, "reading": 0, "leased": 0, "warm": 0, "failed": 0}
         for staged in self.stages.values():
             by_state[staged.state] += self._bytes(staged)
+        stuck = sum(map(self._bytes, self._abandoned))
         return Usage(
             free_bytes=self.pool.free_slabs * self.pool.slab_bytes,
-            reading_bytes=by_state["reading"] + by_state["failed"],
+            reading_bytes=by_state["reading"] + by_state["failed"] + stuck,
             leased_bytes=by_state["leased"],
             warm_bytes=by_state["warm"],
             peak_bytes=self.pool.peak_slabs * self.pool.slab_bytes,
             waiting=len(self._queue),
+            stuck_bytes=stuck,
         )
+
+    def reconsider(self) -> None:
+        """To be called now and then: a stage that hangs says nothing, and those that wait for its memory may
+        be content with less."""
+        if self._queue:
+            self._grant()
 
     async def keep(self) -> None:
         """The background work. Runs for ever."""
@@ -270,8 +284,10 @@ class Staging:
     def _held(self, uid: int) -> tuple[int, int]:
         """Slabs that loads of `uid` hold or are about to get, and those of others. Warm ones are neither."""
         own = others = 0
-        for staged in self.stages.values():
-            count = 0 if staged.idle and not staged.pinned else len(staged.slabs)
+        for staged in (*self.stages.values(), *self._abandoned):
+            count = len(staged.slabs)
+            if not staged.pinned and (staged.idle or staged.forsaken):
+                count -= staged.unused_slabs  # others get these when they need them
             count = self._starting.get(staged, count)
             if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
                 own += count
@@ -396,7 +412,18 @@ class Staging:
 
     def _give_up(self, staged: StagedCheckpoint) -> None:
         self.stages.pop(staged.id, None)
-        self.pool.give_back(staged.close(), idle_since=staged.last_used)
+        if staged.idle:
+            self.pool.give_back(staged.close(), idle_since=staged.last_used)
+            return
+
+        def reads_ended(slabs: list[Slab]) -> None:
+            self._abandoned.discard(staged)
+            self.pool.give_back(slabs)
+
+        free = staged.abandon(reads_ended)
+        if staged.slabs:
+            self._abandoned.add(staged)
+        self.pool.give_back(free)
 
     def _give_up_idle(self, since: float) -> None:
         self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= since)

@@ -63,6 +63,7 @@ class Status:
             loads_waiting=usage.waiting,
             readers=sum(len(pool.threads) for pool in self.readers),
             readers_busy=sum(pool.busy for pool in self.readers),
+            stuck_bytes=usage.stuck_bytes,
         )
 
     def message(self, only_uid: int | None) -> pb.GetStatusResponse:
@@ -94,6 +95,12 @@ class Status:
             configuration=effective(self.config) if all_of_it else {},
             host=socket.gethostname(),
             unix_seconds=time.time(),
+            hung_mounts=[
+                pb.HungMount(mount_point=hung.mount_point, threads=hung.threads, seconds=hung.seconds)
+                for hung in self.health.hung_mounts()
+            ]
+            if all_of_it
+            else [],
         )
         holders_left = SHOWN_HOLDERS
         for staged in self.staging.stages.values():
@@ -116,6 +123,7 @@ class Status:
             warm_bytes=usage.warm_bytes,
             peak_bytes=usage.peak_bytes,
             waiting=usage.waiting,
+            stuck_bytes=usage.stuck_bytes,
             capacity_bytes=self.config.capacity_bytes,
             oldest_lease_seconds=self._oldest_lease_seconds(),
             populating=self.staging.populating,

@@ -17,12 +17,13 @@ const SHOWN_ERRORS = 8;
 const position = (_, index) => index;
 const STATE_ORDER = ["reading", "leased", "warm", "waiting", "failed"];
 
-export function showTiles({ readers, staging, loads, stages, totals }) {
+export function showTiles({ readers, staging, loads, stages, totals, hung_mounts: hung }) {
   amount("read-rate", readers.bytes_per_second, rate(readers.bytes_per_second));
   text(byId("read-total"), `${size(totals.read_bytes)} since the start`);
   amount("readers", readers.busy, `${readers.busy} of ${readers.threads}`);
   byId("readers-meter").style.width = `${readers.threads > 0 ? (readers.busy / readers.threads) * 100 : 0}%`;
-  text(byId("readers-more"), readers.stalled > 0 ? `${readers.stalled} stalled` : "");
+  const stalled = readers.stalled > 0 ? `${readers.stalled} stalled` : "";
+  text(byId("readers-more"), hung.length > 0 ? `${hung.map((mount) => mount.mount_point).join(", ")} hangs` : stalled);
   amount("active", loads.length, String(loads.length));
   text(byId("active-more"), staging.waiting > 0 ? `${staging.waiting} waiting for memory` : "none waits for memory");
   const holders = stages.reduce((sum, stage) => sum + stage.holders.length, 0);

@@ -29,7 +29,20 @@ class SourceFile(Protocol):
 
     @property
     def version(self) -> str:
-        """Equal for equal bytes at the same place; differs after any change."""
+        """Equal for equal bytes at the same place; differs after any change, and for another file in its
+        place, another mount included."""
+
+    @property
+    def portable_version(self) -> str:
+        """The same without what only this mount namespace knows."""
+
+    @property
+    def mount(self) -> str:
+        """Which mount it was opened through; empty for what is not mounted."""
+
+    @property
+    def mount_point(self) -> str:
+        """Where that is; empty for what is not mounted. What hangs, hangs with all that has the same one."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -51,6 +64,9 @@ class SourceFile(Protocol):
 
     def check_unchanged(self) -> None:
         """Raises CheckpointChangedError unless all bytes read so far were of `version`."""
+
+    def unmounted(self) -> bool:
+        """Whether the mount that it was opened through is gone, closed or not. Does not block."""
 
     def close(self) -> None:
         """Gives back what it holds open. No read may be under way."""

@@ -7,38 +7,31 @@ of the CPU and leaves the page cache alone; buffered where the file system refus
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
-import resource
 import stat
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass
 
-from .. import linux
+from .. import linux, statx
 from ..errors import (
     AccessDeniedError,
     CheckpointChangedError,
     CheckpointInvalidError,
-    CheckpointNotFoundError,
-    InvalidRequestError,
-    PenstockError,
     SourceUnavailableError,
-    TooManyLoadsError,
 )
-from . import Access, too_slow, without
+from . import Access, paths, too_slow, without
+from .identity import Look, change, portable_version
+from .mounts import MountTable
+from .watches import Watches
 
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
-_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
-_CACHE_HINT = (
-    "the Hugging Face cache keeps files in `blobs` and links to them from `snapshots`: mount or "
-    "allow the whole cache"
-)
-_SHOWN_CHARACTERS = 200
 
 
 class FileSource:
@@ -48,33 +41,60 @@ class FileSource:
     kind = "file"
     descriptors_per_file = 2  # one of them for direct I/O
 
-    def __init__(self, workers: Callable[[str, int], Executor], *, patience_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        workers: Callable[[str, int], Executor],
+        context: FileContext | None = None,
+        *,
+        patience_seconds: float = 60.0,
+    ) -> None:
         self._workers = workers
+        self._context = context or FileContext()
         self.patience_seconds = patience_seconds
 
     def workers(self, location: str, uid: int) -> Executor:
         return self._workers(location, uid)
 
     def location(self, source: str) -> str:
-        return local_path(source)
+        return paths.local_path(source)
 
     def name(self, location: str) -> str:
         return os.path.basename(location)
 
     def list(self, location: str, access: Access) -> list[str] | None:
-        return list_directory(location, access)
+        with self._context.asking(location):
+            return paths.list_directory(location, access)
 
     def dangles(self, location: str, access: Access) -> bool:
         try:
-            os.close(_open(location, access, os.O_PATH))
+            with self._context.asking(location):
+                os.close(paths.open_raw(location, access, os.O_PATH))
         except OSError as error:
-            return error.errno in _NOT_THERE
+            return error.errno in paths.NOT_THERE
         except AccessDeniedError:
             return False
         return False
 
     def open(self, location: str, access: Access) -> LocalFile:
-        return open_file(location, access)
+        with self._context.asking(location):
+            return open_file(location, access, self._context)
+
+
+@dataclass(frozen=True, slots=True)
+class FileContext:
+    """What files know of the machine around them. What is missing makes them less certain whether they change
+    or hang."""
+
+    mounts: MountTable | None = None
+    watches: Watches | None = None
+    close: Callable[[str, int], object] | None = None
+    """Closes a descriptor of a file below that mount point, on a thread that may hang."""
+
+    def asking(self, path: str) -> contextlib.AbstractContextManager[None]:
+        """This thread waits for the mount of `path`, while it lasts."""
+        if self.mounts is None:
+            return contextlib.nullcontext()
+        return self.mounts.asking(self.mounts.point(path).path)
 
 
 class LocalFile:
@@ -83,56 +103,80 @@ class LocalFile:
     kind = "file"
     alignment = linux.PAGE_BYTES
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, context: FileContext | None = None) -> None:
         """Takes `fd` over, also when it raises."""
         self.uri = path
         self.give_up_at = math.inf
+        self._context = context or FileContext()
         self._fd = fd
         self._direct_fd: int | None = None
+        self._checking = threading.Lock()
+        self._watch = None
+        mounts, watches = self._context.mounts, self._context.watches
+        point = mounts.point(_name(fd)) if mounts else None
+        self.mount_point = point.path if point else ""
+        self._closes_at_once = point is None or point.closes_at_once
         try:
-            status = self._status()
-            if not stat.S_ISREG(status.st_mode):
+            # Before the look that says which version this is: a write in between must not be missed.
+            self._watch = watches.watch(fd) if watches else None
+            self._seen = self._look()
+            status = self._seen.status
+            if not stat.S_ISREG(status.mode):
                 raise CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
-            self.size_bytes = status.st_size
-            self._mtime_ns = status.st_mtime_ns
-            # ctime tells apart a file that was written and then given its old mtime back.
-            self.version = (
-                f"file:{status.st_dev:x}:{status.st_ino}:{status.st_size}"
-                f":{status.st_mtime_ns}:{status.st_ctime_ns}"
-            )
+            self.size_bytes = status.size_bytes
+            self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
+            self.portable_version = portable_version(status)
+            self.version = f"{self.portable_version}@{self.mount}"
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # what misses the cache is read directly
             self._direct_fd = _open_direct(fd)
             self._has_nowait = _has_nowait(fd, self.size_bytes)
             # Of files of others mincore says that all is cached.
-            self._has_mincore = os.geteuid() in (0, status.st_uid)
+            self._has_mincore = os.geteuid() in (0, status.uid)
         except BaseException:
             self.close()
             raise
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)
-        try:
-            position = self._read_cached(offset, end, views)
-            if position < end:
-                position = self._read_direct(offset, position, end, views)
-            while position < end:
-                position += self._read_once(self._fd, offset, position, views)
-        except OSError as error:
-            raise SourceUnavailableError(
-                f"{self.uri}: reading at byte {offset} failed: {error.strerror}; check the file system",
-                file=self.uri,
-            ) from error
+        with self._asking():
+            try:
+                position = self._read_cached(offset, end, views)
+                if position < end:
+                    position = self._read_direct(offset, position, end, views)
+                while position < end:
+                    position += self._read_once(self._fd, offset, position, views)
+            except OSError as error:
+                raise SourceUnavailableError(
+                    f"{self.uri}: reading at byte {offset} failed: {error.strerror}; check the file system",
+                    file=self.uri,
+                ) from error
 
     def check_unchanged(self) -> None:
-        """By size and mtime. Not by ctime, which changes when the file is linked, unlinked or replaced by
-        rename, none of which touches the bytes that are being read."""
-        status = self._status()
-        if (status.st_size, status.st_mtime_ns) != (self.size_bytes, self._mtime_ns):
-            raise self._changed()
+        """By size, times and what the kernel told of writes: `identity.change` has the rule."""
+        with self._asking(), self._checking:
+            # In this order: a write whose time was put back before the look has been told of by now.
+            now = self._look()
+            if self._watch is not None:
+                self._watch.look()
+            watched = self._watch is not None and not self._watch.lost
+            modified = self._watch is not None and self._watch.modified
+            why = change(self._seen, now, watched=watched, modified=modified)
+            if why:
+                raise self._changed(why)
+            self._seen = now
 
-    def _status(self) -> os.stat_result:
+    def unmounted(self) -> bool:
+        """Whether the mount that it was opened through is gone."""
+        mounts = self._context.mounts
+        return mounts is not None and mounts.is_gone(self._seen.status.mount, self.mount)
+
+    def _asking(self) -> contextlib.AbstractContextManager[None]:
+        mounts = self._context.mounts
+        return mounts.asking(self.mount_point) if mounts else contextlib.nullcontext()
+
+    def _look(self) -> Look:
         try:
-            return linux.fresh_status(self._fd)
+            return Look(statx.file_status(self._fd), _name(self._fd))
         except OSError as error:
             raise SourceUnavailableError(
                 f"{self.uri}: asking for its size and times failed: {error.strerror}; check the file system",
@@ -140,9 +184,14 @@ class LocalFile:
             ) from error
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         for fd in (self._fd, self._direct_fd):
             if fd is not None and fd >= 0:
-                os.close(fd)
+                if self._closes_at_once or self._context.close is None:
+                    os.close(fd)
+                else:
+                    self._context.close(self.mount_point, fd)
         self._fd, self._direct_fd = -1, None
 
     def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
@@ -202,7 +251,7 @@ class LocalFile:
     def _read_once(self, fd: int, offset: int, position: int, views: Sequence[memoryview]) -> int:
         count = os.preadv(fd, without(views, position - offset), position)
         if count == 0:
-            raise self._changed()
+            raise self._changed("it ended early")
         self._check_time(position + count)
         return count
 
@@ -210,10 +259,18 @@ class LocalFile:
         if time.monotonic() > self.give_up_at:
             raise too_slow(self.uri, position)
 
-    def _changed(self) -> CheckpointChangedError:
+    def _changed(self, why: str) -> CheckpointChangedError:
         return CheckpointChangedError(
-            f"{self.uri} was changed while it was read; load it again", file=self.uri
+            f"{self.uri} was changed while it was read ({why}); load it again", file=self.uri
         )
+
+
+def _name(fd: int) -> str:
+    """Under which name the kernel has the open file, without asking the file system; empty without /proc."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
 
 
 def _open_direct(fd: int) -> int | None:
@@ -222,7 +279,7 @@ def _open_direct(fd: int) -> int | None:
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in _TOO_MANY:  # it would be slow for as long as it is open
+        if error.errno in paths.TOO_MANY:  # it would be slow for as long as it is open
             raise
         return None
 
@@ -236,190 +293,10 @@ def _has_nowait(fd: int, size_bytes: int) -> bool:
     return True
 
 
-def local_path(source: str) -> str:
-    """The path that a path or a `file://` URI names. Raises InvalidRequestError."""
-    path = source
-    if not source.startswith("/"):
-        path = _uri_path(source)
-    if "\0" in path:
-        raise InvalidRequestError(f"sources: {source[:200]!r} holds a NUL character; remove it")
-    return path
-
-
-def _uri_path(source: str) -> str:
-    try:
-        parts = urlsplit(source)
-    except ValueError:
-        raise InvalidRequestError(
-            f"sources: {source[:200]!r} is neither a path nor a URI; write one"
-        ) from None
-    if parts.scheme == "file":
-        local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
-        if not local or parts.query or parts.fragment:
-            raise InvalidRequestError(
-                f"sources: {source[:200]!r} is not of the form file:///path; write it so"
-            )
-        return unquote(parts.path)
-    if parts.scheme == "s3":  # or it would not have come here
-        raise InvalidRequestError(f"sources: {source[:200]!r}: write s3:// in lower case")
-    if parts.scheme and "://" in source:
-        raise InvalidRequestError(
-            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources; "
-            "use a path or s3://"
-        )
-    raise InvalidRequestError(
-        f"sources: {source[:200]!r} is a relative path, which means nothing to penstockd; make it absolute"
-    )
-
-
-def open_file(path: str, access: Access) -> LocalFile:
+def open_file(path: str, access: Access, context: FileContext | None = None) -> LocalFile:
     """Opens a regular file that the caller may read. Raises a PenstockError that names it."""
-    fd = open_path(path, access, os.O_RDONLY)
+    fd = paths.open_path(path, access, os.O_RDONLY)
     try:
-        return LocalFile(path, fd)
+        return LocalFile(path, fd, context)
     except OSError as error:
-        raise _path_error(path, access, error) from error
-
-
-def open_path(path: str, access: Access, flags: int) -> int:
-    """Opens without waiting on FIFOs or devices, and for callers that are not privileged only beneath an
-    allowed prefix. The caller owns the descriptor."""
-    try:
-        return _open(path, access, flags | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        raise _path_error(path, access, error) from error
-
-
-def list_directory(path: str, access: Access) -> list[str] | None:
-    """Names in a directory, sorted; None if `path` is something else."""
-    fd = open_path(path, access, os.O_RDONLY)
-    try:
-        return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
-    except OSError as error:
-        if error.errno in _TOO_MANY:
-            raise _too_many_files(path, error) from error
-        raise SourceUnavailableError(
-            f"{path} cannot be listed: {error.strerror}; check the file system", file=path
-        ) from error
-    finally:
-        os.close(fd)
-
-
-def _open(path: str, access: Access, flags: int) -> int:
-    """Raises OSError and AccessDeniedError."""
-    if access.privileged:
-        return os.open(path, flags | os.O_CLOEXEC)
-    return _open_allowed(path, access, flags | os.O_CLOEXEC)
-
-
-def _open_allowed(path: str, access: Access, flags: int) -> int:
-    for prefix in sorted(access.prefixes, key=len, reverse=True):  # the most particular one decides
-        top = prefix.rstrip("/") or "/"
-        if path == top:
-            return os.open(path, flags)
-        inside = top if top == "/" else top + "/"
-        if path.startswith(inside):
-            root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                return linux.open_beneath(root, path[len(inside) :].lstrip("/") or ".", flags)
-            finally:
-                os.close(root)
-    raise AccessDeniedError(
-        f"uid {access.uid} may not load {path}: penstockd has no --allow prefix that holds it; start it "
-        "with one",
-        file=path,
-    )
-
-
-def _path_error(path: str, access: Access, error: OSError) -> PenstockError:
-    if error.errno in _NOT_THERE:
-        return _not_there(path, access)
-    if error.errno == errno.EXDEV:
-        hint = f"; {_CACHE_HINT}" if "/snapshots/" in path else ""
-        return AccessDeniedError(
-            f"{path} leaves the allowed directory by a link or '..'; an absolute link counts as leaving, "
-            f"wherever it points: make it relative{hint}",
-            file=path,
-        )
-    if error.errno == errno.ELOOP:
-        return AccessDeniedError(
-            f"{path} follows too many links, or one of /proc that leads to no path; name the file itself",
-            file=path,
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return AccessDeniedError(
-            f"{path}: penstockd (uid {os.geteuid()}) may not read it; check its permissions", file=path
-        )
-    if error.errno in (errno.ENXIO, errno.ENODEV):
-        return CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
-    if error.errno == errno.ENAMETOOLONG:
-        return CheckpointNotFoundError(f"{path[:200]}… is too long for a path; name a shorter one", file=path)
-    if error.errno in _TOO_MANY:
-        return _too_many_files(path, error)
-    return SourceUnavailableError(
-        f"{path} cannot be opened: {error.strerror}; check the file system", file=path
-    )
-
-
-def _not_there(path: str, access: Access) -> CheckpointNotFoundError:
-    found = _dangling(path, access)
-    if found is None:
-        return CheckpointNotFoundError(
-            f"{path} does not exist where penstockd runs; check the path, and that it is mounted there",
-            file=path,
-        )
-    link, target = found
-    missing = f"is a link to {target}, which does not exist"
-    of = "" if link == path else f" does not exist: {link}"
-    cached = "/snapshots/" in link or "blobs/" in target
-    remedy = _CACHE_HINT if cached else "mount or fetch what it links to"
-    error = CheckpointNotFoundError(f"{path}{of} {missing} where penstockd runs; {remedy}", file=path)
-    if link == path:
-        error.missing = missing
-    return error
-
-
-def _dangling(path: str, access: Access) -> tuple[str, str] | None:
-    """The first link on the way to `path` that leads nowhere, and its target. Of what lies above an allowed
-    prefix, or is reached through a link that leaves it, callers who are not privileged learn nothing."""
-    ends = [at for at, character in enumerate(path) if character == "/" and at] + [len(path)]
-    for link in (path[:end] for end in ends):
-        try:
-            fd = _open(link, access, os.O_PATH | os.O_NOFOLLOW)
-        except AccessDeniedError:
-            continue
-        except OSError:
-            break
-        try:
-            target = os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
-        except OSError:  # it was replaced meanwhile
-            break
-        finally:
-            os.close(fd)
-        if target is not None and _leads_nowhere(link, access):
-            return link, os.fsencode(target[:_SHOWN_CHARACTERS]).decode(errors="replace")
-    return None
-
-
-def _leads_nowhere(link: str, access: Access) -> bool:
-    try:
-        os.close(_open(link, access, os.O_PATH))
-    except OSError as error:
-        return error.errno in _NOT_THERE
-    return False
-
-
-def _too_many_files(path: str, error: OSError) -> TooManyLoadsError:
-    if error.errno == errno.ENFILE:
-        return TooManyLoadsError(
-            f"{path} cannot be opened: the machine has as many files open as it allows; raise the sysctl "
-            "fs.file-max",
-            file=path,
-        )
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return TooManyLoadsError(
-        f"{path} cannot be opened: penstockd has as many files open as it may ({limit}), and needs two for "
-        "each file of a load; raise the limit where it starts (ulimit -n, LimitNOFILE=), or load fewer files "
-        "at a time",
-        file=path,
-    )
+        raise paths.path_error(path, access, error) from error

@@ -1,34 +1,190 @@
-"""Threads for each mounted file system, so that one that does not answer holds up only itself."""
+"""What is mounted, and threads for each mount, so that one that does not answer holds up only itself."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import select
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
+from ..errors import SourceUnavailableError
 from ..fair import FairExecutor
+from ..statx import Mount, is_mounted
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+_MOUNTS = "/proc/self/mountinfo"
+
+MOST_MOUNTS = 64
+"""Mounts that have threads at once. Those without a call make room for others."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+_LOCAL = """bcachefs btrfs devtmpfs erofs exfat ext2 ext3 ext4 f2fs hugetlbfs iso9660 jfs ntfs3 proc ramfs
+squashfs sysfs tmpfs udf vfat xfs zfs"""
+_CLOSES_AT_ONCE = frozenset(_LOCAL.split())
+"""Kinds of file systems that ask nobody when a file is closed. FUSE and network file systems do."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    path: str
+    kind: str
+    """Of file system, such as ext4."""
+
+    @property
+    def closes_at_once(self) -> bool:
+        """Closing a file of it cannot hang."""
+        return self.kind in _CLOSES_AT_ONCE
+
+
+_ROOT = MountPoint("/", "")
+
+
+class MountTable:
+    """The mounts of this process, how often they have changed, and which of them are being waited for. Every
+    thread may use it."""
+
+    def __init__(self) -> None:
+        """Where /proc is not mounted, everything counts as one mount that never changes."""
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._generation = 0
+        self._asked: dict[int, tuple[str, float]] = {}
+        """By thread: the mount point that it asks something of, and since when."""
+        try:
+            self._fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+            self._points = [_ROOT]
+            return
+        self._poll.register(self._fd, select.POLLPRI)
+        self._points = self._read()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                self._poll.unregister(self._fd)
+                os.close(self._fd)
+            self._fd = -1
+
+    def point(self, path: str) -> MountPoint:
+        """Where the file system is mounted that holds `path`, going by names alone: asking the file system
+        might hang, and so a symbolic link counts as where it lies."""
+        with self._lock:
+            self._look()
+            points = self._points
+        around = [
+            point for point in points if path == point.path or path.startswith(point.path.rstrip("/") + "/")
+        ]
+        # Of several mounted in one place the last is on top.
+        return max(reversed(around), key=lambda point: len(point.path), default=_ROOT)
+
+    @contextlib.contextmanager
+    def asking(self, point: str) -> Iterator[None]:
+        """While it lasts, this thread waits for that mount."""
+        thread = threading.get_ident()
+        self._asked[thread] = point, time.monotonic()
+        try:
+            yield
+        finally:
+            del self._asked[thread]
+
+    def asked_since(self) -> list[tuple[str, float]]:
+        """Of each thread that waits for a mount: the mount point, and since when, by the monotonic clock."""
+        return list(self._asked.copy().values())
+
+    def identity(self, mount: Mount) -> str:
+        """Differs between any two mounts that this process has seen.
+
+        An id that is not unique may have been given to another mount whenever anything was mounted or
+        unmounted, so the number of such changes counts too.
+        """
+        if mount.unique:
+            return f"{mount.id:x}"
+        with self._lock:
+            self._look()
+            return f"{mount.id:x}.{self._generation}"
+
+    def is_gone(self, mount: Mount, identity: str) -> bool:
+        """Whether the mount that had the identity was unmounted; True also where nobody can know."""
+        return not is_mounted(mount) if mount.unique else self.identity(mount) != identity
+
+    def _look(self) -> None:
+        if self._poll.poll(0):  # the kernel says once that something was mounted or unmounted
+            self._generation += 1
+            self._points = self._read()
+
+    def _read(self) -> list[MountPoint]:
+        chunks = []
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        while chunk := os.read(self._fd, 1 << 20):
+            chunks.append(chunk)
+        points = []
+        for line in os.fsdecode(b"".join(chunks)).split("\n"):
+            fields, _, rest = line.partition(" - ")
+            if rest:
+                path = _ESCAPE.sub(_unescape, fields.split(" ")[4])
+                points.append(MountPoint(path, rest.split(" ")[0]))
+        return points
+
+
+class MountEvents:
+    """A descriptor that becomes readable when something is mounted or unmounted, for an event loop."""
+
+    def __init__(self) -> None:
+        """Raises OSError where /proc is not mounted."""
+        self._fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
+        # In a set of its own, since an event loop asks whether it can be read, which it always can.
+        self._events = select.epoll()
+        self._events.register(self._fd, select.EPOLLPRI)
+
+    def fileno(self) -> int:
+        return self._events.fileno()
+
+    def clear(self) -> None:
+        self._events.poll(0)
+
+    def close(self) -> None:
+        self._events.close()
+        os.close(self._fd)
 
 
 class MountThreads:
-    """`count` threads for each mount that is asked for, which serve users in turn."""
+    """Up to `count` threads, fair by user, for each mount that is asked for."""
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, mounts: MountTable, *, most_mounts: int = MOST_MOUNTS) -> None:
         self._count = count
         self._name = name
+        self._mounts = mounts
+        self._most_mounts = most_mounts
         self._lock = threading.Lock()
         self._executors: dict[str, FairExecutor] = {}
         self._stopped = False
 
-    def of(self, path: str) -> FairExecutor:
-        """Raises RuntimeError after `shutdown`, as executors do."""
-        mount = mount_point(path)
+    def of(self, path: str) -> MountExecutor:
+        """The threads of the mount that holds `path`."""
+        return MountExecutor(self, self._mounts.point(path).path)
+
+    def submit(
+        self, mount: str, uid: int, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs
+    ) -> Future[_T]:
+        """Raises RuntimeError after `shutdown`, as executors do, and SourceUnavailableError when too many
+        mounts have calls under way."""
         with self._lock:
             if self._stopped:
                 raise RuntimeError("the threads have been stopped")
             if mount not in self._executors:
+                self._make_room(mount)
                 self._executors[mount] = FairExecutor(self._count, f"{self._name}:{mount}")
-            return self._executors[mount]
+            return self._executors[mount].submit(uid, call, *arguments, **named)
 
     def shutdown(self) -> None:
         """Begins nothing more. Does not wait: a call may hang in the kernel."""
@@ -38,17 +194,40 @@ class MountThreads:
         for executor in executors:
             executor.shutdown()
 
+    def _make_room(self, mount: str) -> None:
+        if len(self._executors) < self._most_mounts:
+            return
+        idle = next((name for name, executor in self._executors.items() if executor.idle), None)
+        if idle is None:
+            raise SourceUnavailableError(
+                f"{mount} cannot be asked: {len(self._executors)} other mounts are being waited for; "
+                "penstock status names those that hang"
+            )
+        self._executors.pop(idle).shutdown()
 
-def mount_point(path: str) -> str:
-    """Where the file system is mounted that holds `path`, going by names alone: asking the file system might
-    hang, and so a symbolic link counts as where it lies. "/" where /proc does not say."""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            points = [_ESCAPE.sub(_unescape, line.split(" ", 5)[4]) for line in lines]
-    except OSError:
-        return "/"
-    around = [point for point in points if path == point or path.startswith(point.rstrip("/") + "/")]
-    return max(around, key=len, default="/")
+
+class MountExecutor:
+    """The threads of one mount."""
+
+    def __init__(self, threads: MountThreads, mount: str) -> None:
+        self._threads = threads
+        self.mount = mount
+
+    def of(self, uid: int) -> MountUserExecutor:
+        """As an executor whose calls are that user's."""
+        return MountUserExecutor(self._threads, self.mount, uid)
+
+
+class MountUserExecutor(Executor):
+    """The threads of one mount as one user sees them."""
+
+    def __init__(self, threads: MountThreads, mount: str, uid: int) -> None:
+        self._threads = threads
+        self._mount = mount
+        self._uid = uid
+
+    def submit(self, call: Callable[_P, _T], /, *arguments: _P.args, **named: _P.kwargs) -> Future[_T]:
+        return self._threads.submit(self._mount, self._uid, call, *arguments, **named)
 
 
 def _unescape(match: re.Match[str]) -> str:

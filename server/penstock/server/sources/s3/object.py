@@ -106,6 +106,7 @@ class S3File:
 
     kind = "s3"
     alignment = 1
+    mount = mount_point = ""
 
     def __init__(self, requests: Requests, location: Location, state: ObjectState, first: bytes) -> None:
         """`first` are its first bytes, or nothing; they are kept until they are read."""
@@ -115,6 +116,7 @@ class S3File:
         self.version = (
             f"s3:{self.uri}:{state.etag}:{state.version_id}:{state.last_modified}:{state.size_bytes}"
         )
+        self.portable_version = self.version
         self._requests = requests
         self._location = location
         self._state = state
@@ -143,6 +145,9 @@ class S3File:
 
     def check_unchanged(self) -> None:
         """Nothing to ask: every answer was compared with the version."""
+
+    def unmounted(self) -> bool:
+        return False
 
     def close(self) -> None:
         self._first = b""

@@ -1,0 +1,121 @@
+"""Notices that files are written to, by inotify: the only evidence that a write whose time was put back
+leaves besides ctime, which other things change too.
+
+A watch is of an inode and keeps neither a file nor a mount busy. The kernel tells of writes, truncation,
+hole punching and reflinks on this machine; not of stores through a mapping, nor of what others do to a
+network file system, nor of what is done to the layers beneath an overlay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+
+_IN_NONBLOCK = os.O_NONBLOCK
+_IN_CLOEXEC = os.O_CLOEXEC
+_IN_MODIFY = 0x2
+_IN_UNMOUNT = 0x2000
+_IN_Q_OVERFLOW = 0x4000
+_IN_IGNORED = 0x8000
+_EVENT = struct.Struct("=iIII")
+_BUFFER_BYTES = 64 << 10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Watch:
+    """Of one open file. Made by `Watches.watch`; closed by its owner."""
+
+    __slots__ = ("_number", "_watches", "lost", "modified")
+
+    def __init__(self, watches: Watches) -> None:
+        self._watches = watches
+        self._number = -1
+        self.modified = False
+        self.lost = False
+        """Writes may have been missed: too many happened at once, or the kernel dropped the watch."""
+
+    def look(self) -> None:
+        """Brings `modified` and `lost` up to date: writes that ended before this call count."""
+        self._watches.drain()
+
+    def close(self) -> None:
+        self._watches.forget(self)
+
+
+class Watches:
+    """All watches of the process, on one descriptor. Every thread may use it."""
+
+    def __init__(self) -> None:
+        """Without inotify (a seccomp profile, too many instances of the user) it watches nothing."""
+        self._fd: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        self._lock = threading.Lock()
+        self._by_number: dict[int, set[Watch]] = {}
+
+    def watch(self, fd: int) -> Watch | None:
+        """Of the file that is open as `fd`. None where that cannot be. May block as long as the file's mount
+        hangs, and then holds up no other thread."""
+        watch = Watch(self)
+        # The first number may be of a watch that another thread is just removing. Once it is registered
+        # nobody removes it, and the second call, which gives the same number, finds it alive.
+        while (number := self._add(fd)) >= 0:
+            if number == watch._number:
+                watch.lost = False  # as it was while it was being removed
+                return watch
+            self.forget(watch)
+            with self._lock:
+                watch._number = number
+                self._by_number.setdefault(number, set()).add(watch)
+        self.forget(watch)
+        return None
+
+    def forget(self, watch: Watch) -> None:
+        """Forgetting twice is forgetting once."""
+        with self._lock:
+            number, watch._number = watch._number, -1
+            others = self._by_number.get(number)
+            if others is None:
+                return
+            others.discard(watch)
+            if not others:
+                del self._by_number[number]
+                _libc.inotify_rm_watch(self._fd, number)  # fails where the file is gone already
+
+    def drain(self) -> None:
+        """Passes on what the kernel has queued."""
+        with self._lock:
+            while self._fd >= 0:
+                try:
+                    events = os.read(self._fd, _BUFFER_BYTES)
+                except BlockingIOError:
+                    return
+                at = 0
+                while at < len(events):
+                    number, mask, _, name_bytes = _EVENT.unpack_from(events, at)
+                    at += _EVENT.size + name_bytes
+                    self._tell(number, mask)
+
+    def close(self) -> None:
+        """Ends all watches. No watch may be used any more."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+            self._by_number.clear()
+
+    def _add(self, fd: int) -> int:
+        if self._fd < 0:
+            return -1
+        number: int = _libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _IN_MODIFY)
+        return number
+
+    def _tell(self, number: int, mask: int) -> None:
+        if mask & _IN_Q_OVERFLOW:
+            for watches in self._by_number.values():
+                for watch in watches:
+                    watch.lost = True
+        for watch in self._by_number.get(number, ()):
+            watch.modified = watch.modified or bool(mask & _IN_MODIFY)
+            watch.lost = watch.lost or bool(mask & (_IN_IGNORED | _IN_UNMOUNT))
