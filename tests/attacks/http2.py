@@ -279,6 +279,12 @@ class Connection:
             self._turn(left)
         return value
 
+    def linger(self, seconds: float) -> None:
+        """Reads and answers for that time, or until the peer closes."""
+        deadline = time.monotonic() + seconds
+        while not self.closed and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+
     def wait_closed(self) -> None:
         """Until the peer closes the connection."""
         with contextlib.suppress(Closed):

@@ -44,16 +44,16 @@ MEMORY_SLACK_BYTES = 64 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the kernel says that a daemon has, with its children."""
+    """What the kernel says that a daemon has."""
 
     anonymous_bytes: int
-    """All memory besides slabs and mapped files."""
+    """Memory of the daemon itself besides slabs and mapped files."""
+    child_bytes: int
+    """The same of its children together, which read large headers under a limit of their own."""
     threads: int
     descriptors: int
-    """Of the daemon itself, sockets included."""
     children: int
     cpu_seconds: float
-    """Of the daemon itself."""
     sessions: int
     """Handoff connections that it has accepted."""
     connections: int
@@ -78,7 +78,7 @@ class TargetDaemon(DaemonProcess):
         documented size; where none can be made, the test is skipped."""
         self.memory_limit_bytes = memory_limit_bytes
         self._cgroup: MemoryCgroup | None = None
-        temporary = top / "tmp"
+        self.temporary = temporary = top / "tmp"
         temporary.mkdir(exist_ok=True)
         temporary.chmod(0o1777)
         if contained:
@@ -124,16 +124,17 @@ class TargetDaemon(DaemonProcess):
 
     def usage(self) -> Usage:
         pid = self.process.pid
-        family = [pid, *descendants(pid)]
-        anonymous_kib = 0
-        for member in family:
+        children = descendants(pid)
+        child_kib = 0
+        for child in children:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, AssertionError):  # it ended
-                anonymous_kib += process_figure(member, "RssAnon")
+                child_kib += process_figure(child, "RssAnon")
         return Usage(
-            anonymous_bytes=anonymous_kib * 1024,
+            anonymous_bytes=process_figure(pid, "RssAnon") * 1024,
+            child_bytes=child_kib * 1024,
             threads=process_figure(pid, "Threads"),
             descriptors=len(open_fds(pid)),
-            children=len(family) - 1,
+            children=len(children),
             cpu_seconds=cpu_seconds(pid),
             sessions=accepted(self.socket_dir / "handoff.sock"),
             connections=accepted(self.socket_dir / "penstock.sock"),

@@ -288,10 +288,10 @@ class ClientProcess:
         """What `await_go` waits for."""
         os.write(self._input, f"{line}\n".encode())
 
-    def hear(self, word: str) -> dict[str, Any]:
+    def hear(self, word: str, *, patience_seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
         """The next thing the process says, which has to be `word`."""
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._output], [], [], DEADLINE_SECONDS)
+            ready, _, _ = select.select([self._output], [], [], patience_seconds)
             assert ready, f"the client says nothing; so far: {self.errors()}"
             data = os.read(self._output, 1 << 20)
             assert data, f"the client ended instead of saying {word!r}: {self.errors()}"
