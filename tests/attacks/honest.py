@@ -28,7 +28,7 @@ def load_in_a_loop(socket_dir: str, source: str, at_least: int) -> None:
     of each load how long it took, in seconds, and what came. Each load has a connection of its own, as in a
     process that has just started. A load that fails is not repeated."""
     say("loads")
-    loads = []
+    loads: list[dict[str, object]] = []
     while len(loads) < at_least or not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
         began = time.monotonic()
         error = found = None
