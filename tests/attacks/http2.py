@@ -110,7 +110,7 @@ def window_update(stream: int, increment: int) -> bytes:
     return frame(Kind.WINDOW_UPDATE, stream=stream, payload=struct.pack(">I", increment))
 
 
-def call_fields(path: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
+def call_fields(path: str | bytes, metadata: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
     """The header block of a gRPC request, in literals that no table remembers."""
     fields: list[tuple[str, str | bytes]] = [
         (":method", "POST"),

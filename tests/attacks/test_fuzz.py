@@ -23,7 +23,7 @@ from penstock.v1 import streamer_pb2 as pb
 from ..e2e.support import Checkpoint, Checkpoints, wait_until
 from ..e2e.wire import make_checkpoint, recordings
 from .conftest import StartTarget
-from .http2 import PREFACE, Closed, frame, ping, reset, window_update
+from .http2 import PREFACE, Closed, Flag, Kind, call_fields, frame, ping, reset, window_update
 from .http2 import settings as settings_frame
 from .mutation import mutated, mutated_frames
 from .recorded import placed, seeds
@@ -149,6 +149,27 @@ def test_recorded_traffic_is_answered_as_it_was(name: str, directory: Path, exam
         assert connection.messages(1)
         assert connection.goaway is None
     examined.examine()
+
+
+@pytest.mark.parametrize("name", [":path", "user-agent", "penstock-session", "x-y"])
+def test_a_header_that_is_not_text_costs_its_connection_only(name: str, examined: Examined) -> None:
+    """A path of such bytes once ended gRPC's server for good, without a token."""
+    with examined.daemon.connect() as connection:
+        bad = b"/\xbf\xff"
+        block = call_fields(bad) if name == ":path" else call_fields("/x", [(name, bad)])
+        connection.send(frame(Kind.HEADERS, Flag.END_HEADERS, 1, block))
+        connection.linger(GLIMPSE_SECONDS)
+    examined.examine()
+
+
+def test_the_words_of_a_goaway_do_not_reach_the_log(examined: Examined) -> None:
+    """gRPC's core would print them, line breaks included."""
+    with examined.daemon.connect() as connection:
+        words = b"\n2026-01-01T00:00:00.000Z error forged"
+        connection.send(frame(Kind.GOAWAY, payload=bytes(8) + words))
+        connection.linger(GLIMPSE_SECONDS)
+    examined.examine()
+    assert "forged" not in examined.daemon.log()
 
 
 @EFFORTS
