@@ -3,7 +3,7 @@
     python -m tests.attacks.recorded        # from the repository's root; writes tests/data/fuzz
 
 `grpc` has what one connection of the Python client sent to `penstock.sock`, `http` a request a file, `header`
-and `index` what files of real checkpoints hold. Tokens and directories have always the same length, so that a
+and `index` what transformers writes. Tokens and directories have always the same length, so that a
 replay can put its own in their place.
 """
 
@@ -22,7 +22,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from penstock.client import StreamerClient
-from penstock.client.demo import find_model
 
 from ..e2e.support import DaemonProcess, running_daemon
 from ..e2e.wire import PLACEHOLDER, make_checkpoint, raw_channel
@@ -109,7 +108,6 @@ def record() -> None:
     shutil.rmtree(directory)
     for name, request in _REQUESTS.items():
         keep("http", name, request.encode())
-    keep("header", "all_minilm", header_of(find_model()))
     with tempfile.TemporaryDirectory() as top:
         save_model(Path(top))
         for path in sorted(Path(top).glob("*.safetensors")):
