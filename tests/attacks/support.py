@@ -44,16 +44,18 @@ MEMORY_SLACK_BYTES = 64 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the kernel says that a daemon has."""
+    """What the kernel says that a daemon has, with its children."""
 
     anonymous_bytes: int
-    """Memory of the daemon itself besides slabs and mapped files."""
-    child_bytes: int
-    """The same of its children together, which read large headers under a limit of their own."""
+    """All memory besides slabs and mapped files."""
+    own_bytes: int
+    """The same of the daemon itself."""
     threads: int
     descriptors: int
+    """Of the daemon itself, sockets included."""
     children: int
     cpu_seconds: float
+    """Of the daemon itself."""
     sessions: int
     """Handoff connections that it has accepted."""
     connections: int
@@ -124,17 +126,17 @@ class TargetDaemon(DaemonProcess):
 
     def usage(self) -> Usage:
         pid = self.process.pid
-        children = descendants(pid)
-        child_kib = 0
-        for child in children:
+        family = [pid, *descendants(pid)]
+        anonymous_kib = 0
+        for member in family:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, AssertionError):  # it ended
-                child_kib += process_figure(child, "RssAnon")
+                anonymous_kib += process_figure(member, "RssAnon")
         return Usage(
-            anonymous_bytes=process_figure(pid, "RssAnon") * 1024,
-            child_bytes=child_kib * 1024,
+            anonymous_bytes=anonymous_kib * 1024,
+            own_bytes=process_figure(pid, "RssAnon") * 1024,
             threads=process_figure(pid, "Threads"),
             descriptors=len(open_fds(pid)),
-            children=len(children),
+            children=len(family) - 1,
             cpu_seconds=cpu_seconds(pid),
             sessions=accepted(self.socket_dir / "handoff.sock"),
             connections=accepted(self.socket_dir / "penstock.sock"),
@@ -243,7 +245,7 @@ class Watch(threading.Thread):
 
     def assert_bounded(self, memory_bound_bytes: int = MEMORY_BOUND_BYTES) -> None:
         """The daemon never had more memory besides slabs than it may."""
-        had = self.peak.anonymous_bytes
+        had = self.peak.own_bytes
         assert had < memory_bound_bytes, (
             f"{had / 1e6:.0f} MB besides slabs, where {memory_bound_bytes / 1e6:.0f} are allowed"
         )
