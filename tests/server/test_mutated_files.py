@@ -74,7 +74,7 @@ def test_a_mutated_header_gets_the_librarys_verdict(effort: settings, read_by_li
 def data_bytes(header: bytes) -> int:
     """Of a file with this header."""
     entries: dict[str, Any] = json.loads(header)
-    return max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+    return max(int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__")
 
 
 @EFFORTS
