@@ -72,7 +72,7 @@ test: venv  ## Run the tests, with the short form of the stress tests; WORKERS=0
 image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes
 	@$(BIN)/python -m pytest -m image $(ARGS)
 
-stress: venv  ## Run the long stress tests (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
+stress: venv  ## Run the long stress tests and fuzz (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
 
 demo: $(VENV)/.stamp-demo  ## Load a real model through a private daemon and check every bit

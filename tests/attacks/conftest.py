@@ -24,9 +24,8 @@ def start_target() -> Iterator[StartTarget]:
     daemons: list[TargetDaemon] = []
 
     def start(*flags: str, populated: bool = True, **options: object) -> TargetDaemon:
-        tops.append(
-            Path(tempfile.mkdtemp(prefix="pst-", dir="/tmp"))
-        )  # not tmp_path: paths of sockets are short
+        # Not tmp_path: the path of a socket has to be short.
+        tops.append(Path(tempfile.mkdtemp(prefix="pst-", dir="/tmp")))
         tops[-1].chmod(0o755)
         daemons.append(TargetDaemon(tops[-1], *flags, **options))  # type: ignore[arg-type]
         daemons[-1].wait_ready(populated=populated)

@@ -80,6 +80,19 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
     return FRAME_HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
 
 
+def parse_frames(sent: bytes) -> list[Frame]:
+    """The frames behind the preface; they must be whole."""
+    assert sent.startswith(PREFACE)
+    found, position = [], len(PREFACE)
+    while position < len(sent):
+        high, low, kind, flags, stream = FRAME_HEADER.unpack_from(sent, position)
+        start = position + FRAME_HEADER.size
+        position = start + (high << 16 | low)
+        assert position <= len(sent)
+        found.append(Frame(kind, flags, stream, sent[start:position]))
+    return found
+
+
 def settings(values: Mapping[int, int]) -> bytes:
     return frame(Kind.SETTINGS, payload=b"".join(struct.pack(">HI", *pair) for pair in values.items()))
 
@@ -97,7 +110,7 @@ def window_update(stream: int, increment: int) -> bytes:
     return frame(Kind.WINDOW_UPDATE, stream=stream, payload=struct.pack(">I", increment))
 
 
-def call_fields(path: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
+def call_fields(path: str | bytes, metadata: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
     """The header block of a gRPC request, in literals that no table remembers."""
     fields: list[tuple[str, str | bytes]] = [
         (":method", "POST"),
@@ -278,6 +291,12 @@ class Connection:
                 raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s for: {what}")
             self._turn(left)
         return value
+
+    def linger(self, seconds: float, *, until: Callable[[], object] = lambda: False) -> None:
+        """Reads and answers for that time, or until the peer closes, or until this is true."""
+        deadline = time.monotonic() + seconds
+        while not self.closed and not until() and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
 
     def wait_closed(self) -> None:
         """Until the peer closes the connection."""

@@ -80,7 +80,7 @@ class TargetDaemon(DaemonProcess):
         documented size; where none can be made, the test is skipped."""
         self.memory_limit_bytes = memory_limit_bytes
         self._cgroup: MemoryCgroup | None = None
-        temporary = top / "tmp"
+        self.temporary = temporary = top / "tmp"
         temporary.mkdir(exist_ok=True)
         temporary.chmod(0o1777)
         if contained:
@@ -245,7 +245,7 @@ class Watch(threading.Thread):
 
     def assert_bounded(self, memory_bound_bytes: int = MEMORY_BOUND_BYTES) -> None:
         """The daemon never had more memory besides slabs than it may."""
-        had = self.peak.anonymous_bytes
+        had = self.peak.own_bytes
         assert had < memory_bound_bytes, (
             f"{had / 1e6:.0f} MB besides slabs, where {memory_bound_bytes / 1e6:.0f} are allowed"
         )

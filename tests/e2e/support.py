@@ -59,10 +59,10 @@ class DaemonProcess:
         """`wrapper` is put before the command, to run it in namespaces or as another user; `program` is what
         Python runs."""
         self.socket_dir = socket_dir
-        self._log_path = log_path or socket_dir.parent / f"{socket_dir.name}.log"
-        self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
+        self.log_path = log_path or socket_dir.parent / f"{socket_dir.name}.log"
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         command = [*wrapper, sys.executable, *program, "--socket-dir", str(socket_dir), *flags]
-        with self._log_path.open("ab") as log:
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
             )
@@ -83,7 +83,7 @@ class DaemonProcess:
 
     def log(self) -> str:
         """What it wrote, without what earlier daemons of the directory did."""
-        return self._log_path.read_bytes()[self._log_start :].decode()
+        return self.log_path.read_bytes()[self._log_start :].decode()
 
     def http(self, path: str, *, method: str = "GET", accept: str = "*/*") -> tuple[int, bytes]:
         """Status and body of an answer of its HTTP port."""
@@ -288,10 +288,10 @@ class ClientProcess:
         """What `await_go` waits for."""
         os.write(self._input, f"{line}\n".encode())
 
-    def hear(self, word: str) -> dict[str, Any]:
+    def hear(self, word: str, *, patience_seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
         """The next thing the process says, which has to be `word`."""
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._output], [], [], DEADLINE_SECONDS)
+            ready, _, _ = select.select([self._output], [], [], patience_seconds)
             assert ready, f"the client says nothing; so far: {self.errors()}"
             data = os.read(self._output, 1 << 20)
             assert data, f"the client ended instead of saying {word!r}: {self.errors()}"

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from . import variables
+from . import log, variables
 from .config import load_config
 from .errors import ConfigError
 from .limits import memory_bound
@@ -23,10 +23,10 @@ def main() -> int:
     """0: stopped as asked. 1: could not start. 2: wrong usage."""
     try:
         config = load_config(sys.argv[1:], os.environ, memory_bound)
-        with _needing_the_extra():
-            from . import daemon, log
-
         log.set_up(as_json=config.log_format == "json", level=config.log_level)
+        with _needing_the_extra():
+            from . import daemon
+
         for name, nearest in variables.unknown(os.environ, known_variables()):
             hint = {"meant": nearest} if nearest else {}
             log.event(logger, "unknown variable", {"name": name, **hint}, level=logging.WARNING)

@@ -1,4 +1,4 @@
-"""As much of HTTP/2 (RFC 9113) as the gate needs: frame headers. It decodes no header fields. Pure."""
+"""As much of HTTP/2 (RFC 9113) as the gate needs: frame headers. `fields.py` has header blocks. Pure."""
 
 from __future__ import annotations
 

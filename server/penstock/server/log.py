@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -46,7 +47,12 @@ def _text(value: Any) -> str:
 
 
 def set_up(*, as_json: bool, level: str) -> None:
-    """Sends everything to standard error."""
+    """Sends everything to standard error.
+
+    Call it before gRPC is imported, to silence its core. The core would write there past the formatter, with
+    line breaks that clients sent, such as those of a GOAWAY's text. GRPC_VERBOSITY in the environment wins.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(as_json=as_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

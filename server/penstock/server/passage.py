@@ -15,7 +15,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from . import frames
+from . import fields, frames
 from .allowance import Allowance
 from .quota import Quota
 from .streams import STREAM_BYTES, RequestStream
@@ -347,6 +347,10 @@ class Passage:
         """Passes a request's headers on, with the gate's own."""
         assert self._block is not None
         number, flags = self._block_stream, self._block_flags | frames.END_HEADERS
+        try:
+            fields.check(bytes(self._block))
+        except fields.BadFieldsError as error:
+            raise _Violation("protocol", str(error)) from None
         if not self._memory.take(self.uid, STREAM_BYTES):
             raise _Violation("memory", f"the requests of uid {self.uid} hold all the memory that it may have")
         stream = RequestStream(self.uid, self._memory, self._wake_stream, self._gate.memory_freed)
