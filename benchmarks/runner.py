@@ -24,9 +24,9 @@ from report import Group, Run
 ONE_GB = 10**9
 # Contenders that are slow, or of which less depends, are measured in no more rounds than this.
 SELDOM_ROUNDS = 3
-# As `--block-size`, `--s3-block-size` and `--s3-concurrency` of penstockd, which has no way to be asked.
+# As `--block-size`, `--object-block-size` and `--object-concurrency` of penstockd, which cannot be asked.
 _BLOCK_BYTES = 8 << 20
-_S3_BLOCK_BYTES, _S3_CONNECTIONS = 32 << 20, 32
+_OBJECT_BLOCK_BYTES, _S3_CONNECTIONS = 32 << 20, 32
 # What a daemon loads from a server before it is measured: it lives longer than a load.
 _WARM_UP_BYTES = 50_000_000
 
@@ -119,7 +119,7 @@ class Runner:
             files = [server.uri(file) for file in files]
             # A client of Penstock knows nothing of the server.
             environment |= server.environment() if contender.daemon is None else {}
-            raw_block_bytes, threads = _S3_BLOCK_BYTES, _S3_CONNECTIONS
+            raw_block_bytes, threads = _OBJECT_BLOCK_BYTES, _S3_CONNECTIONS
         with contextlib.ExitStack() as stack:
             daemon = None
             if contender.daemon in daemons:

@@ -61,8 +61,13 @@ def _curve(path: Path, *, rounds: int) -> list[_Point]:
             for block_mib in _BLOCKS_MIB:
                 point = _Point(connections, block_mib)
                 points.append(point)
-                flags = ["--memory-limit", str(size_bytes * 21 // 20), "--s3-concurrency", str(connections)]
-                flags += ["--s3-block-size", f"{block_mib}MiB"]
+                flags = [
+                    "--memory-limit",
+                    str(size_bytes * 21 // 20),
+                    "--object-concurrency",
+                    str(connections),
+                ]
+                flags += ["--object-block-size", f"{block_mib}MiB"]
                 with Daemon(*flags, environment=server.environment()) as daemon:
                     daemon.wait_until_populated()
                     warm_up(daemon, server)

@@ -73,7 +73,7 @@ def test_a_load_says_how_far_it_is_and_what_it_waits_for(start_daemon: StartDaem
 
 def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) -> None:
     one, two = write("one", 3), write("two", 4)
-    daemon = start_daemon("--memory-limit", "32MiB", "--concurrency", "3", "--s3-concurrency", "2")
+    daemon = start_daemon("--memory-limit", "32MiB", "--concurrency", "3", "--object-concurrency", "2")
     with daemon.client() as client:
         client.prefetch(one, pin=True)
         state = client.load_state_dict(two)
@@ -211,10 +211,14 @@ def test_watching_goes_on_when_the_daemon_comes_back(start_daemon: StartDaemon) 
 
 
 def test_every_value_of_the_configuration_is_in_status_and_the_log(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon("--memory-limit", "16MiB", "--s3-block-size", "1MiB")
+    daemon = start_daemon("--memory-limit", "16MiB", "--object-block-size", "1MiB")
     told = daemon.http_status()["configuration"]
     assert set(told) == {field.name for field in dataclasses.fields(Config)}
-    assert (told["memory_limit"], told["s3_block_bytes"], told["prefetch"]) == (str(16 * MIB), str(MIB), "")
+    assert (told["memory_limit"], told["object_block_bytes"], told["prefetch"]) == (
+        str(16 * MIB),
+        str(MIB),
+        "",
+    )
     (start,) = [line for line in daemon.log().splitlines() if " serving " in line]
     logged = {
         key: json.loads(value) if value.startswith('"') else value

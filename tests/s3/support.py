@@ -18,12 +18,12 @@ BLOCK_BYTES = 64 << 10
 RETRIES = 3
 
 FLAGS = (
-    *("--memory-limit", "64MiB", "--s3-block-size", str(BLOCK_BYTES)),
-    *("--s3-retries", str(RETRIES)),
+    *("--memory-limit", "64MiB", "--object-block-size", str(BLOCK_BYTES)),
+    *("--object-retries", str(RETRIES)),
 )
 """Small blocks, so that a small object has many, and few attempts."""
 
-IMPATIENT = ("--s3-timeout", "2")
+IMPATIENT = ("--object-timeout", "2")
 """Where storage stalls. Elsewhere a machine that is slow for a moment would look as if it did."""
 
 # Of every daemon's credentials, and of signatures.

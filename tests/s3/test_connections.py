@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.server.sources.s3 import response
-from penstock.server.sources.s3.connection import Connections, Exchange
-from penstock.server.sources.s3.faults import Transient
+from penstock.server.sources.objects import response
+from penstock.server.sources.objects.connection import Connections, Exchange
+from penstock.server.sources.objects.faults import Transient
 
 from ..e2e.support import DEADLINE_SECONDS, wait_until
 from ..server.objects import ObjectServer

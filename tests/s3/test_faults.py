@@ -107,7 +107,7 @@ def test_a_connection_that_sent_what_nobody_asked_for_is_used_no_more(
 LASTING: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "reset": (faults.reset, ("connection",)),
     "cut at once": (faults.cut(0), ()),
-    "stalled": (faults.stall, ("--s3-timeout",)),
+    "stalled": (faults.stall, ("--object-timeout",)),
     "500": (faults.error(500, "InternalError"), ("500", "InternalError", faults.REQUEST_ID)),
     "503": (faults.error(503, "SlowDown"), ("503", "SlowDown", faults.REQUEST_ID)),
     "503 and HTML": (faults.html(503), ("503",)),

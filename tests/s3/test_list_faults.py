@@ -62,7 +62,7 @@ def test_a_fault_of_a_list_that_lasts_fails_the_load_with_a_reason(
     bucket.put_random("models/one.safetensors")
     rule = proxy.on(lists(bucket), fault, times=None)
     uri = bucket.uri("models/")
-    refused(daemon, uri, errors.SourceUnavailableError, uri, "listing", "--s3-retries", *parts)
+    refused(daemon, uri, errors.SourceUnavailableError, uri, "listing", "--object-retries", *parts)
     assert len(rule.hits) == RETRIES
 
 

@@ -51,7 +51,7 @@ def test_connections_are_kept(daemon: DaemonProcess, proxy: FaultProxy, bucket: 
     load_and_compare(daemon, bucket.uri(KEY), tensors)
     requests = proxy.requests()
     assert len(requests) > 64
-    assert len({request.connection for request in requests}) <= 33  # --s3-concurrency, and one for lists
+    assert len({request.connection for request in requests}) <= 33  # --object-concurrency, and one for lists
 
 
 def test_a_prefix_is_all_its_checkpoints(daemon: DaemonProcess, bucket: Bucket) -> None:

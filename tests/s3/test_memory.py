@@ -22,7 +22,7 @@ def test_what_streams_through_is_not_kept(
     names = [f"layer.{number:02}" for number in range(SIZE_MIB // 4)]
     write_large(path, names)
     proxy.on(asks(bucket="large"), faults.serve_file(path), times=None)
-    flags = ("--memory-limit", "32MiB", "--s3-block-size", "4MiB")
+    flags = ("--memory-limit", "32MiB", "--object-block-size", "4MiB")
     daemon = start_daemon(*flags, environment=environment(proxy.endpoint))
     found = []
     peak_kib = 0

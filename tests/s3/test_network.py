@@ -176,7 +176,7 @@ def test_a_proxy_that_does_not_answer_is_named(
 
 @pytest.mark.parametrize("key", [KEY, "models/"])
 @pytest.mark.parametrize(
-    ("status", "remedy"), [(407, "its user and password"), (403, "lets 127.0.0.1"), (502, "--s3-retries")]
+    ("status", "remedy"), [(407, "its user and password"), (403, "lets 127.0.0.1"), (502, "--object-retries")]
 )
 def test_a_proxy_that_lets_nothing_through_is_named_with_what_it_says(
     status: int, remedy: str, key: str, start_daemon: StartDaemon, https: FaultProxy, tunnel: Tunnel
@@ -250,7 +250,7 @@ def test_a_bucket_may_be_a_host(
     tunnel = Tunnel(proxy.port)
     try:
         # The proxy makes a connection for every request.
-        flags = (*flags, "--s3-block-size", "1MiB")
+        flags = (*flags, "--object-block-size", "1MiB")
         daemon = start(start_daemon, f"http://{HOST}", *flags, HTTP_PROXY=tunnel.url, **variables)
         load_and_compare(daemon, bucket.uri(KEY), bucket.put_random(KEY))
         load_and_compare(daemon, bucket.uri("models/"), bucket.put_random(KEY))
@@ -316,7 +316,7 @@ def test_a_server_that_restarts_in_mid_load_costs_no_byte(
     tensors = bucket.put_random(KEY, mib=4)
     proxy = FaultProxy(moto.port)
     try:
-        daemon = start(start_daemon, proxy.endpoint, "--s3-retries", "12")
+        daemon = start(start_daemon, proxy.endpoint, "--object-retries", "12")
         proxy.on(asks("GET", bucket=bucket.name, beyond=BLOCK_BYTES), Exchange.close_proxy, skip=8)
         with daemon.client() as client, client.load(bucket.uri(KEY), memory_limit="2MiB") as load:
             wait_until(lambda: proxy.refusing, "the server to go")

@@ -16,7 +16,7 @@ from .support import BLOCK_BYTES, FLAGS, IMPATIENT, Bucket, environment, load_an
 
 KEY = "models/one.safetensors"
 CONNECTIONS = 4
-PATIENT = (*FLAGS, "--s3-timeout", "600", "--grace", "0")
+PATIENT = (*FLAGS, "--object-timeout", "600", "--grace", "0")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,15 @@ def test_a_stalled_object_holds_back_neither_files_nor_other_objects(
     healthy = bucket.put_random("models/two.safetensors", mib=2, seed=1)
     local = random_tensors(16, 1 << 16, seed=2)
     path = write_checkpoint(tmp_path / "local.safetensors", local)
-    flags = (*FLAGS, "--s3-concurrency", str(CONNECTIONS), "--concurrency", "2", "--s3-timeout", "600")
+    flags = (
+        *FLAGS,
+        "--object-concurrency",
+        str(CONNECTIONS),
+        "--concurrency",
+        "2",
+        "--object-timeout",
+        "600",
+    )
     daemon = start_daemon(*flags, environment=environment(proxy.endpoint))
     rule = proxy.on(asks("GET", bucket=bucket.name, key=KEY, beyond=4 * BLOCK_BYTES), fault, times=None)
 
@@ -70,7 +78,7 @@ def test_a_stalled_list_or_header_holds_back_nobody(
 ) -> None:
     healthy = bucket.put_random("models/two.safetensors")
     bucket.put_random("stalled/one.safetensors")
-    daemon = start_daemon(*FLAGS, "--s3-timeout", "600", environment=environment(proxy.endpoint))
+    daemon = start_daemon(*FLAGS, "--object-timeout", "600", environment=environment(proxy.endpoint))
     lists = proxy.on(lambda request: request.query.get("prefix") == "stalled/", faults.stall, times=None)
     headers = proxy.on(asks(bucket=bucket.name, key=KEY), faults.stall, times=None)
     clients = [

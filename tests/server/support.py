@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from penstock.server.checkpoint import parse_header
 from penstock.server.config import Config
 from penstock.server.sources import Access
+from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3 import S3Settings, S3Source
 from penstock.server.table import Header
 
@@ -94,8 +95,8 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
         "log_format": "text",
         "log_level": "info",
         "exit_with_stdin": False,
-        "s3_concurrency": 2,
-        "s3_block_bytes": 256 << 10,
+        "object_concurrency": 2,
+        "object_block_bytes": 256 << 10,
     }
     fields = Config.__dataclass_fields__
     values.update({name: () for name in fields if name not in values})
@@ -104,7 +105,8 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
 
 def no_objects(workers: Executor) -> S3Source:
     """For tests that load none."""
-    return S3Source(S3Settings(retries=1, timeout_seconds=1, connections=1), lambda uid: workers, print)
+    settings = ObjectSettings(retries=1, timeout_seconds=1, connections=1)
+    return S3Source(settings, S3Settings(), lambda uid: workers, print)
 
 
 def open_fds() -> dict[int, str]:

@@ -30,18 +30,23 @@ from penstock.server.errors import (
     SourceUnavailableError,
 )
 from penstock.server.sources import Access, Patient, RetryLater
-from penstock.server.sources.s3 import S3File, S3Settings, S3Source
+from penstock.server.sources.objects import ObjectFile, ObjectSettings
+from penstock.server.sources.objects import connection as s3_connection
+from penstock.server.sources.objects import faults as s3_faults
+from penstock.server.sources.objects import listing as s3_listing
+from penstock.server.sources.objects import object as s3_object
+from penstock.server.sources.objects import response as s3_response
+from penstock.server.sources.objects.object import FIRST_BYTES
+from penstock.server.sources.objects.service import Answer
+from penstock.server.sources.s3 import S3Settings, S3Source
 from penstock.server.sources.s3 import account as s3_account
-from penstock.server.sources.s3 import connection as s3_connection
-from penstock.server.sources.s3 import faults as s3_faults
-from penstock.server.sources.s3 import listing as s3_listing
-from penstock.server.sources.s3 import object as s3_object
-from penstock.server.sources.s3 import response as s3_response
+from penstock.server.sources.s3 import answers as s3_answers
 from penstock.server.sources.s3.location import Location
-from penstock.server.sources.s3.object import FIRST_BYTES
 
 from .objects import Asked, ObjectServer
 from .support import ROOT
+
+S3File = ObjectFile[Location]
 
 KEY_ID, SECRET = "AKIDEXAMPLE", "SECRETEXAMPLE"
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -99,10 +104,11 @@ def sources(retried: list[str]) -> Iterator[Sources]:
     made: list[S3Source] = []
     with ThreadPoolExecutor(2) as workers:
 
-        def make(**settings: object) -> S3Source:
-            values: dict[str, object] = {"retries": 3, "timeout_seconds": 20.0, "connections": 2, **settings}
-            s3_settings = S3Settings(**values)  # type: ignore[arg-type]
-            made.append(S3Source(s3_settings, lambda uid: workers, retried.append))
+        def make(**settings: Any) -> S3Source:
+            values: dict[str, Any] = {"retries": 3, "timeout_seconds": 20.0, "connections": 2}
+            values.update({name: settings.pop(name) for name in set(values) & set(settings)})
+            own = S3Settings(**settings)
+            made.append(S3Source(ObjectSettings(**values), own, lambda uid: workers, retried.append))
             return made[-1]
 
         yield make
@@ -307,7 +313,7 @@ def test_what_lasts_is_given_up_with_the_object_and_a_remedy(
     server.put("k", CONTENT)
     _, act = TRANSIENT[name]
     server.hooks.append(always(act))
-    with pytest.raises(SourceUnavailableError, match=r"s3://bucket/k: .*3 times in a row.*--s3-retries"):
+    with pytest.raises(SourceUnavailableError, match=r"s3://bucket/k: .*3 times in a row.*--object-retries"):
         sources().open("s3://bucket/k", ROOT)
     assert (len(server.asked), len(retried)) == (3, 2)
 
@@ -400,7 +406,7 @@ def test_a_store_that_only_trickles_is_given_up(
     server.put("k", CONTENT)
     file = sources().open("s3://bucket/k", ROOT)
     server.hooks.append(always(trickle))
-    with pytest.raises(SourceUnavailableError, match=r"3 times in a row.*too slowly.*--s3-timeout"):
+    with pytest.raises(SourceUnavailableError, match=r"3 times in a row.*too slowly.*--object-timeout"):
         read(file, FIRST_BYTES, len(CONTENT))
     assert retried == ["timeout", "timeout"]
 
@@ -641,7 +647,7 @@ def test_a_list_that_keeps_failing_is_given_up_with_a_remedy(
     name: str, server: ObjectServer, sources: Sources, retried: list[str]
 ) -> None:
     server.hooks += [lists("m/", "m/b", after="t"), always(LISTS[name][1])]
-    with pytest.raises(SourceUnavailableError, match=r"s3://bucket/m/: listing it .*3 times.*--s3-retries"):
+    with pytest.raises(SourceUnavailableError, match=r"bucket/m/: listing it .*3 times.*--object-retries"):
         sources().list("s3://bucket/m/", ROOT)
     assert (len(server.asked), len(retried)) == (4, 2)
 
@@ -662,7 +668,7 @@ def test_a_list_that_trickles_is_asked_for_again_and_given_up(
     assert source.list("s3://bucket/m/", ROOT) == ["a"]
     assert retried == ["timeout"]
     server.hooks[:] = [always(slowly)]
-    with pytest.raises(SourceUnavailableError, match=r"m/: listing it .*3 times.*too slowly.*--s3-timeout"):
+    with pytest.raises(SourceUnavailableError, match=r"m/: listing it .*3 times.*slowly.*--object-timeout"):
         source.list("s3://bucket/m/", ROOT)
 
 
@@ -801,12 +807,12 @@ def test_a_store_that_calls_every_new_token_expired_is_not_asked_for_ever(
 
 
 def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_for_one() -> None:
-    answer = s3_faults.Answer(405, {}, b"<Error><Code>MethodNotAllowed</Code></Error>")
-    marker = s3_faults.failure(answer, Location("bucket", "k", "v1"))
+    answer = Answer(405, {}, b"<Error><Code>MethodNotAllowed</Code></Error>")
+    marker = s3_answers.failure(s3_answers.Said(answer), Location("bucket", "k", "v1"))
     assert isinstance(marker, CheckpointNotFoundError)
     assert "delete marker" in str(marker)
     for listing in (False, True):
-        refused = s3_faults.failure(answer, Location("bucket", "k"), listing=listing)
+        refused = s3_answers.failure(s3_answers.Said(answer), Location("bucket", "k"), listing=listing)
         assert isinstance(refused, SourceUnavailableError)
         assert "delete marker" not in str(refused)
         assert "MethodNotAllowed" in str(refused)
@@ -846,7 +852,7 @@ def test_a_password_in_the_endpoint_is_told_to_nobody(
 
 def test_an_answer_says_how_long_to_wait_within_bounds() -> None:
     def asked_for(value: str) -> float:
-        return s3_faults.Answer(503, {"retry-after": value}, b"").retry_after_seconds
+        return s3_answers.Said(Answer(503, {"retry-after": value}, b"")).retry_after_seconds
 
     assert asked_for("7") == 7
     assert asked_for("86400") == asked_for("9" * 400) == s3_faults.LONGEST_RETRY_AFTER_SECONDS
@@ -857,5 +863,5 @@ def test_an_answer_says_how_long_to_wait_within_bounds() -> None:
 
 def test_nothing_of_an_error_page_is_told_but_code_region_and_request_id() -> None:
     body = b"<Error><Code>Odd\nCode</Code><StringToSign>SECRET</StringToSign></Error>"
-    answer = s3_faults.Answer(400, {"x-amz-request-id": "bad id\n"}, body)
-    assert str(answer) == "HTTP 400 (request id not given)"
+    answer = Answer(400, {"x-amz-request-id": "bad id\n"}, body)
+    assert str(s3_answers.Said(answer)) == "HTTP 400 (request id not given)"

@@ -20,6 +20,7 @@ from penstock.server.errors import (
 )
 from penstock.server.sources import Access, Patient, Source
 from penstock.server.sources.file import FileSource
+from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3 import S3Settings, S3Source
 
 from .objects import ObjectServer
@@ -69,9 +70,10 @@ def storage(
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-    settings = S3Settings(retries=2, timeout_seconds=20, connections=4, unsigned=True)
+    settings, own = ObjectSettings(retries=2, timeout_seconds=20, connections=4), S3Settings(unsigned=True)
     with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(4) as others:
-        files, objects = FileSource(lambda path, uid: workers), S3Source(settings, lambda uid: others, print)
+        files = FileSource(lambda path, uid: workers)
+        objects = S3Source(settings, own, lambda uid: others, print)
         catalog = Catalog(files, objects)
         if request.param == "file":
             yield Storage(files, catalog, str(tmp_path), None)

@@ -51,20 +51,20 @@ class Config:
     log_format: str
     log_level: str
     exit_with_stdin: bool
-    s3_concurrency: int
-    s3_block_bytes: int
-    s3_retries: int
-    s3_timeout_seconds: float
+    object_concurrency: int
+    object_block_bytes: int
+    object_retries: int
+    object_timeout_seconds: float
     s3_addressing: str
     s3_unsigned: bool
     s3_requester_pays: bool
 
     def concurrency_of(self, kind: str) -> int:
         """Threads that read from that kind of storage at once."""
-        return self.s3_concurrency if kind == "s3" else self.concurrency
+        return self.object_concurrency if kind == "s3" else self.concurrency
 
     def block_bytes_of(self, kind: str) -> int:
-        return self.s3_block_bytes if kind == "s3" else self.block_bytes
+        return self.object_block_bytes if kind == "s3" else self.block_bytes
 
     @property
     def max_slabs(self) -> int:
@@ -121,10 +121,10 @@ def load_config(
         log_format=values["log_format"],
         log_level=values["log_level"],
         exit_with_stdin=values["exit_with_stdin"],
-        s3_concurrency=values["s3_concurrency"],
-        s3_block_bytes=values["s3_block_size"],
-        s3_retries=values["s3_retries"],
-        s3_timeout_seconds=values["s3_timeout"],
+        object_concurrency=values["object_concurrency"],
+        object_block_bytes=values["object_block_size"],
+        object_retries=values["object_retries"],
+        object_timeout_seconds=values["object_timeout"],
         s3_addressing=values["s3_addressing"],
         s3_unsigned=values["s3_unsigned"],
         s3_requester_pays=values["s3_requester_pays"],

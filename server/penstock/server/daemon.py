@@ -48,6 +48,7 @@ from .shown import shown_source
 from .sources import Access
 from .sources.file import FileContext, FileSource
 from .sources.mounts import MountEvents, MountTable, MountThreads
+from .sources.objects import ObjectSettings
 from .sources.s3 import S3Settings, S3Source
 from .sources.watches import Watches
 from .staging import Staging
@@ -97,7 +98,10 @@ class Daemon:
         retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
         self.totals.retries["s3"] = retries.copy
         self.s3 = S3Source(
-            S3Settings.of(config), self._s3_header_readers.of, lambda reason: retries.update([reason])
+            ObjectSettings.of(config),
+            S3Settings.of(config),
+            self._s3_header_readers.of,
+            lambda reason: retries.update([reason]),
         )
         self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
         files = FileSource(

@@ -47,7 +47,7 @@ EXAMPLES = [
     provoked(started("--max-loads", "0"), "--max-loads", "'0' is not a whole number above 0", "write one"),
     provoked(started("--concurrency", "9999999"), "--concurrency", "is more than", "lower it"),
     provoked(started("--grace", "soon"), "--grace", "is not a number of seconds", "write one"),
-    provoked(started("--s3-timeout", "0"), "--s3-timeout", "'0' is not above 0", "raise it"),
+    provoked(started("--object-timeout", "0"), "--object-timeout", "'0' is not above 0", "raise it"),
     provoked(started("--stall-timeout", "0.01"), "--stall-timeout", "is less than 0.1 seconds", "raise it"),
     provoked(started("--block-size", "1"), "--block-size", "is not between 64KiB and 1GiB", "choose a size"),
     provoked(started("--http-address", "x"), "--http-address", "is neither none nor HOST:PORT", "write it"),

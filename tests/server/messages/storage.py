@@ -20,9 +20,10 @@ from botocore.exceptions import (
 
 from penstock.server.sources import Access
 from penstock.server.sources.file import open_file
+from penstock.server.sources.objects.service import Answer
 from penstock.server.sources.paths import local_path
+from penstock.server.sources.s3.answers import Said, failure
 from penstock.server.sources.s3.credentials import credentials_failure, no_credentials
-from penstock.server.sources.s3.faults import Answer, failure
 from penstock.server.sources.s3.location import check_access, parse
 
 from ..support import ROOT, checkpoint_bytes
@@ -48,7 +49,7 @@ def answered(
     status: int, code: str = "", *, key: str = "s3://b/k", listing: bool = False
 ) -> Callable[[], object]:
     body = f"<Error><Code>{code}</Code></Error>".encode()
-    return lambda: failure(Answer(status, {}, body), parse(key), listing=listing)
+    return lambda: failure(Said(Answer(status, {}, body)), parse(key), listing=listing)
 
 
 def a_fifo() -> object:
@@ -179,7 +180,7 @@ EXAMPLES = [
     ),
     said("sources: 's3://b/k'", " cannot be asked of S3: it is no bucket or key; ", "correct it"),
     said("S3: the CA bundle /ca.pem", " cannot be used: no such file; ", "check AWS_CA_BUNDLE"),
-    said("s3://b/", " names a bucket and no object in it; ", "add a key"),
+    said("s3://b/", " names no object; ", "add a key to it"),
     said("s3://b/p/", " holds more than 100000 names; ", "name the files or their index"),
     said(
         "s3://b/k: the certificate of host",
@@ -193,13 +194,13 @@ EXAMPLES = [
         "use a store that does",
     ),
     said(
-        "S3: HTTPS_PROXY",
+        "HTTPS_PROXY",
         " is no URL of a proxy; ",
         "write http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT with each '/', '?', '#', '@' and ':' of "
         "the two as %2F, %3F, %23, %40 and %3A",
     ),
     said(
-        "S3: HTTPS_PROXY",
+        "HTTPS_PROXY",
         " names a proxy of the kind socks5://; penstockd can use http:// ones, for https too; ",
         "set one",
     ),
@@ -207,7 +208,7 @@ EXAMPLES = [
     said(
         "s3://b/k",
         ": reading at byte 9 failed 8 times in a row, at last: HTTP 503; ",
-        "check the endpoint and the network, or raise --s3-retries or --s3-timeout",
+        "check the endpoint and the network, or raise --object-retries or --object-timeout",
     ),
     said("penstockd", " stops, and this read was cut off; ", "try again in a moment"),
 ]

@@ -15,20 +15,26 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
+from urllib.parse import unquote_plus
 
 from ...errors import (
     InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
 )
+from ..objects.connection import MAX_ERROR_BODY_BYTES
+from ..objects.faults import Transient
+from ..objects.service import Answer, Ask, ObjectState, Page, Signed
+from .answers import EXPIRED, Said, failure
 from .credentials import credentials_failure, no_credentials
-from .faults import Transient
 from .location import Location
 from .settings import S3Settings
 
 RENEW_SECONDS = 10.0
+MAX_RENEWALS = 2
+"""Of credentials, for a request: a store may call all of them expired."""
 _USER = re.compile(r"//\S*@")
 """In a URL, or in what should be one."""
 
@@ -54,14 +60,82 @@ class Account:
             self.tls = self._tls_context()
             self._client(None)
 
-    def url(self, location: Location) -> str:
-        """Of the object, by botocore's rules for endpoints and addressing."""
+    # ---- what the engine asks --------------------------------------------------------------------
+
+    def sign(self, ask: Ask[Location]) -> Signed:
+        """The URL, by botocore's rules for endpoints and addressing, and the headers that say who asks."""
+        location, headers = ask.location, dict(ask.headers)
+        url = self._object_url(location) if ask.page is None else self._list_url(location, ask.page)
+        if self._settings.requester_pays:
+            headers["x-amz-request-payer"] = "requester"
+        region = self._region(location.bucket)
+        if self._settings.unsigned:
+            return Signed(url, headers, (region, "", ""))
+        with _botocore_errors(location.uri):
+            from botocore.auth import S3SigV4Auth
+            from botocore.awsrequest import AWSRequest
+
+            request = AWSRequest(method=ask.method, url=url, headers=headers)
+            frozen = self._credentials(location)
+            S3SigV4Auth(frozen, "s3", region).add_auth(request)
+            return Signed(url, dict(request.headers.items()), (region, *_identity(frozen)))
+
+    def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
+        """A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials
+        that were renewed meanwhile is asked again with these."""
+        said = Said(answer)
+        regions = {signed.identity[0] for signed in tried}
+        identities = {signed.identity[1:] for signed in tried}
+        if said.code in EXPIRED and not self._settings.unsigned and len(identities) <= MAX_RENEWALS:
+            return self._renewed(ask.location, tried[-1])
+        moved = answer.status in (301, 307, 400) and said.region not in ("", tried[-1].identity[0])
+        if moved and len(regions) == 1:
+            self._regions[ask.location.bucket] = said.region
+            return True
+        return False
+
+    def failure(self, ask: Ask[Location], answer: Answer) -> PenstockError | Transient:
+        return failure(Said(answer), ask.location, listing=ask.is_list)
+
+    def state(self, location: Location, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
+        identity = {name: headers.get(name, "") for name in ("etag", "x-amz-version-id", "last-modified")}
+        conditions = {}
+        # A weak ETag never matches (RFC 9110).
+        if identity["etag"] and not identity["etag"].startswith("W/"):
+            conditions["If-Match"] = identity["etag"]
+        elif identity["last-modified"]:
+            conditions["If-Unmodified-Since"] = identity["last-modified"]
+        elif location.version_id is None:
+            raise SourceUnavailableError(
+                f"{location.uri}: the store gives it neither a strong ETag nor a Last-Modified, so that a "
+                "change while it is read could not be noticed; use a store that does",
+                file=location.uri,
+            )
+        return ObjectState(size_bytes, identity, conditions)
+
+    def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
+        page = self._parse_list(body)
+        if page.get("Name") is None or page.get("IsTruncated") is None:
+            # Any XML, and an empty body, make an empty list for the parser. S3 may also fail after a 200.
+            said = Said(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
+            if said.code:
+                raise failure(said, ask.location, listing=True)
+            raise Transient("bad_response", "HTTP 200 and not the list that was asked for")
+        following = page.get("NextContinuationToken", "") if page["IsTruncated"] else ""
+        if page["IsTruncated"] and (following == "" or not isinstance(following, str)):
+            raise Transient("bad_response", "the list does not say where it goes on")
+        decode = unquote_plus if page.get("EncodingType") == "url" else str
+        return Page([decode(str(entry.get("Key", ""))) for entry in page.get("Contents", ())], following)
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _object_url(self, location: Location) -> str:
         parameters = {"Bucket": location.bucket, "Key": location.key}
         if location.version_id is not None:
             parameters["VersionId"] = location.version_id
         return self._url("get_object", parameters, location)
 
-    def list_url(self, directory: Location, token: str) -> str:
+    def _list_url(self, directory: Location, token: str) -> str:
         """Of the page `token`, or the first one, of what lies directly below a key that ends in `/` or is
         empty."""
         parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
@@ -69,51 +143,25 @@ class Account:
             parameters["ContinuationToken"] = token
         return self._url("list_objects_v2", parameters, directory)
 
-    def sign(self, method: str, url: str, headers: Mapping[str, str], location: Location) -> dict[str, str]:
-        """The headers with what S3 wants to see of who asks."""
-        headers = dict(headers)
-        if self._settings.requester_pays:
-            headers["x-amz-request-payer"] = "requester"
-        if self._settings.unsigned:
-            return headers
-        with _botocore_errors(location.uri):
-            from botocore.auth import S3SigV4Auth
-            from botocore.awsrequest import AWSRequest
-
-            request = AWSRequest(method=method, url=url, headers=headers)
-            frozen = self._credentials(location)
-            S3SigV4Auth(frozen, "s3", self.region(location.bucket)).add_auth(request)
-            return dict(request.headers.items())
-
-    def region(self, bucket: str) -> str:
+    def _region(self, bucket: str) -> str:
         """Where it is taken to be."""
         region = self._regions.get(bucket)
         if region is None:
             region = self._client(None).meta.region_name
         return "us-east-1" if region in (None, "aws-global") else region
 
-    def move(self, bucket: str, region: str) -> None:
-        """Remembers where a bucket turned out to be."""
-        self._regions[bucket] = region
-
-    def identity(self, location: Location) -> tuple[str, str]:
-        """Who signs now: an access key and a session token, to be compared and told to nobody."""
-        if self._settings.unsigned:
-            return "", ""
+    def _renewed(self, location: Location, signed: Signed) -> bool:
+        """There are other credentials than those that signed. What botocore can renew, it renews by itself;
+        but somebody else may have written new ones to a file."""
         with _botocore_errors(location.uri):
-            frozen = self._credentials(location)
-            return frozen.access_key, frozen.token or ""
+            with self._lock:
+                if time.monotonic() - self._began >= RENEW_SECONDS:
+                    self._start_session()
+            now = _identity(self._credentials(location))
+        return (self._region(location.bucket), *now) != signed.identity
 
-    def renewed(self, location: Location, identity: tuple[str, str]) -> bool:
-        """There are other credentials than those. What botocore can renew, it renews by itself; but somebody
-        else may have written new ones to a file."""
-        with _botocore_errors(location.uri), self._lock:
-            if time.monotonic() - self._began >= RENEW_SECONDS:
-                self._start_session()
-        return self.identity(location) != identity
-
-    def parse_list(self, body: bytes) -> Mapping[str, Any]:
-        """What an answer to a request for a list says, keys still encoded. Raises Transient."""
+    def _parse_list(self, body: bytes) -> Mapping[str, Any]:
+        """Keys still encoded. Raises Transient."""
         from botocore.parsers import ResponseParserError, create_parser
 
         model = self._client(None).meta.service_model.operation_model("ListObjectsV2")
@@ -123,8 +171,6 @@ class Account:
         except (ResponseParserError, TypeError, ValueError) as error:  # the latter for odd dates and numbers
             raise Transient("bad_response", "the answer is no list that can be read") from error
         return parsed
-
-    # ---- inside ---------------------------------------------------------------------------------
 
     def _url(self, operation: str, parameters: Mapping[str, str], location: Location) -> str:
         with _botocore_errors(location.uri):
@@ -186,6 +232,11 @@ class Account:
             ) from error
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def _identity(frozen: Any) -> tuple[str, str]:
+    """An access key and a session token, to be compared and told to nobody."""
+    return frozen.access_key, frozen.token or ""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the daemon's flags say about S3. What boto3's own variables and files say, botocore reads."""
+"""What the daemon's flags say about S3 alone. What boto3's own variables and files say, botocore reads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    retries: int
-    """Attempts in a row without a byte after which a read fails."""
-    timeout_seconds: float
-    """To connect, and without a byte."""
-    connections: int
-    """Most that are kept open while nothing is read."""
     addressing: str = "auto"
     unsigned: bool = False
     requester_pays: bool = False
@@ -24,9 +18,6 @@ class S3Settings:
     @classmethod
     def of(cls, config: Config) -> S3Settings:
         return cls(
-            retries=config.s3_retries,
-            timeout_seconds=config.s3_timeout_seconds,
-            connections=config.s3_concurrency,
             addressing=config.s3_addressing,
             unsigned=config.s3_unsigned,
             requester_pays=config.s3_requester_pays,

@@ -1,19 +1,13 @@
-"""What can go wrong with a request, and whether asking again may help.
+"""What S3's error answers mean: what is asked again, and what is final. Pure.
 
-transient  timeout, connection, throttled, server_error, short_body, bad_response: asked again, from the
-           byte reached, after a random part of a delay that doubles (full jitter)
+transient  throttled, timeout, server_error
 final      403, 404, 412 and every other answer that would be the same again
 """
 
 from __future__ import annotations
 
-import email.utils
-import random
 import re
-import time
-from collections.abc import Mapping
 
-from ...counts import RETRY_REASONS
 from ...errors import (
     AccessDeniedError,
     CheckpointChangedError,
@@ -22,12 +16,9 @@ from ...errors import (
     SourceUnavailableError,
 )
 from .. import ListingDeniedError
+from ..objects.faults import Transient, retry_after
+from ..objects.service import Answer
 from .location import Location
-
-FIRST_DELAY_SECONDS = 0.1
-LONGEST_DELAY_SECONDS = 10.0
-LONGEST_RETRY_AFTER_SECONDS = 30.0
-"""What an answer may ask for at most: a store that says an hour would hang the load."""
 
 _THROTTLED = frozenset(
     {
@@ -70,38 +61,26 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9+/=_.:-]{1,200}")
 _PLAIN_REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 
-class Transient(Exception):
-    """A request that failed and may succeed when it is made again."""
+class Said:
+    """What an error answer says. Nothing else of it is kept, since bodies quote what was signed."""
 
-    def __init__(self, reason: str, text: str, *, retry_after_seconds: float = 0.0) -> None:
-        assert reason in RETRY_REASONS
-        super().__init__(text)
-        self.reason = reason
-        self.text = text
-        self.retry_after_seconds = retry_after_seconds
-
-
-class Answer:
-    """An error answer: its status, and what its headers and its body say. Nothing else of them is kept, since
-    bodies quote what was signed."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        text = body.decode("utf-8", "replace")
-        self.status = status
+    def __init__(self, answer: Answer) -> None:
+        headers, text = answer.headers, answer.body.decode("utf-8", "replace")
+        self.status = answer.status
         self.code = _first(_CODE, text)
         region = headers.get("x-amz-bucket-region", "")
         self.region = region if _PLAIN_REGION.fullmatch(region) else _first(_REGION, text)
         ids = [headers.get(name, "") for name in ("x-amz-request-id", "x-amz-id-2")]
         ids = [one for one in ids if _PLAIN_ID.fullmatch(one)]
         self.request_id = "/".join(ids) or _first(_REQUEST_ID, text)
-        self.retry_after_seconds = _retry_after(headers.get("retry-after", ""))
+        self.retry_after_seconds = retry_after(headers.get("retry-after", ""))
 
     def __str__(self) -> str:
         code = f" {self.code}" if self.code else ""
         return f"HTTP {self.status}{code} (request id {self.request_id or 'not given'})"
 
 
-def failure(answer: Answer, location: Location, *, listing: bool = False) -> PenstockError | Transient:
+def failure(answer: Said, location: Location, *, listing: bool = False) -> PenstockError | Transient:
     """What an error answer to a GET or HEAD means, or to a request for a list."""
     status, code = answer.status, answer.code
     if status == 429 or code in _THROTTLED:
@@ -145,25 +124,6 @@ def failure(answer: Answer, location: Location, *, listing: bool = False) -> Pen
     return SourceUnavailableError(
         f"{said}; S3 refuses the request, and would again; check the endpoint", file=location.uri
     )
-
-
-def delay_seconds(failures: int, retry_after_seconds: float) -> float:
-    """Before the attempt after so many that failed in a row: anything up to a bound that doubles, so that
-    many readers do not come back at once; and not before what the answer asked for."""
-    doubled: float = FIRST_DELAY_SECONDS * 2 ** min(max(failures - 1, 0), 16)
-    bound = min(LONGEST_DELAY_SECONDS, doubled)
-    return retry_after_seconds + random.uniform(0, bound)
-
-
-def _retry_after(text: str) -> float:
-    """Seconds or a date, within bounds; 0 where it says nothing."""
-    text = text.strip()
-    if text.isdecimal():
-        seconds = float(text[:10])
-    else:
-        parsed = email.utils.parsedate_tz(text) if text else None
-        seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:

@@ -294,9 +294,9 @@ def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPC
             "private, name its bundle in AWS_CA_BUNDLE"
         ) from error
     except TooSlow as error:
-        raise Transient("timeout", f"the answer of {where} comes too slowly for --s3-timeout") from error
+        raise Transient("timeout", f"the answer of {where} comes too slowly for --object-timeout") from error
     except TimeoutError as error:
-        raise Transient("timeout", f"no byte from {where} for the time that --s3-timeout allows") from error
+        raise Transient("timeout", f"no byte from {where} for as long as --object-timeout") from error
     except socket.gaierror as error:
         raise Transient("connection", f"a host name does not resolve, {where}: {error.strerror}") from error
     except OSError as error:

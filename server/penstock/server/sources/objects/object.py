@@ -9,77 +9,35 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Generic
 
-from ...errors import CheckpointChangedError, SourceUnavailableError
+from ...errors import CheckpointChangedError
 from .. import RetryLater, without
 from .connection import Exchange
 from .faults import Transient
-from .location import Location
 from .requests import Requests
+from .service import Ask, L, ObjectState
 
 FIRST_BYTES = 256 << 10
 """What the first request for an object asks for: the headers of all but a few files are shorter."""
 
 SLOWEST_BYTES = 64 << 10
-"""What must come within `--s3-timeout`: a store that gives less, byte by byte, would hang the load."""
+"""What must come within `--object-timeout`: a store that gives less, byte by byte, would hang the load."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectState:
-    """The size of an object, and what tells its versions apart."""
-
-    size_bytes: int
-    etag: str
-    version_id: str
-    last_modified: str
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str], size_bytes: int, location: Location) -> ObjectState:
-        """What an answer says. Raises SourceUnavailableError where a change could not be noticed."""
-        state = cls(
-            size_bytes,
-            headers.get("etag", ""),
-            headers.get("x-amz-version-id", ""),
-            headers.get("last-modified", ""),
-        )
-        if not state.conditions() and location.version_id is None:
-            raise SourceUnavailableError(
-                f"{location.uri}: the store gives it neither a strong ETag nor a Last-Modified, so that a "
-                "change while it is read could not be noticed; use a store that does",
-                file=location.uri,
-            )
-        return state
-
-    def conditions(self) -> dict[str, str]:
-        """Headers that make a request fail for any other version. A weak ETag never matches (RFC 9110)."""
-        if self.etag and not self.etag.startswith("W/"):
-            return {"If-Match": self.etag}
-        return {"If-Unmodified-Since": self.last_modified} if self.last_modified else {}
-
-    def same(self, headers: Mapping[str, str]) -> bool:
-        """What an answer says of its version does not contradict this one."""
-        said = {
-            "etag": self.etag,
-            "x-amz-version-id": self.version_id,
-            "last-modified": self.last_modified,
-        }
-        return all(headers.get(name, value) == value for name, value in said.items())
-
-
-def ask_first(requests: Requests, location: Location) -> tuple[ObjectState, bytes]:
+def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
     """One request for what an object is and for its first bytes: as many of them as came. Raises Transient
     and PenstockError."""
     asked = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
-    with requests.send(location, "GET", asked, ok=(200, 206, 416)) as exchange:
+    with requests.send(Ask("GET", location, asked), ok=(200, 206, 416)) as exchange:
         if exchange.status != 416:
             start, count, size_bytes = _content_range(exchange)
             if start != 0 or count != min(size_bytes, FIRST_BYTES):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
-            state = ObjectState.of(exchange.headers, size_bytes, location)
+            state = requests.service.state(location, exchange.headers, size_bytes)
             first, position = bytearray(count), _Position()
             try:
                 _fill(exchange, [memoryview(first)], position, count, requests.timeout_seconds)
@@ -91,31 +49,31 @@ def ask_first(requests: Requests, location: Location) -> tuple[ObjectState, byte
     return ask_state(requests, location), b""  # an empty one has no range
 
 
-def ask_state(requests: Requests, location: Location) -> ObjectState:
+def ask_state(requests: Requests[L], location: L) -> ObjectState:
     """A HEAD request. Raises Transient and PenstockError."""
-    with requests.send(location, "HEAD", {}, ok=(200,)) as exchange:
+    with requests.send(Ask("HEAD", location, {}), ok=(200,)) as exchange:
         exchange.finish()
         length = exchange.headers.get("content-length", "")
         if not length.isdecimal():
             raise Transient("bad_response", "the answer does not say how long the object is")
-        return ObjectState.of(exchange.headers, int(length[:19]), location)
+        return requests.service.state(location, exchange.headers, int(length[:19]))
 
 
-class S3File:
+class ObjectFile(Generic[L]):
     """An object, read by ranges. Holds no connection between reads."""
 
-    kind = "s3"
     alignment = 1
     mount = mount_point = ""
 
-    def __init__(self, requests: Requests, location: Location, state: ObjectState, first: bytes) -> None:
-        """`first` are its first bytes, or nothing; they are kept until they are read."""
+    def __init__(
+        self, kind: str, requests: Requests[L], location: L, state: ObjectState, first: bytes
+    ) -> None:
+        """`kind` is the store's; `first` are the first bytes, or none, and kept until they are read."""
+        self.kind = kind
         self.uri = location.uri
         self.give_up_at = math.inf
         self.size_bytes = state.size_bytes
-        self.version = (
-            f"s3:{self.uri}:{state.etag}:{state.version_id}:{state.last_modified}:{state.size_bytes}"
-        )
+        self.version = f"{kind}:{self.uri}:{state.version}"
         self.portable_version = self.version
         self._requests = requests
         self._location = location
@@ -162,8 +120,8 @@ class S3File:
         return copied
 
     def _read(self, offset: int, end: int, views: Sequence[memoryview], position: _Position) -> None:
-        asked = {"Range": f"bytes={offset}-{end - 1}", **self._state.conditions()}
-        with self._requests.send(self._location, "GET", asked, ok=(200, 206)) as exchange:
+        asked = {"Range": f"bytes={offset}-{end - 1}", **self._state.conditions}
+        with self._requests.send(Ask("GET", self._location, asked), ok=(200, 206)) as exchange:
             start, count, size_bytes = _content_range(exchange)
             if not self._state.same(exchange.headers) or size_bytes != self.size_bytes:
                 raise CheckpointChangedError(
@@ -213,5 +171,5 @@ def _fill(
             if position.reached - at >= SLOWEST_BYTES:
                 since, at = time.monotonic(), position.reached
             elif time.monotonic() - since > timeout_seconds:
-                raise Transient("timeout", "the answer comes too slowly for --s3-timeout")
+                raise Transient("timeout", "the answer comes too slowly for --object-timeout")
     exchange.finish()

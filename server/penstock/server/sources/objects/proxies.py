@@ -9,6 +9,7 @@ import base64
 import http.client
 import re
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ...errors import SourceUnavailableError
 from .faults import Transient
@@ -28,9 +29,7 @@ class Forwarded(http.client.HTTPConnection):
 
 def find(parts: SplitResult) -> SplitResult | None:
     """The one for a URL. Raises SourceUnavailableError."""
-    from botocore.utils import get_environ_proxies
-
-    named: dict[str, str] = get_environ_proxies(f"{parts.scheme}://{place(parts)}")
+    named = {} if proxy_bypass(place(parts)) else getproxies()
     proxy = named.get(parts.scheme) or named.get("all")
     if not proxy:
         return None
@@ -42,13 +41,13 @@ def find(parts: SplitResult) -> SplitResult | None:
         usable = False
     if not usable:
         raise SourceUnavailableError(
-            f"S3: {_variable(parts)} is no URL of a proxy; write http://HOST:PORT, or "
+            f"{_variable(parts)} is no URL of a proxy; write http://HOST:PORT, or "
             "http://USER:PASSWORD@HOST:PORT with each '/', '?', '#', '@' and ':' of the two as %2F, %3F, "
             "%23, %40 and %3A"
         ) from None
     if split.scheme != "http":
         raise SourceUnavailableError(
-            f"S3: {_variable(parts)} names a proxy of the kind {split.scheme[:20]}://; penstockd "
+            f"{_variable(parts)} names a proxy of the kind {split.scheme[:20]}://; penstockd "
             "can use http:// ones, for https too; set one"
         )
     return split

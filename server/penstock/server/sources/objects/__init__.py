@@ -1,0 +1,20 @@
+"""The engine that every object store shares: how objects are asked for, whoever keeps them.
+
+service     what a store has to say for itself: addresses, signatures, versions, what its answers mean
+faults      failures that are asked again, and after how long (pure)
+connection  keep-alive HTTP connections whose bytes go into the caller's memory
+proxies     the proxies between, and what it means when they refuse
+response    answers that must come within a time
+requests    all of these, put together to requests that are answered or fail for good
+listing     what lies directly below a prefix
+object      one version of one object as a SourceFile
+store       the Source that a kind of store is
+
+It knows no store by name. What is a store's own stands in a package beside this one.
+"""
+
+from .object import ObjectFile
+from .service import ObjectSettings
+from .store import ObjectStore
+
+__all__ = ["ObjectFile", "ObjectSettings", "ObjectStore"]

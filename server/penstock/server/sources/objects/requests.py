@@ -1,0 +1,85 @@
+"""Requests for objects and lists: signed, answered or failed for good, with failures counted."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from ...errors import ShuttingDownError, SourceUnavailableError
+from .connection import Connections, Exchange
+from .faults import Transient, delay_seconds
+from .service import Answer, Ask, L, ObjectService, ObjectSettings, Signed
+
+_T = TypeVar("_T")
+
+
+class Requests(Generic[L]):
+    """Every thread may use it."""
+
+    def __init__(
+        self, service: ObjectService[L], settings: ObjectSettings, on_retry: Callable[[str], None]
+    ) -> None:
+        """`on_retry` is told the reason whenever something is tried again, by one thread at a time."""
+        self.service = service
+        self.timeout_seconds = settings.timeout_seconds
+        self._on_retry = on_retry
+        self._settings = settings
+        self._connections = Connections(
+            timeout_seconds=settings.timeout_seconds, idle=settings.connections, tls=service.tls
+        )
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    @contextlib.contextmanager
+    def send(self, ask: Ask[L], *, ok: Sequence[int]) -> Iterator[Exchange]:
+        """An answer whose status is one of `ok`. Raises Transient and PenstockError."""
+        tried: list[Signed] = []
+        while True:
+            signed = self.service.sign(ask)
+            tried.append(signed)
+            uri = ask.location.uri
+            with self._connections.exchange(uri, ask.method, signed.url, signed.headers) as exchange:
+                if exchange.status in ok:
+                    yield exchange
+                    return
+                answer = Answer(exchange.status, exchange.headers, exchange.text())
+            if not self.service.changed(ask, answer, tried):
+                raise self.service.failure(ask, answer)
+
+    def patiently(self, location: L, request: Callable[[], _T], *, doing: str = "reading at byte 0") -> _T:
+        """Makes the request until it succeeds or is given up, sleeping between attempts. `doing` is for the
+        error then."""
+        for failures in itertools.count(1):
+            try:
+                return request()
+            except Transient as fault:
+                delay = self.delay(location, doing, failures, fault)
+            if self._stopping.wait(delay):
+                break
+        raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
+
+    def delay(self, location: L, doing: str, failures: int, fault: Transient) -> float:
+        """Seconds until the next attempt. Raises SourceUnavailableError after as many as are allowed."""
+        if self._stopping.is_set():
+            raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
+        if failures >= self._settings.retries:
+            raise SourceUnavailableError(
+                f"{location.uri}: {doing} failed {failures} times in a row, at last: "
+                f"{fault.text}; check the endpoint and the network, or raise --object-retries or "
+                "--object-timeout",
+                file=location.uri,
+            ) from fault
+        self.count(fault)
+        return delay_seconds(failures, fault.retry_after_seconds)
+
+    def count(self, fault: Transient) -> None:
+        with self._lock:
+            self._on_retry(fault.reason)
+
+    def stop(self) -> None:
+        """Ends what is under way, with an error."""
+        self._stopping.set()
+        self._connections.close()
