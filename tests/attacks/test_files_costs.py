@@ -282,7 +282,7 @@ def test_a_tensor_of_more_dimensions_than_can_be_is_refused(
         ask.hear("begun")
         ask.go()
         (outcome,) = ask.hear("ended")["outcomes"]
-        assert outcome == f"{source}: tensor 'a': it has {dims} dimensions, more than 64"
+        assert outcome.startswith(f"{source}: tensor 'a': it has {dims} dimensions, more than 64; ")
         assert loads(attackers, daemon, BERT, small)
     assert watch.peak.own_bytes < 100_000_000
     attackers.end_all()
@@ -301,7 +301,9 @@ def test_a_file_that_is_named_thousands_of_times_is_opened_once(
         for one in crowds:
             one.hear("begun")
             one.go()
-            assert set(one.hear("ended")["outcomes"]) <= {"manifest", "queued", "listing"}
+            for outcome in one.hear("ended")["outcomes"]:
+                served = outcome in ("manifest", "queued", "listing")
+                assert served or outcome.startswith(f"the requests of uid {ANNE} hold "), outcome
         assert loads(attackers, daemon, BERT, small)
     assert watch.peak.descriptors < before.descriptors + 80 * 2 + 300
     attackers.end_all()

@@ -37,12 +37,26 @@ class Mounts:
 
     def __init__(self, point: Path) -> None:
         self.point = point
+        self._device = ""
         point.mkdir()
 
     def mount(self, *arguments: str | Path) -> None:
         done = subprocess.run(["mount", *arguments, self.point], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             pytest.skip(f"it cannot be mounted here: {done.stderr}")
+
+    def mount_image(self, image: Path) -> None:
+        """Read-only, through the loop device that the image before it had, so that nothing tells the two
+        apart."""
+        if self._device:
+            device: str = self._device
+            wait_until(lambda: _losetup("--detach", device) is None, "the loop device to be free")
+            wait_until(lambda: _losetup(device, image) is not None, "the loop device to be had")
+        else:
+            self._device = _losetup("--find", "--show", image) or ""
+        if not self._device:
+            pytest.skip("no loop device can be had here")
+        self.mount("-o", "ro", self._device)
 
     def unmount(self) -> None:
         """As an operator does: it fails where anything is open."""
@@ -51,6 +65,14 @@ class Mounts:
     def close(self) -> None:
         while self.point.is_mount():
             subprocess.run(["umount", "--lazy", self.point], check=True)
+        if self._device:
+            _losetup("--detach", self._device)
+
+
+def _losetup(*arguments: str | Path) -> str | None:
+    """What it says; None if it fails."""
+    done = subprocess.run(["losetup", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @pytest.fixture
@@ -114,7 +136,7 @@ def test_another_image_in_the_same_place_is_another_version(
     path = mounts.point / "m.safetensors"
     seen = []
     for image, tensors in zip(images * 2, (OLD, NEW) * 2, strict=True):
-        mounts.mount("-o", "ro,loop", image)
+        mounts.mount_image(image)
         seen.append(known(status(path)))
         same(load(daemon, path).items(), tensors)
         same(load(daemon, path).items(), tensors)
@@ -187,7 +209,7 @@ def test_a_load_does_not_go_on_with_another_image_after_a_restart(
     daemon: TargetDaemon, start_target: StartTarget, mounts: Mounts, images: tuple[Path, Path]
 ) -> None:
     path = mounts.point / "m.safetensors"
-    mounts.mount("-o", "ro,loop", images[0])
+    mounts.mount_image(images[0])
     with RawLoad(daemon, path) as began:
         version = began.next("manifest").version
         began.finish()
@@ -195,7 +217,7 @@ def test_a_load_does_not_go_on_with_another_image_after_a_restart(
         assert goes_on.next("manifest").version == version
         goes_on.finish()
     wait_until(lambda: unmountable(mounts), "the mount to be let go of")
-    mounts.mount("-o", "ro,loop", images[1])
+    mounts.mount_image(images[1])
     for one in (daemon, start_target()):
         with (
             RawLoad(one, path, expect_version=version) as refused,

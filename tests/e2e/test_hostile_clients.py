@@ -420,7 +420,10 @@ def test_thousands_of_sources_leave_the_daemon_able_to_open_files(
     for call in calls[:3]:
         assert next(call).HasField("listing")
     _, reason, message = refused(calls[3])
-    assert (reason, message) == ("INVALID_REQUEST", "sources: 2001 are more than 2000")
+    assert (reason, message) == (
+        "INVALID_REQUEST",
+        "sources: 2001 are more than 2000; load fewer at a time",
+    )
     assert daemon.fds().count(str(path)) == 3 * 2
     same(daemon.client().load_state_dict(path).items(), tensors)
     for client in clients:

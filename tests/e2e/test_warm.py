@@ -398,6 +398,6 @@ def test_the_command_line_evicts(
     assert staged(daemon) == set()
     assert cli.main(["evict", "--socket-dir", str(daemon.socket_dir), str(path)]) == 1
     assert capsys.readouterr().err == (
-        f"penstock: nothing is staged of {path}; `penstock status` lists what is, by its source\n"
+        f"penstock: {path}: nothing is staged of it; see `penstock status` for what is, by its source\n"
     )
     assert cli.main(["evict", "--socket-dir", str(daemon.socket_dir)]) == 0

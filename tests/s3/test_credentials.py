@@ -285,7 +285,12 @@ def test_moto_refuses_what_a_policy_does_not_allow(
     daemon = start_with(AWS_ACCESS_KEY_ID=keys.access_key, AWS_SECRET_ACCESS_KEY=keys.secret)
     with moto.verified():
         message = refused(
-            daemon, bucket.uri(asked), errors.AccessDeniedError, bucket.name, asked, f"need {needed} for"
+            daemon,
+            bucket.uri(asked),
+            errors.AccessDeniedError,
+            bucket.name,
+            asked,
+            f"credentials {needed} for",
         )
     assert_no_secret(message, daemon.log(), secrets=[keys.access_key, keys.secret])
 
