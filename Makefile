@@ -60,10 +60,11 @@ format: venv  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-lint: venv  ## ruff check, ruff format --check, mypy
+lint: venv  ## ruff check, ruff format --check, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # A file's tests stay together, as they share daemons. One process more than there are cores: many tests wait.
 test: venv  ## Run the tests, with the short form of the stress tests; WORKERS=0 for one process

@@ -44,7 +44,7 @@ import make_checkpoint
 import report
 import system
 from daemons import Daemon, clean_environment
-from penstock.client import transfer
+from penstock.client.cuda import transfer
 
 _ONE_GB = 10**9
 _RAW_BUFFER_BYTES = 256 << 20

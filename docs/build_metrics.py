@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from penstock.server.metrics import METRICS, Metric
+from penstock.server.watch.metrics import METRICS, Metric
 
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """\
 # Metrics
 
-<!-- Made by `make docs` from server/penstock/server/metrics.py: change that, not this. -->
+<!-- Made by `make docs` from server/penstock/server/watch/metrics.py: change that, not this. -->
 
 Served at `/metrics` on `--http-address`, as Prometheus text or OpenMetrics, as the scraper prefers. Bytes are
 bytes and seconds are seconds. No label takes a model's name, a path or a client's id, so there are few series

@@ -53,7 +53,7 @@ def test_its_metadata_names_the_extras_the_programs_and_the_licence(wheel: zipfi
     assert metadata["Requires-Python"] == ">=3.10"
     scripts = wheel.read(f"{info}/entry_points.txt").decode()
     assert "penstockd = penstock.server.__main__:main" in scripts
-    assert "penstock = penstock.client.cli:main" in scripts
+    assert "penstock = penstock.client.cli.commands:main" in scripts
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
     server = [line for line in metadata.get_all("Requires-Dist", []) if "extra == 'server'" in line]
     client = [line for line in metadata.get_all("Requires-Dist", []) if "extra == 'client'" in line]

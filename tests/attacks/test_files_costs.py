@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 
-from penstock.server.catalog import MAX_SOURCES
+from penstock.server.checkpoint.catalog import MAX_SOURCES
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 

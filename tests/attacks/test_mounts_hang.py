@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 
 from penstock.client import errors
-from penstock.client.status_text import show
+from penstock.client.cli.status_text import show
 
 from ..e2e.support import Checkpoints, Nursery, RawLoad, random_tensors, same, wait_until
 from .conftest import StartTarget

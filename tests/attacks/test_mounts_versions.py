@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from penstock.client import errors
-from penstock.server.statx import FileStatus, file_status
+from penstock.server.system.statx import FileStatus, file_status
 
 from ..e2e.support import RawLoad, random_tensors, same, wait_until, write_checkpoint
 from .conftest import StartTarget

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from penstock.client.demo import find_model
+from penstock.client.cli.demo import find_model
 
 from ..e2e.support import MIB, ClientProcess, Nursery, random_tensors, wait_until, write_checkpoint
 from . import hostile_files

@@ -26,27 +26,14 @@ import pytest
 import torch
 
 import penstock.client
-from penstock.client import (
-    SafetensorsStreamer,
-    StreamerClient,
-    ambient,
-    cli,
-    cuda,
-    demo,
-    descriptors,
-    embedded,
-    errors,
-    handoff,
-    health,
-    mapping,
-    missing,
-    prefetch,
-    progress,
-    sizes,
-    streamer,
-    tensors,
-    vllm,
-)
+from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
+from penstock.client.adopt import ambient, vllm
+from penstock.client.adopt import run_ai as streamer
+from penstock.client.cli import commands as cli
+from penstock.client.cli import demo, health
+from penstock.client.cuda import device as cuda
+from penstock.client.ring import handoff, mapping, progress, tensors
+from penstock.client.system import descriptors, missing, sizes
 from penstock.v1 import streamer_pb2 as pb
 
 from ..engines import interfaces
@@ -197,8 +184,8 @@ def device_that_fails(act: Callable[[cuda.CudaDevice], object]) -> Act:
     device._device = torch.device("cuda", 0)
     return patched(
         lambda: act(device),
-        ("penstock.client.cuda._cudart", lambda: runtime),
-        ("penstock.client.cuda.CudaDevice._forget_failure", lambda self: None),
+        ("penstock.client.cuda.device._cudart", lambda: runtime),
+        ("penstock.client.cuda.device.CudaDevice._forget_failure", lambda self: None),
         ("torch.cuda.device", lambda device: nullcontext()),
     )
 
@@ -213,7 +200,7 @@ def not_ready() -> object:
 
 
 def on_another_byte_order() -> object:
-    spec = importlib.util.spec_from_file_location("penstock.client.tensors_again", tensors.__file__)
+    spec = importlib.util.spec_from_file_location("penstock.client.ring.tensors_again", tensors.__file__)
     assert spec is not None
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -224,7 +211,7 @@ def plugin(**extra: Any) -> Any:
     interfaces.install()
     from vllm.config.load import LoadConfig
 
-    from penstock.client.vllm_loader import PenstockModelLoader
+    from penstock.client.adopt.vllm_loader import PenstockModelLoader
 
     return PenstockModelLoader(LoadConfig(model_loader_extra_config=extra.pop("whole", extra)))
 
@@ -313,7 +300,7 @@ EXAMPLES = [
     Example("not pinned", device_that_fails(lambda device: device.pin(4096)), "4096 bytes of host memory", "CUDA cannot pin", "set PENSTOCK_PINNED_BYTES"),
     Example("not unpinned", device_that_fails(lambda device: device.unpin(torch.zeros(8, dtype=torch.uint8))),
         "8 pinned bytes", "CUDA cannot give", "restart this process"),
-    Example("no model for the demo", patched(demo.find_model, ("penstock.client.demo.MODEL_PACKAGE", "no_such_package")),
+    Example("no model for the demo", patched(demo.find_model, ("penstock.client.cli.demo.MODEL_PACKAGE", "no_such_package")),
         "the demo's model", "is not installed", "pip install"),
     Example("demo lacks tensors", lambda: demo._check({}, {"t": torch.ones(1)}), "the demo's tensors ['t']", "are missing or too many", "report it"),
     Example("demo differs", lambda: demo._check({"t": torch.zeros(1)}, {"t": torch.ones(1)}), "tensor 't'", "differs", "report it"),
@@ -345,7 +332,7 @@ EXAMPLES = [
     Example("no token", received(pb.HandoffFrame(slabs=pb.HandoffSlabs()).SerializeToString()),
         "the first packet on handoff.sock", "is not a session token", "upgrade the older of the two"),
     Example("no slabs", received(HELLO, HELLO, then=lambda opened: list(opened.receive_slabs(1))), "slabs 0 to 1", "got 0 file descriptors", WIRE),
-    Example("silent handoff", patched(received(HELLO, then=lambda opened: list(opened.receive_slabs(1))), ("penstock.client.handoff.TIMEOUT_SECONDS", 0.05)),
+    Example("silent handoff", patched(received(HELLO, then=lambda opened: list(opened.receive_slabs(1))), ("penstock.client.ring.handoff.TIMEOUT_SECONDS", 0.05)),
         "the daemon in", "does not answer on handoff.sock", "see `penstock health --live`"),
     Example("broken handoff", received(HELLO, then=receive_on_closed),
         "the daemon in", "went away", LOG),
@@ -375,9 +362,9 @@ EXAMPLES = [
     Example("small slab", lambda: slabs([slab(size_bytes=4096)])(), "a slab", "has 4096 bytes instead of", WIRE),
     Example("unsealed slab", lambda: slabs([slab(seals=0)])(), "a slab", "is not sealed against change", WIRE),
     Example("slab that is none", lambda: slabs([[ordinary_file()]])(), "a slab", "is not a memfd", WIRE),
-    Example("not installed", patched(lambda: missing.need("tqdm"), ("penstock.client.missing._is_there", lambda module: False)),
+    Example("not installed", patched(lambda: missing.need("tqdm"), ("penstock.client.system.missing._is_there", lambda module: False)),
         "tqdm", "is not installed", "pip install 'penstock[client]'"),
-    Example("two not installed", patched(lambda: missing.need("tqdm", "torch"), ("penstock.client.missing._is_there", lambda module: False)),
+    Example("two not installed", patched(lambda: missing.need("tqdm", "torch"), ("penstock.client.system.missing._is_there", lambda module: False)),
         "tqdm and torch", "are not installed", "pip install 'penstock[client]'"),
     Example("other module", on_fake(lambda client: client.load_into(torch.nn.Linear(2, 2), "/x")), "loading state_dict for Linear", "Missing key(s)", "Load a checkpoint of this module"),
     Example("unfinished prefetch", lambda: prefetch.follow(silent_session(), pb.PrefetchRequest(), None), "Prefetch", "ended before it was done", WIRE),

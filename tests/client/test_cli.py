@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from penstock.client import DaemonUnavailableError, StreamerClient, cli, demo
+from penstock.client import DaemonUnavailableError, StreamerClient
+from penstock.client.cli import commands as cli
+from penstock.client.cli import demo
 
 from .conftest import StartDaemon
 from .fake_daemon import random_tensors
@@ -133,7 +135,7 @@ def test_no_private_daemon_is_started_beside_one_that_hangs(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
-    monkeypatch.setattr("penstock.client.handoff.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("penstock.client.ring.handoff.TIMEOUT_SECONDS", 0.2)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hanging:
         hanging.bind(str(socket_dir / "handoff.sock"))
         hanging.listen()
@@ -195,7 +197,7 @@ def test_prefetch_shows_a_bar_on_a_terminal(quiet: bool, start_daemon: StartDaem
     socket_dir = str(start_daemon(TENSORS).socket_dir)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    script = "import sys; from penstock.client.cli import main; sys.exit(main())"
+    script = "import sys; from penstock.client.cli.commands import main; sys.exit(main())"
     command = ["prefetch", "/x", "--socket-dir", socket_dir, *(["--no-progress"] if quiet else [])]
     subprocess.run(
         [sys.executable, "-c", script, *command],
@@ -219,7 +221,7 @@ def test_ctrl_c_is_130_and_silent(start_daemon: StartDaemon) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from penstock.client.cli import main; sys.exit(main())",
+            "import sys; from penstock.client.cli.commands import main; sys.exit(main())",
             *("load", "/x", "--no-progress", "--socket-dir", str(daemon.socket_dir)),
         ],
         stderr=subprocess.PIPE,
@@ -242,7 +244,7 @@ def test_status_watch_ends_with_ctrl_c(start_daemon: StartDaemon) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from penstock.client.cli import main; sys.exit(main())",
+            "import sys; from penstock.client.cli.commands import main; sys.exit(main())",
             *("status", "--watch", "--json", "--socket-dir", str(daemon.socket_dir)),
         ],
         stdout=subprocess.PIPE,

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.client import (
-    Evicted,
-    LoadClosedError,
-    Prefetched,
-    StreamerClient,
-)
+from penstock.client import Evicted, LoadClosedError, Prefetched, StreamerClient
 
 from .conftest import StartDaemon
 from .fake_daemon import FakeDaemon

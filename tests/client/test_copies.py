@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from penstock.client.copies import SMALL_BYTES, SPARE_BYTES, CopyPool
+from penstock.client.ring.copies import SMALL_BYTES, SPARE_BYTES, CopyPool
 
 SIZE = 4 * SMALL_BYTES
 

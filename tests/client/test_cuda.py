@@ -12,14 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from penstock.client import (
-    CheckpointChangedError,
-    LoadClosedError,
-    StreamerClient,
-    UnsupportedDtypeError,
-    cuda,
-)
-from penstock.client.sizes import pinned_bytes
+from penstock.client import CheckpointChangedError, LoadClosedError, StreamerClient, UnsupportedDtypeError
+from penstock.client.cuda import device as cuda
+from penstock.client.system.sizes import pinned_bytes
 
 from .conftest import StartDaemon
 from .fake_daemon import FakeTensor, random_tensors

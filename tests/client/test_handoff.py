@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.client import errors
-from penstock.client.handoff import Handoff, socket_path
+from penstock.client.ring.handoff import Handoff, socket_path
 from penstock.v1 import streamer_pb2 as pb
 
 from ..e2e.support import open_fds

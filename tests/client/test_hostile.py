@@ -5,11 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.client import (
-    ProtocolError,
-    StreamerClient,
-    UnsupportedDtypeError,
-)
+from penstock.client import ProtocolError, StreamerClient, UnsupportedDtypeError
 from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon

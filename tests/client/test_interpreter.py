@@ -17,7 +17,7 @@ import pytest
 
 import penstock
 from penstock.client import DaemonUnavailableError, StreamerClient
-from penstock.client.interpreter import import_paths
+from penstock.client.system.interpreter import import_paths
 
 # Says where its private daemon runs, which it must have imported to say anything.
 PROGRAM = """

@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.client import (
-    LoadClosedError,
-    StreamerClient,
-)
-from penstock.client.stream import Stream
+from penstock.client import LoadClosedError, StreamerClient
+from penstock.client.ring.stream import Stream
 from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon

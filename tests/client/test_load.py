@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.client import (
-    DuplicateTensorError,
-    StreamerClient,
-)
+from penstock.client import DuplicateTensorError, StreamerClient
 from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from penstock.client.errors import ProtocolError
-from penstock.client.mapping import Mapping, keep_from_children, map_anonymous, populate, unmap
+from penstock.client.ring.mapping import Mapping, keep_from_children, map_anonymous, populate, unmap
 
 from ..e2e.support import open_fds
 from . import fake_daemon

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from penstock.client import SafetensorsStreamer, StreamerClient, list_safetensors
-from penstock.client.health import check
+from penstock.client.cli.health import check
 
 NAMES = [
     "model [v2]",

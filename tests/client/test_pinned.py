@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from penstock.client.pinned import PinnedRing, RingClosedError
+from penstock.client.cuda.pinned import PinnedRing, RingClosedError
 
 from .fake_device import FakeDevice
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.client.placement import ALIGN_BYTES, BATCH_BYTES, plan
+from penstock.client.cuda.placement import ALIGN_BYTES, BATCH_BYTES, plan
 
 MIB = 1 << 20
 

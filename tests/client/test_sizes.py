@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.client.sizes import absolute_sources, parse_memory_limit, show_bytes
+from penstock.client.system.sizes import absolute_sources, parse_memory_limit, show_bytes
 
 
 @pytest.mark.parametrize(

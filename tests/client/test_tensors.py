@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from penstock.client.copies import CopyPool
 from penstock.client.errors import CheckpointInvalidError, ProtocolError, UnsupportedDtypeError
-from penstock.client.tensors import DTYPES, wrap_segment
+from penstock.client.ring.copies import CopyPool
+from penstock.client.ring.tensors import DTYPES, wrap_segment
 from penstock.v1 import streamer_pb2 as pb
 
 # Every dtype of the format, and its bits.

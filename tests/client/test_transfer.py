@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from penstock.client.cuda.pinned import RingClosedError
+from penstock.client.cuda.transfer import Departures, Tensors, Transfer, run_ahead
 from penstock.client.errors import DaemonUnavailableError
-from penstock.client.pinned import RingClosedError
-from penstock.client.transfer import Departures, Tensors, Transfer, run_ahead
 
 from .fake_device import FakeDevice
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.client import ProtocolError, StreamerClient, cli
+from penstock.client import ProtocolError, StreamerClient
+from penstock.client.cli import commands as cli
 
 from .conftest import StartDaemon
 from .fake_daemon import random_tensors

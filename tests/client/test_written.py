@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from penstock.client.written import may_be_written
+from penstock.client.ring.written import may_be_written
 
 PAGES = 64
 SIZE = PAGES * mmap.PAGESIZE

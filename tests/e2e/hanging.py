@@ -17,10 +17,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from penstock.server import daemon, handoff, log, reader, statx
-from penstock.server.config import load_config
-from penstock.server.limits import memory_bound
-from penstock.server.sources import file, paths
+from penstock.server import daemon
+from penstock.server.config.settings import load_config
+from penstock.server.edge import handoff
+from penstock.server.sources.file import paths
+from penstock.server.sources.file import source as file
+from penstock.server.staging import reader
+from penstock.server.system import log, statx
+from penstock.server.system.limits import memory_bound
 
 
 def hang(pipe: str) -> None:

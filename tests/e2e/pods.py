@@ -215,7 +215,7 @@ def _image(top: Path) -> list[Mount]:
         search = ":".join(str(REPOSITORY / part) for part in ("proto", "client", "server"))
         for name, arguments in (
             ("penstockd", "-m penstock.server"),
-            ("penstock", "-c 'import sys; from penstock.client.cli import main; sys.exit(main())'"),
+            ("penstock", "-c 'import sys; from penstock.client.cli.commands import main; sys.exit(main())'"),
             ("python", ""),
         ):
             script = programs / name

@@ -90,7 +90,7 @@ def connect_only(socket_dir: str) -> None:
 
 def session_only(socket_dir: str) -> None:
     """Has a session and asks for nothing."""
-    from penstock.client.rpc import Session
+    from penstock.client.ring.rpc import Session
 
     with Session(Path(socket_dir)):
         say("paused")
@@ -117,7 +117,7 @@ def queue_up(socket_dir: str, source: str) -> None:
 
 def leave_the_slabs(socket_dir: str, source: str, **fields: Any) -> None:
     """Gets the manifest and never takes its slabs."""
-    from penstock.client.rpc import Session
+    from penstock.client.ring.rpc import Session
 
     def requests() -> Any:
         yield pb.LoadRequest(open=pb.OpenLoad(sources=[source], **fields))
@@ -197,7 +197,7 @@ def look_around(socket_dir: str, source: str, absent: list[str], **options: Any)
 
 def flood(socket_dir: str, count: int) -> None:
     """Opens connections and keeps them; says how many were refused, and why."""
-    from penstock.client.handoff import Handoff
+    from penstock.client.ring.handoff import Handoff
 
     kept, messages = [], []
     for _ in range(count):
@@ -230,7 +230,7 @@ def wrong_tokens(socket_dir: str, source: str) -> None:
     """Each time it is told how many: loads with made-up tokens, each on a channel of its own."""
     import grpc
 
-    from penstock.client.rpc import Session
+    from penstock.client.ring.rpc import Session
 
     while line := sys.stdin.readline():
         failures = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.client import cuda
+from penstock.client.cuda import device as cuda
 
 from ..client.fake_device import FakeDevice
 from .conftest import StartDaemon

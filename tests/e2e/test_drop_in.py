@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import penstock.client
-from penstock.client import DaemonUnavailableError, S3Credentials, SafetensorsStreamer, ambient, errors
+from penstock.client import DaemonUnavailableError, S3Credentials, SafetensorsStreamer, errors
+from penstock.client.adopt import ambient
 
 from .conftest import StartDaemon
 from .programs import digest

@@ -62,7 +62,7 @@ def test_prefetch(daemon: DaemonProcess, checkpoint: Path) -> None:
 
 def test_transformers_model(daemon: DaemonProcess) -> None:
     pytest.importorskip("transformers")
-    from penstock.client.demo import find_model
+    from penstock.client.cli.demo import find_model
 
     (said,) = run(daemon, "transformers_model.py", find_model().parent, "A sentence.")
     values = torch.tensor([float(value) for value in said.split()])

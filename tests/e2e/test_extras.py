@@ -24,7 +24,7 @@ class WithoutHidden(PathFinder):
 
 sys.meta_path[:] = [WithoutHidden if finder is PathFinder else finder for finder in sys.meta_path]
 """
-PENSTOCK = "import sys; from penstock.client.cli import main; sys.exit(main())"
+PENSTOCK = "import sys; from penstock.client.cli.commands import main; sys.exit(main())"
 PENSTOCKD = "import sys; from penstock.server.__main__ import main; sys.exit(main())"
 
 

@@ -31,7 +31,7 @@ not be so at once."""
 
 def probe(daemon: DaemonProcess, *flags: str, says: str = "") -> int:
     """The exit code of `penstock health`, which has these words in its one line."""
-    command = "import sys; from penstock.client.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = "import sys; from penstock.client.cli.commands import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", command, "health", "--socket-dir", str(daemon.socket_dir), *flags],
         capture_output=True,
@@ -306,7 +306,7 @@ def test_a_mount_that_hangs_holds_up_only_loads_from_it(
 def test_the_probe_imports_neither_torch_nor_protobuf(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--memory-limit", "16MiB")
     program = (
-        "import sys; from penstock.client.cli import main\n"
+        "import sys; from penstock.client.cli.commands import main\n"
         f"code = main(['health', '--socket-dir', {str(daemon.socket_dir)!r}])\n"
         "print([name for name in ('torch', 'numpy', 'google.protobuf') if name in sys.modules])\n"
         "sys.exit(code)"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from penstock.server.http import HEADER_SECONDS, MAX_CONNECTIONS, MAX_HEADER_BYTES
+from penstock.server.watch.http import HEADER_SECONDS, MAX_CONNECTIONS, MAX_HEADER_BYTES
 
 from .conftest import StartDaemon
 from .support import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.client import cli
+from penstock.client.cli import commands as cli
 
 from .conftest import StartDaemon
 from .support import (

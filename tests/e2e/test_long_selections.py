@@ -77,7 +77,7 @@ def test_a_list_in_parts_that_breaks_off_is_refused(daemon: DaemonProcess, many:
 
 
 def test_a_prefetch_takes_names_in_parts(daemon: DaemonProcess, many: Path) -> None:
-    from penstock.client.rpc import Session
+    from penstock.client.ring.rpc import Session
 
     first = pb.PrefetchRequest(sources=[str(many)], tensors=pb.SelectTensors(names=names()[:3], more=True))
     second = pb.PrefetchRequest(tensors=pb.SelectTensors(names=names()[3:7]))

@@ -12,11 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from penstock.server import child
-from penstock.server.checkpoint import MAX_HEADER_BYTES
-from penstock.server.config import load_config
-from penstock.server.header import CHILDREN
-from penstock.server.limits import OVERHEAD_BYTES, MemoryBound
+from penstock.server.checkpoint import child
+from penstock.server.checkpoint.header import CHILDREN
+from penstock.server.checkpoint.rules import MAX_HEADER_BYTES
+from penstock.server.config.settings import load_config
+from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 from .manifests import DEPLOY, OVERLAYS, Container, containers, render
 

@@ -11,7 +11,7 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from penstock.server.metrics import METRICS
+from penstock.server.watch.metrics import METRICS
 
 from .manifests import OVERLAYS, Object, render
 from .monitoring import MONITORING, alerts, dashboard, dashboard_queries, recorded, rules

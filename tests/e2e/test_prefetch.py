@@ -10,8 +10,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock.client import Prefetched, cli, errors
-from penstock.client.rpc import Session
+from penstock.client import Prefetched, errors
+from penstock.client.cli import commands as cli
+from penstock.client.ring.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.client.tensors import DTYPES
+from penstock.client.ring.tensors import DTYPES
 
 from .programs import digest
 from .support import DaemonProcess, running_daemon

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from penstock.client import cli, errors
-from penstock.client.status_text import show
-from penstock.server.config import Config
+from penstock.client import errors
+from penstock.client.cli import commands as cli
+from penstock.client.cli.status_text import show
+from penstock.server.config.settings import Config
 
 from .conftest import StartDaemon
 from .support import (
@@ -190,7 +191,7 @@ def test_the_table_names_what_is_there_and_steers_no_terminal(
 
 def test_watching_goes_on_when_the_daemon_comes_back(start_daemon: StartDaemon) -> None:
     first = start_daemon("--memory-limit", "16MiB")
-    command = "import sys; from penstock.client.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = "import sys; from penstock.client.cli.commands import main; sys.exit(main(sys.argv[1:]))"
     arguments = ("status", "--watch", "--json", "--socket-dir", str(first.socket_dir))
     with subprocess.Popen(
         [sys.executable, "-c", command, *arguments],

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from penstock.server.units import parse_size, show_size
+from penstock.server.config.units import parse_size, show_size
 
 from .browser import Browser
 from .conftest import StartDaemon

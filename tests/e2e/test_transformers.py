@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from penstock.client import StreamerClient
-from penstock.client.demo import find_model
+from penstock.client.cli.demo import find_model
 
 from .support import running_daemon, same
 

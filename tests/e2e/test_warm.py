@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.client import cli
-from penstock.client.rpc import Session
+from penstock.client.cli import commands as cli
+from penstock.client.ring.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
 from .support import (

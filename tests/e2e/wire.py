@@ -178,7 +178,7 @@ def seal(fd: int) -> None:
 def record() -> None:
     """What this release's client and daemon say to each other."""
     from penstock.client import StreamerClient
-    from penstock.client.version import client_version
+    from penstock.client.system.version import client_version
 
     from .support import running_daemon
 

@@ -8,8 +8,8 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
-from penstock.server.config import load_config
-from penstock.server.limits import OVERHEAD_BYTES, MemoryBound
+from penstock.server.config.settings import load_config
+from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 MIB = 1 << 20
 DEPLOY = Path(__file__).parents[2] / "deploy"

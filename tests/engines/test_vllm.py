@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.client import sglang, vllm
-from penstock.client.engine_ranks import agree_on_group
+from penstock.client.adopt import sglang, vllm
+from penstock.client.adopt.engine_ranks import agree_on_group
 
 from ..e2e.conftest import StartDaemon
 from ..e2e.support import random_tensors, same, write_checkpoint
@@ -317,8 +317,8 @@ def test_what_makes_no_sense_in_the_extra_config_is_refused_by_name(
 @pytest.mark.parametrize(
     ("group", "value", "register"),
     [
-        ("vllm.general_plugins", "penstock.client.vllm:register", vllm.register),
-        ("sglang.srt.plugins", "penstock.client.sglang:register", sglang.register),
+        ("vllm.general_plugins", "penstock.client.adopt.vllm:register", vllm.register),
+        ("sglang.srt.plugins", "penstock.client.adopt.sglang:register", sglang.register),
     ],
 )
 def test_the_package_names_the_plugins_to_the_engines(group: str, value: str, register: object) -> None:
@@ -368,7 +368,7 @@ def test_sglang_s_function_yields_the_files_tensors(
 
 def test_importing_the_plugins_imports_neither_engine_nor_torch() -> None:
     script = (
-        "import sys, penstock.client.vllm, penstock.client.sglang\n"
+        "import sys, penstock.client.adopt.vllm, penstock.client.adopt.sglang\n"
         "assert not {'vllm', 'sglang', 'torch'} & set(sys.modules), sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from penstock.client import SafetensorsStreamer, ambient
+from penstock.client import SafetensorsStreamer
+from penstock.client.adopt import ambient
 
 from ..e2e.programs import digests
 from ..e2e.support import DaemonProcess, Nursery, expected, same, write_checkpoint

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.client import cli, errors
+from penstock.client import errors
+from penstock.client.cli import commands as cli
 
 from ..e2e.support import DaemonProcess, Nursery, expected, random_tensors, write_checkpoint
 from . import faults

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.server import plan
-from penstock.server.catalog import Catalog, Checkpoint
-from penstock.server.counts import Totals
-from penstock.server.demand import Demand
-from penstock.server.reader import ReaderPool
-from penstock.server.sharing import Group
+from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.catalog import Catalog, Checkpoint
 from penstock.server.sources import SourceFile
-from penstock.server.sources.file import FileSource
-from penstock.server.stage import Stage
-from penstock.server.staged import Holder, StagedCheckpoint
-from penstock.server.staging import Staging
+from penstock.server.sources.file.source import FileSource
+from penstock.server.staging.buffer import Staging
+from penstock.server.staging.demand import Demand
+from penstock.server.staging.entry import Holder, StagedCheckpoint
+from penstock.server.staging.reader import ReaderPool
+from penstock.server.staging.ring import Stage
+from penstock.server.staging.sharing import Group
+from penstock.server.system.counts import Totals
 
 from .support import (
     ROOT,

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from penstock.server.checkpoint import parse_header
-from penstock.server.config import Config
+from penstock.server.checkpoint.rules import parse_header
+from penstock.server.checkpoint.table import Header
+from penstock.server.config.settings import Config
 from penstock.server.sources import Access
 from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3 import S3Settings, S3Source
-from penstock.server.table import Header
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -12,16 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from penstock.server.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, Parts, Request
-from penstock.server.catalog import Catalog, Checkpoint
-from penstock.server.errors import (
-    InvalidRequestError,
-)
-from penstock.server.failure import NoThreadError
-from penstock.server.fair import FairExecutor
-from penstock.server.load import Load
-from penstock.server.prefetch import Prefetch
+from penstock.server.checkpoint.catalog import Catalog, Checkpoint
+from penstock.server.errors import InvalidRequestError
+from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, Parts, Request
+from penstock.server.loads.load import Load
+from penstock.server.loads.prefetch import Prefetch
 from penstock.server.sources import Access
+from penstock.server.system.failure import NoThreadError
+from penstock.server.system.fair import FairExecutor
 
 from .bench import Bench, running
 from .support import ROOT, advance, on_clock_loop, open_fds, turns

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock.server import quota
-from penstock.server.allowance import Allowance
-from penstock.server.answers import COPIES, Answers
+from penstock.server.edge.allowance import Allowance
+from penstock.server.edge.answers import COPIES, Answers
+from penstock.server.edge.service import MAX_MESSAGE_BYTES, to_status
 from penstock.server.errors import CheckpointNotFoundError, InvalidRequestError
-from penstock.server.names import MAX_UNPACKED_BYTES, NAME_COST_BYTES, Names
-from penstock.server.service import MAX_MESSAGE_BYTES, to_status
-from penstock.server.shown import SHOWN_BYTES, cut, shown_sources
+from penstock.server.loads.names import MAX_UNPACKED_BYTES, NAME_COST_BYTES, Names
+from penstock.server.system import quota
+from penstock.server.system.shown import SHOWN_BYTES, cut, shown_sources
 from penstock.v1 import streamer_pb2 as pb
 
 from .support import turns, until

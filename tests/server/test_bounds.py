@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.shown import SHOWN_BYTES, SHOWN_SOURCES, shown_sources, utf8_bytes
-from penstock.server.staged import MAX_NAMES, Holder
-from penstock.server.status import SHOWN_HOLDERS, SHOWN_HOLDERS_OF_A_STAGE, _stage
+from penstock.server.staging.entry import MAX_NAMES, Holder
+from penstock.server.system.shown import SHOWN_BYTES, SHOWN_SOURCES, shown_sources, utf8_bytes
+from penstock.server.watch.status import SHOWN_HOLDERS, SHOWN_HOLDERS_OF_A_STAGE, _stage
 
 from .bench import running
 from .support import on_clock_loop

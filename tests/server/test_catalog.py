@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.catalog import Catalog
+from penstock.server.checkpoint.catalog import Catalog
+from penstock.server.checkpoint.keep import CACHED_BYTES
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointInvalidError,
@@ -19,10 +20,9 @@ from penstock.server.errors import (
     InvalidRequestError,
     PenstockError,
 )
-from penstock.server.keep import CACHED_BYTES
 from penstock.server.sources import Access
-from penstock.server.sources.file import FileSource
-from penstock.server.sources.paths import local_path
+from penstock.server.sources.file.paths import local_path
+from penstock.server.sources.file.source import FileSource
 
 from .support import ROOT, more_fds, no_objects, open_fds, wait_for_tick, write_checkpoint
 

@@ -12,8 +12,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.server.checkpoint import MAX_HEADER_BYTES, InvalidHeaderError, parse_header, parse_header_length
-from penstock.server.index import (
+from penstock.server.checkpoint.index import (
     MAX_FILE_NAMES_BYTES,
     MAX_FILES,
     MAX_INDEX_BYTES,
@@ -21,7 +20,13 @@ from penstock.server.index import (
     InvalidIndexError,
     parse_index,
 )
-from penstock.server.table import (
+from penstock.server.checkpoint.rules import (
+    MAX_HEADER_BYTES,
+    InvalidHeaderError,
+    parse_header,
+    parse_header_length,
+)
+from penstock.server.checkpoint.table import (
     DTYPE_BITS,
     MAX_DIMS,
     MAX_NAME_BYTES,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from penstock.server.config import (
+from penstock.server.config.options import known_variables
+from penstock.server.config.settings import (
     MAX_SLAB_BYTES,
     MIN_SLAB_BYTES,
     UNLIMITED_SLAB_BYTES,
@@ -20,8 +21,11 @@ from penstock.server.config import (
     load_config,
     slab_bytes,
 )
+from penstock.server.config.units import parse_size, show_size
+from penstock.server.config.values import HttpAddress
+from penstock.server.config.variables import unknown
 from penstock.server.errors import ConfigError
-from penstock.server.limits import (
+from penstock.server.system.limits import (
     OVERHEAD_BYTES,
     MemoryBound,
     is_privileged,
@@ -29,10 +33,6 @@ from penstock.server.limits import (
     shmem_huge_pages,
     user_share,
 )
-from penstock.server.options import known_variables
-from penstock.server.units import parse_size, show_size
-from penstock.server.values import HttpAddress
-from penstock.server.variables import unknown
 
 from .support import MIB, make_config
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server import plan
-from penstock.server.catalog import Catalog, Checkpoint
+from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.catalog import Catalog, Checkpoint
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointInvalidError,
@@ -23,7 +23,7 @@ from penstock.server.errors import (
     SourceUnavailableError,
 )
 from penstock.server.sources import Access
-from penstock.server.sources.file import FileSource
+from penstock.server.sources.file.source import FileSource
 
 from .support import ROOT, checkpoint_bytes, more_fds, no_objects, open_fds, write_checkpoint
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from penstock.server.errors import reasons
-from penstock.server.metrics import METRICS
+from penstock.server.watch.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from penstock.server.duplicates import MAX_TWICE, Claims, Shard, delivered
+from penstock.server.checkpoint.duplicates import MAX_TWICE, Claims, Shard, delivered
+from penstock.server.checkpoint.table import TensorTable
 from penstock.server.errors import CheckpointInvalidError
-from penstock.server.table import TensorTable
 
 
 def shard(name: str, tensors: Sequence[str], *, version: str | None = None) -> Shard:

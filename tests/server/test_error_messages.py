@@ -31,7 +31,7 @@ INTERNAL = {
 
 
 PASSED_ON = {
-    "checkpoint.py": "catalog.py names the file and says what to do",
+    "checkpoint/rules.py": "catalog.py names the file and says what to do",
     "header.py": "catalog.py names the file and says what to do",
     "index.py": "catalog.py names the index and says what to do",
     "options.py": "options.py names the flag or the variable",

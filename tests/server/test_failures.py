@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from penstock.server import linux, plan, staged
+from penstock.server.checkpoint import plan
 from penstock.server.errors import PenstockError, StagingExhaustedError, TooManyLoadsError
-from penstock.server.failure import NoThreadError, explain
-from penstock.server.fair import FairExecutor
-from penstock.server.pool import SlabPool
+from penstock.server.staging import entry as staged
+from penstock.server.staging.pool import SlabPool
+from penstock.server.system import linux
+from penstock.server.system.failure import NoThreadError, explain
+from penstock.server.system.fair import FairExecutor
 
 from .bench import running
 from .support import SLAB_BYTES, more_fds, on_clock_loop, open_fds, open_slabs, turns, until

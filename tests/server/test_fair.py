@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from penstock.server.fair import FairExecutor
+from penstock.server.system.fair import FairExecutor
 
 GREEDY, SECOND, MODEST = 70001, 70002, 70003
 PATIENCE_SECONDS = 60

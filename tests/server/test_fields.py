@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.server.fields import BadFieldsError, check
+from penstock.server.edge.fields import BadFieldsError, check
 
 from ..attacks.hpack import indexed, integer, literal
 from ..attacks.http2 import Kind, call_fields, parse_frames

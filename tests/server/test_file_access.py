@@ -16,8 +16,8 @@ from penstock.server.errors import (
     PenstockError,
 )
 from penstock.server.sources import Access
-from penstock.server.sources.file import open_file
-from penstock.server.sources.paths import list_directory, open_path
+from penstock.server.sources.file.paths import list_directory, open_path
+from penstock.server.sources.file.source import open_file
 
 from .support import ROOT, more_fds, open_fds
 

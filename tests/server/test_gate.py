@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server import gate as gates
-from penstock.server.errors import ConfigError, InvalidRequestError, TooManyLoadsError
-from penstock.server.frames import EndedStreams
-from penstock.server.gate import CONNECTION_BYTES, Gate
-from penstock.server.passage import CONTROL_AT_ONCE, MAX_CONTINUATIONS, MAX_HEADER_BLOCK_BYTES
-from penstock.server.quota import Quota
-from penstock.server.streams import (
+from penstock.server.edge import gate as gates
+from penstock.server.edge.frames import EndedStreams
+from penstock.server.edge.gate import CONNECTION_BYTES, Gate
+from penstock.server.edge.passage import CONTROL_AT_ONCE, MAX_CONTINUATIONS, MAX_HEADER_BLOCK_BYTES
+from penstock.server.edge.streams import (
     MAX_MESSAGE_BYTES,
     MAX_WAITING_MESSAGES,
     STREAM_BYTES,
     UNAPPROVED_MESSAGE_BYTES,
     RequestStream,
 )
+from penstock.server.errors import ConfigError, InvalidRequestError, TooManyLoadsError
+from penstock.server.system.quota import Quota
 
 from ..attacks.hpack import Decoder, literal
 from ..attacks.http2 import (

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server import quota
-from penstock.server.errors import PenstockError, SessionRequiredError
-from penstock.server.handoff import (
+from penstock.server.edge.handoff import (
     ACCEPT_PAUSE_SECONDS,
     MAX_FDS_PER_PACKET,
     MAX_SESSIONS_PER_UID,
@@ -26,6 +24,8 @@ from penstock.server.handoff import (
     HandoffServer,
     Session,
 )
+from penstock.server.errors import PenstockError, SessionRequiredError
+from penstock.server.system import quota
 from penstock.v1 import streamer_pb2 as pb
 
 from .support import advance, more_fds, on_clock_loop, open_fds, turns, until

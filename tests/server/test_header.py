@@ -19,11 +19,9 @@ from typing import TypeVar
 
 import pytest
 
-from penstock.server import child
-from penstock.server.budget import Charge
-from penstock.server.checkpoint import InvalidHeaderError, parse_header
-from penstock.server.errors import CheckpointInvalidError
-from penstock.server.header import (
+from penstock.server.checkpoint import child
+from penstock.server.checkpoint.budget import Charge
+from penstock.server.checkpoint.header import (
     CHILDREN,
     INLINE_BYTES,
     INLINE_ODD_BYTES,
@@ -32,10 +30,12 @@ from penstock.server.header import (
     RangeReader,
     Reading,
 )
-from penstock.server.header import read_header as read_header_for
-from penstock.server.keep import Keep, Kept, Parsed
-from penstock.server.spool import SPOOL_BYTES
-from penstock.server.table import Header
+from penstock.server.checkpoint.header import read_header as read_header_for
+from penstock.server.checkpoint.keep import Keep, Kept, Parsed
+from penstock.server.checkpoint.rules import InvalidHeaderError, parse_header
+from penstock.server.checkpoint.spool import SPOOL_BYTES
+from penstock.server.checkpoint.table import Header
+from penstock.server.errors import CheckpointInvalidError
 
 from .support import more_fds, open_fds
 
@@ -450,10 +450,10 @@ def script(body: str, *arguments: object) -> "subprocess.Popen[str]":
 
 PRELUDE = """
 import os, re, struct, sys
-from penstock.server.checkpoint import InvalidHeaderError
-from penstock.server.keep import Keep
-from penstock.server.header import Parsers, Reading
-from penstock.server.header import read_header as read_header_for
+from penstock.server.checkpoint.rules import InvalidHeaderError
+from penstock.server.checkpoint.keep import Keep
+from penstock.server.checkpoint.header import Parsers, Reading
+from penstock.server.checkpoint.header import read_header as read_header_for
 
 parsers, keep = Parsers(), Keep(cached_bytes=0)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from penstock.server.sources.identity import Look, Place, change, continues, portable_version
-from penstock.server.statx import FileStatus, Mount
+from penstock.server.sources.file.identity import Look, Place, change, continues, portable_version
+from penstock.server.system.statx import FileStatus, Mount
 
 STATUS = FileStatus(
     device=(0, 40),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.server.budget import Budget
+from penstock.server.checkpoint.budget import Budget
+from penstock.server.checkpoint.keep import Keep, Kept
+from penstock.server.checkpoint.table import Header
 from penstock.server.errors import CheckpointInvalidError, TooManyLoadsError
-from penstock.server.keep import Keep, Kept
-from penstock.server.table import Header
 
 from .support import header_of
 

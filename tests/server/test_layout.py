@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.server.checkpoint.layout import common_names, decide, is_index
 from penstock.server.errors import CheckpointInvalidError, CheckpointNotFoundError
-from penstock.server.layout import common_names, decide, is_index
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

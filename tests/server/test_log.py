@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from penstock.server import log
+from penstock.server.system import log
 
 EXAMPLES = settings(
     derandomize=True,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.server.counts import RETRY_REASONS, Distribution, Totals
-from penstock.server.metrics import METRICS, Exposition, Gauges, Metric
+from penstock.server.system.counts import RETRY_REASONS, Distribution, Totals
+from penstock.server.watch.metrics import METRICS, Exposition, Gauges, Metric
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

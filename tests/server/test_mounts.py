@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server import statx
 from penstock.server.errors import SourceUnavailableError
-from penstock.server.sources.mounts import MountTable, MountThreads
-from penstock.server.statx import Mount
+from penstock.server.sources.file.mounts import MountTable, MountThreads
+from penstock.server.system import statx
+from penstock.server.system.statx import Mount
 
 ROOT_UID = 0
 
@@ -97,8 +97,8 @@ def test_only_so_many_mounts_have_threads_and_those_without_a_call_make_room(tab
 
 IN_A_NAMESPACE = """
 import os, select, subprocess, sys
-from penstock.server.sources.mounts import MountEvents, MountTable
-from penstock.server.statx import Mount, file_status, is_mounted
+from penstock.server.sources.file.mounts import MountEvents, MountTable
+from penstock.server.system.statx import Mount, file_status, is_mounted
 
 def mount():
     subprocess.run(["mount", "-t", "tmpfs", "penstock", sys.argv[1]], check=True)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from penstock.server.index import InvalidIndexError, parse_index
+from penstock.server.checkpoint.index import InvalidIndexError, parse_index
 
 from ..attacks.mutation import mutated
 from ..attacks.recorded import seeds

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.catalog import Catalog
+from penstock.server.checkpoint.catalog import Catalog
+from penstock.server.checkpoint.keep import Keep
 from penstock.server.errors import (
     CheckpointInvalidError,
     CheckpointNotFoundError,
@@ -22,11 +23,10 @@ from penstock.server.errors import (
     SourceUnavailableError,
     TooManyLoadsError,
 )
-from penstock.server.fair import FairExecutor
-from penstock.server.keep import Keep
-from penstock.server.quota import Quota
 from penstock.server.sources import Access
-from penstock.server.sources.file import FileSource, LocalFile, open_file
+from penstock.server.sources.file.source import FileSource, LocalFile, open_file
+from penstock.server.system.fair import FairExecutor
+from penstock.server.system.quota import Quota
 
 from .support import ROOT, more_fds, no_objects, open_fds, until_true, write_checkpoint
 

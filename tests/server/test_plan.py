@@ -11,15 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from penstock.server import plan
-from penstock.server.checkpoint import parse_header
+from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.pieces import Piece, WholePieces
+from penstock.server.checkpoint.plan import Selection
+from penstock.server.checkpoint.rules import parse_header
+from penstock.server.checkpoint.table import TensorTable
+from penstock.server.edge.service import _segment_ready
 from penstock.server.errors import TensorNotFoundError, TooManyLoadsError
-from penstock.server.linux import PAGE_BYTES
-from penstock.server.load import SegmentReady
-from penstock.server.pieces import Piece, WholePieces
-from penstock.server.plan import Selection
-from penstock.server.service import _segment_ready
-from penstock.server.table import TensorTable
+from penstock.server.loads.load import SegmentReady
+from penstock.server.system.linux import PAGE_BYTES
 
 from .support import header_of
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from penstock.server.pool import SlabPool
-from penstock.server.slab import Slab
+from penstock.server.staging.pool import SlabPool
+from penstock.server.staging.slab import Slab
 
 from .support import (
     SLAB_BYTES,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from penstock.server.quota import Quota
+from penstock.server.system.quota import Quota
 
 STRANGERS = (70001, 70002, 70003, 70004)
 

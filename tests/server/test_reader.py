@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.server import progress, reader
-from penstock.server.progress import moved
-from penstock.server.reader import Dropped, Job, Lane, ReaderPool
-from penstock.server.schedule import STALL_SECONDS
 from penstock.server.sources import RetryLater
+from penstock.server.staging import reader
+from penstock.server.staging.reader import Dropped, Job, Lane, ReaderPool
+from penstock.server.staging.schedule import STALL_SECONDS
+from penstock.server.system import progress
+from penstock.server.system.progress import moved
 
 
 class Gate:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 
-from penstock.server.checkpoint import InvalidHeaderError, parse_header_length
-from penstock.server.recognise import FIRST_BYTES, not_an_index, not_safetensors
+from penstock.server.checkpoint.recognise import FIRST_BYTES, not_an_index, not_safetensors
+from penstock.server.checkpoint.rules import InvalidHeaderError, parse_header_length
 
 from .support import checkpoint_bytes
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.limits import OVERHEAD_BYTES
-from penstock.server.room import buffer_room
+from penstock.server.system.headroom import buffer_room
+from penstock.server.system.limits import OVERHEAD_BYTES
 
 from .support import MIB
 

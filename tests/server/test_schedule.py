@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from penstock.server import progress
 from penstock.server.daemon import HUNG_MOUNTS
-from penstock.server.schedule import STALL_SECONDS, Job, LaneState, Read, Schedule
+from penstock.server.staging.schedule import STALL_SECONDS, Job, LaneState, Read, Schedule
+from penstock.server.system import progress
 
 MIB = 1 << 20
 

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.server.sharing import Group, superseded
-from penstock.server.stage import SegmentState
+from penstock.server.staging.ring import SegmentState
+from penstock.server.staging.sharing import Group, superseded
 
 from .bench import GROUP, running
 from .support import (

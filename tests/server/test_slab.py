@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from penstock.server.slab import Slab
+from penstock.server.staging.slab import Slab
 
 from .support import MIB, SLAB_BYTES, more_fds, open_fds
 

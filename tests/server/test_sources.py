@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.catalog import Catalog
+from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointChangedError,
@@ -19,7 +19,7 @@ from penstock.server.errors import (
     InvalidRequestError,
 )
 from penstock.server.sources import Access, Patient, Source
-from penstock.server.sources.file import FileSource
+from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3 import S3Settings, S3Source
 

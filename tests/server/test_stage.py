@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.server import plan
-from penstock.server.linux import PAGE_BYTES
-from penstock.server.stage import SegmentState, Stage
+from penstock.server.checkpoint import plan
+from penstock.server.staging.ring import SegmentState, Stage
+from penstock.server.system.linux import PAGE_BYTES
 
 from .support import header_of
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.demand import Demand
 from penstock.server.errors import (
     CheckpointChangedError,
     MemoryLimitTooSmallError,
     PenstockError,
     SourceUnavailableError,
 )
+from penstock.server.staging.demand import Demand
 
 from .bench import GROUP, running
 from .support import (

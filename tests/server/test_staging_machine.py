@@ -34,7 +34,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from penstock.server.catalog import Checkpoint
+from penstock.server.checkpoint.catalog import Checkpoint
 from penstock.server.errors import (
     CheckpointChangedError,
     MemoryLimitTooSmallError,
@@ -42,9 +42,9 @@ from penstock.server.errors import (
     SourceUnavailableError,
     StagingExhaustedError,
 )
-from penstock.server.limits import is_privileged
-from penstock.server.sharing import Group
-from penstock.server.staged import StagedCheckpoint
+from penstock.server.staging.entry import StagedCheckpoint
+from penstock.server.staging.sharing import Group
+from penstock.server.system.limits import is_privileged
 
 from .bench import GROUP, Visit, running
 from .support import MIB, SLAB_BYTES, advance, clock_loop, header_json

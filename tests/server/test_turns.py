@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.turns import Turns
-from penstock.server.waiting import PATIENCE_SECONDS, STILL_SECONDS, TURN_SECONDS
+from penstock.server.staging.turns import Turns
+from penstock.server.staging.waiting import PATIENCE_SECONDS, STILL_SECONDS, TURN_SECONDS
 
 from .bench import Visit, running
 from .support import MIB, advance, on_clock_loop, turns, until

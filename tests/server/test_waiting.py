@@ -11,13 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.errors import (
-    ShuttingDownError,
-    StagingExhaustedError,
-    TooManyLoadsError,
-)
-from penstock.server.staged import HANGS_AFTER_SECONDS
-from penstock.server.waiting import PATIENCE_SECONDS
+from penstock.server.errors import ShuttingDownError, StagingExhaustedError, TooManyLoadsError
+from penstock.server.staging.entry import HANGS_AFTER_SECONDS
+from penstock.server.staging.waiting import PATIENCE_SECONDS
 
 from .bench import running
 from .support import (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.sources import watches as module
-from penstock.server.sources.watches import Watch, Watches
+from penstock.server.sources.file import watches as module
+from penstock.server.sources.file.watches import Watch, Watches
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc
 
-from penstock.client.rpc import Session
+from penstock.client.ring.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
 from ..e2e.support import DaemonProcess, wait_until

@@ -15,7 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .ambient import S3Credentials as S3Credentials
+    from .adopt.ambient import S3Credentials as S3Credentials
+    from .adopt.run_ai import SafetensorsStreamer as SafetensorsStreamer
+    from .adopt.run_ai import list_safetensors as list_safetensors
     from .client import Evicted as Evicted
     from .client import StreamerClient as StreamerClient
     from .errors import AccessDeniedError as AccessDeniedError
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from .errors import UnsupportedDtypeError as UnsupportedDtypeError
     from .load import Load as Load
     from .prefetch import Prefetched as Prefetched
-    from .streamer import SafetensorsStreamer as SafetensorsStreamer
-    from .streamer import list_safetensors as list_safetensors
     from .summary import LoadedFile as LoadedFile
     from .summary import LoadStats as LoadStats
 
@@ -52,9 +52,9 @@ _HOMES = {
     "LoadStats": "summary",
     "LoadedFile": "summary",
     "Prefetched": "prefetch",
-    "S3Credentials": "ambient",
-    "SafetensorsStreamer": "streamer",
-    "list_safetensors": "streamer",
+    "S3Credentials": "adopt.ambient",
+    "SafetensorsStreamer": "adopt.run_ai",
+    "list_safetensors": "adopt.run_ai",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import descriptors, errors
+from . import errors
 from .selection import Selection, checked_variant, choice, wire_group
-from .sizes import Source, absolute_sources, parse_memory_limit
-from .version import client_version
+from .system import descriptors
+from .system.sizes import Source, absolute_sources, parse_memory_limit
+from .system.version import client_version
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from .embedded import EmbeddedDaemon
     from .load import Load
     from .prefetch import Prefetched
-    from .rpc import Session
-    from .stream import Choose
+    from .ring.rpc import Session
+    from .ring.stream import Choose
 
 DEFAULT_SOCKET_DIR = "/run/penstock"
 
@@ -242,8 +243,8 @@ class StreamerClient:
         from penstock.v1 import streamer_pb2 as pb
 
         from .prefetch import follow
-        from .progress import Bar
-        from .reconnect import persist
+        from .ring.progress import Bar
+        from .ring.reconnect import persist
 
         request = pb.PrefetchRequest(
             sources=absolute_sources(source), pin=pin, variant=checked_variant(variant)
@@ -282,7 +283,7 @@ class StreamerClient:
         from penstock.v1 import streamer_pb2 as pb
         from penstock.v1.plain import to_plain
 
-        from .handoff import TIMEOUT_SECONDS
+        from .ring.handoff import TIMEOUT_SECONDS
 
         with self._session() as session:
             response = session.service.GetStatus(
@@ -364,7 +365,7 @@ class StreamerClient:
     def _session(self) -> Iterator[Session]:
         import grpc
 
-        from .rpc import Session
+        from .ring.rpc import Session
 
         self._check_open()
         with Session(self.socket_dir) as session:

@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from . import descriptors, errors
-from .handoff import MAX_SOCKET_PATH_BYTES, socket_path
-from .interpreter import start_module
+from . import errors
+from .ring.handoff import MAX_SOCKET_PATH_BYTES, socket_path
+from .system import descriptors
+from .system.interpreter import start_module
 
 _PREFIX = "penstock-"
 _LONGEST_SOCKET_NAME = "penstock.sock"

@@ -35,15 +35,16 @@ import torch
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import cuda, errors
-from .copies import CopyPool
-from .pinned import RingClosedError
-from .progress import Bar
-from .reconnect import persist
-from .sizes import pinned_bytes, show_bytes
-from .stream import Choose, Stream
+from . import errors
+from .cuda import device as cuda
+from .cuda.pinned import RingClosedError
+from .cuda.transfer import Departures, Tensors, Transfer, run_ahead
+from .ring.copies import CopyPool
+from .ring.progress import Bar
+from .ring.reconnect import persist
+from .ring.stream import Choose, Stream
 from .summary import LoadedFile, LoadStats
-from .transfer import Departures, Tensors, Transfer, run_ahead
+from .system.sizes import pinned_bytes, show_bytes
 
 _log = logging.getLogger("penstock.client")
 

@@ -27,7 +27,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from . import errors
 from .rehearsal import Rehearsal
-from .tensors import without_bytes
+from .ring.tensors import without_bytes
 
 _OWN_WAYS = ("load_state_dict", "_load_from_state_dict", "get_extra_state", "set_extra_state")
 

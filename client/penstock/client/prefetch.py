@@ -9,8 +9,8 @@ import grpc
 from penstock.v1 import streamer_pb2 as pb
 
 from . import errors
-from .progress import Bar, tell_queued
-from .rpc import Session
+from .ring.progress import Bar, tell_queued
+from .ring.rpc import Session
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .stream import Choose
+    from .ring.stream import Choose
 
 # Names to load, or what says for a name whether to load it.
 Selection = Collection[str] | Callable[[str], bool]

@@ -10,11 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from . import log, variables
-from .config import load_config
+from .config import variables
+from .config.options import known_variables
+from .config.settings import load_config
 from .errors import ConfigError
-from .limits import memory_bound
-from .options import known_variables
+from .system import log
+from .system.limits import memory_bound
 
 logger = logging.getLogger("penstock.server")
 

@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import at_start, failure
-from .admission import Admission, Caller, Emit, Parts, Request
-from .catalog import Catalog
-from .config import Config
-from .counts import RETRY_REASONS, Totals
-from .endpoints import Endpoints
+from .checkpoint.catalog import Catalog
+from .config.settings import Config
+from .edge.gate import MAX_CONNECTIONS
+from .edge.handoff import MAX_SESSIONS, HandoffServer, Session
+from .edge.rpc import RpcServer
+from .edge.service import StreamerService
 from .errors import (
     AccessDeniedError,
     ConfigError,
@@ -28,32 +28,33 @@ from .errors import (
     ShuttingDownError,
     TooManyLoadsError,
 )
-from .fair import FairExecutor
-from .gate import MAX_CONNECTIONS
-from .handoff import MAX_SESSIONS, HandoffServer, Session
-from .health import Health
-from .history import INTERVAL_SECONDS, History
-from .http import HttpServer
-from .limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
-from .load import Load
-from .lock import locked
-from .log import event
-from .metrics import Exposition
-from .prefetch import Prefetch
-from .quota import Quota
-from .reader import ReaderPool
-from .rpc import RpcServer
-from .service import StreamerService
-from .shown import shown_source
+from .loads import at_start
+from .loads.admission import Admission, Caller, Emit, Parts, Request
+from .loads.load import Load
+from .loads.prefetch import Prefetch
 from .sources import Access
-from .sources.file import FileContext, FileSource
-from .sources.mounts import MountEvents, MountTable, MountThreads
+from .sources.file.mounts import MountEvents, MountTable, MountThreads
+from .sources.file.source import FileContext, FileSource
+from .sources.file.watches import Watches
 from .sources.objects import ObjectSettings
 from .sources.s3 import S3Settings, S3Source
-from .sources.watches import Watches
-from .staging import Staging
-from .status import Status, effective
-from .version import distribution_version
+from .staging.buffer import Staging
+from .staging.reader import ReaderPool
+from .system import failure
+from .system.counts import RETRY_REASONS, Totals
+from .system.fair import FairExecutor
+from .system.limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
+from .system.lock import locked
+from .system.log import event
+from .system.quota import Quota
+from .system.shown import shown_source
+from .system.version import distribution_version
+from .watch.endpoints import Endpoints
+from .watch.health import Health
+from .watch.history import INTERVAL_SECONDS, History
+from .watch.http import HttpServer
+from .watch.metrics import Exposition
+from .watch.status import Status, effective
 
 logger = logging.getLogger(__name__)
 

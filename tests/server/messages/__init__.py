@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from penstock.server.catalog import Catalog
+from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.sources import Access
-from penstock.server.sources.file import FileSource
+from penstock.server.sources.file.source import FileSource
 
 from ...error_rule import Example
 from ..support import ROOT, no_objects

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from penstock.server import plan
-from penstock.server.catalog import MAX_SOURCES
-from penstock.server.index import MAX_FILES, MAX_INDEX_BYTES
+from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.catalog import MAX_SOURCES
+from penstock.server.checkpoint.index import MAX_FILES, MAX_INDEX_BYTES
 
 from ...error_rule import Example
 from ..support import checkpoint_bytes

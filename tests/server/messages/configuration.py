@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from penstock.server.config import load_config
-from penstock.server.limits import MemoryBound
+from penstock.server.config.settings import load_config
+from penstock.server.system.limits import MemoryBound
 
 from . import provoked, said
 

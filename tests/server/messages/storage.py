@@ -19,9 +19,9 @@ from botocore.exceptions import (
 )
 
 from penstock.server.sources import Access
-from penstock.server.sources.file import open_file
+from penstock.server.sources.file.paths import local_path
+from penstock.server.sources.file.source import open_file
 from penstock.server.sources.objects.service import Answer
-from penstock.server.sources.paths import local_path
 from penstock.server.sources.s3.answers import Said, failure
 from penstock.server.sources.s3.credentials import credentials_failure, no_credentials
 from penstock.server.sources.s3.location import check_access, parse

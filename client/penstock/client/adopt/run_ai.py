@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import errors
+from .. import errors
 from .ambient import S3Credentials, ambient_client, is_private
 from .ranks import shared_group
 
 if TYPE_CHECKING:
     import torch
 
-    from .load import Load
+    from ..load import Load
 
 OBJECT_SCHEMES = ("s3://", "gs://", "az://")
 _PRIVATE_LIMIT_BYTES = 40_000_000_000

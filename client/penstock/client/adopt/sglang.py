@@ -32,7 +32,7 @@ def weights_iterator(
     """(name, tensor) of all files, on the CPU unless `is_distributed`, as in the function it stands for."""
     import torch
 
-    from .client import StreamerClient
+    from ..client import StreamerClient
     from .engine_ranks import agree_on_group
 
     client = StreamerClient()

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from .client import StreamerClient
+from ..client import StreamerClient
+from ..system.sizes import parse_memory_limit
 from .engine_ranks import agree_on_group
-from .sizes import parse_memory_limit
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from . import errors
-from .client import StreamerClient, socket_directory
-from .missing import explained, need
-from .progress import QUEUE_LOG
-from .sizes import parse_memory_limit, show_bytes
+from .. import errors
+from ..client import StreamerClient, socket_directory
+from ..ring.progress import QUEUE_LOG
+from ..system.missing import explained, need
+from ..system.sizes import parse_memory_limit, show_bytes
+from ..system.version import client_version
 from .status_text import show
-from .version import client_version
 
 _PIN = (
     "keep it until it is evicted; without, it stays until its memory is needed, and in a daemon without a "
@@ -188,8 +188,8 @@ def _load(options: argparse.Namespace) -> None:
 def _client_or_embedded(options: argparse.Namespace) -> StreamerClient:
     """The daemon that runs, else a private one; says which. A directory that was named must have one, and
     one that hangs is no reason for a second one beside it."""
-    from .embedded import accepts
-    from .handoff import socket_path
+    from ..embedded import accepts
+    from ..ring.handoff import socket_path
 
     client = StreamerClient(options.socket_dir)
     try:

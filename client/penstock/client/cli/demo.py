@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .client import StreamerClient
-from .missing import need
-from .sizes import show_bytes
+from ..client import StreamerClient
+from ..system.missing import need
+from ..system.sizes import show_bytes
 
 if TYPE_CHECKING:
     import torch

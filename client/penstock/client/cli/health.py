@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from . import errors
+from .. import errors
 
 _METHOD = "/grpc.health.v1.Health/Check"
 # HealthCheckRequest with no service, which is whether the daemon is ready, and with the service "live".

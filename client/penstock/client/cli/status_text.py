@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .sizes import show_bytes
+from ..system.sizes import show_bytes
 
 _STATES = ("free", "reading", "leased", "warm")
 _NAME_CHARACTERS = 60

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 
-from . import mapping
+from ..ring import mapping
 from .pinned import Event
 
 

@@ -27,7 +27,7 @@ from functools import partial
 
 import torch
 
-from . import errors
+from .. import errors
 from .pinned import Device, Event, PinnedRing, RingClosedError
 from .placement import Piece, Plan, plan
 

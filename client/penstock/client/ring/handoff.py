@@ -19,8 +19,9 @@ from google.protobuf.message import DecodeError
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import descriptors, errors
-from .version import client_version
+from .. import errors
+from ..system import descriptors
+from ..system.version import client_version
 
 # Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
 MAX_PACKET_FDS = 253

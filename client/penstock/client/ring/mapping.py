@@ -22,7 +22,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 
-from . import errors
+from .. import errors
 from .written import may_be_written
 
 _HUGE_PAGE_BYTES = 2 * 1024 * 1024

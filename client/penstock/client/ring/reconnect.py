@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from . import errors
+from .. import errors
 
 _log = logging.getLogger("penstock.client")
 _FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.05, 1.0

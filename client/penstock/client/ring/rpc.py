@@ -12,9 +12,10 @@ import grpc
 
 from penstock.v1 import streamer_pb2_grpc
 
-from . import descriptors, errors
+from .. import errors
+from ..system import descriptors
+from ..system.version import client_version
 from .handoff import Handoff, socket_path
-from .version import client_version
 
 _OPTIONS = (
     # A segment may hold a hundred thousand tensors, a listing more.

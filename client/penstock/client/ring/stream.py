@@ -17,12 +17,13 @@ import torch
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import errors, tensors
+from .. import errors
+from ..selection import parts
+from . import tensors
 from .copies import CopyPool
 from .mapping import Mapping
 from .progress import tell_queued
 from .rpc import Session
-from .selection import parts
 
 # Gets all tensors of the checkpoint, returns the names of those to load.
 Choose = Callable[[list[pb.Tensor]], Sequence[str]]

@@ -19,7 +19,7 @@ import torch
 
 from penstock.v1 import streamer_pb2 as pb
 
-from . import errors
+from .. import errors
 from .copies import CopyPool
 
 
@@ -66,8 +66,7 @@ NO_BYTES = (ctypes.c_ubyte * 0)()
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError(
         "penstock.client cannot map safetensors, which are little-endian, on this machine, which is not: use "
-        "a "
-        "little-endian one"
+        "a little-endian one"
     )
 
 

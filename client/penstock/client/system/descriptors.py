@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
-from . import errors
+from .. import errors
 
 SPARE = 16
 """Descriptors that a call needs to be free, for the connection to the daemon and gRPC's sockets and events: 6

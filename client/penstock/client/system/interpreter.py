@@ -21,7 +21,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from . import errors
+from .. import errors
 
 # Its arguments: the module, a file descriptor of the working directory, the number of entries of sys.path,
 # these entries, and the arguments of the module.

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from .errors import CheckpointInvalidError, TooManyLoadsError
-from .limits import is_privileged, user_share
-from .quota import RESERVED_PART, Quota
-from .units import show_size
+from ..config.units import show_size
+from ..errors import CheckpointInvalidError, TooManyLoadsError
+from ..system.limits import is_privileged, user_share
+from ..system.quota import RESERVED_PART, Quota
 
 
 class Budget:

@@ -18,28 +18,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
+from ..config.units import show_size
+from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
+from ..sources import Access, Patient, Source, SourceFile, join, parent
+from ..sources.file.identity import Place
+from ..system.quota import Quota
+from ..system.statx import root_mount
 from . import plan, recognise
 from .budget import Charge
-from .checkpoint import InvalidHeaderError
 from .duplicates import Claims, Shard, delivered
-from .errors import (
-    CheckpointInvalidError,
-    CheckpointNotFoundError,
-    InvalidRequestError,
-    PenstockError,
-)
 from .expand import expand, settle
 from .header import Parsers, Reading, read_header, read_index
 from .index import MAX_FILES, Index, InvalidIndexError
 from .keep import PARSED_BYTES, Keep, Kept
 from .opening import Descriptors, Opening, open_together
 from .plan import Indices, Segment, Selection
-from .quota import Quota
-from .sources import Access, Patient, Source, SourceFile, join, parent
-from .sources.identity import Place
-from .statx import root_mount
+from .rules import InvalidHeaderError
 from .table import Header, TensorTable
-from .units import show_size
 
 MAX_SOURCES = 2_000
 HEADERS_AT_ONCE = 64

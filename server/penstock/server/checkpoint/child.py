@@ -26,8 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .checkpoint import InvalidHeaderError, parse_header
 from .index import InvalidIndexError, parse_index
+from .rules import InvalidHeaderError, parse_header
 from .table import PackedMetadata
 
 HEADER, INDEX = "header", "index"
@@ -35,7 +35,7 @@ HEADER, INDEX = "header", "index"
 BASE_SECONDS = 5
 SECONDS_PER_BYTE = 25 / 100_000_000
 """CPU time that a child may use. Measured for a header of 100 MB with a million tensors: 2.3 s where it is
-plain, 8 s where it must be read the odd way (see checkpoint.py)."""
+plain, 8 s where it must be read the odd way (see rules.py)."""
 
 PATIENCE_FACTOR = 10
 """How many times its CPU time a child may take by the clock: it may get little of the CPU."""
@@ -53,7 +53,7 @@ _FRAME = struct.Struct("=cQQ")  # kind; bytes of the table and of the metadata, 
 _TABLES, _TABLES_ALONE, _INDEX, _INVALID = b"T", b"A", b"I", b"E"
 _NICE = 5
 _BOOT = (
-    "import sys; sys.path[:] = sys.argv[4:]; from penstock.server.child import child_main; "
+    "import sys; sys.path[:] = sys.argv[4:]; from penstock.server.checkpoint.child import child_main; "
     "child_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
 )
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import CheckpointInvalidError
+from ..errors import CheckpointInvalidError
 from .plan import Indices, compact
 from .table import TensorTable, shown
 

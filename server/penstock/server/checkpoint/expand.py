@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..errors import AccessDeniedError, CheckpointNotFoundError, InvalidRequestError
+from ..sources import Access, ListingDeniedError, Source, join
 from . import layout
-from .errors import AccessDeniedError, CheckpointNotFoundError, InvalidRequestError
 from .layout import Layout
-from .sources import Access, ListingDeniedError, Source, join
 
 
 @dataclass(frozen=True, slots=True)

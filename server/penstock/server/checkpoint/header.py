@@ -23,16 +23,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from ..config.units import show_size
+from ..errors import ShuttingDownError, TooManyLoadsError
+from ..system.fair import FairExecutor
 from . import child
 from .budget import Charge
-from .checkpoint import InvalidHeaderError, parse_header, parse_header_length, parse_plain_header
-from .errors import ShuttingDownError, TooManyLoadsError
-from .fair import FairExecutor
 from .index import MAX_INDEX_BYTES, Index, InvalidIndexError, parse_index
 from .keep import Keep, Kept, Parsed
+from .rules import InvalidHeaderError, parse_header, parse_header_length, parse_plain_header
 from .spool import Spools
 from .table import Header, PackedMetadata, TensorTable
-from .units import show_size
 
 SPECULATIVE_BYTES = 256 * 1024
 """What the first read asks for: the headers of all but a few files are shorter."""

@@ -17,9 +17,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import CheckpointInvalidError, CheckpointNotFoundError
+from ..errors import CheckpointInvalidError, CheckpointNotFoundError
+from ..sources import join
 from .recognise import what_is_there
-from .sources import join
 
 WEIGHTS_SUFFIX = ".safetensors"
 KNOWN_BASES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "consolidated")

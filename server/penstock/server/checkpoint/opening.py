@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
 from typing import Generic, TypeVar
 
-from .errors import CheckpointInvalidError, ShuttingDownError, SourceUnavailableError, TooManyLoadsError
-from .limits import is_privileged, user_share
-from .quota import RESERVED_PART, Quota
+from ..errors import CheckpointInvalidError, ShuttingDownError, SourceUnavailableError, TooManyLoadsError
+from ..system.limits import is_privileged, user_share
+from ..system.quota import RESERVED_PART, Quota
 
 _T = TypeVar("_T")
 

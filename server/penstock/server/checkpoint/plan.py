@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from .errors import TensorNotFoundError
-from .linux import PAGE_BYTES
+from ..errors import TensorNotFoundError
+from ..system.linux import PAGE_BYTES
 from .table import TensorTable
 
 SEGMENT_BYTES = 64 << 20

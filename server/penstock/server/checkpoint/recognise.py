@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from .checkpoint import MAX_HEADER_BYTES
+from .rules import MAX_HEADER_BYTES
 
 FIRST_BYTES = 512
 """How many of a file's first bytes tell what it is."""

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import TooManyLoadsError
-from .quota import Quota
-from .room import left_bytes
-from .units import show_size
+from ..config.units import show_size
+from ..errors import TooManyLoadsError
+from ..system.headroom import left_bytes
+from ..system.quota import Quota
 
 SPOOL_BYTES = 128 << 20
 """Of all spools together: room for one header of 100 MB, the longest there are, for any user."""

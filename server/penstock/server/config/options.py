@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ConfigError
+from ..system.version import distribution_version
 from . import values
-from .errors import ConfigError
 from .units import parse_size
-from .version import distribution_version
 
 DEFAULT_SOCKET_DIR = "/run/penstock"
 DEFAULT_BLOCK_BYTES = 8 << 20

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
-from .limits import OVERHEAD_BYTES, MemoryBound
-from .linux import HUGE_PAGE_BYTES
+from ..errors import ConfigError
+from ..system.limits import OVERHEAD_BYTES, MemoryBound
+from ..system.linux import HUGE_PAGE_BYTES
 from .options import DEFAULT_BLOCK_BYTES, read_options
 from .units import show_size
 from .values import MINIMAL, UNLIMITED, HttpAddress

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from .linux import PAGE_BYTES
+from ..system.linux import PAGE_BYTES
 from .units import parse_size
 
 UNLIMITED = -1

@@ -13,7 +13,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from .quota import Quota
+from ..system.quota import Quota
 
 ANSWER_BYTES = 24 << 20
 """Of all users. A user that has nothing waiting may always send one message more."""

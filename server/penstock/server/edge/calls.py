@@ -15,8 +15,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from ..errors import InvalidRequestError
 from .answers import Answers
-from .errors import InvalidRequestError
 from .streams import RequestStream
 
 FIRST_MESSAGE_SECONDS = 30.0

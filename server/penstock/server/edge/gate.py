@@ -22,10 +22,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from ..system.limits import is_privileged
+from ..system.quota import Quota
 from .allowance import Allowance
-from .limits import is_privileged
 from .passage import MAX_BUFFERED_BYTES, Passage
-from .quota import Quota
 from .streams import RequestStream
 from .unix import ACCEPT_AT_ONCE, Listener, peer
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from penstock.v1 import streamer_pb2 as pb
 
-from .errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
-from .quota import Quota
+from ..errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
+from ..system.quota import Quota
 from .streams import MAX_MESSAGE_BYTES
 from .unix import ACCEPT_AT_ONCE, Listener, peer
 

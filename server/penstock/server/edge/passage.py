@@ -15,9 +15,9 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from ..system.quota import Quota
 from . import fields, frames
 from .allowance import Allowance
-from .quota import Quota
 from .streams import STREAM_BYTES, RequestStream
 
 if TYPE_CHECKING:

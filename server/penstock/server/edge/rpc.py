@@ -21,13 +21,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from penstock.v1 import streamer_pb2 as pb
 
+from ..errors import InvalidRequestError, PenstockError
+from ..system.quota import Quota
+from ..watch.health import Health
 from .answers import Answers
 from .calls import Call, Context
-from .errors import InvalidRequestError, PenstockError
 from .gate import Gate
-from .health import Health
 from .passage import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
-from .quota import Quota
 from .service import StreamerService, abort
 from .streams import MAX_MESSAGE_BYTES
 

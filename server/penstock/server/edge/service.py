@@ -14,16 +14,16 @@ from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import streamer_pb2 as pb
 
-from .admission import Emit, Listing, Queued, Request
+from ..checkpoint.catalog import MAX_SOURCES
+from ..errors import InvalidRequestError, PenstockError, SessionRequiredError
+from ..loads.admission import Emit, Listing, Queued, Request
+from ..loads.load import Event, Finished, Load, Manifest, SegmentReady
+from ..loads.names import Names
+from ..loads.prefetch import Prefetch, Progress
+from ..staging.sharing import Group
+from ..system.shown import cut
 from .calls import Call, Context
-from .catalog import MAX_SOURCES
-from .errors import InvalidRequestError, PenstockError, SessionRequiredError
 from .handoff import Session
-from .load import Event, Finished, Load, Manifest, SegmentReady
-from .names import Names
-from .prefetch import Prefetch, Progress
-from .sharing import Group
-from .shown import cut
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
-from .errors import InvalidRequestError, PenstockError, TooManyLoadsError
-from .quota import Quota
+from ..errors import InvalidRequestError, PenstockError, TooManyLoadsError
+from ..system.quota import Quota
 
 MAX_MESSAGE_BYTES = 1 << 20
 UNAPPROVED_MESSAGE_BYTES = 4096

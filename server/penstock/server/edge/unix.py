@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -10,15 +9,13 @@ import stat
 import struct
 from pathlib import Path
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from ..system.own_files import file_id, unlink_own
 
 BACKLOG = 256
 ACCEPT_AT_ONCE = 64
 """A flood of connections must not starve the event loop."""
 _PEER = struct.Struct("iII")
-
-FileId = tuple[int, int]
-"""Device and inode. No other file has them as long as this one is open, be it unlinked."""
 
 
 class Listener:
@@ -44,23 +41,6 @@ class Listener:
         """Removes the socket's file too, unless another has taken its place."""
         unlink_own(self._path, self._id)
         self.socket.close()  # only now: once it is closed the inode's number may be another's
-
-
-def file_id(path: Path) -> FileId | None:
-    """None: there is nothing."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def unlink_own(path: Path, own: FileId | None) -> None:
-    """Removes a file that this process made, if it is still the one at `path`. Linux cannot do both in one
-    step: a file that takes its place between the two is lost."""
-    if own is not None and file_id(path) == own:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:

@@ -14,22 +14,22 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from . import plan
-from .catalog import Catalog, Checkpoint
-from .counts import Totals
-from .errors import CheckpointChangedError, InvalidRequestError
-from .fair import FairExecutor
-from .log import event
+from ..checkpoint import plan
+from ..checkpoint.catalog import Catalog, Checkpoint
+from ..checkpoint.plan import Indices, Selection
+from ..checkpoint.table import TensorTable
+from ..config.units import show_size
+from ..errors import CheckpointChangedError, InvalidRequestError
+from ..sources import Access, source_kind
+from ..sources.file.identity import continues
+from ..staging.buffer import Staging
+from ..staging.entry import Holder, StagedCheckpoint
+from ..staging.sharing import Group
+from ..system.counts import Totals
+from ..system.fair import FairExecutor
+from ..system.log import event
+from ..system.shown import shown_source
 from .names import Names
-from .plan import Indices, Selection
-from .sharing import Group
-from .shown import shown_source
-from .sources import Access, source_kind
-from .sources.identity import continues
-from .staged import Holder, StagedCheckpoint
-from .staging import Staging
-from .table import TensorTable
-from .units import show_size
 
 _T = TypeVar("_T")
 

@@ -9,11 +9,11 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ..errors import PenstockError
+from ..sources import Access
+from ..system.log import event
 from .admission import Emit, Parts, Request
-from .errors import PenstockError
-from .log import event
 from .prefetch import Prefetch
-from .sources import Access
 
 logger = logging.getLogger(__name__)
 

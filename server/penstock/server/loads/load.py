@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import plan
+from ..checkpoint import plan
+from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.pieces import Piece
+from ..checkpoint.plan import Indices, Selection
+from ..checkpoint.table import TensorTable
+from ..sources import Access
+from ..staging.entry import StagedCheckpoint
 from .admission import Admission, Client, Emit, Listing, Parts, Queued, Request
-from .catalog import Checkpoint
-from .pieces import Piece
-from .plan import Indices, Selection
-from .sources import Access
-from .staged import StagedCheckpoint
-from .table import TensorTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from penstock.v1 import streamer_pb2 as pb
 
-from .errors import InvalidRequestError
+from ..errors import InvalidRequestError
 
 NAME_COST_BYTES = 160
 """What a name takes in a set of Python, besides its own bytes."""

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+from ..sources import Access
+from ..staging.entry import StagedCheckpoint
 from .admission import Admission, Caller, Emit, Parts, Request
-from .sources import Access
-from .staged import StagedCheckpoint
 
 PROGRESS_SECONDS = 0.5
 

@@ -17,21 +17,21 @@ import os
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 
-from . import failure
-from .catalog import Checkpoint
-from .config import Config
-from .counts import Totals
+from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.plan import Selection
+from ..config.settings import Config
+from ..config.units import show_size
+from ..errors import ShuttingDownError, StagingExhaustedError
+from ..system import failure
+from ..system.counts import Totals
+from ..system.limits import is_privileged, user_share
+from ..system.log import event
 from .demand import Demand, measure
-from .errors import ShuttingDownError, StagingExhaustedError
-from .limits import is_privileged, user_share
-from .log import event
-from .plan import Selection
+from .entry import Holder, StagedCheckpoint
 from .pool import SlabPool, Workers
 from .reader import ReaderPool
 from .sharing import Group, expected_members, find, superseded
 from .slab import Slab
-from .staged import Holder, StagedCheckpoint
-from .units import show_size
 from .upkeep import Upkeep
 from .waiting import PATIENCE_SECONDS, STILL_SECONDS, WaitingLine
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
-from . import plan
-from .catalog import Checkpoint
-from .config import Config
-from .errors import MemoryLimitTooSmallError
-from .limits import is_privileged, user_share
-from .plan import Selection
-from .values import MINIMAL
+from ..checkpoint import plan
+from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.plan import Selection
+from ..config.settings import Config
+from ..config.values import MINIMAL
+from ..errors import MemoryLimitTooSmallError
+from ..system.limits import is_privileged, user_share
 
 WINDOW_BLOCKS_PER_READER = 4
 

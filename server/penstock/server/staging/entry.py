@@ -15,17 +15,17 @@ import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from . import plan
-from .catalog import Checkpoint
-from .errors import PenstockError, StagingExhaustedError
+from ..checkpoint import plan
+from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.pieces import Piece, WholePieces, cut
+from ..checkpoint.plan import Selection
+from ..checkpoint.table import TensorTable
+from ..config.units import show_size
+from ..errors import PenstockError, StagingExhaustedError
 from .filling import Filling
-from .pieces import Piece, WholePieces, cut
-from .plan import Selection
 from .reader import Dropped, ReaderPool
+from .ring import SegmentState, Stage
 from .slab import Slab
-from .stage import SegmentState, Stage
-from .table import TensorTable
-from .units import show_size
 
 _ids = itertools.count(1)
 

@@ -1,6 +1,6 @@
 """The reads that fill a stage's ring.
 
-    a segment has room (stage.py) --> its blocks go to the readers --> all are there, or it is parked again
+    a segment has room (ring.py) --> its blocks go to the readers --> all are there, or it is parked again
 
 Lives on the event loop; reads run on the reader threads and come back by `call_soon_threadsafe`.
 """
@@ -13,12 +13,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from . import plan
-from .errors import PenstockError, SourceUnavailableError
+from ..checkpoint import plan
+from ..errors import PenstockError, SourceUnavailableError
+from ..sources import SourceFile
 from .reader import Dropped, Job, ReaderPool
+from .ring import Stage
 from .slab import Slab
-from .sources import SourceFile
-from .stage import Stage
 
 logger = logging.getLogger(__name__)
 

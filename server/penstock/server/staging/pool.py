@@ -4,7 +4,7 @@ Writing to a fresh page costs several times what writing to a used one does, so 
 user has held goes only to that user again; for another user it is closed and a new one is made.
 
 All methods run on the event loop and decide at once over plain state; making, populating and closing
-slabs, which is slow, runs on `workers`. It knows nothing of stages and queues: `staging.py` does.
+slabs, which is slow, runs on `workers`. It knows nothing of stages and queues: `buffer.py` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
 
-from .failure import NoThreadError
+from ..system.failure import NoThreadError
 from .slab import Slab
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import logging
 import threading
 import time
 
-from .progress import moved, watch
+from ..sources import RetryLater
+from ..system.progress import moved, watch
 from .schedule import STALL_SECONDS, Dropped, Job, LaneState, Read, Schedule
-from .sources import RetryLater
 
 __all__ = ["Dropped", "Job", "Lane", "ReaderPool"]
 

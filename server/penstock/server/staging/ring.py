@@ -8,7 +8,7 @@
 Position p of the endless ring lives at p mod capacity. A window stage places a segment only where it
 overwrites nothing but FREE ones; a full stage has room for all and frees none.
 
-It does no I/O, wakes nobody and knows no clocks; `staged.py` does all that.
+It does no I/O, wakes nobody and knows no clocks; `entry.py` does all that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from itertools import accumulate
 
-from .linux import PAGE_BYTES
-from .plan import Segment, ring_bytes, ring_pages, span_bytes
+from ..checkpoint.plan import Segment, ring_bytes, ring_pages, span_bytes
+from ..system.linux import PAGE_BYTES
 
 
 class SegmentState(enum.Enum):

@@ -26,8 +26,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 
-from .progress import Pulse
-from .quota import Quota
+from ..system.progress import Pulse
+from ..system.quota import Quota
 
 STALL_SECONDS = 1.0
 

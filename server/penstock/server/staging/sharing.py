@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .catalog import Checkpoint
-from .plan import Selection
-from .staged import StagedCheckpoint
+from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.plan import Selection
+from .entry import StagedCheckpoint
 
 
 @dataclass(frozen=True, slots=True)

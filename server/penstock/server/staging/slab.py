@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 
-from . import linux
+from ..system import linux
 
 
 class Slab:

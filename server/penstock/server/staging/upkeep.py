@@ -8,12 +8,12 @@ import logging
 import os
 from collections.abc import Callable
 
-from .config import Config
-from .failure import NoThreadError
-from .log import event
+from ..config.settings import Config
+from ..config.units import show_size
+from ..system.failure import NoThreadError
+from ..system.headroom import buffer_room
+from ..system.log import event
 from .pool import SlabPool, Workers
-from .room import buffer_room
-from .units import show_size
 
 logger = logging.getLogger(__name__)
 

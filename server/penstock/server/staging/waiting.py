@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .demand import Demand
-from .staged import StagedCheckpoint
+from .entry import StagedCheckpoint
 from .turns import Turns
 
 PATIENCE_SECONDS = 2.0

@@ -7,7 +7,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
-from .errors import reasons
+from ..errors import reasons
 
 SOURCES = ("file", "s3")
 RESULTS = ("ok", "failed", "cancelled")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 
-from .errors import PenstockError, StagingExhaustedError, TooManyLoadsError
+from ..errors import PenstockError, StagingExhaustedError, TooManyLoadsError
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ConfigError
-from .unix import FileId, file_id, unlink_own
+from ..errors import ConfigError
+from .own_files import FileId, file_id, unlink_own
 
 
 @contextlib.contextmanager

@@ -24,10 +24,10 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from .log import event
-from .reader import ReaderPool
-from .schedule import STALL_SECONDS
-from .sources.mounts import MountTable
+from ..sources.file.mounts import MountTable
+from ..staging.reader import ReaderPool
+from ..staging.schedule import STALL_SECONDS
+from ..system.log import event
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .admission import Admission
-from .errors import PenstockError
-from .shown import cut, shown_sources
+from ..errors import PenstockError
+from ..loads.admission import Admission
+from ..system.shown import cut, shown_sources
 
 INTERVAL_SECONDS = 1.0
 SAMPLES = 300

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 import h11
 
-from .errors import ConfigError
-from .values import HttpAddress
+from ..config.values import HttpAddress
+from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

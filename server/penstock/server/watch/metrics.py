@@ -26,7 +26,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from .counts import (
+from ..errors import reasons
+from ..system.counts import (
     CACHES,
     CLOSED_REASONS,
     LOAD_SECONDS,
@@ -37,8 +38,7 @@ from .counts import (
     Distribution,
     Totals,
 )
-from .errors import reasons
-from .limits import proc_sizes
+from ..system.limits import proc_sizes
 
 PREFIX = "penstock_"
 PARTS = ("loop", "readers")

@@ -17,18 +17,18 @@ from itertools import islice
 
 from penstock.v1 import streamer_pb2 as pb
 
-from .admission import Admission
-from .config import Config
-from .counts import Totals
+from ..config.settings import Config
+from ..config.values import UNLIMITED
+from ..loads.admission import Admission
+from ..sources import source_kind
+from ..staging.buffer import Staging
+from ..staging.entry import StagedCheckpoint
+from ..staging.reader import ReaderPool
+from ..system.counts import Totals
+from ..system.shown import shown_sources
 from .health import Health
 from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges
-from .reader import ReaderPool
-from .shown import shown_sources
-from .sources import source_kind
-from .staged import StagedCheckpoint
-from .staging import Staging
-from .values import UNLIMITED
 
 SHOWN_HOLDERS = 1024
 """In one answer, which gRPC clients take up to 4 MiB of: every session that is open may hold something."""

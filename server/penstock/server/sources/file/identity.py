@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from ..statx import FileStatus
+from ...system.statx import FileStatus
 
 
 @dataclass(frozen=True, slots=True)

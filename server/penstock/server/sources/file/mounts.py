@@ -13,9 +13,9 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from ..errors import SourceUnavailableError
-from ..fair import FairExecutor
-from ..statx import Mount, is_mounted
+from ...errors import SourceUnavailableError
+from ...system.fair import FairExecutor
+from ...system.statx import Mount, is_mounted
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _MOUNTS = "/proc/self/mountinfo"

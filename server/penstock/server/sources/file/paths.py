@@ -8,8 +8,7 @@ import resource
 import stat
 from urllib.parse import unquote, urlsplit
 
-from .. import linux
-from ..errors import (
+from ...errors import (
     AccessDeniedError,
     CheckpointInvalidError,
     CheckpointNotFoundError,
@@ -18,7 +17,8 @@ from ..errors import (
     SourceUnavailableError,
     TooManyLoadsError,
 )
-from . import Access
+from ...system import linux
+from .. import Access
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 TOO_MANY = (errno.EMFILE, errno.ENFILE)

@@ -18,14 +18,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from .. import linux, statx
-from ..errors import (
+from ...errors import (
     AccessDeniedError,
     CheckpointChangedError,
     CheckpointInvalidError,
     SourceUnavailableError,
 )
-from . import Access, paths, too_slow, without
+from ...system import linux, statx
+from .. import Access, too_slow, without
+from . import paths
 from .identity import Look, change, portable_version
 from .mounts import MountTable
 from .watches import Watches

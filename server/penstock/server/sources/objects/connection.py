@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from ...errors import SourceUnavailableError
-from ...progress import moved
+from ...system.progress import moved
 from . import proxies
 from .faults import Transient
 from .response import Response, TooSlow

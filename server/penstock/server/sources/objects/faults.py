@@ -12,7 +12,7 @@ import email.utils
 import random
 import time
 
-from ...counts import RETRY_REASONS
+from ...system.counts import RETRY_REASONS
 
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 10.0

@@ -11,7 +11,7 @@ from ...errors import PenstockError
 from .faults import Transient
 
 if TYPE_CHECKING:
-    from ...config import Config
+    from ...config.settings import Config
 
 
 class Place(Protocol):

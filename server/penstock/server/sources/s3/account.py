@@ -19,11 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote_plus
 
-from ...errors import (
-    InvalidRequestError,
-    PenstockError,
-    SourceUnavailableError,
-)
+from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...config import Config
+    from ...config.settings import Config
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,8 @@
+"""Files on a disk or any mounted file system.
+
+source    one version of one open file, and how a block of it is read
+paths     what paths and `file://` URIs name, and who may open it
+identity  which version of a file it is, and whether that may have changed since (pure)
+watches   writes that the kernel tells of
+mounts    which mount a path is of, threads for each, and mounts that hang
+"""

@@ -1,0 +1,13 @@
+"""The staging buffer: who gets memory, who shares a checkpoint, and the reads that fill it.
+
+buffer    which checkpoints are staged, who shares them, what is given up for others
+waiting   who gets memory next
+entry     one staged checkpoint: its slabs, its ring, who holds it
+ring      where its segments lie, what state each is in, who still needs it (pure)
+filling   the reads that fill the ring; `reader` has the threads, fair between users
+pool      the slabs that exist; `slab` is one of them; `headroom` is how many the system bears
+
+All of it lives on the event loop, but for reads and for making slabs, which run on threads.
+
+May import: checkpoint, sources, config, system.
+"""

@@ -1,0 +1,28 @@
+"""Files that this process made: removed at the end only if they are still the same inode, as others may have
+put theirs in the place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+FileId = tuple[int, int]
+"""Device and inode. No other file has them as long as this one is open, be it unlinked."""
+
+
+def file_id(path: Path) -> FileId | None:
+    """None: there is nothing."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def unlink_own(path: Path, own: FileId | None) -> None:
+    """Removes a file that this process made, if it is still the one at `path`. Linux cannot do both in one
+    step: a file that takes its place between the two is lost."""
+    if own is not None and file_id(path) == own:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
