@@ -12,20 +12,29 @@ import pytest
 import penstock.server
 
 from ..error_rule import Example, Site, check, message_of, message_sites
-from .messages import ToldError, checkpoints, configuration, loads, storage
+from .messages import ToldError, bounds, checkpoints, configuration, loads, storage
 
 PACKAGE = Path(penstock.server.__file__).parent
-EXAMPLES = [*configuration.EXAMPLES, *checkpoints.EXAMPLES, *storage.EXAMPLES, *loads.EXAMPLES]
+EXAMPLES = [
+    *configuration.EXAMPLES,
+    *checkpoints.EXAMPLES,
+    *storage.EXAMPLES,
+    *bounds.EXAMPLES,
+    *loads.EXAMPLES,
+]
 
 INTERNAL = {
     "the threads have been stopped": "raised to the daemon itself, as executors do",
     "slabs asked for": "a fault of the daemon's own",
     "a job needs a block": "a fault of the daemon's own",
     "abort raises": "never raised",
-    "the stage was recycled already": "a fault of the daemon's own",
+    "was recycled already": "a fault of the daemon's own",
     "cannot become": "a fault of the daemon's own",
     "not a tensor table": "between the daemon and its children",
     "not packed metadata": "between the daemon and its children",
+    "not a packed index": "between the daemon and its children",
+    "a header block is cut off": "gRPC's libraries send none; closes the connection",
+    "a number in a header block": "gRPC's libraries send none; closes the connection",
 }
 """Parts of messages that reach no user, and why."""
 

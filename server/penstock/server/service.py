@@ -198,7 +198,9 @@ async def _complete_in_load(call: Call, names: Names) -> None:
     while names.more:
         message = await call.only(pb.LoadRequest)
         if message.WhichOneof("request") != "select":
-            raise InvalidRequestError("a list of names has `more`, but what follows is no SelectTensors")
+            raise InvalidRequestError(
+                "the list of tensor names is not complete: no SelectTensors follows one with `more`; send the rest"
+            )
         names.add(message.select)
         del message
 
@@ -226,7 +228,9 @@ async def _prefetch_opening(call: Call) -> tuple[Request, bool]:
     while names is not None and names.more:
         message = await call.only(pb.PrefetchRequest)
         if not message.HasField("tensors"):
-            raise InvalidRequestError("a list of names has `more`, but what follows has no tensors")
+            raise InvalidRequestError(
+                "the list of tensor names is not complete: no `tensors` follow some with `more`; send the rest"
+            )
         names.add(message.tensors)
         del message
     return request, pin
@@ -287,7 +291,7 @@ def _check_sources(sources: Sequence[str]) -> None:
         if size_bytes > MAX_SOURCE_BYTES:
             raise InvalidRequestError(
                 f"sources: {source[:100]!r} and so on has {size_bytes} bytes, more than {MAX_SOURCE_BYTES}: "
-                "the path is too long"
+                "the path is too long; name a shorter one"
             )
 
 
