@@ -37,10 +37,10 @@ def charged(size_bytes: int, *, held_bytes: int = 0) -> Callable[[], object]:
 
 
 def descriptors(count: int, *, held: int = 0) -> Callable[[], object]:
-    def provoke() -> object:
+    def provoke() -> None:
         quota = Quota(TOTAL)
         Descriptors(quota, ANNE).take(held, held // 2)
-        return Descriptors(quota, ANNE).take(count, count // 2)
+        Descriptors(quota, ANNE).take(count, count // 2)
 
     return provoke
 
@@ -63,8 +63,8 @@ def without_spool() -> object:
         return spool
 
 
-def names(count: int) -> object:
-    return Names(lambda _: None, lambda _: None).add(pb.SelectTensors(names=["x"] * count))
+def names(count: int) -> None:
+    Names(lambda _: None, lambda _: None).add(pb.SelectTensors(names=["x"] * count))
 
 
 def stream(memory_bytes: int = MAX_MESSAGE_BYTES) -> RequestStream:
@@ -223,7 +223,8 @@ EXAMPLES = [
     # ---- connections and loads
     said(
         "uid 1000",
-        " has 64 connections and may have no more now: all users have 65 of 256, of which each gets a share; ",
+        " has 64 connections and may have no more now: all users have 65 of 256, of which each gets a "
+        "share; ",
         "close some",
     ),
     said(

@@ -33,8 +33,9 @@ def damaged(content: bytes, wrong: str) -> Example:
     )
 
 
-def index(content: str, wrong: str) -> Example:
-    return provoked(resolved({INDEX: content.encode()}), INDEX, wrong, "fetch it again")
+def index(content: str | bytes, wrong: str) -> Example:
+    content = content.encode() if isinstance(content, str) else content
+    return provoked(resolved({INDEX: content}), INDEX, wrong, "fetch it again")
 
 
 A = f'"a": {entry("U8", [4], 0, 4)}'
@@ -114,6 +115,7 @@ EXAMPLES = [
     ),
     index('{"weight_map": 1}', "malformed index"),
     index('{"weight_map": {}}', "the index names no tensor"),
+    index(b'{"metadata": "\xff", "weight_map": {"a": "m"}}', "the index is not UTF-8"),
     index('{"weight_map": {"a": "/etc/passwd"}}', "the index names a file it must not name"),
     index(f'{{"weight_map": {{"{"a" * (MAX_NAME_BYTES + 1)}": "m"}}}}', "the name is longer than"),
     index(

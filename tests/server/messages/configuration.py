@@ -63,8 +63,8 @@ EXAMPLES = [
     said("--socket-dir: another penstockd", " serves /run/penstock; ", "stop it, or choose another"),
     said(
         "--socket-dir: another penstockd",
-        " listens on /run/penstock/handoff.sock, though it does not hold the directory's lock: its lock file was "
-        "removed; ",
+        " listens on /run/penstock/handoff.sock, though it does not hold the directory's lock: its lock file "
+        "was removed; ",
         "stop it, or choose another directory",
     ),
     said("--socket-dir: /run/penstock", " cannot be used: Permission denied; ", "choose another"),
