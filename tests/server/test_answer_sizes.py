@@ -44,8 +44,20 @@ def write(path: Path, header: dict[str, Any]) -> Path:
 
 
 def manifest(checkpoint: Checkpoint) -> pb.Manifest:
-    counts = dict.fromkeys(("slab_count", "slab_bytes", "tensor_count", "segment_count", "total_bytes"), 1)
-    made = _manifest(Manifest("1", checkpoint, "version", full=True, warm_bytes=0, **counts))
+    made = _manifest(
+        Manifest(
+            load_id="1",
+            checkpoint=checkpoint,
+            version="version",
+            slab_count=1,
+            slab_bytes=1,
+            full=True,
+            tensor_count=0,
+            segment_count=0,
+            total_bytes=0,
+            warm_bytes=0,
+        )
+    )
     assert made.ByteSize() <= MANIFEST_BYTES
     return made.manifest
 

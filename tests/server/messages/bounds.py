@@ -216,7 +216,7 @@ EXAMPLES = [
     said("the headers of the call", " are not complete; ", "call again"),
     said(
         "select",
-        ": no choice came within 600 s after the listing that the load asked for; ",
+        ": no choice came within 60 s after the listing that the load asked for; ",
         "choose sooner, or list the tensors with one load and name them in another",
     ),
     said("the value of a header field", " is not printable ASCII; ", "send text, or base64 as gRPC does"),
