@@ -20,7 +20,7 @@ from penstock.server.errors import (
     CheckpointInvalidError,
     CheckpointNotFoundError,
     InvalidRequestError,
-    SourceUnavailableError,
+    TooManyLoadsError,
 )
 from penstock.server.sources import Access
 from penstock.server.sources.file.source import FileSource
@@ -397,7 +397,7 @@ def test_too_many_open_files_is_an_error_that_says_what_to_raise(catalog: Catalo
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
         os.close(taken.pop())
-        with pytest.raises(SourceUnavailableError) as caught:
+        with pytest.raises(TooManyLoadsError) as caught:
             resolve(catalog, *paths)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

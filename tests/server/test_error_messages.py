@@ -12,31 +12,40 @@ import pytest
 import penstock.server
 
 from ..error_rule import Example, Site, check, message_of, message_sites
-from .messages import ToldError, checkpoints, configuration, loads, storage
+from .messages import ToldError, bounds, checkpoints, configuration, loads, storage
 
 PACKAGE = Path(penstock.server.__file__).parent
-EXAMPLES = [*configuration.EXAMPLES, *checkpoints.EXAMPLES, *storage.EXAMPLES, *loads.EXAMPLES]
+EXAMPLES = [
+    *configuration.EXAMPLES,
+    *checkpoints.EXAMPLES,
+    *storage.EXAMPLES,
+    *bounds.EXAMPLES,
+    *loads.EXAMPLES,
+]
 
 INTERNAL = {
     "the threads have been stopped": "raised to the daemon itself, as executors do",
     "slabs asked for": "a fault of the daemon's own",
     "a job needs a block": "a fault of the daemon's own",
     "abort raises": "never raised",
-    "the stage was recycled already": "a fault of the daemon's own",
+    "was recycled already": "a fault of the daemon's own",
     "cannot become": "a fault of the daemon's own",
     "not a tensor table": "between the daemon and its children",
     "not packed metadata": "between the daemon and its children",
+    "not a packed index": "between the daemon and its children",
+    "a header block is cut off": "gRPC's libraries send none; closes the connection",
+    "a number in a header block": "gRPC's libraries send none; closes the connection",
 }
 """Parts of messages that reach no user, and why."""
 
 
 PASSED_ON = {
     "checkpoint/rules.py": "catalog.py names the file and says what to do",
-    "header.py": "catalog.py names the file and says what to do",
-    "index.py": "catalog.py names the index and says what to do",
-    "options.py": "options.py names the flag or the variable",
-    "units.py": "options.py names the flag or the variable",
-    "values.py": "options.py names the flag or the variable",
+    "checkpoint/header.py": "catalog.py names the file and says what to do",
+    "checkpoint/index.py": "catalog.py names the index and says what to do",
+    "config/options.py": "options.py names the flag or the variable",
+    "config/units.py": "options.py names the flag or the variable",
+    "config/values.py": "options.py names the flag or the variable",
 }
 """Files whose errors are a part of a longer message, and whose."""
 

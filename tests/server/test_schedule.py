@@ -213,6 +213,7 @@ def test_a_lane_that_gets_another_owner_is_served_as_that_one_s(clock: Clock) ->
     machine.run(10)
     total = machine.read_bytes.total()
     assert machine.read_bytes["third"] == pytest.approx(total / 2, rel=0.1)
+    assert machine.read_bytes["prefetched"] == pytest.approx(total / 4, rel=0.1)
 
 
 def test_a_block_that_may_be_begun_and_is_not_is_known(clock: Clock) -> None:

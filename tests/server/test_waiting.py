@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.server.errors import ShuttingDownError, StagingExhaustedError, TooManyLoadsError
-from penstock.server.staging.entry import HANGS_AFTER_SECONDS
-from penstock.server.staging.waiting import PATIENCE_SECONDS
+from penstock.server.staging.waiting import PATIENCE_SECONDS, STILL_SECONDS
 
 from .bench import running
 from .support import (
@@ -205,7 +204,7 @@ async def test_a_load_makes_do_with_a_window_when_the_memory_is_with_reads_that_
         bench.staging.reconsider()
         await turns()
         assert not waiting.staged.started  # storage may just be slow
-        advance(HANGS_AFTER_SECONDS)
+        advance(STILL_SECONDS)
         bench.staging.reconsider()
         advance(PATIENCE_SECONDS + 0.1)
         await waiting.read()

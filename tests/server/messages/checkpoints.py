@@ -7,6 +7,7 @@ import json
 from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.catalog import MAX_SOURCES
 from penstock.server.checkpoint.index import MAX_FILES, MAX_INDEX_BYTES
+from penstock.server.checkpoint.table import MAX_NAME_BYTES
 
 from ...error_rule import Example
 from ..support import checkpoint_bytes
@@ -32,8 +33,9 @@ def damaged(content: bytes, wrong: str) -> Example:
     )
 
 
-def index(content: str, wrong: str) -> Example:
-    return provoked(resolved({INDEX: content.encode()}), INDEX, wrong, "fetch it again")
+def index(content: str | bytes, wrong: str) -> Example:
+    content = content.encode() if isinstance(content, str) else content
+    return provoked(resolved({INDEX: content}), INDEX, wrong, "fetch it again")
 
 
 A = f'"a": {entry("U8", [4], 0, 4)}'
@@ -91,6 +93,10 @@ EXAMPLES = [
     damaged(header(f'{{"a": {entry("U16", [U64], 0, 4)}}}'), "its shape times its dtype overflows 64 bits"),
     damaged(header(f'{{"a": {entry("U16", [U64, U64], 0, 4)}}}'), "its shape overflows 64 bits"),
     damaged(header(f'{{"a": {entry("U8", [4], 0, 5)}}}'), "offsets span 5 bytes, shape and dtype 32 bits"),
+    damaged(
+        header(f'{{"{"a" * (MAX_NAME_BYTES + 1)}": {entry("U8", [4], 0, 4)}}}'), "its name has more than"
+    ),
+    damaged(header(f'{{"a": {entry("U8", [1] * 65, 0, 1)}}}'), "it has 65 dimensions, more than 64"),
     damaged(GOOD[:-1], "it is cut off, 1 are missing"),
     damaged(header(b'{"\xff": 1}'), "the header is not UTF-8 at byte 2"),
     damaged(header('{"a": {]}'), "the header is not JSON"),
@@ -109,7 +115,13 @@ EXAMPLES = [
     ),
     index('{"weight_map": 1}', "malformed index"),
     index('{"weight_map": {}}', "the index names no tensor"),
+    index(b'{"metadata": "\xff", "weight_map": {"a": "m"}}', "the index is not UTF-8"),
     index('{"weight_map": {"a": "/etc/passwd"}}', "the index names a file it must not name"),
+    index(f'{{"weight_map": {{"{"a" * (MAX_NAME_BYTES + 1)}": "m"}}}}', "the name is longer than"),
+    index(
+        json.dumps({"weight_map": {str(n): str(n) for n in range(MAX_FILES + 1)}}),
+        "the index names more than 2000 files",
+    ),
     said(
         "/m/model.safetensors.index.json: the index",
         f" has {MAX_INDEX_BYTES + 1} bytes, more than {MAX_INDEX_BYTES}; ",
@@ -118,7 +130,7 @@ EXAMPLES = [
     said(
         "/m/model.safetensors.index.json: an index",
         " of 1 GiB, larger than 32 MiB; ",
-        "name the files instead",
+        "fetch it again, or delete it if the files beside it are all there is",
     ),
     provoked(
         resolved({INDEX: b'{"weight_map": {"a": "gone.safetensors"}}'}),

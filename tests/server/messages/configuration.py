@@ -61,6 +61,12 @@ EXAMPLES = [
         started(PENSTOCK_NO_POPULATE="x"), "PENSTOCK_NO_POPULATE", "'x' is neither 0 nor 1", "choose one"
     ),
     said("--socket-dir: another penstockd", " serves /run/penstock; ", "stop it, or choose another"),
+    said(
+        "--socket-dir: another penstockd",
+        " listens on /run/penstock/handoff.sock, though it does not hold the directory's lock: its lock file "
+        "was removed; ",
+        "stop it, or choose another directory",
+    ),
     said("--socket-dir: /run/penstock", " cannot be used: Permission denied; ", "choose another"),
     said(
         "--http-address: 127.0.0.1:9464",

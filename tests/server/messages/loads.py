@@ -20,7 +20,6 @@ EXAMPLES = [
         "open one first and pass its token as metadata penstock-session",
     ),
     said("uid 1000", " may load nothing: penstockd (uid 0) was started without --allow; ", "set it"),
-    said("uid 1000", " has 64 of at most 64 connections, all users together 65 of 256; ", "close some"),
     said("this session's token", " opened a load already; ", "open another connection"),
     said("the first message of a Load call", " is no OpenLoad; ", "start with one"),
     said("group: the name", " is missing, or the size is not 1 to 65536; ", "give both"),
@@ -33,11 +32,6 @@ EXAMPLES = [
     said("penstockd", " is stopping and takes no new loads; ", "try again in a moment"),
     said("penstockd", " stops, and this load was cut off; ", "try again in a moment"),
     said("penstockd", " stopped while the load waited for memory; ", "try again in a moment"),
-    said(
-        "256 loads",
-        " run or wait already, 200 of them of uid 1000; ",
-        "try again later, or raise --max-loads",
-    ),
     said(
         "tensor 'a' of /m/x",
         " has 9 bytes, more than the 8 bytes that the load may take of the staging buffer (8 bytes in slabs "
@@ -60,6 +54,5 @@ EXAMPLES = [
         " of a buffer of 2 GiB, of which 1 GiB are held by clients and 1 GiB are being read into; ",
         "let tensors go, raise --memory-limit, or raise --queue-timeout",
     ),
-    said("the system", " has no memory for 9 slabs: Cannot allocate memory; ", "free some"),
     said("reading", " failed: ValueError('x'); ", "see penstockd's log"),
 ]

@@ -18,7 +18,7 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from penstock.server.sources import Access
+from penstock.server.sources import Access, too_slow
 from penstock.server.sources.file.paths import local_path
 from penstock.server.sources.file.source import open_file
 from penstock.server.sources.objects.service import Answer
@@ -104,7 +104,19 @@ EXAMPLES = [
     said("/m", " cannot be listed: Input/output error; ", "check the file system"),
     said("/m/x: reading at byte 9", " failed: Input/output error; ", "check the file system"),
     said("/m/x: asking for its size and times", " failed: Stale file handle; ", "check the file system"),
-    said("/m/x", " was changed while it was read; ", "load it again"),
+    said("/m/x", " was changed while it was read (it ended early); ", "load it again"),
+    said("s3://b/k", " was changed while it was read; ", "load it again"),
+    provoked(
+        lambda: too_slow("/m/x", 9),
+        "/m/x",
+        "storage is too slow, as reading had only come to byte 9",
+        "check whether it answers",
+    ),
+    said(
+        "/m",
+        " cannot be asked: 64 other mounts are being waited for; ",
+        "see penstock status for those that hang, or try again later",
+    ),
     said(
         "/m/x",
         " cannot be opened: penstockd has as many files open as it may (9), and needs two for each file "

@@ -57,9 +57,8 @@ class Budget:
         if held_bytes + size_bytes > self.most_bytes(uid):
             raise CheckpointInvalidError(
                 f"headers, indexes and plans take {show_size(held_bytes + size_bytes)} of penstockd's "
-                "memory, more "
-                "than "
-                f"the {show_size(self.most_bytes(uid))} that one user may have; load fewer files at a time"
+                f"memory, more than the {show_size(self.most_bytes(uid))} that one user may have; load fewer "
+                "files at a time"
             )
         raise TooManyLoadsError(
             f"headers, indexes and plans need {show_size(size_bytes)} more of penstockd's memory, and "

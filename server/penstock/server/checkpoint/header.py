@@ -96,7 +96,7 @@ def _run(executor: FairExecutor, uid: int, call: Callable[[], _T]) -> _T:
     try:
         return future.result()
     except CancelledError:
-        raise ShuttingDownError("penstockd stops, and this load was cut off") from None
+        raise ShuttingDownError("penstockd stops, and this load was cut off; try again in a moment") from None
     finally:
         del future  # or an error and this frame would keep each other, and a header, until gc comes
 
@@ -262,11 +262,9 @@ def _gathered(
         if error.errno not in _EXHAUSTED:
             raise
         raise TooManyLoadsError(
-            f"a header or index of {show_size(size_bytes)} is read by a process of its own, which could not "
-            "be "
+            f"a header or index of {show_size(size_bytes)} needs a process of its own, which could not be "
             f"started: {error.strerror}; raise the limits of penstockd (open files, processes, memory), or "
-            "try "
-            "again later"
+            "try again later"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import struct
 from array import array
@@ -103,15 +104,35 @@ class Index:
         return self._tensor_ends[file - 1] if file else 0
 
 
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+_CHUNK_BYTES = 64 << 10
+
+
+def _check_text(raw: bytes | bytearray) -> None:
+    """Raises InvalidIndexError unless all of it is UTF-8: the parser passes over what it has no use for.
+    Piece by piece, as text may take four times the bytes."""
+    if raw.isascii():
+        return
+    decoder = _UTF8()
+    with memoryview(raw) as view:
+        for at in range(0, len(raw), _CHUNK_BYTES):
+            last = at + _CHUNK_BYTES >= len(raw)
+            try:
+                decoder.decode(view[at : at + _CHUNK_BYTES], final=last)
+            except UnicodeDecodeError:
+                raise InvalidIndexError(f"the index is not UTF-8 behind byte {at}") from None
+
+
 def parse_index(raw: bytes | bytearray) -> Index:
     """Reads a Hugging Face `*.index.json`. File names are relative to it.
 
-    Raises InvalidIndexError: longer than `MAX_INDEX_BYTES`, not an object with a `weight_map` of strings, no
-    tensor at all, more than `MAX_FILES` files, names too long, or a file name that is empty, absolute, holds
-    NUL or climbs with `..`.
+    Raises InvalidIndexError: longer than `MAX_INDEX_BYTES`, not UTF-8, not an object with a `weight_map` of
+    strings, no tensor at all, more than `MAX_FILES` files, names too long, or a file name that is empty,
+    absolute, holds NUL or climbs with `..`.
     """
     if len(raw) > MAX_INDEX_BYTES:
         raise InvalidIndexError(f"the index has {len(raw)} bytes, more than {MAX_INDEX_BYTES}")
+    _check_text(raw)
     try:
         weight_map = _INDEX.decode(raw).weight_map
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -51,8 +51,7 @@ class Descriptors:
             )
         raise TooManyLoadsError(
             f"{what}, and {quota.left(uid)} are left for uid {uid}: its loads hold {quota.used_by(uid)}, all "
-            "loads "
-            f"{quota.used} of {quota.total}; try again when other loads have ended, or {remedy}"
+            f"loads {quota.used} of {quota.total}; try again when other loads have ended, or {remedy}"
         )
 
     def give_back(self, count: int | None = None) -> None:
@@ -104,8 +103,7 @@ class Opening(Generic[_T]):
         except RuntimeError as error:
             raise TooManyLoadsError(
                 f"{self.location}: penstockd has no thread to read it ({error}); raise the limit of "
-                "processes where "
-                "penstockd is started (ulimit -u, TasksMax, pids.max), or try again later"
+                "processes where penstockd is started (ulimit -u, TasksMax, pids.max), or try again later"
             ) from error
 
     def read(self) -> None:
@@ -120,16 +118,16 @@ class Opening(Generic[_T]):
     def give_up(self, descriptors: Descriptors) -> None:
         """Undoes it: at once, or when the thread that hangs in it comes back. `descriptors` are those that
         the open file takes."""
-        if self.future is None or self.future.cancel():
+        if self.future is None:
             descriptors.give_back()
         else:
+            self.future.cancel()
             self.future.add_done_callback(lambda future: self._undo(future, descriptors))
 
     def too_late(self) -> SourceUnavailableError:
         return SourceUnavailableError(
             f"{self.location}: storage did not give its header or index within {self._patience_seconds:.0f} "
-            "s; check "
-            "whether it answers, and load it again",
+            "s; check whether it answers, and load it again",
             file=self.location,
         )
 
@@ -180,7 +178,7 @@ def _result(opening: Opening[_T], openings: Sequence[Opening[_T]]) -> _T:
         while True:
             wait([future], timeout=_LOOK_SECONDS)
             if future.cancelled():
-                raise ShuttingDownError("penstockd stops, and this load was cut off")
+                raise ShuttingDownError("penstockd stops, and this load was cut off; try again in a moment")
             if future.done():
                 return future.result()
             for one in openings:

@@ -55,10 +55,8 @@ class Spools:
             if left < size_bytes + SPARE_BYTES:
                 raise TooManyLoadsError(
                     f"a header or index of {show_size(size_bytes)} cannot be read: the machine or the "
-                    "control "
-                    f"group has {show_size(max(0, left))} of memory left for penstockd; raise the limit, "
-                    "lower "
-                    "--memory-limit, or try again later"
+                    f"control group has {show_size(max(0, left))} of memory left for penstockd; raise the "
+                    "limit, lower --memory-limit, or try again later"
                 )
             fd = os.memfd_create("penstock-header", os.MFD_CLOEXEC)
             try:
@@ -80,7 +78,7 @@ class Spools:
                     patience_seconds = min(give_up_at - time.monotonic(), threading.TIMEOUT_MAX)
                     if not self._changed.wait(patience_seconds):
                         raise TooManyLoadsError(
-                            f"no room for a header or index of {show_size(size_bytes)}: others take "
+                            f"a header or index of {show_size(size_bytes)} found no room: others take "
                             f"{show_size(self._quota.used)} of {show_size(self._quota.total)}; try again "
                             "later"
                         )

@@ -52,16 +52,18 @@ class Call:
             return None
         try:
             if not _fields_within(raw, MAX_FIELDS):
-                raise InvalidRequestError(f"the {kind.__name__} has more than {MAX_FIELDS} fields")
+                raise InvalidRequestError(
+                    f"the {kind.__name__} has more than {MAX_FIELDS} fields; send a smaller one"
+                )
             return kind.FromString(raw)
         except DecodeError:
-            raise InvalidRequestError(f"the message is no {kind.__name__}, or was damaged") from None
+            raise InvalidRequestError(f"the message is not a valid {kind.__name__}; send one") from None
 
     async def only(self, kind: type[_M]) -> _M:
         """A message that has to come. Raises as `next`."""
         message = await self.next(kind)
         if message is None:
-            raise InvalidRequestError(f"the call ended before its {kind.__name__}")
+            raise InvalidRequestError(f"the {kind.__name__} is missing: the call ended before it; send one")
         return message
 
     async def send(self, make: Callable[[], bytes], *, most_bytes: int = LARGEST_BYTES) -> None:
@@ -121,8 +123,8 @@ class Call:
             if stream.refusal is not None:
                 raise stream.refusal from None
             raise InvalidRequestError(
-                f"no {kind.__name__} came for {seconds:g} s, or only a part of one: send it at once when the "
-                "call is opened"
+                f"the {kind.__name__} did not come whole within {seconds:g} s; send it at once when the call "
+                "is opened"
             ) from None
         finally:
             stream.on_refused = None

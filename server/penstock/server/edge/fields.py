@@ -83,7 +83,9 @@ def _string(block: bytes, position: int, what: str, *, binary: bool = False) -> 
     else:
         printable = binary or _PRINTABLE.fullmatch(block, position, end) is not None
     if not printable:
-        raise BadFieldsError(f"the {what} of a header field is not printable ASCII")
+        raise BadFieldsError(
+            f"the {what} of a header field is not printable ASCII; send text, or base64 as gRPC does"
+        )
     return end
 
 

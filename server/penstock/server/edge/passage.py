@@ -213,7 +213,8 @@ class Passage:
             self._take_frames(passing)
             if not self._charge_held():
                 raise _Violation(
-                    "memory", f"the requests of uid {self.uid} hold all the memory that it may have"
+                    "memory",
+                    f"the requests of uid {self.uid} hold all the memory that they may have; send fewer",
                 )
         except _Violation as violation:
             self._drop(violation.reason, str(violation))
@@ -338,7 +339,7 @@ class Passage:
             self._work.spend(FRAME_WORK, now)
         if len(self._block) > MAX_HEADER_BLOCK_BYTES:
             raise _Violation(
-                "flood", f"the headers of a request have more than {MAX_HEADER_BLOCK_BYTES} bytes"
+                "flood", f"the headers of a request have more than {MAX_HEADER_BLOCK_BYTES} bytes; send fewer"
             )
         if flags & frames.END_HEADERS:
             self._open_stream(passing)
@@ -352,7 +353,9 @@ class Passage:
         except fields.BadFieldsError as error:
             raise _Violation("protocol", str(error)) from None
         if not self._memory.take(self.uid, STREAM_BYTES):
-            raise _Violation("memory", f"the requests of uid {self.uid} hold all the memory that it may have")
+            raise _Violation(
+                "memory", f"the requests of uid {self.uid} hold all the memory that they may have; send fewer"
+            )
         stream = RequestStream(self.uid, self._memory, self._wake_stream, self._gate.memory_freed)
         self._streams[number] = stream
         self._gate.open_stream(stream)
@@ -368,7 +371,7 @@ class Passage:
         self._work.spend(cost, now)
         self._control.spend(cost, now)
         if self._control.wait_seconds(now):
-            raise _Violation("flood", f"too many {frames.name_of(kind)} frames")
+            raise _Violation("flood", f"too many {frames.name_of(kind)} frames; send fewer")
 
     # ---- ends -----------------------------------------------------------------------------------
 

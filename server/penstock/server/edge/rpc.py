@@ -131,7 +131,7 @@ class RpcServer:
             # The gate's own is the last; a client may send others, but cannot know this one.
             stream = self._gate.claim(keys[-1]) if keys and isinstance(keys[-1], str) else None
             if stream is None:
-                error = InvalidRequestError("the headers of the call are not complete")
+                error = InvalidRequestError("the headers of the call are not complete; call again")
                 await abort(context, error, "")
             try:
                 await handle(Call(context, stream, self._answers))

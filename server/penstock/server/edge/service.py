@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 DOMAIN = "penstock"
 LISTING_TENSORS = 4096
 LISTING_BYTES = 1 << 20
-"""Of one message. A single entry may be larger: a name may be."""
+"""Of one message."""
 ENTRY_BYTES = 64
 """Of a tensor in a message, at most, besides its name and its dimensions."""
 MAX_METADATA_BYTES = 2 << 20
@@ -198,7 +198,10 @@ async def _complete_in_load(call: Call, names: Names) -> None:
     while names.more:
         message = await call.only(pb.LoadRequest)
         if message.WhichOneof("request") != "select":
-            raise InvalidRequestError("a list of names has `more`, but what follows is no SelectTensors")
+            raise InvalidRequestError(
+                "the list of tensor names is not complete: no SelectTensors follows one with `more`; send "
+                "the rest"
+            )
         names.add(message.select)
         del message
 
@@ -226,7 +229,10 @@ async def _prefetch_opening(call: Call) -> tuple[Request, bool]:
     while names is not None and names.more:
         message = await call.only(pb.PrefetchRequest)
         if not message.HasField("tensors"):
-            raise InvalidRequestError("a list of names has `more`, but what follows has no tensors")
+            raise InvalidRequestError(
+                "the list of tensor names is not complete: no `tensors` follow some with `more`; send the "
+                "rest"
+            )
         names.add(message.tensors)
         del message
     return request, pin
@@ -287,7 +293,7 @@ def _check_sources(sources: Sequence[str]) -> None:
         if size_bytes > MAX_SOURCE_BYTES:
             raise InvalidRequestError(
                 f"sources: {source[:100]!r} and so on has {size_bytes} bytes, more than {MAX_SOURCE_BYTES}: "
-                "the path is too long"
+                "the path is too long; name a shorter one"
             )
 
 
@@ -336,8 +342,9 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
     )
     metadata_bytes = 0
     for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
-        metadata_bytes += len(header.metadata.to_bytes())
-        omitted = header.metadata_omitted or metadata_bytes > MAX_METADATA_BYTES
+        size_bytes = len(header.metadata.to_bytes())
+        omitted = header.metadata_omitted or metadata_bytes + size_bytes > MAX_METADATA_BYTES
+        metadata_bytes += 0 if omitted else size_bytes
         message.files.add(
             uri=file.uri,
             size_bytes=file.size_bytes,

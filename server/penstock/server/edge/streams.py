@@ -172,7 +172,7 @@ class RequestStream:
                 self.refuse(
                     InvalidRequestError(
                         f"the request message has {size_bytes} bytes, and this call takes at most "
-                        f"{UNAPPROVED_MESSAGE_BYTES}"
+                        f"{UNAPPROVED_MESSAGE_BYTES}; send a smaller one"
                     )
                 )
             return False

@@ -63,5 +63,5 @@ def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
                 return
     raise ConfigError(
         f"--socket-dir: another penstockd listens on {path}, though it does not hold the directory's lock: "
-        "its lock file was removed. Stop it, or choose another directory"
+        "its lock file was removed; stop it, or choose another directory"
     )

@@ -159,8 +159,7 @@ def too_slow(uri: str, reached: int) -> SourceUnavailableError:
     """Storage took longer than a read may take."""
     return SourceUnavailableError(
         f"{uri}: storage is too slow, as reading had only come to byte {reached} when its time was over; "
-        "check "
-        "whether it answers, and load it again",
+        "check whether it answers, and load it again",
         file=uri,
     )
 

@@ -213,7 +213,8 @@ class Staging:
 
     def memory_will_return(self, uid: int | None = None) -> bool:
         """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
-        still, with tensors that clients hold, or with pins."""
+        still, be it that its client takes nothing or that its reads hang, with tensors that clients hold, or
+        with pins."""
         return any(
             staged in self._starting
             or (

@@ -31,8 +31,6 @@ _ids = itertools.count(1)
 
 MAX_NAMES = 16
 """Different ways of naming the same files that are remembered of one checkpoint."""
-HANGS_AFTER_SECONDS = 10.0
-"""Reads that bring no segment for so long count as hanging: others no longer wait for their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +135,9 @@ class StagedCheckpoint:
         return self._filling is not None and self._filling.active
 
     def stands_still(self, seconds: float) -> bool:
-        """Nothing of it was read, joined, released or left for so long, nor is anything being read."""
-        return not self.reading and self._loop.time() - self._moved >= seconds
+        """Nobody joined, left or released anything for so long, and no segment came: its client takes
+        nothing, or its reads hang."""
+        return self._loop.time() - self._moved >= seconds
 
     @property
     def idle(self) -> bool:
@@ -155,11 +154,6 @@ class StagedCheckpoint:
         """Nobody holds it, and all that keeps it from being idle are reads that were given up and have not
         ended: storage is slow, or hangs."""
         return self.started and not self.closed and not self.holders and self.reading
-
-    @property
-    def hangs(self) -> bool:
-        """Its reads have brought nothing for long, so that nobody knows when its memory will return."""
-        return self.reading and self._loop.time() - self._moved >= HANGS_AFTER_SECONDS
 
     @property
     def unused_slabs(self) -> int:

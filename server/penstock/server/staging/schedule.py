@@ -207,7 +207,8 @@ class Schedule:
             raise ValueError("a job needs a block")
         if self._choose() is None:
             self._moved_at = now
-        self._enlist(lane)
+        if not lane.jobs:
+            self._enlist(lane)
         lane.jobs.append(job)
 
     def give_to(self, lane: LaneState, uid: int | None) -> None:
@@ -309,7 +310,8 @@ class Schedule:
         while self._delayed and self._delayed[0][0] <= now:
             _, _, lane, read, start, end = heapq.heappop(self._delayed)
             job = read.job
-            self._enlist(lane)
+            if not lane.jobs:
+                self._enlist(lane)
             for counted in (read.user, lane, job, read.place):
                 counted.delayed -= 1
             job.blocks.appendleft((start, end))
@@ -356,8 +358,7 @@ class Schedule:
         return self._places.get(job.place) or Place(job.place)
 
     def _enlist(self, lane: LaneState) -> None:
-        if lane.jobs:
-            return
+        """Lists the lane, which is not listed, with its user."""
         user = self._users.get(lane.uid)
         if user is None:
             user = self._users[lane.uid] = User(lane.uid, self._level_bytes)

@@ -38,7 +38,8 @@ from .turns import Turns
 PATIENCE_SECONDS = 2.0
 TURN_SECONDS = 15.0
 STILL_SECONDS = 10.0
-"""A load whose client has taken nothing for so long is no more sure to give memory back than a lease."""
+"""A load whose client has taken nothing, and to which reads have brought nothing, for so long is no more sure
+to give memory back than a lease."""
 TELL_PLACES_SECONDS = 0.25
 
 
