@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .admission import Admission
 from .errors import PenstockError
-from .shown import cut, shown_sources
+from .shown import cut, encodable, shown_sources
 
 INTERVAL_SECONDS = 1.0
 SAMPLES = 300
@@ -73,7 +73,7 @@ class History:
                 time.monotonic(),
                 load_id,
                 error.reason,
-                cut(error.message),
+                cut(encodable(error.message)),
                 uid,
                 pid,
                 tuple(shown_sources(sources)),

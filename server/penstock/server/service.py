@@ -23,7 +23,7 @@ from .load import Event, Finished, Load, Manifest, SegmentReady
 from .names import Names
 from .prefetch import Prefetch, Progress
 from .sharing import Group
-from .shown import cut
+from .shown import cut, encodable
 
 logger = logging.getLogger(__name__)
 
@@ -413,15 +413,10 @@ def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
     packed = any_pb2.Any()
     packed.Pack(info)
-    message = cut(_encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
+    message = cut(encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
     message = cut(message, MAX_MESSAGE_BYTES, size=_trailer_bytes)
     number: int = grpc.StatusCode[error.status].value[0]
     return status_pb2.Status(code=number, message=message, details=[packed])
-
-
-def _encodable(text: str) -> str:
-    """Without the halves of characters that stand for bytes of a path that are no UTF-8."""
-    return text.encode(errors="replace").decode()
 
 
 def _trailer_bytes(text: str) -> int:
