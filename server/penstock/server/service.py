@@ -406,7 +406,7 @@ def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
         details["load_id"] = load_id
     left = MAX_DETAILS_BYTES
     for key, value in error.details.items():
-        value = cut(_encodable(value), MAX_DETAIL_BYTES)
+        value = cut(encodable(value), MAX_DETAIL_BYTES)
         left -= len(key) + len(value.encode())
         if left >= 0:
             details[key] = value
