@@ -322,5 +322,6 @@ def cpu_seconds(pid: int) -> float:
 def accepted(path: Path) -> int:
     """Connections to a listening Unix socket that its daemon has, as the kernel lists them."""
     connected = "03"
-    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    table = os.fsdecode(Path("/proc/net/unix").read_bytes())  # paths may be no UTF-8
+    lines = (line.split() for line in table.splitlines()[1:])
     return sum(line[5] == connected and line[-1] == str(path) for line in lines)

@@ -102,6 +102,8 @@ def test_honest_users_are_served_while_strangers_try_every_attack_at_once(
     print(f"alone {alone_seconds:.2f} s, bound {bound_seconds:.1f} s, peak {watch.peak}")
     for uid, done in loads.items():
         print(f"uid {uid}: {len(done)} loads, {summary([one['seconds'] for one in done])}")
+        for line in slowest_lines(daemon.log(), uid):
+            print(f"  {line}")
     print_attacks(played)
 
     daemon.assert_alive()
@@ -181,6 +183,12 @@ def besiege(
     for process in processes:
         process.hear("attacks")
     return processes
+
+
+def slowest_lines(log: str, uid: int, count: int = 5) -> list[str]:
+    """What the daemon said of the loads of a user that took it longest."""
+    lines = [line for line in log.splitlines() if f" uid={uid} " in line and " seconds=" in line]
+    return sorted(lines, key=lambda line: -float(line.partition(" seconds=")[2].split()[0]))[:count]
 
 
 def summary(seconds: list[float]) -> str:

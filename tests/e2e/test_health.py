@@ -20,6 +20,7 @@ import torch
 
 from penstock.client import StreamerClient
 
+from ..attacks.http2 import Connection, Flag, Kind, call_fields, frame
 from .conftest import StartDaemon
 from .support import HERE, DaemonProcess, random_tensors, same, wait_until, write_checkpoint
 
@@ -301,6 +302,30 @@ def test_a_mount_that_hangs_holds_up_only_loads_from_it(
             same(found.items(), tensors)
         loads.found.clear()
     gc.collect()
+
+
+def test_a_daemon_whose_grpc_server_ends_by_itself_says_why_and_ends(socket_dir: Path) -> None:
+    """The gate keeps out what would end it: this call goes past the gate, which only the daemon's own user
+    and root can, by a descriptor of the daemon's."""
+    daemon = DaemonProcess(socket_dir, "--memory-limit", "16MiB").wait_ready()
+    try:
+        with Connection(inner_socket(daemon)) as connection:
+            path = b"/\xff"  # no UTF-8, for which gRPC 1.85 has no handling
+            connection.send(frame(Kind.HEADERS, Flag.END_HEADERS, 1, call_fields(path)))
+            assert daemon.process.wait(60) == 1, daemon.log()
+        assert " error grpc ended why=" in daemon.log()
+        assert "UnicodeDecodeError" in daemon.log()
+        assert " stopped " in daemon.log()
+        assert not any(path.suffix == ".sock" for path in socket_dir.iterdir())
+    finally:
+        daemon.kill()
+
+
+def inner_socket(daemon: DaemonProcess) -> str:
+    """Where gRPC listens, behind the gate: no path leads there but a descriptor's."""
+    directory = Path(f"/proc/{daemon.process.pid}/fd")
+    (found,) = [fd for fd in directory.iterdir() if os.readlink(fd).endswith(" (deleted)") and fd.is_socket()]
+    return str(found)
 
 
 def test_the_probe_imports_neither_torch_nor_protobuf(start_daemon: StartDaemon) -> None:

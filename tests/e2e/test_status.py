@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from penstock.client import errors
+from penstock.client import StreamerClient, errors
 from penstock.client.cli import commands as cli
 from penstock.client.cli.status_text import show
 from penstock.server.config.settings import Config
@@ -239,3 +240,21 @@ def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: Star
 
     assert fields(sample) == fields(told)
     assert "warm, pinned" in show(sample)
+
+
+def test_status_can_be_told_of_paths_that_are_no_utf_8(
+    start_daemon: StartDaemon, socket_dir: Path, tmp_path: Path
+) -> None:
+    """Of the daemon's own directory and of its flags."""
+    socket_dir.mkdir()
+    directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe4"))
+    directory.mkdir()
+    home = Path(os.fsdecode(os.fsencode(socket_dir) + b"/\xe4"))
+    # The last --socket-dir counts, so the log stays where it can be found.
+    daemon = start_daemon("--memory-limit", "16MiB", "--socket-dir", str(home), "--allow", str(directory))
+    with StreamerClient(home) as client:
+        told = client.status()
+    assert told["configuration"]["socket_dir"] == str(socket_dir / "?")
+    assert told["configuration"]["allow"] == str(tmp_path / "?")
+    assert json.loads(daemon.http("/status")[1])["configuration"] == told["configuration"]
+    assert daemon.terminate() == 0

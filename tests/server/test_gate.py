@@ -48,6 +48,8 @@ from .support import until
 MIB = 1 << 20
 HELLO = PREFACE + settings({})
 
+MOST_WAITING = int(Path("/proc/sys/net/core/somaxconn").read_text())
+
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -158,13 +160,27 @@ def data(stream: int, content: bytes, flags: int = 0) -> bytes:
     return frame(Kind.DATA, flags, stream, content)
 
 
+async def test_a_crowd_that_connects_while_the_loop_is_busy_is_not_turned_away(behind: Behind) -> None:
+    """Not by the kernel: it would answer EAGAIN, which gRPC's clients cannot tell from an ended daemon."""
+    count = 1000
+    if count > MOST_WAITING:
+        pytest.skip(f"net.core.somaxconn allows fewer than {count} connections to wait")
+    with contextlib.ExitStack() as held:
+        for _ in range(count):  # without a turn of the loop
+            client = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            client.setblocking(False)
+            client.connect(str(behind.directory / "outer"))
+    await until(lambda: behind.gate._connections.used > 0)
+    await until(lambda: not behind.memory.used)
+
+
 # ---- bytes ---------------------------------------------------------------------------------------
 
 
 async def test_frames_pass_both_ways_until_the_client_closes(behind: Behind) -> None:
     client, server = await behind.pair()
     client.say(headers(1) + data(1, grpc_message(b"question"), Flag.END_STREAM) + ping())
-    await server.request()
+    claimed(behind, (await server.request())[1])
     assert (await server.frame()).payload == grpc_message(b"question")
     assert (await server.frame()).kind == Kind.PING
     server.say(b"".join(data(1, b"x" * 16384) for _ in range(512)))
@@ -180,7 +196,7 @@ async def test_frames_may_come_byte_by_byte(behind: Behind) -> None:
         client.say(bytes([byte]))
         await asyncio.sleep(0)
     assert await server.reader.readexactly(len(HELLO)) == HELLO
-    await server.request()
+    claimed(behind, (await server.request())[1])
     assert await server.frame() == Frame(Kind.DATA, Flag.END_STREAM, 1, grpc_message(b"hi"))
 
 
@@ -299,6 +315,18 @@ def claimed(behind: Behind, fields: list[tuple[str, bytes]]) -> RequestStream:
     return stream
 
 
+async def take_calls(behind: Behind, server: End) -> list[RequestStream]:
+    """Takes up every call, as gRPC does, until the connection ends."""
+    calls = []
+    with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+        await server.reader.readexactly(len(HELLO))
+        while True:
+            came = await server.frame()
+            if came.kind == Kind.HEADERS:
+                calls.append(claimed(behind, server._decoder.decode(came.payload)))
+    return calls
+
+
 async def test_a_request_carries_the_key_of_its_stream_once(behind: Behind) -> None:
     client, server = await behind.pair()
     client.say(headers(1) + headers(3))
@@ -346,7 +374,7 @@ async def test_messages_of_full_size_pass_only_when_the_call_is_approved(behind:
 async def test_small_messages_pass_without_approval_but_few(behind: Behind) -> None:
     client, server = await behind.pair()
     client.say(headers(1) + data(1, grpc_message(b"x") * 100))
-    await server.request()
+    claimed(behind, (await server.request())[1])
     assert len((await server.frame()).payload) < 4 * 6 + 5
     assert await server.silent()
 
@@ -444,6 +472,64 @@ async def test_what_a_stream_held_comes_back_whoever_ends_it(behind: Behind) -> 
     assert behind.memory.used == CONNECTION_BYTES
 
 
+async def test_calls_that_grpc_has_not_taken_wait_at_the_gate_by_user(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "CALLS_TO_TAKE", 2)
+    client, server = await behind.pair()
+    client.say(b"".join(headers(number) for number in (1, 3, 5, 7)))
+    waiting = [(await server.request())[1] for _ in range(2)]
+    monkeypatch.setattr(gates, "peer", lambda connection: (1, 70001))
+    other, behind_other = await behind.pair()
+    other.say(headers(1))
+    await behind_other.request()
+    assert await server.silent()
+    for _ in range(2):
+        claimed(behind, waiting.pop(0))
+        waiting.append((await server.request())[1])
+
+
+async def test_a_reset_waits_until_grpc_has_taken_the_call_and_so_does_the_end_of_the_connection(
+    behind: Behind,
+) -> None:
+    """gRPC keeps calls that ended before in its queue, and says of none when it is gone."""
+    client, server = await behind.pair()
+    client.say(headers(1) + reset(1))
+    _, fields = await server.request()
+    assert await server.silent()
+    claimed(behind, fields)
+    assert (await server.frame()).kind == Kind.RST_STREAM
+    client.say(headers(3))
+    _, fields = await server.request()
+    client.writer.close()
+    assert await server.silent()
+    assert not server.reader.at_eof()
+    claimed(behind, fields)
+    assert await server.reader.read() == b""
+
+
+async def test_calls_of_a_connection_that_breaks_a_rule_are_taken_before_it_ends(behind: Behind) -> None:
+    client, server = await behind.pair()
+    client.say(headers(1) + data(2, b"x"))
+    _, fields = await server.request()
+    assert "makes no sense" in await client.closed_with()
+    claimed(behind, fields)
+    assert await server.reader.read() == b""
+    assert behind.closed == {"protocol": 1}
+
+
+async def test_a_connection_whose_calls_are_never_taken_ends_after_a_while(behind: Behind) -> None:
+    client, server = await behind.pair()
+    client.say(headers(1))
+    await server.request()
+    client.writer.close()
+    assert await server.silent()
+    behind.gate._idle_seconds = -1.0
+    with contextlib.suppress(OSError):
+        assert await server.reader.read() == b""
+    await until(lambda: not behind.memory.used)
+
+
 # ---- floods --------------------------------------------------------------------------------------
 
 FLOODS = {
@@ -463,7 +549,7 @@ async def test_frames_without_use_end_the_connection_when_they_are_too_many(
 ) -> None:
     client, server = await behind.pair()
     client.say(headers(1))
-    await server.request()
+    claimed(behind, (await server.request())[1])
     server.writer.transport.set_write_buffer_limits(0)
 
     async def take() -> int:
@@ -542,7 +628,9 @@ BREACHES = {
 @pytest.mark.parametrize("case", BREACHES)
 async def test_what_breaks_http_2_ends_the_connection(case: str, behind: Behind) -> None:
     client = await behind.client(BREACHES[case])
+    taking = asyncio.ensure_future(take_calls(behind, await behind.came.get()))
     await client.closed_with()
+    await taking
     assert behind.closed.total() == 1
     assert set(behind.closed) <= {"protocol", "flood"}
 

@@ -37,18 +37,18 @@ def test_a_charge_lasts_as_long_as_something_refers_to_it() -> None:
 
 def test_what_is_not_there_is_refused_and_nothing_is_taken() -> None:
     budget = Budget(1000)
-    charge = budget.charge(ANNE, 700)
+    charge = budget.charge(ANNE, 650)
     with pytest.raises(
-        TooManyLoadsError, match=r"need 200 B more .* and 65 B are left for uid 1001"
+        TooManyLoadsError, match=r"need 80 B more .* and 33 B are left for uid 1001"
     ) as caught:
-        budget.charge(ANNE, 200)
+        budget.charge(ANNE, 80)
     assert caught.value.retryable
     with pytest.raises(
-        CheckpointInvalidError, match=r"take 800 B .* more than the 765 B that one user may have"
+        CheckpointInvalidError, match=r"take 800 B .* more than the 683 B that one user may have"
     ):
         charge.resize(800)
-    assert charge.size_bytes == budget.used_bytes == 700
-    assert budget.charge(BERT, 150).size_bytes == 150
+    assert charge.size_bytes == budget.used_bytes == 650
+    assert budget.charge(BERT, 120).size_bytes == 120
     assert budget.charge(0, 300).size_bytes == 300
 
 

@@ -120,12 +120,12 @@ def test_who_holds_its_share_is_refused_with_the_numbers_and_others_are_not(
     with pytest.raises(TooManyLoadsError) as caught:
         bench.catalog.resolve(paths[:8], access(ANNE, tmp_path))
     assert caught.value.message == (
-        "8 files need 16 descriptors, and 6 are left for uid 1001: its loads hold 24, all loads 24 of 40; "
+        "8 files need 16 descriptors, and 4 are left for uid 1001: its loads hold 24, all loads 24 of 40; "
         "try again when other loads have ended, or raise the limit of open files where penstockd is started "
         "(ulimit -n, LimitNOFILE)"
     )
     assert caught.value.retryable
-    with pytest.raises(CheckpointInvalidError, match="24 files need 48 descriptors, more than the 30"):
+    with pytest.raises(CheckpointInvalidError, match="24 files need 48 descriptors, more than the 28"):
         bench.catalog.resolve(files(tmp_path, 24), access(ANNE, tmp_path))
     bench.catalog.resolve(paths[:4], access(BERT, tmp_path)).close()
     bench.catalog.resolve(paths[:7], ROOT).close()

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from penstock.server.system.quota import Quota
+from penstock.server.system.quota import NEWCOMERS, Quota
 
 STRANGERS = (70001, 70002, 70003, 70004)
 
@@ -30,12 +30,33 @@ def test_whatever_three_users_take_a_fourth_finds_some_and_root_its_reserve(tota
     assert quota.used <= total
 
 
-def test_one_user_gets_seven_eighths_of_what_the_others_leave() -> None:
-    quota = Quota(64)  # of which 8 are the reserve
+def test_one_user_gets_seven_eighths_of_what_the_others_leave_besides_its_first_units() -> None:
+    quota = Quota(64)  # of which 8 are the reserve, and 7 are first units, one for each user
+    assert take_all(quota, STRANGERS[0]) == 1 + 42 == quota.most(STRANGERS[0])
+    assert take_all(quota, STRANGERS[1]) == 1 + 6
+    quota.give_back(STRANGERS[0], 43)
+    assert quota.left(STRANGERS[1]) == 43 - 7
+
+
+@pytest.mark.parametrize("total", [128, 256, 682, 1024, 2048, 48 << 20])
+def test_whatever_seven_users_take_an_eighth_finds_first_units(total: int) -> None:
+    quota = Quota(total)
+    for uid in range(70001, 70008):
+        assert quota.take(uid, quota.left(uid))
+    assert quota.left(70008) >= total * 7 // 8 // 8 // NEWCOMERS >= 1
+    assert quota.left(0) == total - quota.used >= total // 8
+
+
+def test_first_units_that_root_took_are_not_given_out_again() -> None:
+    quota = Quota(256)
+    assert quota.take(0, 250)
+    assert sum(take_all(quota, uid) for uid in STRANGERS) == 6
+
+
+def test_nothing_is_set_aside_where_no_newcomers_are_expected() -> None:
+    quota = Quota(64, newcomers=0)
     assert take_all(quota, STRANGERS[0]) == 49
     assert take_all(quota, STRANGERS[1]) == 6
-    quota.give_back(STRANGERS[0], 49)
-    assert quota.left(STRANGERS[1]) == 49 - 6
 
 
 def test_privileged_users_may_have_everything_and_use_their_reserve_first() -> None:
@@ -48,10 +69,11 @@ def test_privileged_users_may_have_everything_and_use_their_reserve_first() -> N
 
 def test_an_amount_is_taken_whole_or_not_at_all() -> None:
     quota = Quota(100)
-    assert not quota.take(STRANGERS[0], 78)
+    most = quota.most(STRANGERS[0])
+    assert not quota.take(STRANGERS[0], most + 1)
     assert quota.used == 0
-    assert quota.take(STRANGERS[0], 77)
-    quota.give_back(STRANGERS[0], 77)
+    assert quota.take(STRANGERS[0], most)
+    quota.give_back(STRANGERS[0], most)
     assert quota.used_by(STRANGERS[0]) == 0
 
 

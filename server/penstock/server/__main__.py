@@ -21,7 +21,7 @@ logger = logging.getLogger("penstock.server")
 
 
 def main() -> int:
-    """0: stopped as asked. 1: could not start. 2: wrong usage."""
+    """0: stopped as asked. 1: could not start, or not go on. 2: wrong usage."""
     try:
         config = load_config(sys.argv[1:], os.environ, memory_bound)
         log.set_up(as_json=config.log_format == "json", level=config.log_level)
@@ -31,12 +31,12 @@ def main() -> int:
         for name, nearest in variables.unknown(os.environ, known_variables()):
             hint = {"meant": nearest} if nearest else {}
             log.event(logger, "unknown variable", {"name": name, **hint}, level=logging.WARNING)
-        asyncio.run(daemon.serve(config))
-        _leave_hanging_threads()
+        code = 0 if asyncio.run(daemon.serve(config)) else 1
+        _leave_hanging_threads(code)
     except ConfigError as error:
         print(f"penstockd: {error}", file=sys.stderr)
         return 1
-    return 0
+    return code
 
 
 @contextlib.contextmanager
@@ -50,14 +50,14 @@ def _needing_the_extra() -> Iterator[None]:
         raise ConfigError(f"{error.name} is not installed: pip install 'penstock[server]'") from error
 
 
-def _leave_hanging_threads() -> None:
+def _leave_hanging_threads(code: int) -> None:
     """Ends the process if a request to storage hangs on a worker's thread: the interpreter would wait for it,
     and whoever stops the daemon would kill it in the end."""
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ class Daemon:
         self._no_loads = asyncio.Event()
         self._no_loads.set()
         self._stop_asked = asyncio.Event()
+        self._broken = False
         self.history = History()
         self.health = Health(
             [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
@@ -280,8 +281,9 @@ class Daemon:
 
     # ---- its life -------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serves until told to stop. Raises ConfigError when it cannot begin."""
+    async def run(self) -> bool:
+        """Serves until told to stop; False: until it could not go on, which the log explains. Raises
+        ConfigError when it cannot begin."""
         if self.config.exit_with_stdin:
             self._watch_stdin()
         # A daemon that ends with its standard input has a directory for itself.
@@ -291,7 +293,11 @@ class Daemon:
             started = {"version": self.version, "http": address, **effective(self.config)}
             warm = {"warm_for": self.config.warm_for}
             event(logger, "serving", {**started, **warm, **_huge_pages()})
-            keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
+            keeping = [
+                asyncio.create_task(self.staging.keep()),
+                asyncio.create_task(self._sample()),
+                asyncio.create_task(self._watch_rpc()),
+            ]
             unwatch = self._watch_mounts()
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
@@ -318,6 +324,7 @@ class Daemon:
                     executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())
+        return not self._broken
 
     @contextlib.contextmanager
     def _http(self) -> Iterator[str]:
@@ -376,6 +383,20 @@ class Daemon:
             self.staging.reconsider()
             await asyncio.sleep(INTERVAL_SECONDS)
 
+    async def _watch_rpc(self) -> None:
+        """Ends the daemon when gRPC's server has ended: nobody is answered any more, and nothing but a new
+        daemon helps."""
+        why = await self._rpc.ended()
+        event(
+            logger,
+            "grpc ended",
+            {"why": why, "hint": "penstockd cannot answer without it and ends too; start it again"},
+            level=logging.ERROR,
+        )
+        self._broken = True
+        self._no_loads.set()
+        self.ask_to_stop()
+
     def _watch_mounts(self) -> Callable[[], None]:
         """Gives up what is warm of a mount when that is unmounted. Returns what ends it."""
         try:
@@ -433,7 +454,7 @@ def _huge_pages() -> dict[str, str]:
     }
 
 
-async def serve(config: Config) -> None:
-    """Runs one daemon to its end."""
+async def serve(config: Config) -> bool:
+    """Runs one daemon to its end, and says whether that was asked for."""
     raise_open_files()
-    await Daemon(config).run()
+    return await Daemon(config).run()

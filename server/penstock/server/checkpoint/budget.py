@@ -15,8 +15,7 @@ from collections.abc import Callable
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, TooManyLoadsError
-from ..system.limits import is_privileged, user_share
-from ..system.quota import RESERVED_PART, Quota
+from ..system.quota import Quota
 
 
 class Budget:
@@ -40,8 +39,7 @@ class Budget:
 
     def most_bytes(self, uid: int) -> int:
         """What one user may have when there is no other."""
-        reserve = self.total_bytes // RESERVED_PART
-        return self.total_bytes if is_privileged(uid) else user_share(self.total_bytes - reserve)
+        return self._quota.most(uid)
 
     def charge(self, uid: int, size_bytes: int = 0) -> Charge:
         """A charge to that user. Raises as `Charge.resize` does."""

@@ -13,8 +13,7 @@ from concurrent.futures import Executor, Future, wait
 from typing import Generic, TypeVar
 
 from ..errors import CheckpointInvalidError, ShuttingDownError, SourceUnavailableError, TooManyLoadsError
-from ..system.limits import is_privileged, user_share
-from ..system.quota import RESERVED_PART, Quota
+from ..system.quota import Quota
 
 _T = TypeVar("_T")
 
@@ -40,8 +39,7 @@ class Descriptors:
             with self._lock:
                 self._count += count
             return
-        reserve = max(1, quota.total // RESERVED_PART)
-        most = quota.total if is_privileged(uid) else user_share(quota.total - reserve)
+        most = quota.most(uid)
         what = f"{files} files need {count} descriptors"
         remedy = "raise the limit of open files where penstockd is started (ulimit -n, LimitNOFILE)"
         if count > most:

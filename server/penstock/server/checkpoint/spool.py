@@ -33,7 +33,8 @@ class Spools:
     """Every thread may use it."""
 
     def __init__(self, total_bytes: int = SPOOL_BYTES) -> None:
-        self._quota = Quota(total_bytes)
+        # Nothing is set aside for newcomers: they wait in turn, and the largest header has to fit.
+        self._quota = Quota(total_bytes, newcomers=0)
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, int]] = []
         """Of each that waits: a number, and its uid."""

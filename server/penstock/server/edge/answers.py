@@ -25,7 +25,7 @@ class Answers:
     """Lives on the event loop."""
 
     def __init__(self, total_bytes: int = ANSWER_BYTES) -> None:
-        self._quota = Quota(total_bytes)
+        self._quota = Quota(total_bytes, newcomers=0)
         self._beyond: set[int] = set()
         """Users that send their one message beyond what the quota allows."""
         self._waiting: deque[tuple[int, int, asyncio.Future[bool]]] = deque()

@@ -19,6 +19,7 @@ import contextlib
 import logging
 import resource
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,10 @@ FLUSH_SECONDS = 1.0
 """How long the last words of a daemon that stops may take to be taken."""
 IDLE_SECONDS = 60.0
 """A connection that never had a call with a valid token is closed after so long without any call."""
+CALLS_TO_TAKE = 16
+"""Of one user, that were passed on and that gRPC has not given to a handler. gRPC takes the calls of all
+users in the order in which they came, about a thousand a second, and cancels some when a thousand wait. So
+the queue has to be here, where it is known whose they are."""
 STARVED_SECONDS = 10.0
 """A message waits so long for memory that other requests of its user have; then it is refused."""
 SWEEP_SECONDS = 1.0
@@ -77,6 +82,10 @@ class Gate:
         self._work: dict[int, Allowance] = {}
         self._streams: dict[str, RequestStream] = {}
         """Those that no handler has claimed, by key."""
+        self._to_take: Counter[int] = Counter()
+        """How many of these each user has."""
+        self._queues: dict[int, dict[Passage, None]] = {}
+        """By uid: those that have a call to pass on, in order."""
         self._starved: dict[Passage, float] = {}
         """Since when each waits for memory; the longest first."""
         self._retrying: asyncio.Handle | None = None
@@ -110,7 +119,11 @@ class Gate:
 
     def claim(self, key: str) -> RequestStream | None:
         """The stream that has this key, once: it is its handler's from now on."""
-        return self._streams.pop(key, None)
+        stream = self._streams.get(key)
+        if stream is not None:
+            self._taken(stream)
+            stream.take_up()
+        return stream
 
     # ---- for passages ---------------------------------------------------------------------------
 
@@ -118,12 +131,21 @@ class Gate:
     def read_buffer(self) -> memoryview:
         return self._read_buffer
 
+    def may_open(self, passage: Passage) -> bool:
+        """Whether it may pass on a call now; otherwise it is told when it may."""
+        if self._to_take[passage.uid] < CALLS_TO_TAKE:
+            return True
+        self._queues.setdefault(passage.uid, {})[passage] = None
+        return False
+
     def open_stream(self, stream: RequestStream) -> None:
         self._streams[stream.key] = stream
+        self._to_take[stream.uid] += 1
 
     def end_stream(self, stream: RequestStream) -> None:
-        self._streams.pop(stream.key, None)
         stream.end()
+        if stream.key in self._streams:
+            self._taken(stream)
 
     def starve(self, passage: Passage) -> None:
         """It waits for memory: it is woken when some is given back."""
@@ -137,6 +159,7 @@ class Gate:
         """The connection has ended. `reason`: why the gate ended it; empty if it did not."""
         del self._passages[passage]
         self._starved.pop(passage, None)
+        self._queues.get(passage.uid, {}).pop(passage, None)
         self._connections.give_back(passage.uid)
         self._memory.give_back(passage.uid, CONNECTION_BYTES)
         self.memory_freed()
@@ -191,6 +214,21 @@ class Gate:
             return False
         work.spend(CONNECTION_WORK, now)
         return True
+
+    def _taken(self, stream: RequestStream) -> None:
+        """It is gRPC's no longer: the next of its user's calls may pass."""
+        del self._streams[stream.key]
+        uid = stream.uid
+        self._to_take[uid] -= 1
+        queue = self._queues.get(uid, {})
+        while queue and self._to_take[uid] < CALLS_TO_TAKE:
+            passage = next(iter(queue))
+            del queue[passage]
+            passage.may_open()
+        if not queue:
+            self._queues.pop(uid, None)
+        if not self._to_take[uid]:
+            del self._to_take[uid]
 
     def _retry(self) -> None:
         self._retrying = None

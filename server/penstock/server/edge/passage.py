@@ -39,7 +39,7 @@ tensors in a second sends about 120 of them, nearly all WINDOW_UPDATE."""
 FRAME_WORK, MESSAGE_WORK, CALL_WORK, RESET_WORK = 1, 3, 20, 10
 """What each costs of the user's work (`gate.WORK_PER_SECOND`)."""
 _BYTES_A_WORK = 64
-_WAITS_FOR_STREAM, _WAITS_FOR_WORK, _WAITS_FOR_GRPC = "stream", "work", "grpc"
+_WAITS_FOR_STREAM, _WAITS_FOR_WORK, _WAITS_FOR_GRPC, _WAITS_FOR_TURN = "stream", "work", "grpc", "turn"
 
 
 class _Violation(Exception):
@@ -84,7 +84,7 @@ class Passage:
         """What gRPC said before the client's end was made."""
         self._client_lost = False
         self._server_lost = True
-        self._ending = False
+        self._ending = self._gone = False
         self._reason = ""
 
     async def run(self, connection: socket.socket, inner: str) -> None:
@@ -106,9 +106,12 @@ class Passage:
     @property
     def idle_since(self) -> float:
         """Infinite unless it may be closed for being idle."""
-        return float("inf") if self._streams or (self._trusted and not self._ending) else self._since
+        return float("inf") if not self._ending and (self._streams or self._trusted) else self._since
 
     def drop_idle(self) -> None:
+        if self._ending:
+            self.abort()
+            return
         self._drop("idle", "no call with a valid token came; connect again to make one")
 
     def retry(self) -> bool:
@@ -121,6 +124,10 @@ class Passage:
             if stream.starved:
                 stream.starved = False
                 stream.refuse(stream.no_memory())
+
+    def may_open(self) -> None:
+        """The next call may pass."""
+        self._go_on(_WAITS_FOR_TURN)
 
     def abort(self) -> None:
         for transport in (self._client, self._server):
@@ -137,7 +144,7 @@ class Passage:
         transport.set_write_buffer_limits(high=0)
         transport.write(self._early)
         self._early = b""
-        if self._server_lost:
+        if self._server_lost or self._ending:
             transport.close()
 
     def server_made(self, transport: asyncio.Transport) -> None:
@@ -194,7 +201,9 @@ class Passage:
             self._client.resume_reading()
 
     def _wake_stream(self) -> None:
-        if _WAITS_FOR_STREAM in self._waits_for:
+        if self._ending:
+            self._lost()
+        elif _WAITS_FOR_STREAM in self._waits_for:
             self._go_on(_WAITS_FOR_STREAM)
 
     def _tired(self) -> None:
@@ -209,6 +218,7 @@ class Passage:
             return
         self._processing = True
         passing: list[bytes] = []
+        wrong: _Violation | None = None
         try:
             self._take_frames(passing)
             if not self._charge_held():
@@ -217,12 +227,13 @@ class Passage:
                     f"the requests of uid {self.uid} hold all the memory that they may have; send fewer",
                 )
         except _Violation as violation:
-            self._drop(violation.reason, str(violation))
-            return
+            wrong = violation
         finally:
             self._processing = False
         if passing and not self._server.is_closing():
-            self._server.write(b"".join(passing))
+            self._server.write(b"".join(passing))  # what came before a violation too: its calls count already
+        if wrong is not None:
+            self._drop(wrong.reason, str(wrong))
 
     def _take_frames(self, passing: list[bytes]) -> None:
         held, position = self._held, 0
@@ -254,6 +265,8 @@ class Passage:
                     return
                 kind, flags = held[position + 3], held[position + 4]
                 number = int.from_bytes(held[position + 5 : position + 9], "big") & 0x7FFFFFFF
+                if self._has_to_wait(kind, flags, number):
+                    return
                 payload = bytes(held[position + frames.HEADER_BYTES : end])
                 if kind == frames.DATA:
                     passed = self._take_data(flags, number, payload, passing, now)
@@ -268,6 +281,19 @@ class Passage:
                 position = end
         finally:
             del held[:position]
+
+    def _has_to_wait(self, kind: int, flags: int, number: int) -> bool:
+        """A call for its user's turn, a reset for gRPC to take the call (`RequestStream.taken_up`)."""
+        if kind in (frames.HEADERS, frames.CONTINUATION) and flags & frames.END_HEADERS:
+            if not self._gate.may_open(self):
+                self._wait_for(_WAITS_FOR_TURN)
+                return True
+        elif kind == frames.RST_STREAM:
+            stream = self._streams.get(number)
+            if stream is not None and not stream.taken_up:
+                self._wait_for(_WAITS_FOR_STREAM)
+                return True
+        return False
 
     def _take_data(self, flags: int, number: int, payload: bytes, passing: list[bytes], now: float) -> int:
         """How much of it passed; less than all: the rest has to wait."""
@@ -395,21 +421,26 @@ class Passage:
         return True
 
     def _lost(self) -> None:
-        """One end is closed: the other is too, after what was said last. Gone only when both are."""
+        """One end is closed: the other is too, after what was said last, and gRPC's only when it has taken
+        all calls. Gone only when both are."""
         if not self._ending:
             self._ending = True
             self._since = self._loop.time()
             if self._timer is not None:
                 self._timer.cancel()
-            for transport in (self._client, self._server):
-                if transport is not None:
-                    transport.close()
-            for number in list(self._streams):
-                self._end_stream(number)
+            if self._client is not None:
+                self._client.close()
             self._held.clear()
             self._block = None
             self._charge_held()
-        if self._client_lost and self._server_lost:
+        if not self._server_lost and not all(stream.taken_up for stream in self._streams.values()):
+            return
+        if self._server is not None:
+            self._server.close()
+        while self._streams:
+            self._gate.end_stream(self._streams.popitem()[1])
+        if self._client_lost and self._server_lost and not self._gone:
+            self._gone = True
             self._gate.gone(self, self._reason)
 
     def _drop(self, reason: str, words: str) -> None:
@@ -418,7 +449,9 @@ class Passage:
         client = self._client
         if client is not None and self._ended_streams.between_frames and not client.get_write_buffer_size():
             client.write(frames.goaway(self._last_stream, frames.ENHANCE_YOUR_CALM, words))
-        self.abort()
+        if client is not None:
+            client.abort()
+        self._lost()
 
 
 class _End(asyncio.BufferedProtocol):

@@ -45,6 +45,8 @@ METADATA_BYTES = 8 << 10
 """Of a request's headers, when they are unpacked."""
 IDLE_SECONDS = 600
 """A connection without calls is closed after so long, in the way that its client just connects again."""
+LOOK_SECONDS = 1.0
+"""How often it is looked whether gRPC's server runs: it does not tell when it has ended by a fault."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
@@ -102,6 +104,17 @@ class RpcServer:
         if self._inner_fd >= 0:
             os.close(self._inner_fd)
             self._inner_fd = -1
+
+    async def ended(self) -> str:
+        """Waits until gRPC's server has ended, and says why. It may end by itself: what it cannot cope with
+        in the headers of one call ends it for all."""
+        assert self._server is not None
+        try:
+            while await self._server.wait_for_termination(LOOK_SECONDS):
+                pass
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "it was stopped"
 
     async def _listen(self, server: grpc.aio.Server) -> None:
         """gRPC listens on a path, and removes what is there when it stops, be it another daemon's. So the

@@ -21,7 +21,7 @@ from ..loads.load import Event, Finished, Load, Manifest, SegmentReady
 from ..loads.names import Names
 from ..loads.prefetch import Prefetch, Progress
 from ..staging.sharing import Group
-from ..system.shown import cut
+from ..system.shown import cut, encodable
 from .calls import Call, Context
 from .handoff import Session
 
@@ -413,22 +413,17 @@ def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
         details["load_id"] = load_id
     left = MAX_DETAILS_BYTES
     for key, value in error.details.items():
-        value = cut(_encodable(value), MAX_DETAIL_BYTES)
+        value = cut(encodable(value), MAX_DETAIL_BYTES)
         left -= len(key) + len(value.encode())
         if left >= 0:
             details[key] = value
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
     packed = any_pb2.Any()
     packed.Pack(info)
-    message = cut(_encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
+    message = cut(encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
     message = cut(message, MAX_MESSAGE_BYTES, size=_trailer_bytes)
     number: int = grpc.StatusCode[error.status].value[0]
     return status_pb2.Status(code=number, message=message, details=[packed])
-
-
-def _encodable(text: str) -> str:
-    """Without the halves of characters that stand for bytes of a path that are no UTF-8."""
-    return text.encode(errors="replace").decode()
 
 
 def _trailer_bytes(text: str) -> int:

@@ -44,6 +44,9 @@ class RequestStream:
         self.key = secrets.token_hex(16)
         """Names the stream to its handler; nobody else is told."""
         self.approved = False
+        self.taken_up = False
+        """gRPC has given the call to its handler. Until then the client can neither end nor reset it: gRPC
+        would keep what is left of it in its queue, and tell nobody when that is gone."""
         self.ended = False
         self.refusal: PenstockError | None = None
         self.starved = False
@@ -103,6 +106,10 @@ class RequestStream:
         self._in_hand = self._kept = 0
 
     # ---- for the handler ------------------------------------------------------------------------
+
+    def take_up(self) -> None:
+        self.taken_up = True
+        self._wake()
 
     def approve(self) -> None:
         """The call has a valid token: messages of full size may pass."""

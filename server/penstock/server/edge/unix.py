@@ -12,9 +12,11 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..system.own_files import file_id, unlink_own
 
-BACKLOG = 256
-ACCEPT_AT_ONCE = 64
-"""A flood of connections must not starve the event loop."""
+BACKLOG = 4096
+"""Or what the system allows (net.core.somaxconn), which is as much by default. Whoever connects while so many
+wait to be accepted has to wait, or gets EAGAIN, which gRPC's clients take for the end of the daemon."""
+ACCEPT_AT_ONCE = 256
+"""A flood of connections must not starve the event loop: so many take about 5 ms."""
 _PEER = struct.Struct("iII")
 
 

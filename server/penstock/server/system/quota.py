@@ -1,11 +1,13 @@
 """How much of a bounded thing each user may have: the one rule for sessions, connections, loads, descriptors
 and the memory of requests.
 
-    total = what users who are not privileged share + a reserve that only privileged ones may use
+    total = a reserve that only privileged users may use + first units + what the others share
 
 A user who is not privileged gets at most seven eighths (`user_share`) of what the other users leave of the
-first part: so whatever a user holds, the next one finds something. Root and the daemon's own user may have
-all that is left, and the reserve is theirs alone, so nobody can keep them out.
+shared part. That alone would leave nothing to the fourth or fifth user: each leaves an eighth of what the one
+before left. So an eighth is set aside for first units: each of the first `NEWCOMERS` users, at least, has a
+few of its own, whatever the others hold. Root and the daemon's own user may have all that is left, and the
+reserve is theirs alone, so nobody can keep them out.
 
 It counts and decides, and neither waits nor raises: what a refusal means is for the caller to say.
 """
@@ -19,17 +21,24 @@ from .limits import is_privileged, user_share
 
 RESERVED_PART = 8
 """One part in so many is the reserve for privileged users, at least 1."""
+FIRST_PART = 8
+"""One part in so many of the rest is set aside for first units."""
+NEWCOMERS = 8
+"""So many users, at least, find first units, if there are as many of these."""
 
 
 class Quota:
     """`total` units, shared. Every thread may use it."""
 
-    def __init__(self, total: int, *, most_per_user: int | None = None) -> None:
-        """`most_per_user` bounds one user who is not privileged, besides the share. With a total of 1 there
-        is no reserve."""
+    def __init__(self, total: int, *, most_per_user: int | None = None, newcomers: int = NEWCOMERS) -> None:
+        """`most_per_user` bounds one user who is not privileged, besides the share. With 0 `newcomers`
+        nothing is set aside for them. With a total of 1 there is no reserve."""
         self.total = total
         self._reserve = min(max(1, total // RESERVED_PART), total - 1)
-        self._most_per_user = most_per_user
+        self._first = (total - self._reserve) // FIRST_PART if newcomers else 0
+        self._first_per_user = max(1, self._first // max(1, newcomers))
+        self._shared = total - self._reserve - self._first
+        self._most_per_user = total if most_per_user is None else most_per_user
         self._lock = threading.Lock()
         self._used: Counter[int] = Counter()
 
@@ -42,6 +51,12 @@ class Quota:
     def used_by(self, uid: int) -> int:
         with self._lock:
             return self._used[uid]
+
+    def most(self, uid: int) -> int:
+        """What the user may have when there is no other."""
+        if is_privileged(uid):
+            return self.total
+        return min(min(self._first_per_user, self._first) + user_share(self._shared), self._most_per_user)
 
     def left(self, uid: int) -> int:
         """What the user may take now, beyond what it has."""
@@ -69,10 +84,13 @@ class Quota:
         if is_privileged(uid):
             return unused
         privileged = sum(count for user, count in self._used.items() if is_privileged(user))
-        others = self._used.total() - own - privileged + max(0, privileged - self._reserve)
-        allowed = user_share(max(0, self.total - self._reserve - others))
-        if self._most_per_user is not None:
-            allowed = min(allowed, self._most_per_user)
+        others = [count for user, count in self._used.items() if user != uid and not is_privileged(user)]
+        first_used = min(self._first, sum(min(count, self._first_per_user) for count in others))
+        first = min(self._first_per_user, self._first - first_used)
+        # What privileged users have beyond their reserve is of the shared part, as long as that lasts.
+        shared_used = sum(others) - first_used + max(0, privileged - self._reserve)
+        shared = user_share(self._shared - shared_used) if shared_used < self._shared else 0
+        allowed = min(first + shared, self._most_per_user)
         # What privileged users have of the reserve leaves the rest of it to them.
         free = unused - max(0, self._reserve - privileged)
         return max(0, min(allowed - own, free))

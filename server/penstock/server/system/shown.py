@@ -14,6 +14,12 @@ def utf8_bytes(text: str) -> int:
     return len(text.encode(errors="replace"))
 
 
+def encodable(text: str) -> str:
+    """Without the halves of characters that stand for bytes of a path that are no UTF-8: neither messages of
+    the wire nor JSON may hold them."""
+    return text.encode(errors="replace").decode()
+
+
 def cut(text: str, most_bytes: int = SHOWN_BYTES, *, size: Callable[[str], int] = utf8_bytes) -> str:
     """The text, or as much of its beginning as has `most_bytes` with a mark that says how much is left
     out."""
@@ -31,7 +37,7 @@ def cut(text: str, most_bytes: int = SHOWN_BYTES, *, size: Callable[[str], int] 
 
 def shown_sources(sources: Sequence[str], most: int = SHOWN_SOURCES) -> list[str]:
     """The first of them, each cut so that they have `SHOWN_BYTES` together or little more."""
-    first = list(sources[:most])
+    first = [encodable(source) for source in sources[:most]]
     share = max(64, SHOWN_BYTES // max(1, len(first)))
     if sum(map(utf8_bytes, first)) <= SHOWN_BYTES:
         return first

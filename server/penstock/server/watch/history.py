@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import PenstockError
 from ..loads.admission import Admission
-from ..system.shown import cut, shown_sources
+from ..system.shown import cut, encodable, shown_sources
 
 INTERVAL_SECONDS = 1.0
 SAMPLES = 300
@@ -73,7 +73,7 @@ class History:
                 time.monotonic(),
                 load_id,
                 error.reason,
-                cut(error.message),
+                cut(encodable(error.message)),
                 uid,
                 pid,
                 tuple(shown_sources(sources)),

@@ -25,7 +25,7 @@ from ..staging.buffer import Staging
 from ..staging.entry import StagedCheckpoint
 from ..staging.reader import ReaderPool
 from ..system.counts import Totals
-from ..system.shown import shown_sources
+from ..system.shown import encodable, shown_sources
 from .health import Health
 from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges
@@ -96,7 +96,9 @@ class Status:
             host=socket.gethostname(),
             unix_seconds=time.time(),
             hung_mounts=[
-                pb.HungMount(mount_point=hung.mount_point, threads=hung.threads, seconds=hung.seconds)
+                pb.HungMount(
+                    mount_point=encodable(hung.mount_point), threads=hung.threads, seconds=hung.seconds
+                )
                 for hung in self.health.hung_mounts()
             ]
             if all_of_it
@@ -170,12 +172,12 @@ def effective(config: Config) -> dict[str, str]:
 
 def _text(value: object) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return encodable(",".join(map(str, value)))
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else encodable(str(value))
 
 
 def _failure(failure: Failure) -> pb.RecentError:
