@@ -47,6 +47,7 @@ from .support import until
 
 MIB = 1 << 20
 HELLO = PREFACE + settings({})
+ALLOWED_BACKLOG = int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
 @pytest.fixture
@@ -159,9 +160,9 @@ def data(stream: int, content: bytes, flags: int = 0) -> bytes:
 
 
 async def test_a_crowd_that_connects_while_the_loop_is_busy_is_not_turned_away(behind: Behind) -> None:
-    """Not by the kernel: it would answer EAGAIN, which gRPC's clients cannot tell from a daemon that ended."""
+    """Not by the kernel: it would answer EAGAIN, which gRPC's clients cannot tell from a daemon's end."""
     count = 1000
-    if int(Path("/proc/sys/net/core/somaxconn").read_text()) < count:
+    if count > ALLOWED_BACKLOG:
         pytest.skip(f"net.core.somaxconn allows fewer than {count} connections to wait")
     with contextlib.ExitStack() as held:
         for _ in range(count):  # without a turn of the loop
