@@ -121,3 +121,29 @@ def test_a_load_leaves_nothing_behind_where_its_warning_is_an_error(
     with daemon.client() as client, pytest.raises(errors.CheckpointWarning):
         client.load(tmp_path)
     daemon.wait_idle()
+
+
+def test_a_header_is_parsed_with_nothing_that_lies_in_the_working_directory(
+    socket_dir: Path, tmp_path: Path
+) -> None:
+    """`python -m` puts that on the path; the daemon itself is started elsewhere and goes there."""
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("json", "msgspec", "resource"):
+        (hostile / f"{name}.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'a').write({name!r})")
+    program = (
+        "import os, runpy, sys, json, msgspec, resource, penstock.server.daemon\n"  # from elsewhere
+        f"os.chdir({str(hostile)!r})\n"
+        "sys.path.insert(0, os.getcwd())\n"
+        "runpy.run_module('penstock.server', run_name='__main__', alter_sys=True)"
+    )
+    path = tmp_path / "m.safetensors"
+    wide = {f"t{number:06}": torch.zeros(1) for number in range(20000)}  # a header above 1 MiB
+    safetensors.torch.save_file(wide, path)
+    daemon = DaemonProcess(socket_dir, "--memory-limit", "64MiB", program=("-c", program)).wait_ready()
+    try:
+        with daemon.client() as client:
+            assert len(client.load_state_dict(path)) == len(wide)
+        assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()
+    finally:
+        daemon.kill()

@@ -47,8 +47,7 @@ from .support import until
 
 MIB = 1 << 20
 HELLO = PREFACE + settings({})
-
-MOST_WAITING = int(Path("/proc/sys/net/core/somaxconn").read_text())
+ALLOWED_BACKLOG = int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
 @pytest.fixture
@@ -161,9 +160,9 @@ def data(stream: int, content: bytes, flags: int = 0) -> bytes:
 
 
 async def test_a_crowd_that_connects_while_the_loop_is_busy_is_not_turned_away(behind: Behind) -> None:
-    """Not by the kernel: it would answer EAGAIN, which gRPC's clients cannot tell from an ended daemon."""
+    """Not by the kernel: it would answer EAGAIN, which gRPC's clients cannot tell from a daemon's end."""
     count = 1000
-    if count > MOST_WAITING:
+    if count > ALLOWED_BACKLOG:
         pytest.skip(f"net.core.somaxconn allows fewer than {count} connections to wait")
     with contextlib.ExitStack() as held:
         for _ in range(count):  # without a turn of the loop

@@ -18,9 +18,11 @@ import os
 import resource
 import select
 import signal
+import site
 import struct
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,12 +85,17 @@ def parse_in_child(
     `reserve` is told how many bytes will come, before they do, and may raise. Raises TooCostlyError,
     RefusedError, and OSError where no process can be started.
     """
-    # The child gets the path this process imports from: -I and -S alone would miss editable installs and
-    # PYTHONPATH, and -S saves it the work of site-packages' .pth files.
-    paths = [str(Path(__file__).absolute().parents[2]), *filter(None, sys.path)]
+    if not sys.executable:
+        raise OSError(
+            "penstockd cannot start a process to parse a header: its Python interpreter is unknown "
+            "(sys.executable is empty); start it with the command penstockd"
+        )
     os.lseek(spool, 0, os.SEEK_SET)
+    # -I and -S alone would miss editable installs and PYTHONPATH, hence the paths; -S saves the child the
+    # work of site-packages' .pth files.
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BOOT, mode, str(size_bytes), str(file_bytes), *paths],
+        [sys.executable, "-I", "-S", "-c", _BOOT, mode, str(size_bytes), str(file_bytes), *import_paths()],
+        cwd="/",
         stdin=spool,
         stdout=subprocess.PIPE,
         bufsize=0,
@@ -102,6 +109,37 @@ def parse_in_child(
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+def import_paths() -> list[str]:
+    """Where this process imports from, absolute, without its working directory.
+
+    Files of strangers may lie there, and `python -m penstock.server` puts it on `sys.path`. It stays if it is
+    a part of the installation, or if PYTHONPATH has it by its name: the client's rule (`interpreter.py`).
+    """
+    own = str(Path(__file__).absolute().parents[2])
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # removed meanwhile, so nothing can be imported from it
+        here = ""
+    named = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    wanted = {
+        own,
+        *(os.path.dirname(directory) for directory in sys.modules["penstock"].__path__),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+        *sysconfig.get_paths().values(),
+        *filter(os.path.isabs, named.split(os.pathsep)),
+    }
+    entries = [os.path.join(here, entry) for entry in sys.path if isinstance(entry, str) and entry]
+    return [own, *(entry for entry in entries if entry in wanted or not here or not _same(entry, here))]
+
+
+def _same(entry: str, directory: str) -> bool:
+    try:
+        return os.path.samefile(entry, directory)
+    except OSError:
+        return False
 
 
 def _read_result(fd: int, deadline: float, reserve: Callable[[int], None]) -> tuple[bool, list[bytearray]]:
