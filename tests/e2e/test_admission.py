@@ -103,7 +103,7 @@ def test_a_load_that_could_never_fit_is_refused_at_once_also_when_others_wait(
         daemon.client().load(write("large", 12)[0], memory_limit="512KiB")
 
 
-def test_waiting_too_long_fails_with_the_numbers(
+def test_the_queue_timeout_of_the_daemon_fails_a_load_with_numbers_that_reach_the_client(
     start_daemon: StartDaemon, nursery: Nursery, write: Checkpoints
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--queue-timeout", "0.5")

@@ -1,0 +1,199 @@
+"""How loads come into the staging buffer: what they wait for ends, what fails is told, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from penstock.server.checkpoint.catalog import Catalog, Checkpoint
+from penstock.server.errors import InvalidRequestError
+from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, Parts, Request
+from penstock.server.loads.load import Load
+from penstock.server.loads.prefetch import Prefetch
+from penstock.server.sources import Access
+from penstock.server.system.failure import NoThreadError
+from penstock.server.system.fair import FairExecutor
+
+from ..bench import Bench, running
+from ..support import ROOT, advance, on_clock_loop, open_fds, turns
+
+
+class Client:
+    """Who asks, with what it was told and got."""
+
+    pid, closed = 1, False
+
+    def __init__(self, uid: int = 0) -> None:
+        self.uid = uid
+        self.told: list[Any] = []
+        self.fds: list[int] = []
+        self.releases: dict[object, Callable[[], None]] = {}
+
+    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
+        key = object()
+        self.releases[key] = release
+        return lambda: self.releases.pop(key, None)
+
+    async def send_slabs(self, fds: Sequence[int]) -> None:
+        self.fds = list(fds)
+
+    async def hear(self, event: object) -> None:
+        self.told.append(event)
+
+    def go(self) -> None:
+        for release in self.releases.values():
+            release()
+
+
+@asynccontextmanager
+async def parts() -> AsyncIterator[tuple[Bench, Parts]]:
+    async with running() as bench:
+        threads = FairExecutor(4, "test")
+        yield (
+            bench,
+            Parts(
+                bench.catalog, bench.staging, bench.totals, lambda _, uid: threads.of(uid), threads, threads
+            ),
+        )
+        threads.shutdown()
+
+
+def load(client: Client, made_of: Parts, path: Path, **fields: Any) -> Load:
+    access = Access(client.uid, privileged=not client.uid, prefixes=())
+    return Load(Request((str(path),), **fields), client, access, made_of)
+
+
+@on_clock_loop
+async def test_a_load_whose_client_never_chooses_ends_after_a_while(make: Callable[..., Path]) -> None:
+    path = make("a", 2)
+    async with parts() as (_, made_of):
+        client = Client()
+        one = load(client, made_of, path, list_tensors=True)
+        running = asyncio.ensure_future(one.run(client.hear))
+        while not client.told:
+            await turns(1)
+        assert isinstance(client.told[0], Listing)
+        assert one.waits_for == WAITS_FOR_CHOICE
+        advance(CHOICE_SECONDS - 1)
+        await turns()
+        assert not running.done()
+        advance(2)
+        with pytest.raises(InvalidRequestError, match=f"no choice came within {CHOICE_SECONDS:.0f} s"):
+            await running
+        assert str(path) not in open_fds().values()
+
+
+@on_clock_loop
+async def test_a_client_that_does_not_take_the_listing_has_no_longer(make: Callable[..., Path]) -> None:
+    async with parts() as (_, made_of):
+
+        async def never_takes(event: object) -> None:
+            await asyncio.Event().wait()
+
+        one = load(Client(), made_of, make("a", 2), list_tensors=True)
+        running = asyncio.ensure_future(one.run(never_takes))
+        while one.waits_for != WAITS_FOR_CHOICE:
+            await turns(1)
+        advance(CHOICE_SECONDS + 1)
+        with pytest.raises(InvalidRequestError, match="no choice"):
+            await running
+
+
+@on_clock_loop
+async def test_a_client_that_takes_its_time_and_then_chooses_gets_its_tensors(
+    make: Callable[..., Path],
+) -> None:
+    async with parts() as (_, made_of):
+        client = Client()
+        one = load(client, made_of, make("a", 2), list_tensors=True)
+        running = asyncio.ensure_future(one.run(client.hear))
+        while not client.told:
+            await turns(1)
+        advance(CHOICE_SECONDS - 1)
+        one.choose(["t1"])
+        await running
+        assert client.fds
+        client.go()
+
+
+# ---- who resolves -------------------------------------------------------------------------------
+
+
+class HangingCatalog:
+    """Resolves what one user names only when the test lets it."""
+
+    def __init__(self, catalog: Catalog, uid: int) -> None:
+        self._catalog = catalog
+        self._uid = uid
+        self.go_on = threading.Event()
+
+    def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
+        if access.uid == self._uid:
+            assert self.go_on.wait(60)
+        return self._catalog.resolve(sources, ROOT)
+
+
+@on_clock_loop
+async def test_what_one_user_has_resolved_keeps_no_other_user_s_load_waiting(
+    make: Callable[..., Path],
+) -> None:
+    """Though its loads are many, take very long, and came first."""
+    path = make("a", 1)
+    async with parts() as (bench, made_of):
+        catalog = HangingCatalog(bench.catalog, 70001)
+        made_of = dataclasses.replace(made_of, catalog=cast(Catalog, catalog))
+        greedy = [Client(70001) for _ in range(50)]
+        hanging = [asyncio.ensure_future(load(client, made_of, path).run(client.hear)) for client in greedy]
+        await turns()
+        modest = Client(70002)
+        await load(modest, made_of, path).run(modest.hear)
+        assert modest.fds
+        modest.go()
+        catalog.go_on.set()
+        await asyncio.gather(*hanging)
+        for client in greedy:
+            client.go()
+
+
+# ---- what is left -------------------------------------------------------------------------------
+
+
+@on_clock_loop
+async def test_prefetches_leave_nothing_at_the_session_that_asked_for_them(
+    make: Callable[..., Path],
+) -> None:
+    """One session may ask for any number of them."""
+    path = make("a", 1)
+    async with parts() as (_, made_of):
+        client = Client()
+        for _number in range(20):
+            await Prefetch(Request((str(path),)), client, ROOT, made_of, pin=False).run(client.hear)
+        assert not client.releases
+
+
+@on_clock_loop
+async def test_a_load_that_finds_no_thread_leaves_nothing(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make("a", 1)
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with parts() as (_, made_of):
+        client = Client()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(NoThreadError):
+                await load(client, made_of, path).run(client.hear)
+        assert not client.releases
+        await load(client, made_of, path).run(client.hear)
+        assert client.fds
+        client.go()

@@ -1,0 +1,100 @@
+"""Objects in ranges: what is asked for, over which connections, and on what condition."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.server.errors import (
+    CheckpointChangedError,
+    SourceUnavailableError,
+)
+from penstock.server.sources import Patient
+from penstock.server.sources.objects.object import FIRST_BYTES
+
+from ...objects import Asked, ObjectServer
+from ...support import ROOT
+from ..hooks import (
+    CONTENT,
+    Sources,
+    once,
+    read,
+)
+
+
+def test_the_first_request_brings_the_state_and_the_first_bytes(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    assert (file.size_bytes, file.uri, file.kind) == (len(CONTENT), "s3://bucket/k", "s3")
+    assert read(file, 0, FIRST_BYTES) == CONTENT[:FIRST_BYTES]
+    assert [asked.range for asked in server.asked] == [(0, FIRST_BYTES - 1)]
+    assert read(file, 1000, len(CONTENT)) == CONTENT[1000:]
+    assert server.asked[-1].headers["if-match"] == server.etags["k"]
+    assert read(file, 0, 5) == CONTENT[:5]
+
+
+def test_an_object_known_already_is_asked_by_head(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+    source = sources()
+    first = source.open("s3://bucket/k", ROOT)
+    again = source.open("s3://bucket/k", ROOT)
+    assert [asked.method for asked in server.asked] == ["GET", "HEAD"]
+    assert again.version == first.version
+    assert read(again, 0, 100) == CONTENT[:100]
+    server.put("k", CONTENT[::-1])
+    assert source.open("s3://bucket/k", ROOT).version != first.version
+
+
+def test_connections_are_kept(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    for start in range(0, 50_000, 10_000):
+        read(file, start, start + 10_000)
+    assert len({asked.handler.client_address for asked in server.asked}) == 1
+
+
+def test_an_object_that_is_replaced_is_noticed_also_where_conditions_are_ignored(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.put("k", CONTENT)
+    file = sources().open("s3://bucket/k", ROOT)
+    server.hooks.append(
+        once(lambda asked: asked.answer(206, b"x" * 10, ETag='"other"', Content_Range="bytes 10-19/562144"))
+    )
+    with pytest.raises(CheckpointChangedError, match="s3://bucket/k was changed"):
+        read(file, 10, 20)
+
+
+def test_without_a_strong_etag_the_time_of_the_last_change_is_the_condition(
+    server: ObjectServer, sources: Sources
+) -> None:
+    server.put("k", CONTENT, etag='W/"weak"')
+    with pytest.raises(SourceUnavailableError, match="neither a strong ETag nor a Last-Modified"):
+        sources().open("s3://bucket/k", ROOT)
+    when = "Wed, 21 Oct 2026 07:28:00 GMT"
+    about = {"ETag": 'W/"weak"', "Last_Modified": when}
+    total = len(CONTENT)
+
+    def serve(asked: Asked) -> bool:
+        start, last = asked.range
+        last = min(last, total - 1)
+        part = CONTENT[start : last + 1]
+        asked.answer(206, part, Content_Range=f"bytes {start}-{last}/{total}", **about)
+        return True
+
+    server.hooks.append(serve)
+    file = sources().open("s3://bucket/k", ROOT)
+    assert read(file, 10, 20) == CONTENT[10:20]
+    assert server.asked[-1].headers["if-unmodified-since"] == when
+    assert "if-match" not in server.asked[-1].headers
+    about["Last_Modified"] = "Wed, 21 Oct 2026 07:28:01 GMT"
+    with pytest.raises(CheckpointChangedError):
+        read(file, 10, 20)
+
+
+def test_an_empty_object_has_no_bytes(server: ObjectServer, sources: Sources) -> None:
+    server.put("k", b"")
+    file = sources().open("s3://bucket/k", ROOT)
+    assert file.size_bytes == 0
+    Patient(file).read_into(0, [])
