@@ -97,26 +97,32 @@ EXAMPLES = [
     provoked(
         charged(700),
         "headers, indexes and plans",
-        "take 700 B of penstockd's memory, more than the 612 B that one user may have",
+        "take 700 B of penstockd's memory, more than the 546 B that one user may have",
         "load fewer files at a time",
     ),
     provoked(
-        charged(100, held_bytes=600),
+        charged(100, held_bytes=500),
         "headers, indexes and plans",
-        "need 100 B more of penstockd's memory, and 12 B are left for uid 1000",
+        "need 100 B more of penstockd's memory, and 46 B are left for uid 1000",
         "try again when other loads have ended",
     ),
     provoked(
         descriptors(700),
         "350 files",
-        "need 700 descriptors, more than the 612 that one user may have",
+        "need 700 descriptors, more than the 546 that one user may have",
         "raise the limit of open files",
     ),
     provoked(
-        descriptors(100, held=600),
+        descriptors(100, held=500),
         "50 files",
-        "need 100 descriptors, and 12 are left for uid 1000",
+        "need 100 descriptors, and 46 are left for uid 1000",
         "try again when other loads have ended",
+    ),
+    said(
+        "penstockd",
+        " cannot start a process to parse a header: its Python interpreter is unknown (sys.executable is "
+        "empty); ",
+        "start it with the command penstockd",
     ),
     provoked(
         lambda: opening().start(),
