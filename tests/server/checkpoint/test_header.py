@@ -35,9 +35,9 @@ from penstock.server.checkpoint.keep import Keep, Kept, Parsed
 from penstock.server.checkpoint.rules import InvalidHeaderError, parse_header
 from penstock.server.checkpoint.spool import SPOOL_BYTES
 from penstock.server.checkpoint.table import Header
-from penstock.server.errors import CheckpointInvalidError
+from penstock.server.errors import CheckpointInvalidError, PenstockError
 
-from ..support import more_fds, open_fds
+from ..support import header_json, more_fds, open_fds
 
 _T = TypeVar("_T")
 
@@ -379,6 +379,16 @@ class WatchedKeep(Keep):
     def add(self, uid: int, version: str, parsed: Parsed, charge: Charge) -> Kept:
         self.added += 1
         return super().add(uid, version, parsed, charge)
+
+
+def test_no_interpreter_is_an_error_that_says_how_to_start_penstockd(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = header_json([1] * 40_000)
+    assert len(raw) > INLINE_BYTES
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "")
+        with pytest.raises(PenstockError, match="start it with the command penstockd"):
+            read_header(MemoryFile(raw, 40_000))
+    assert len(read_header(MemoryFile(raw, 40_000)).tensors) == 40_000
 
 
 def test_an_odd_header_of_some_size_is_judged_in_a_child() -> None:

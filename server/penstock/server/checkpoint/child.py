@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from ..errors import PenstockError
 from .index import InvalidIndexError, parse_index
 from .rules import InvalidHeaderError, parse_header
 from .table import PackedMetadata
@@ -83,10 +84,10 @@ def parse_in_child(
     whether all is there, metadata included, and the packed parts. Blocks.
 
     `reserve` is told how many bytes will come, before they do, and may raise. Raises TooCostlyError,
-    RefusedError, and OSError where no process can be started.
+    RefusedError, OSError where no process can be started, and PenstockError where none ever can.
     """
     if not sys.executable:
-        raise OSError(
+        raise PenstockError(
             "penstockd cannot start a process to parse a header: its Python interpreter is unknown "
             "(sys.executable is empty); start it with the command penstockd"
         )
