@@ -161,7 +161,7 @@ def test_a_web_site_that_has_its_name_resolved_to_the_loopback_reads_nothing(
 
 
 def test_the_page_and_all_that_it_needs_is_served(daemon: DaemonProcess) -> None:
-    files = [Path(str(file)) for file in resources.files("penstock.server").joinpath("page").iterdir()]
+    files = [Path(str(file)) for file in resources.files("penstock.server.watch").joinpath("page").iterdir()]
     assert len(files) > 1
     for file in files:
         path = "/" if file.name == "index.html" else f"/{file.name}"

@@ -178,7 +178,7 @@ def test_the_image_s_daemon_serves_as_its_user_from_a_read_only_root(
     assert {"grpc", "boto3", "penstock"} <= packages
     assert not packages & {"torch", "pip", "setuptools", "hatchling", "tqdm", "numpy"}
     assert not inside(image.root, "/src").exists()
-    page = "lib/python3*/site-packages/penstock/server/page/index.html"
+    page = "lib/python3*/site-packages/penstock/server/watch/page/index.html"
     assert list(inside(image.root, "/opt/penstock").glob(page))
 
     tmp_path.chmod(0o755)

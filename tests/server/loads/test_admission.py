@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from penstock.server.checkpoint.catalog import Catalog, Checkpoint
-from penstock.server.errors import InvalidRequestError
+from penstock.server.errors import InvalidRequestError, SessionRequiredError
 from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, Parts, Request
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
@@ -121,6 +121,25 @@ async def test_a_client_that_takes_its_time_and_then_chooses_gets_its_tensors(
         await running
         assert client.fds
         client.go()
+
+
+@on_clock_loop
+async def test_a_client_that_goes_when_its_last_slab_was_sent_gets_nothing_more(
+    make: Callable[..., Path],
+) -> None:
+    class Leaving(Client):
+        async def send_slabs(self, fds: Sequence[int]) -> None:
+            await super().send_slabs(fds)
+            self.closed = True
+            self.go()
+
+    async with parts() as (bench, made_of):
+        client = Leaving()
+        with pytest.raises(SessionRequiredError, match="load it again"):
+            await load(client, made_of, make("a", 2)).run(client.hear)
+        assert client.fds
+        assert not client.told
+        assert not any(staged.holders for staged in bench.staging.stages.values())
 
 
 # ---- who resolves -------------------------------------------------------------------------------

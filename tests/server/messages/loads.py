@@ -55,4 +55,9 @@ EXAMPLES = [
         "let tensors go, raise --memory-limit, or raise --queue-timeout",
     ),
     said("reading", " failed: ValueError('x'); ", "see penstockd's log"),
+    said(
+        "the load's handoff connection",
+        " was closed when its slabs were sent; ",
+        "load it again",
+    ),
 ]

@@ -17,6 +17,7 @@ from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.pieces import Piece
 from ..checkpoint.plan import Indices, Selection
 from ..checkpoint.table import TensorTable
+from ..errors import SessionRequiredError
 from ..sources import Access
 from ..staging.entry import StagedCheckpoint
 from .admission import Admission, Client, Emit, Listing, Parts, Queued, Request
@@ -108,6 +109,12 @@ class Load(Admission):
     async def _hand_off(self, staged: StagedCheckpoint) -> None:
         self._handed_off = True
         await self._client.send_slabs([slab.fd for slab in staged.slabs])
+        # Before Python 3.12 `asyncio.wait_for` can swallow the cancellation of a load whose client goes away
+        # just when the last slabs were sent. The load holds no slabs any more then.
+        if self.caller.closed:
+            raise SessionRequiredError(
+                "the load's handoff connection was closed when its slabs were sent; load it again"
+            )
 
     async def _manifest(
         self,
