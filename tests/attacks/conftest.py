@@ -48,3 +48,12 @@ def attackers(nursery_process: Nursery, start_target: StartTarget) -> Iterator[N
     still run at the end are killed, before daemons have to be idle."""
     yield nursery_process
     nursery_process.end_all()
+
+
+@pytest.fixture
+def models() -> Iterator[Path]:
+    """A directory that other users can reach, unlike tmp_path."""
+    top = Path(tempfile.mkdtemp(prefix="pst-models-", dir="/tmp"))
+    top.chmod(0o755)
+    yield top
+    shutil.rmtree(top)

@@ -35,15 +35,6 @@ pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture
-def models() -> Iterator[Path]:
-    """A directory that every user can read."""
-    top = Path(tempfile.mkdtemp(prefix="pst-models-", dir="/tmp"))
-    top.chmod(0o755)
-    yield top
-    shutil.rmtree(top)
-
-
-@pytest.fixture
 def checkpoint(models: Path) -> Checkpoint:
     """40 MiB in 40 tensors."""
     tensors = random_tensors(40, MIB // 4, seed=9)

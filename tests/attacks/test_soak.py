@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +50,6 @@ class Soak:
 
 SHORT = Soak(seconds=10, processes=4, scale=0.1, contained=False, real_model=False, timed=False)
 LONG = Soak(seconds=120, processes=12, scale=1.0, contained=True, real_model=True, timed=True)
-
-
-@pytest.fixture
-def models() -> Iterator[Path]:
-    """A directory that other users can reach, unlike tmp_path."""
-    top = Path(tempfile.mkdtemp(prefix="pst-models-", dir="/tmp"))
-    top.chmod(0o755)
-    yield top
-    shutil.rmtree(top)
 
 
 @pytest.mark.parametrize(

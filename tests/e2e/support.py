@@ -257,6 +257,24 @@ class Nursery(Forker):
         client.hear("paused")
         return client
 
+    def stream_as_ranks(
+        self, daemon: DaemonProcess, paths: list[str], store: Path, *options: dict[str, Any]
+    ) -> list[ClientProcess]:
+        """The ranks of a gloo job, one for each of the options, which stream the paths through the drop-in;
+        `store` is the file by which they find each other."""
+        return [
+            self.start(
+                "stream_as_rank",
+                socket_dir=daemon.socket_dir,
+                rank=rank,
+                world_size=len(options),
+                store=store,
+                paths=paths,
+                **own,
+            )
+            for rank, own in enumerate(options)
+        ]
+
     def end_all(self) -> None:
         """Kills what still runs."""
         for client in self._clients:

@@ -395,17 +395,7 @@ def test_ranks_of_torch_distributed_share_one_pass(
     tensors = random_tensors(64, 1 << 17)
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)
     daemon = start_daemon("--memory-limit", limit)
-    ranks = [
-        nursery.start(
-            "stream_as_rank",
-            socket_dir=daemon.socket_dir,
-            rank=rank,
-            world_size=3,
-            store=tmp_path / "store",
-            paths=[str(path)],
-        )
-        for rank in range(3)
-    ]
+    ranks = nursery.stream_as_ranks(daemon, [str(path)], tmp_path / "store", *[{}] * 3)
     for rank in ranks:
         assert rank.hear("streamed")["tensors"] == expected(tensors)
     for rank in ranks:
@@ -420,18 +410,9 @@ def test_ranks_that_want_different_tensors_do_not_wait_for_each_other(
     path = write_checkpoint(tmp_path / "m.safetensors", tensors)
     daemon = start_daemon("--memory-limit", "4MiB", "--group-timeout", "600")
     wanted = ["layer.1.weight", "layer.1.weight", "layer.3.weight"]
-    ranks = [
-        nursery.start(
-            "stream_as_rank",
-            socket_dir=daemon.socket_dir,
-            rank=rank,
-            world_size=3,
-            store=tmp_path / "store",
-            paths=[str(path)],
-            tensor_names=[name],
-        )
-        for rank, name in enumerate(wanted)
-    ]
+    ranks = nursery.stream_as_ranks(
+        daemon, [str(path)], tmp_path / "store", *({"tensor_names": [name]} for name in wanted)
+    )
     for rank, name in zip(ranks, wanted, strict=True):
         assert rank.hear("streamed")["tensors"] == expected({name: tensors[name]})
         assert rank.wait() == 0, rank.errors()

@@ -379,17 +379,7 @@ def test_ranks_of_torch_distributed_share_one_pass(
     daemon: DaemonProcess, proxy: FaultProxy, bucket: Bucket, nursery: Nursery, tmp_path: Path
 ) -> None:
     tensors = bucket.put_random(KEY, mib=4)
-    ranks = [
-        nursery.start(
-            "stream_as_rank",
-            socket_dir=daemon.socket_dir,
-            rank=rank,
-            world_size=2,
-            store=tmp_path / "store",
-            paths=[bucket.uri(KEY)],
-        )
-        for rank in range(2)
-    ]
+    ranks = nursery.stream_as_ranks(daemon, [bucket.uri(KEY)], tmp_path / "store", *[{}] * 2)
     for rank in ranks:
         assert rank.hear("streamed")["tensors"] == expected(tensors)
     for rank in ranks:

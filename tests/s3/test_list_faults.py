@@ -8,9 +8,9 @@ from penstock.client import errors
 
 from ..e2e.support import DaemonProcess, random_tensors
 from . import faults
+from .fault_tables import FINAL, LASTING, TRANSIENT
 from .proxy import Answer, Fault, FaultProxy, Match
 from .support import RETRIES, Bucket, Tensors, load_and_compare, refused
-from .test_faults import FINAL, LASTING, TRANSIENT
 
 OF_RANGES = {"the whole object", "another range", "wrong Content-Range", "unreadable Content-Range"}
 NOTHING = faults.raw_answer(Answer(200, [], b""))

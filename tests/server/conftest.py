@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .support import MIB, bytes_in, wait_for_tick, write_checkpoint
+from .support import MIB, bytes_in, more_fds, open_fds, wait_for_tick, write_checkpoint
 
 
 @pytest.fixture
@@ -24,3 +24,10 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return write_checkpoint(path, sizes, seed=written, prefix=prefix)
 
     return write
+
+
+@pytest.fixture
+def no_descriptor_is_leaked() -> Iterator[None]:
+    before = open_fds()
+    yield
+    assert not more_fds(before)

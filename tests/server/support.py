@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import resource
 import selectors
 import threading
 import time
@@ -22,6 +23,7 @@ from penstock.server.config.settings import Config
 from penstock.server.sources import Access
 from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3 import S3Settings, S3Source
+from penstock.server.staging.slab import Slab
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -56,6 +58,11 @@ def write_checkpoint(
     path: Path, sizes: Sequence[int], *, pad_bytes: int = 0, seed: int = 1, prefix: str = "t"
 ) -> Path:
     path.write_bytes(checkpoint_bytes(sizes, pad_bytes=pad_bytes, seed=seed, prefix=prefix))
+    return path
+
+
+def write_index(path: Path, weight_map: dict[str, str]) -> Path:
+    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return path
 
 
@@ -129,6 +136,22 @@ def more_fds(before: dict[int, str]) -> dict[int, str]:
 def open_slabs() -> int:
     """How many slabs this process has, by the kernel's count."""
     return sum(target.startswith("/memfd:penstock") for target in open_fds().values())
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """As if the system had no memory: every attempt to open or make something fails with EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def identities(slabs: list[Slab]) -> set[int]:
+    """Of the memory behind each: its inode."""
+    return {os.fstat(slab.fd).st_ino for slab in slabs}
 
 
 def close_leftovers() -> None:

@@ -24,7 +24,9 @@ from penstock.server.sources import Access
 from penstock.server.sources.file.paths import local_path
 from penstock.server.sources.file.source import FileSource
 
-from ..support import ROOT, more_fds, no_objects, open_fds, wait_for_tick, write_checkpoint
+from ..support import ROOT, no_objects, wait_for_tick, write_checkpoint, write_index
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
 
 
 @pytest.fixture
@@ -33,18 +35,6 @@ def catalog() -> Iterator[Catalog]:
         catalog = Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
         yield catalog
         catalog.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_is_leaked() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert not more_fds(before)
-
-
-def write_index(path: Path, weight_map: dict[str, str]) -> Path:
-    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return path
 
 
 def names(catalog: Catalog, *sources: Path | str, access: Access = ROOT) -> list[tuple[str, list[str]]]:

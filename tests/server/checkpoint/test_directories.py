@@ -4,7 +4,6 @@ that are something else."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 from collections.abc import Iterator
@@ -25,7 +24,9 @@ from penstock.server.errors import (
 from penstock.server.sources import Access
 from penstock.server.sources.file.source import FileSource
 
-from ..support import ROOT, checkpoint_bytes, more_fds, no_objects, open_fds, write_checkpoint
+from ..support import ROOT, checkpoint_bytes, no_objects, open_fds, write_checkpoint, write_index
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
 
 INDEX = "model.safetensors.index.json"
 
@@ -34,18 +35,6 @@ INDEX = "model.safetensors.index.json"
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
         yield Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_is_leaked() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert not more_fds(before)
-
-
-def write_index(path: Path, weight_map: dict[str, str]) -> Path:
-    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return path
 
 
 def resolve(catalog: Catalog, *sources: Path | str, access: Access = ROOT, variant: str = "") -> Checkpoint:

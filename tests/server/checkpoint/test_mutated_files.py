@@ -19,9 +19,7 @@ from penstock.server.checkpoint.index import InvalidIndexError, parse_index
 
 from ...attacks.mutation import mutated
 from ...attacks.recorded import seeds
-from .test_rules import Read, read_by_library, read_by_us
-
-__all__ = ["read_by_library"]
+from .reading import Read, read_by_us
 
 COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 EFFORTS = pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 import json
 import random
 import struct
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors
@@ -35,10 +32,7 @@ from penstock.server.checkpoint.table import (
     TensorTable,
 )
 
-deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
-
-# name to dtype, shape and the tensor's bytes; and the metadata
-Contents = tuple[dict[str, tuple[str, tuple[int, ...], bytes]], dict[str, str]]
+from .reading import Read, deserialize, read_by_us
 
 DATA = random.Random(7).randbytes(4096)  # no two ranges alike: equal bytes mean equal offsets
 F32 = '"dtype":"F32","shape":[1],"data_offsets":[0,4]'
@@ -48,51 +42,6 @@ DETERMINISTIC = settings(derandomize=True, database=None, deadline=None, max_exa
 def safetensors_file(header: str | bytes, data_bytes: int) -> bytes:
     raw = header.encode() if isinstance(header, str) else header
     return struct.pack("<Q", len(raw)) + raw + DATA[:data_bytes]
-
-
-def read_by_us(file: bytes) -> Contents | None:
-    """What we make of the file; None where we refuse it."""
-    try:
-        header_bytes = parse_header_length(file[:8], file_bytes=len(file))
-        header = parse_header(file[8 : 8 + header_bytes], file_bytes=len(file))
-    except InvalidHeaderError:
-        return None
-    assert header.data_start == 8 + header_bytes
-    table = header.tensors
-    assert len(set(table.names())) == len(table)
-    tensors = {
-        table.name(i): (table.dtype(i), table.shape(i), file[table.start(i) : table.end(i)])
-        for i in range(len(table))
-    }
-    keys = [(table.start(i), table.end(i), table.name(i)) for i in range(len(table))]
-    assert keys == sorted(keys)
-    return tensors, dict(header.metadata)
-
-
-@pytest.fixture(scope="module")
-def read_by_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], Contents | None]:
-    """What safetensors makes of the file; None where it refuses it."""
-    path: Path = tmp_path_factory.mktemp("library") / "file.safetensors"
-
-    def read(file: bytes) -> Contents | None:
-        try:
-            found = deserialize(file)
-        except safetensors.SafetensorError:
-            found = None
-        path.write_bytes(file)
-        try:
-            with safetensors.safe_open(path, "np") as opened:
-                metadata = opened.metadata() or {}
-        except (safetensors.SafetensorError, OSError):
-            assert found is None
-            return None
-        assert found is not None
-        return {n: (t["dtype"], tuple(t["shape"]), bytes(t["data"])) for n, t in found}, metadata
-
-    return read
-
-
-Read = Callable[[bytes], Contents | None]
 
 
 def tensor(fields: str) -> str:

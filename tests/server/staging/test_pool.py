@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,7 +15,9 @@ from ..support import (
     SLAB_BYTES,
     WatchedExecutor,
     advance,
+    identities,
     more_fds,
+    no_more_descriptors,
     on_clock_loop,
     open_fds,
     open_slabs,
@@ -42,21 +41,6 @@ class Bench:
         await self.pool.stop()
         self.workers.shutdown()
         assert open_slabs() == 0
-
-
-@contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    """As if the system had no memory: every attempt to open or make something fails with EMFILE."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def identities(slabs: list[Slab]) -> set[int]:
-    return {os.fstat(slab.fd).st_ino for slab in slabs}
 
 
 def mark(slabs: list[Slab], tenant: int) -> list[Slab]:

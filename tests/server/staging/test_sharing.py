@@ -19,11 +19,11 @@ from ..support import (
     SLAB_BYTES,
     advance,
     bytes_in,
+    identities,
     on_clock_loop,
     turns,
     until,
 )
-from .test_pool import identities
 
 WINDOW = 2 * SLAB_BYTES
 

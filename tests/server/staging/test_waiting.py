@@ -18,11 +18,11 @@ from ..bench import running
 from ..support import (
     SLAB_BYTES,
     advance,
+    no_more_descriptors,
     on_clock_loop,
     turns,
     until,
 )
-from .test_pool import no_more_descriptors
 
 
 @on_clock_loop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,9 @@ from penstock.server.sources import Access
 from penstock.server.sources.file.paths import list_directory, open_path
 from penstock.server.sources.file.source import open_file
 
-from ...support import ROOT, more_fds, open_fds
+from ...support import ROOT
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_is_leaked() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert not more_fds(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from penstock.server.sources.file.source import FileContext, LocalFile, open_fil
 from penstock.server.sources.file.watches import Watches
 from penstock.server.system import linux, statx
 
-from ...support import MIB, ROOT, more_fds, open_fds, wait_for_tick
+from ...support import MIB, ROOT, wait_for_tick
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
 
 CONTENT = random.Random(3).randbytes(MIB + 12_345)
 SIZES = [0, 1, 511, 512, 513, 4095, 4096, 4097, 12_345, 65_536, MIB, MIB + 12_345]
@@ -44,13 +46,6 @@ def context() -> Iterator[FileContext]:
     watches = Watches()
     yield FileContext(watches=watches)
     watches.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_is_leaked() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert not more_fds(before)
 
 
 def write_cold(path: Path, content: bytes) -> Path:
