@@ -21,7 +21,8 @@ from penstock.server.checkpoint.table import Header
 from penstock.server.config.settings import Config
 from penstock.server.sources import Access
 from penstock.server.sources.objects import ObjectSettings
-from penstock.server.sources.s3 import S3Settings, S3Source
+from penstock.server.sources.s3.settings import S3Settings
+from penstock.server.sources.s3.source import S3Source
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

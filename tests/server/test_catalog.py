@@ -30,7 +30,7 @@ from .support import ROOT, more_fds, no_objects, open_fds, wait_for_tick, write_
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        catalog = Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
+        catalog = Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
         yield catalog
         catalog.shutdown()
 

@@ -33,7 +33,7 @@ INDEX = "model.safetensors.index.json"
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        yield Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
+        yield Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
 
 
 @pytest.fixture(autouse=True)

@@ -38,10 +38,11 @@ from penstock.server.sources.objects import object as s3_object
 from penstock.server.sources.objects import response as s3_response
 from penstock.server.sources.objects.object import FIRST_BYTES
 from penstock.server.sources.objects.service import Answer
-from penstock.server.sources.s3 import S3Settings, S3Source
 from penstock.server.sources.s3 import account as s3_account
 from penstock.server.sources.s3 import answers as s3_answers
 from penstock.server.sources.s3.location import Location
+from penstock.server.sources.s3.settings import S3Settings
+from penstock.server.sources.s3.source import S3Source
 
 from .objects import Asked, ObjectServer
 from .support import ROOT

@@ -21,7 +21,8 @@ from penstock.server.errors import (
 from penstock.server.sources import Access, Patient, Source
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings
-from penstock.server.sources.s3 import S3Settings, S3Source
+from penstock.server.sources.s3.settings import S3Settings
+from penstock.server.sources.s3.source import S3Source
 
 from .objects import ObjectServer
 from .support import ROOT, checkpoint_bytes, wait_for_tick
@@ -74,7 +75,7 @@ def storage(
     with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(4) as others:
         files = FileSource(lambda path, uid: workers)
         objects = S3Source(settings, own, lambda uid: others, print)
-        catalog = Catalog(files, objects)
+        catalog = Catalog([files, objects])
         if request.param == "file":
             yield Storage(files, catalog, str(tmp_path), None)
         else:

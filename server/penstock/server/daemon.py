@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
@@ -32,16 +31,13 @@ from .loads import at_start
 from .loads.admission import Admission, Caller, Emit, Parts, Request
 from .loads.load import Load
 from .loads.prefetch import Prefetch
-from .sources import Access
-from .sources.file.mounts import MountEvents, MountTable, MountThreads
-from .sources.file.source import FileContext, FileSource
-from .sources.file.watches import Watches
-from .sources.objects import ObjectSettings
-from .sources.s3 import S3Settings, S3Source
+from .sources import Access, choose
+from .sources.store import Events, Reading
+from .sources.stores import STORES
 from .staging.buffer import Staging
 from .staging.reader import ReaderPool
 from .system import failure
-from .system.counts import RETRY_REASONS, Totals
+from .system.counts import Totals
 from .system.fair import FairExecutor
 from .system.limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
 from .system.lock import locked
@@ -58,17 +54,8 @@ from .watch.status import Status, effective
 
 logger = logging.getLogger(__name__)
 
-RESOLVERS = 8
-S3_RESOLVERS = 64
-"""More, because each may have to wait for a store that does not answer."""
 THINKERS = 4
 SLAB_WORKERS = 4
-HEADER_READERS = 16
-HUNG_MOUNTS = 4
-"""So many mounts may hang before there are fewer threads for the others."""
-CLOSED_MOUNTS = 1024
-"""Those of which files are being closed at once, by a thread for each."""
-S3_HEADER_READERS = 32
 
 
 class Daemon:
@@ -77,43 +64,17 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.version = distribution_version()
-        self.totals = Totals()
-        self.readers = {
-            # So many mounts may hang, each with as many reads as there are threads, and cost the others
-            # nothing.
-            "file": ReaderPool(
-                config.concurrency_of("file"), spare_threads=HUNG_MOUNTS * config.concurrency_of("file")
-            ),
-            "s3": ReaderPool(config.concurrency_of("s3"), name="s3-reader"),
-        }
-        # Each mount, and S3, has threads of its own for all that may hang, and so holds up only itself.
-        self._mounts = MountTable()
-        self._header_readers = MountThreads(HEADER_READERS, "header", self._mounts)
-        self._s3_header_readers = FairExecutor(S3_HEADER_READERS, "s3-header")
-        self._resolvers = MountThreads(RESOLVERS, "resolver", self._mounts)
-        self._s3_resolvers = FairExecutor(S3_RESOLVERS, "s3-resolver")
+        self.stores = {store.kind: store(config) for store in STORES}
+        self.totals = Totals(list(self.stores))
+        self.totals.retries.update({kind: store.retries for kind, store in self.stores.items()})
+        self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
         self._thinkers = FairExecutor(THINKERS, "thinker")
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
-        retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
-        self.totals.retries["s3"] = retries.copy
-        self.s3 = S3Source(
-            ObjectSettings.of(config),
-            S3Settings.of(config),
-            self._s3_header_readers.of,
-            lambda reason: retries.update([reason]),
-        )
-        self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
-        files = FileSource(
-            lambda path, uid: self._header_readers.of(path).of(uid),
-            FileContext(
-                self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
-            ),
-        )
+        self._sources = [store.source for store in self.stores.values()]
         self._catalog = Catalog(
-            files,
-            self.s3,
+            self._sources,
             descriptors=Quota(
                 file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
             ),
@@ -134,8 +95,8 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self.history = History()
         self.health = Health(
-            [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
-            self._mounts,
+            [self.readers[kind] for kind, store in self.stores.items() if store.reading.may_hang],
+            lambda: [asked for store in self.stores.values() for asked in store.asked_since()],
             stall_seconds=config.stall_timeout_seconds,
             on_change=lambda: self._rpc.publish_health_soon(),
         )
@@ -195,10 +156,13 @@ class Daemon:
         return [self._catalog.location(source).rstrip("/") for source in sources]
 
     def _resolvers_of(self, sources: Sequence[str], uid: int) -> Executor:
-        """Raises InvalidRequestError for what is no source."""
-        if self._catalog.is_remote(sources):
-            return self._s3_resolvers.of(uid)
-        return self._resolvers.of(self._catalog.location(sources[0]) if sources else "/").of(uid)
+        """Those of the store that has most, if there are several. Raises InvalidRequestError for what is no
+        source."""
+        named = {choose(self._sources, source).kind: source for source in reversed(sources)}
+        stores = [self.stores[kind] for kind in named] or [next(iter(self.stores.values()))]
+        store = max(stores, key=lambda store: store.resolver_threads)
+        location = store.source.location(named[store.kind]) if named else "/"
+        return store.resolvers(location, uid)
 
     def _allows(self, uid: int) -> bool:
         return is_privileged(uid) or bool(self.config.allow)
@@ -292,7 +256,7 @@ class Daemon:
             warm = {"warm_for": self.config.warm_for}
             event(logger, "serving", {**started, **warm, **_huge_pages()})
             keeping = [asyncio.create_task(self.staging.keep()), asyncio.create_task(self._sample())]
-            unwatch = self._watch_mounts()
+            unwatch = self._watch_stores()
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
                 await self._stop_asked.wait()
@@ -304,15 +268,13 @@ class Daemon:
                     task.cancel()
                 self._handoff.stop()
                 await self._rpc.stop()
-                self.s3.stop()  # first, so that what waits for it has ended when the loop does
+                for store in self.stores.values():
+                    store.stop()  # first, so that what waits for it has ended when the loop does
                 await self.staging.stop()
                 for pool in self.readers.values():
                     pool.stop()
-                self._resolvers.shutdown()
-                self._header_readers.shutdown()
-                self._closers.shutdown()
-                self._s3_resolvers.shutdown()
-                self._s3_header_readers.shutdown()
+                for store in self.stores.values():
+                    store.shutdown()
                 self._catalog.shutdown()
                 for executor in (self._thinkers, self._selector, self._slab_workers):
                     executor.shutdown()
@@ -376,23 +338,22 @@ class Daemon:
             self.staging.reconsider()
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    def _watch_mounts(self) -> Callable[[], None]:
-        """Gives up what is warm of a mount when that is unmounted. Returns what ends it."""
-        try:
-            events = MountEvents()
-        except OSError:
-            logger.warning("/proc is not mounted: what is warm of a file system outlives its mount")
-            return lambda: None
+    def _watch_stores(self) -> Callable[[], None]:
+        """Gives up what is warm of files that are gone, such as when a mount is unmounted. Returns what ends
+        it."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(events.fileno(), self._mounts_changed, events)
+        watched = [events for store in self.stores.values() if (events := store.gone_events()) is not None]
+        for events in watched:
+            loop.add_reader(events.fileno(), self._files_gone, events)
 
         def unwatch() -> None:
-            loop.remove_reader(events.fileno())
-            events.close()
+            for events in watched:
+                loop.remove_reader(events.fileno())
+                events.close()
 
         return unwatch
 
-    def _mounts_changed(self, events: MountEvents) -> None:
+    def _files_gone(self, events: Events) -> None:
         events.clear()
         gone = {
             staged
@@ -421,6 +382,15 @@ class Daemon:
         if not os.read(sys.stdin.fileno(), 4096):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.ask_to_stop()
+
+
+def _readers(reading: Reading) -> ReaderPool:
+    return ReaderPool(
+        reading.threads,
+        block_bytes=reading.block_bytes,
+        name=reading.thread_name,
+        spare_threads=reading.spare_threads,
+    )
 
 
 def _huge_pages() -> dict[str, str]:

@@ -59,13 +59,6 @@ class Config:
     s3_unsigned: bool
     s3_requester_pays: bool
 
-    def concurrency_of(self, kind: str) -> int:
-        """Threads that read from that kind of storage at once."""
-        return self.object_concurrency if kind == "s3" else self.concurrency
-
-    def block_bytes_of(self, kind: str) -> int:
-        return self.object_block_bytes if kind == "s3" else self.block_bytes
-
     @property
     def max_slabs(self) -> int:
         return self.capacity_bytes // self.slab_bytes

@@ -1,0 +1,26 @@
+"""S3 with its threads and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from ...config.settings import Config
+from ..objects import ObjectSettings
+from ..objects.store import ObjectStore
+from .settings import S3Settings
+from .source import S3Source
+
+
+class S3Store(ObjectStore):
+    kind = S3Source.kind
+    schemes = S3Source.schemes
+
+    def make_source(
+        self,
+        config: Config,
+        settings: ObjectSettings,
+        workers: Callable[[int], Executor],
+        on_retry: Callable[[str], None],
+    ) -> S3Source:
+        return S3Source(settings, S3Settings.of(config), workers, on_retry)
