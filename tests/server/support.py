@@ -97,6 +97,7 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
         "log_level": "info",
         "exit_with_stdin": False,
         "object_concurrency": 2,
+        "store_options": {"s3_addressing": "auto", "s3_unsigned": False, "s3_requester_pays": False},
         "object_block_bytes": 256 << 10,
     }
     fields = Config.__dataclass_fields__

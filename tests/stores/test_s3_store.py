@@ -115,7 +115,6 @@ class TestS3Store(ObjectStoreTests):
         monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
         with contextlib.closing(ObjectServer()) as server:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-            config = make_config(
-                object_retries=2, object_timeout_seconds=20.0, s3_addressing="path", s3_unsigned=True
-            )
+            options = {"s3_addressing": "path", "s3_unsigned": True, "s3_requester_pays": False}
+            config = make_config(object_retries=2, object_timeout_seconds=20.0, store_options=options)
             yield from closing(Bucket(S3Store(config), server))

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from ..config.options import StoreFlags
 from ..config.settings import Config
 from . import Source
 
@@ -45,6 +46,8 @@ class Store(ABC):
     """The label of metrics, and what status calls it."""
     schemes: ClassVar[tuple[str, ...]]
     """Of the URIs that name what is in it, without `://`."""
+    flags: ClassVar[StoreFlags]
+    """Its own, and how locations in it are written."""
     resolver_threads: ClassVar[int]
     source: Source
     """Locations, access, lists, and open files."""

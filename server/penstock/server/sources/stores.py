@@ -9,6 +9,7 @@ from .store import Store
 
 STORES: tuple[type[Store], ...] = (FileStore, S3Store)
 """The first is also asked for what has no scheme."""
+FLAGS = tuple(store.flags for store in STORES)
 KINDS = tuple(store.kind for store in STORES)
 _KIND_OF = {scheme: store.kind for store in STORES for scheme in store.schemes}
 

@@ -165,7 +165,9 @@ class Status:
 
 def effective(config: Config) -> dict[str, str]:
     """Every value that the daemon runs with, as text."""
-    return {field.name: _text(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values.update(values.pop("store_options"))
+    return {name: _text(value) for name, value in values.items()}
 
 
 def _text(value: object) -> str:

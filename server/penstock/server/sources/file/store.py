@@ -7,8 +7,11 @@ import logging
 import os
 from collections.abc import Collection
 from concurrent.futures import Executor
+from urllib.parse import unquote
 
+from ...config.options import StoreFlags
 from ...config.settings import Config
+from ...config.values import Locators
 from ..store import Events, Reading, Store
 from .mounts import MountEvents, MountTable, MountThreads
 from .source import FileContext, FileSource
@@ -23,9 +26,15 @@ CLOSED_MOUNTS = 1024
 """Those of which files are being closed at once, by a thread for each."""
 
 
+def _prefix(location: str) -> str:
+    """A path, since that is what it is compared with."""
+    return unquote(location.removeprefix("file://")) if location.startswith("file://") else location
+
+
 class FileStore(Store):
     kind = FileSource.kind
     schemes = FileSource.schemes
+    flags = StoreFlags(Locators(("/", "file:///"), "an absolute path", _prefix))
     resolver_threads = 8
 
     def __init__(self, config: Config) -> None:
