@@ -251,6 +251,17 @@ class StoreTests:
         checkpoint.close()
         assert [list(table.names()) for table in checkpoint.tables] == [["0-0"], ["1-0"], ["2-0"]]
 
+    def test_files_that_take_long_to_open_leave_threads_to_resolve_others(self, storage: Storage) -> None:
+        """Which wait for the threads that open files, and must not be the same."""
+        location = storage.store.source.location(storage.put("a", CONTENT))
+        opened = threading.Event()
+        opening = [storage.store.source.workers(location, UID).submit(opened.wait) for _ in range(200)]
+        try:
+            assert storage.store.resolvers(location, UID).submit(lambda: "resolved").result(60) == "resolved"
+        finally:
+            opened.set()
+        assert all(opens.result(60) for opens in opening)
+
     def test_files_of_two_stores_make_one_checkpoint(self, storage: Storage, tmp_path: Path) -> None:
         local = tmp_path / "local.safetensors"
         local.write_bytes(checkpoint_bytes([3], prefix="l"))
