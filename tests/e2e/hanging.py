@@ -22,6 +22,7 @@ from penstock.server.config.settings import load_config
 from penstock.server.edge import handoff
 from penstock.server.sources.file import paths
 from penstock.server.sources.file import source as file
+from penstock.server.sources.stores import FLAGS
 from penstock.server.staging import reader
 from penstock.server.system import log, statx
 from penstock.server.system.limits import memory_bound
@@ -62,7 +63,7 @@ def hanging_in_shm(call: Callable[..., Any], pipe: str) -> Callable[..., Any]:
 
 
 async def serve(pipe: str, part: str, flags: list[str]) -> None:
-    config = load_config(flags, os.environ, memory_bound)
+    config = load_config(flags, os.environ, memory_bound, FLAGS)
     log.set_up(as_json=False, level=config.log_level)
     if part == "loop":
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, hang, pipe)

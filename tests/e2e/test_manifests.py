@@ -16,6 +16,7 @@ from penstock.server.checkpoint import child
 from penstock.server.checkpoint.header import CHILDREN
 from penstock.server.checkpoint.rules import MAX_HEADER_BYTES
 from penstock.server.config.settings import load_config
+from penstock.server.sources.stores import FLAGS
 from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 from .manifests import DEPLOY, OVERLAYS, Container, containers, render
@@ -60,7 +61,7 @@ def test_the_daemon_takes_its_command_and_settings_in_the_memory_it_gets(overlay
     daemon = containers(f"overlays/{overlay}")["penstock"]
     assert daemon.command[0] == "penstockd"
     bound = MemoryBound(daemon.memory_limit_bytes, "the container's limit")
-    config = load_config(daemon.command[1:], daemon.environment, lambda: bound)
+    config = load_config(daemon.command[1:], daemon.environment, lambda: bound, FLAGS)
     # Others may name what others wrote; one child is for privileged users alone.
     headers_bytes = (CHILDREN - 1) * child.limits(MAX_HEADER_BYTES)[0] if config.allow else 0
     page_tables_bytes = config.memory_limit // 256

@@ -20,6 +20,7 @@ from penstock.client import StreamerClient, errors
 from penstock.client.cli import commands as cli
 from penstock.client.cli.status_text import show
 from penstock.server.config.settings import Config
+from penstock.server.sources.stores import FLAGS
 
 from .conftest import StartDaemon
 from .support import (
@@ -215,7 +216,8 @@ def test_watching_goes_on_when_the_daemon_comes_back(start_daemon: StartDaemon) 
 def test_every_value_of_the_configuration_is_in_status_and_the_log(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--memory-limit", "16MiB", "--object-block-size", "1MiB")
     told = daemon.http_status()["configuration"]
-    assert set(told) == {field.name for field in dataclasses.fields(Config)}
+    shared = {field.name for field in dataclasses.fields(Config)} - {"store_options"}
+    assert set(told) == shared | {option.field for store in FLAGS for option in store.options}
     assert (told["memory_limit"], told["object_block_bytes"], told["prefetch"]) == (
         str(16 * MIB),
         str(MIB),

@@ -9,6 +9,7 @@ import kubernetes_validate
 import yaml
 
 from penstock.server.config.settings import load_config
+from penstock.server.sources.stores import FLAGS
 from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 MIB = 1 << 20
@@ -39,7 +40,7 @@ def test_the_daemon_takes_its_settings_in_the_memory_it_gets() -> None:
     assert memory.endswith("Mi")
     bound = MemoryBound(int(memory[:-2]) * MIB, "the container's limit")
     environment = {variable["name"]: variable["value"] for variable in daemon["env"]}
-    config = load_config(daemon["command"][1:], environment, lambda: bound)
+    config = load_config(daemon["command"][1:], environment, lambda: bound, FLAGS)
     limit_bytes = config.memory_limit
     assert limit_bytes == 16 << 30
     assert int(memory[:-2]) * MIB >= limit_bytes + limit_bytes // 256 + OVERHEAD_BYTES

@@ -16,6 +16,7 @@ from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.catalog import Catalog, Checkpoint
 from penstock.server.sources import SourceFile
 from penstock.server.sources.file.source import FileSource
+from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import Staging
 from penstock.server.staging.demand import Demand
 from penstock.server.staging.entry import Holder, StagedCheckpoint
@@ -148,10 +149,10 @@ class Bench:
         self.config = make_config(**config)
         self.workers = WatchedExecutor(3)
         self.headers = ThreadPoolExecutor(1)
-        self.readers = ReaderPool(self.config.concurrency)
-        self.totals = Totals()
+        self.readers = ReaderPool(self.config.concurrency, block_bytes=self.config.block_bytes)
+        self.totals = Totals(KINDS)
         self.gates: list[GatedFile] = []
-        self.catalog = Catalog(FileSource(lambda path, uid: self.headers), no_objects(self.headers))
+        self.catalog = Catalog([FileSource(lambda path, uid: self.headers), no_objects(self.headers)])
         self.staging = Staging(
             self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals
         )

@@ -22,7 +22,8 @@ from penstock.server.checkpoint.table import Header
 from penstock.server.config.settings import Config
 from penstock.server.sources import Access
 from penstock.server.sources.objects import ObjectSettings
-from penstock.server.sources.s3 import S3Settings, S3Source
+from penstock.server.sources.s3.settings import S3Settings
+from penstock.server.sources.s3.source import S3Source
 from penstock.server.staging.slab import Slab
 
 _P = ParamSpec("_P")
@@ -103,6 +104,7 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
         "log_level": "info",
         "exit_with_stdin": False,
         "object_concurrency": 2,
+        "store_options": {"s3_addressing": "auto", "s3_unsigned": False, "s3_requester_pays": False},
         "object_block_bytes": 256 << 10,
     }
     fields = Config.__dataclass_fields__

@@ -14,6 +14,7 @@ from .config import variables
 from .config.options import known_variables
 from .config.settings import load_config
 from .errors import ConfigError
+from .sources.stores import FLAGS
 from .system import log
 from .system.limits import memory_bound
 
@@ -23,12 +24,12 @@ logger = logging.getLogger("penstock.server")
 def main() -> int:
     """0: stopped as asked. 1: could not start, or not go on. 2: wrong usage."""
     try:
-        config = load_config(sys.argv[1:], os.environ, memory_bound)
+        config = load_config(sys.argv[1:], os.environ, memory_bound, FLAGS)
         log.set_up(as_json=config.log_format == "json", level=config.log_level)
         with _needing_the_extra():
             from . import daemon
 
-        for name, nearest in variables.unknown(os.environ, known_variables()):
+        for name, nearest in variables.unknown(os.environ, known_variables(FLAGS)):
             hint = {"meant": nearest} if nearest else {}
             log.event(logger, "unknown variable", {"name": name, **hint}, level=logging.WARNING)
         code = 0 if asyncio.run(daemon.serve(config)) else 1

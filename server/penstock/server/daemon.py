@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
@@ -20,34 +19,21 @@ from .edge.gate import MAX_CONNECTIONS
 from .edge.handoff import MAX_SESSIONS, HandoffServer, Session
 from .edge.rpc import RpcServer
 from .edge.service import StreamerService
-from .errors import (
-    AccessDeniedError,
-    ConfigError,
-    PenstockError,
-    SessionRequiredError,
-    ShuttingDownError,
-    TooManyLoadsError,
-)
+from .errors import ConfigError
 from .loads import at_start
-from .loads.admission import Admission, Caller, Emit, Parts, Request
-from .loads.load import Load
-from .loads.prefetch import Prefetch
-from .sources import Access
-from .sources.file.mounts import MountEvents, MountTable, MountThreads
-from .sources.file.source import FileContext, FileSource
-from .sources.file.watches import Watches
-from .sources.objects import ObjectSettings
-from .sources.s3 import S3Settings, S3Source
+from .loads.admission import Parts
+from .loads.control import Control
+from .sources import choose
+from .sources.store import Events, Reading
+from .sources.stores import STORES
 from .staging.buffer import Staging
 from .staging.reader import ReaderPool
-from .system import failure
-from .system.counts import RETRY_REASONS, Totals
+from .system.counts import Totals
 from .system.fair import FairExecutor
 from .system.limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
 from .system.lock import locked
 from .system.log import event
 from .system.quota import Quota
-from .system.shown import shown_source
 from .system.version import distribution_version
 from .watch.endpoints import Endpoints
 from .watch.health import Health
@@ -58,17 +44,8 @@ from .watch.status import Status, effective
 
 logger = logging.getLogger(__name__)
 
-RESOLVERS = 8
-S3_RESOLVERS = 64
-"""More, because each may have to wait for a store that does not answer."""
 THINKERS = 4
 SLAB_WORKERS = 4
-HEADER_READERS = 16
-HUNG_MOUNTS = 4
-"""So many mounts may hang before there are fewer threads for the others."""
-CLOSED_MOUNTS = 1024
-"""Those of which files are being closed at once, by a thread for each."""
-S3_HEADER_READERS = 32
 
 
 class Daemon:
@@ -77,73 +54,46 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.version = distribution_version()
-        self.totals = Totals()
-        self.readers = {
-            # So many mounts may hang, each with as many reads as there are threads, and cost the others
-            # nothing.
-            "file": ReaderPool(
-                config.concurrency_of("file"), spare_threads=HUNG_MOUNTS * config.concurrency_of("file")
-            ),
-            "s3": ReaderPool(config.concurrency_of("s3"), name="s3-reader"),
-        }
-        # Each mount, and S3, has threads of its own for all that may hang, and so holds up only itself.
-        self._mounts = MountTable()
-        self._header_readers = MountThreads(HEADER_READERS, "header", self._mounts)
-        self._s3_header_readers = FairExecutor(S3_HEADER_READERS, "s3-header")
-        self._resolvers = MountThreads(RESOLVERS, "resolver", self._mounts)
-        self._s3_resolvers = FairExecutor(S3_RESOLVERS, "s3-resolver")
+        self.stores = {store.kind: store(config) for store in STORES}
+        self.totals = Totals(list(self.stores))
+        self.totals.retries.update({kind: store.retries for kind, store in self.stores.items()})
+        self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
         self._thinkers = FairExecutor(THINKERS, "thinker")
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
-        retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
-        self.totals.retries["s3"] = retries.copy
-        self.s3 = S3Source(
-            ObjectSettings.of(config),
-            S3Settings.of(config),
-            self._s3_header_readers.of,
-            lambda reason: retries.update([reason]),
-        )
-        self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
-        files = FileSource(
-            lambda path, uid: self._header_readers.of(path).of(uid),
-            FileContext(
-                self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
-            ),
-        )
+        self._sources = [store.source for store in self.stores.values()]
         self._catalog = Catalog(
-            files,
-            self.s3,
+            self._sources,
             descriptors=Quota(
                 file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
             ),
         )
         self._parts = Parts(
-            self._catalog, self.staging, self.totals, self._resolvers_of, self._thinkers, self._selector
+            self._catalog, self.staging, self.totals, self._resolvers, self._thinkers, self._selector
+        )
+        self.history = History()
+        self._control = Control(
+            self._parts, max_loads=config.max_loads, prefixes=config.allow, on_failed=self.history.failed
         )
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
             version=self.version,
-            allows=self._allows,
-            on_refused=lambda error: self.refused(error, None),
+            allows=self._control.allows,
+            on_refused=lambda error: self._control.refused(error, None),
         )
-        self._loads: dict[Admission, asyncio.Task[None]] = {}
-        self._load_places = Quota(config.max_loads)
-        self._no_loads = asyncio.Event()
-        self._no_loads.set()
         self._stop_asked = asyncio.Event()
         self._broken = False
-        self.history = History()
         self.health = Health(
-            [self.readers["file"]],  # requests to S3 have a timeout and end by themselves
-            self._mounts,
+            [self.readers[kind] for kind, store in self.stores.items() if store.reading.may_hang],
+            lambda: [asked for store in self.stores.values() for asked in store.asked_since()],
             stall_seconds=config.stall_timeout_seconds,
             on_change=lambda: self._rpc.publish_health_soon(),
         )
         self._rpc = RpcServer(
             config.socket_dir,
             health=self.health,
-            allows=self._allows,
+            allows=self._control.allows,
             on_closed=self.totals.closed_connection,
         )
         self.status = Status(
@@ -153,130 +103,23 @@ class Daemon:
             staging=self.staging,
             readers=self.readers.values(),
             totals=self.totals,
-            loads=self._loads.keys(),
+            loads=self._control.running,
             health=self.health,
             history=self.history,
         )
 
-    # ---- for the service ------------------------------------------------------------------------
+    # ---- for its parts --------------------------------------------------------------------------
 
-    def session(self, token: str | None) -> Session:
-        return self._handoff.session(token)
+    def _resolvers(self, sources: Sequence[str], uid: int) -> Executor:
+        """Those of the store that has most threads for it, if the sources are of several. Raises
+        InvalidRequestError for what is no source."""
+        named = {choose(self._sources, source).kind: source for source in reversed(sources)}
+        stores = [self.stores[kind] for kind in named] or [next(iter(self.stores.values()))]
+        store = max(stores, key=lambda store: store.resolver_threads)
+        location = store.source.location(named[store.kind]) if named else "/"
+        return store.resolvers(location, uid)
 
-    def new_load(self, request: Request, session: Session) -> Load:
-        return Load(request, session, self._admit(session), self._parts)
-
-    def new_prefetch(self, request: Request, session: Session, *, pin: bool) -> Prefetch:
-        access = self._admit(session)
-        if pin and not access.privileged:
-            raise AccessDeniedError(
-                f"uid {session.uid} may prefetch but not pin: that is for root and penstockd's own user; ask "
-                "one of them"
-            )
-        return Prefetch(request, session, access, self._parts, pin=pin)
-
-    def evict(self, session: Session, sources: Sequence[str]) -> tuple[int, int]:
-        """Bytes (freed, still leased)."""
-        if not is_privileged(session.uid):
-            raise AccessDeniedError(
-                f"uid {session.uid} may not evict: that is for root and penstockd's own user; ask one of them"
-            )
-        if sources:
-            wanted = self._places(sources)
-            freed, leased = self.staging.evict(
-                lambda staged: any(self._places(names) == wanted for names in staged.names)
-            )
-        else:
-            freed, leased = self.staging.evict(lambda staged: staged.started and staged.idle)
-        event(logger, "evict", {"source": shown_source(sources), "freed": freed, "leased": leased})
-        return freed, leased
-
-    def _places(self, sources: Sequence[str]) -> list[str]:
-        """To compare names: a directory is the same with and without a slash at its end."""
-        return [self._catalog.location(source).rstrip("/") for source in sources]
-
-    def _resolvers_of(self, sources: Sequence[str], uid: int) -> Executor:
-        """Raises InvalidRequestError for what is no source."""
-        if self._catalog.is_remote(sources):
-            return self._s3_resolvers.of(uid)
-        return self._resolvers.of(self._catalog.location(sources[0]) if sources else "/").of(uid)
-
-    def _allows(self, uid: int) -> bool:
-        return is_privileged(uid) or bool(self.config.allow)
-
-    def _admit(self, session: Session) -> Access:
-        """What the caller may read. Raises if the daemon takes nothing more."""
-        if self.health.draining:
-            raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
-        if not self._load_places.left(session.uid):
-            raise self._too_many_loads(session.uid)
-        return Access(session.uid, is_privileged(session.uid), self.config.allow)
-
-    def _too_many_loads(self, uid: int) -> TooManyLoadsError:
-        places = self._load_places
-        return TooManyLoadsError(
-            f"{places.used} loads run or wait already, {places.used_by(uid)} of them of uid {uid}, which may "
-            f"have no more of the {places.total}; try again later, or raise --max-loads"
-        )
-
-    async def run_load(self, load: Load | Prefetch, emit: Emit) -> None:
-        """Runs it, counts it, logs it; ends it when the caller's connection closes. Raises PenstockError for
-        all that goes wrong in it."""
-        task = asyncio.current_task()
-        assert task is not None
-        if not self._load_places.take(load.caller.uid):
-            raise self._too_many_loads(load.caller.uid)
-        self._loads[load] = task
-        self._no_loads.clear()
-        event(logger, "opened", load.first_line())
-
-        def caller_gone() -> None:
-            if not load.finished:
-                task.cancel()
-
-        forget = load.caller.on_close(caller_gone)
-        outcome = result = "cancelled"
-        try:
-            await load.run(emit)
-            outcome = result = "ok"
-        except asyncio.CancelledError:
-            # gRPC sends no status for a call that is cancelled here: the client would wait for ever.
-            if load.caller.closed and self.health.draining:
-                raise ShuttingDownError(
-                    "penstockd stops, and this load was cut off; try again in a moment"
-                ) from None
-            if load.caller.closed:
-                raise SessionRequiredError("the load's handoff connection was closed; keep it open") from None
-            raise
-        except Exception as caught:
-            error = failure.explain(caught, f"{load.kind} {load.id}")
-            outcome, result = error.reason, "failed"
-            self.refused(error, load.caller, load.id, load.request.sources)
-            try:
-                raise error from None
-            finally:
-                del error  # or it and this frame would keep each other, and a header, until gc comes
-        finally:
-            forget()
-            del self._loads[load]
-            self._load_places.give_back(load.caller.uid)
-            if not self._loads:
-                self._no_loads.set()
-            load.count(result)
-            level = logging.WARNING if result == "failed" else logging.INFO
-            event(logger, load.kind, {"result": outcome, **load.log_line()}, level=level)
-
-    def refused(
-        self, error: PenstockError, caller: Caller | None, load_id: str = "", sources: Sequence[str] = ()
-    ) -> None:
-        """Counts an answer that is an error, and remembers it if it is known whose it is."""
-        self.totals.rejected[error.reason] += 1
-        if caller is not None:
-            self.history.failed(
-                error, uid=caller.uid, pid=caller.pid, load_id=load_id, sources=tuple(sources)
-            )
-
-    def tell_status(self, session: Session) -> pb.GetStatusResponse:
+    def _tell_status(self, session: Session) -> pb.GetStatusResponse:
         return self.status.message(None if is_privileged(session.uid) else session.uid)
 
     # ---- its life -------------------------------------------------------------------------------
@@ -298,7 +141,7 @@ class Daemon:
                 asyncio.create_task(self._sample()),
                 asyncio.create_task(self._watch_rpc()),
             ]
-            unwatch = self._watch_mounts()
+            unwatch = self._watch_stores()
             prefetching = asyncio.create_task(self._prefetch_all())
             try:
                 await self._stop_asked.wait()
@@ -310,15 +153,13 @@ class Daemon:
                     task.cancel()
                 self._handoff.stop()
                 await self._rpc.stop()
-                self.s3.stop()  # first, so that what waits for it has ended when the loop does
+                for store in self.stores.values():
+                    store.stop()  # first, so that what waits for it has ended when the loop does
                 await self.staging.stop()
                 for pool in self.readers.values():
                     pool.stop()
-                self._resolvers.shutdown()
-                self._header_readers.shutdown()
-                self._closers.shutdown()
-                self._s3_resolvers.shutdown()
-                self._s3_header_readers.shutdown()
+                for store in self.stores.values():
+                    store.shutdown()
                 self._catalog.shutdown()
                 for executor in (self._thinkers, self._selector, self._slab_workers):
                     executor.shutdown()
@@ -343,14 +184,14 @@ class Daemon:
     def ask_to_stop(self) -> None:
         """Drains first; asked again, stops at once."""
         if self._stop_asked.is_set():
-            self._no_loads.set()
+            self._control.give_up_waiting()
         self._stop_asked.set()
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ask_to_stop)
-        await self._rpc.start(StreamerService(self))
+        await self._rpc.start(StreamerService(self._control, self._handoff.session, self._tell_status))
         self._handoff.start()
         self.health.waits_for = ""
         if self.config.ready_after_prefetch:
@@ -360,26 +201,30 @@ class Daemon:
 
     async def _prefetch_all(self) -> None:
         """Stages what the flags name; then nothing keeps the daemon from being ready."""
-        await at_start.stage_all(self.config.prefetch, self._parts, self.run_load)
+        await at_start.stage_all(self.config.prefetch, self._parts, self._control.run)
         if not self.health.draining:
             self.health.waits_for = ""
             await self._rpc.publish_health()
 
     async def _drain(self) -> None:
-        self.health.draining = True
+        self._control.draining = self.health.draining = True
         self.health.waits_for = "penstockd drains and will stop"
         await self._rpc.publish_health()
-        event(logger, "draining", {"loads": len(self._loads), "grace_seconds": self.config.grace_seconds})
+        event(
+            logger,
+            "draining",
+            {"loads": len(self._control.running), "grace_seconds": self.config.grace_seconds},
+        )
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._no_loads.wait(), self.config.grace_seconds)
-        if self._loads:
-            event(logger, "loads cut off", {"loads": len(self._loads)}, level=logging.WARNING)
+            await asyncio.wait_for(self._control.wait_idle(), self.config.grace_seconds)
+        if self._control.running:
+            event(logger, "loads cut off", {"loads": len(self._control.running)}, level=logging.WARNING)
 
     async def _sample(self) -> None:
         """Remembers what the last minutes were like, for as long as the daemon runs."""
         while True:
             read_bytes = sum(pool.read_bytes for pool in self.readers.values())
-            self.history.sample(read_bytes, self.totals.delivered_bytes, self._loads.keys())
+            self.history.sample(read_bytes, self.totals.delivered_bytes, self._control.running)
             self.staging.reconsider()
             await asyncio.sleep(INTERVAL_SECONDS)
 
@@ -394,26 +239,25 @@ class Daemon:
             level=logging.ERROR,
         )
         self._broken = True
-        self._no_loads.set()
+        self._control.give_up_waiting()
         self.ask_to_stop()
 
-    def _watch_mounts(self) -> Callable[[], None]:
-        """Gives up what is warm of a mount when that is unmounted. Returns what ends it."""
-        try:
-            events = MountEvents()
-        except OSError:
-            logger.warning("/proc is not mounted: what is warm of a file system outlives its mount")
-            return lambda: None
+    def _watch_stores(self) -> Callable[[], None]:
+        """Gives up what is warm of files that are gone, such as when a mount is unmounted. Returns what ends
+        it."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(events.fileno(), self._mounts_changed, events)
+        watched = [events for store in self.stores.values() if (events := store.gone_events()) is not None]
+        for events in watched:
+            loop.add_reader(events.fileno(), self._files_gone, events)
 
         def unwatch() -> None:
-            loop.remove_reader(events.fileno())
-            events.close()
+            for events in watched:
+                loop.remove_reader(events.fileno())
+                events.close()
 
         return unwatch
 
-    def _mounts_changed(self, events: MountEvents) -> None:
+    def _files_gone(self, events: Events) -> None:
         events.clear()
         gone = {
             staged
@@ -442,6 +286,15 @@ class Daemon:
         if not os.read(sys.stdin.fileno(), 4096):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.ask_to_stop()
+
+
+def _readers(reading: Reading) -> ReaderPool:
+    return ReaderPool(
+        reading.threads,
+        block_bytes=reading.block_bytes,
+        name=reading.thread_name,
+        spare_threads=reading.spare_threads,
+    )
 
 
 def _huge_pages() -> dict[str, str]:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        catalog = Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
+        catalog = Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
         yield catalog
         catalog.shutdown()
 

@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(4) as workers:
-        yield Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
+        yield Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
 
 
 def resolve(catalog: Catalog, *sources: Path | str, access: Access = ROOT, variant: str = "") -> Checkpoint:

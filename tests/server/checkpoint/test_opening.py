@@ -65,7 +65,7 @@ class Bench:
         self.objects = ThreadPoolExecutor(1)
         source = HangingSource(lambda path, uid: self.workers.of(uid), patience_seconds=patience_seconds)
         self.catalog = Catalog(
-            source, no_objects(self.objects), descriptors=self.descriptors, keep=Keep(80 << 20, 0)
+            [source, no_objects(self.objects)], descriptors=self.descriptors, keep=Keep(80 << 20, 0)
         )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from penstock.server.config.units import parse_size, show_size
 from penstock.server.config.values import HttpAddress
 from penstock.server.config.variables import unknown
 from penstock.server.errors import ConfigError
+from penstock.server.sources.stores import FLAGS
 from penstock.server.system.limits import (
     OVERHEAD_BYTES,
     MemoryBound,
@@ -41,7 +42,13 @@ EXAMPLES = settings(derandomize=True, database=None, deadline=None)
 
 
 def load(*flags: str, bound_bytes: int = 64 * GIB, variables: Mapping[str, str] | None = None) -> Config:
-    return load_config(flags, variables or {}, lambda: MemoryBound(bound_bytes, "the machine's memory"))
+    return load_config(
+        flags, variables or {}, lambda: MemoryBound(bound_bytes, "the machine's memory"), FLAGS
+    )
+
+
+def field_of(config: Config, field: str) -> object:
+    return config.store_options[field] if field in config.store_options else getattr(config, field)
 
 
 # flag; variables in order of precedence; the field; three texts and what they mean
@@ -111,9 +118,9 @@ def test_a_flag_and_each_of_its_variables_set_the_field(
     flag: str, variables: list[str], field: str, values: Mapping[str, object]
 ) -> None:
     for text, value in values.items():
-        assert getattr(load(f"{flag}={text}"), field) == value
+        assert field_of(load(f"{flag}={text}"), field) == value
         for variable in variables:
-            assert getattr(load(variables={variable: text}), field) == value
+            assert field_of(load(variables={variable: text}), field) == value
 
 
 @pytest.mark.parametrize(("flag", "variables", "field", "values"), CASES)
@@ -127,14 +134,14 @@ def test_a_flag_wins_over_its_variables_and_the_first_variable_over_the_second(
             config = load(f"{flag}={wanted}", variables=environment)
         else:
             config = load(variables={**environment, variables[winner - 1]: wanted})
-        assert getattr(config, field) == values[wanted]
+        assert field_of(config, field) == values[wanted]
 
 
 @pytest.mark.parametrize(("flag", "variables", "field", "values"), CASES)
 def test_an_empty_variable_is_as_good_as_none(
     flag: str, variables: list[str], field: str, values: Mapping[str, object]
 ) -> None:
-    assert getattr(load(variables=dict.fromkeys(variables, "")), field) == getattr(load(), field)
+    assert field_of(load(variables=dict.fromkeys(variables, "")), field) == field_of(load(), field)
 
 
 def test_the_defaults() -> None:
@@ -263,7 +270,7 @@ def test_a_switch_has_a_variable_too(variable: str, field: str, on: bool) -> Non
     ],
 )
 def test_a_variable_that_means_nothing_is_found_with_the_nearest_that_does(name: str, nearest: str) -> None:
-    assert unknown([name, *known_variables()], known_variables()) == [(name, nearest)]
+    assert unknown([name, *known_variables(FLAGS)], known_variables(FLAGS)) == [(name, nearest)]
 
 
 def test_variables_of_others_are_nobodys_business() -> None:
@@ -274,7 +281,7 @@ def test_variables_of_others_are_nobodys_business() -> None:
         *("PENSTOCK_METRICS_SERVICE_HOST", "PENSTOCK_METRICS_PORT_80_TCP_PORT"),
         *("PENSTOCK_SOCKET_DIR", "PENSTOCK_PINNED_BYTES", "RUNAI_STREAMER_CONCURRENCY", "HOME"),
     ]
-    assert unknown(names, known_variables()) == []
+    assert unknown(names, known_variables(FLAGS)) == []
 
 
 def test_every_variable_that_the_client_s_code_names_is_known() -> None:
@@ -282,7 +289,7 @@ def test_every_variable_that_the_client_s_code_names_is_known() -> None:
     text = "".join(path.read_text() for path in client.rglob("*.py"))
     names = set(re.findall(r"PENSTOCK_[A-Z0-9_]+", text))
     assert {"PENSTOCK_PINNED_BYTES", "PENSTOCK_REPLACE_RUNAI"} <= names
-    assert unknown(names, known_variables()) == []
+    assert unknown(names, known_variables(FLAGS)) == []
 
 
 # ---- sizes --------------------------------------------------------------------------------------

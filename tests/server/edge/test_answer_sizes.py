@@ -31,7 +31,7 @@ from ..support import ROOT, no_objects
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with ThreadPoolExecutor(2) as workers:
-        catalog = Catalog(FileSource(lambda path, uid: workers), no_objects(workers))
+        catalog = Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
         yield catalog
         catalog.shutdown()
 

@@ -39,7 +39,7 @@ def provoked(provoke: Callable[[], object], thing: str, wrong: str, remedy: str)
 def catalog() -> Iterator[tuple[Catalog, Path]]:
     """And an empty directory."""
     with ThreadPoolExecutor(2) as workers, tempfile.TemporaryDirectory() as directory:
-        yield Catalog(FileSource(lambda path, uid: workers), no_objects(workers)), Path(directory)
+        yield Catalog([FileSource(lambda path, uid: workers), no_objects(workers)]), Path(directory)
 
 
 def resolved(

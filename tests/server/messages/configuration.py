@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penstock.server.config.settings import load_config
+from penstock.server.sources.stores import FLAGS
 from penstock.server.system.limits import MemoryBound
 
 from . import provoked, said
@@ -13,7 +14,9 @@ GIB = 1 << 30
 
 
 def started(*flags: str, bound_bytes: int = 16 * GIB, **variables: str) -> Callable[[], object]:
-    return lambda: load_config(flags, variables, lambda: MemoryBound(bound_bytes, "the machine's memory"))
+    return lambda: load_config(
+        flags, variables, lambda: MemoryBound(bound_bytes, "the machine's memory"), FLAGS
+    )
 
 
 EXAMPLES = [

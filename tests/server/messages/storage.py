@@ -27,7 +27,7 @@ from penstock.server.sources.s3.credentials import credentials_failure, no_crede
 from penstock.server.sources.s3.location import check_access, parse
 
 from ..support import ROOT, checkpoint_bytes
-from . import provoked, resolved, said
+from . import catalog, provoked, resolved, said
 
 GOOD = checkpoint_bytes([4])
 USER = Access(uid=1000, privileged=False, prefixes=("/nowhere", "s3://other"))
@@ -78,14 +78,20 @@ def without_credentials(error: Exception) -> Callable[[], object]:
     return lambda: credentials_failure(error, "s3://b/k")
 
 
+def located(source: str) -> Callable[[], object]:
+    def provoke() -> object:
+        with catalog() as (made, _):
+            return made.location(source)
+
+    return provoke
+
+
 EXAMPLES = [
     provoked(resolved({}, "../\0"), "sources: ", "holds a NUL character", "remove it"),
-    provoked(lambda: local_path("http://["), "http://[", "is neither a path nor a URI", "write one"),
+    provoked(lambda: local_path("file://["), "file://[", "is neither a path nor a URI", "write one"),
     provoked(lambda: local_path("file://h/x"), "file://h/x", "is not of the form file:///", "write it so"),
-    provoked(lambda: local_path("S3://b/k"), "'S3://b/k'", "sources", "write s3:// in lower case"),
-    provoked(
-        lambda: local_path("ftp://b/k"), "'ftp://b/k'", "knows no ftp:// sources", "use a path or s3://"
-    ),
+    provoked(located("S3://b/k"), "'S3://b/k'", "sources", "write s3:// in lower case"),
+    provoked(located("ftp://b/k"), "'ftp://b/k'", "knows no ftp:// sources", "use a path or s3://"),
     provoked(lambda: local_path("model"), "'model'", "is a relative path", "make it absolute"),
     provoked(lambda: open_file("/nowhere/x", ROOT), "/nowhere/x", "does not exist where", "check the path"),
     provoked(lambda: open_file("/else/x", USER), "/else/x", "uid 1000 may not load", "start it with one"),

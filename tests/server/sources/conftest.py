@@ -12,7 +12,8 @@ import pytest
 
 from penstock.server.sources.objects import ObjectSettings, connection, faults, response
 from penstock.server.sources.objects import object as object_module
-from penstock.server.sources.s3 import S3Settings, S3Source
+from penstock.server.sources.s3.settings import S3Settings
+from penstock.server.sources.s3.source import S3Source
 
 from ..objects import ObjectServer
 from .hooks import KEY_ID, SECRET, Sources

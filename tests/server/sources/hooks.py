@@ -14,8 +14,8 @@ from xml.sax.saxutils import escape
 from penstock.server.sources import Patient
 from penstock.server.sources.objects import ObjectFile
 from penstock.server.sources.objects.object import FIRST_BYTES
-from penstock.server.sources.s3 import S3Source
 from penstock.server.sources.s3.location import Location
+from penstock.server.sources.s3.source import S3Source
 
 from ..objects import Asked
 

@@ -60,7 +60,7 @@ def pools() -> Iterator[Pools]:
     made: list[ReaderPool] = []
 
     def make(threads: int, *, spare_threads: int = 0) -> ReaderPool:
-        made.append(ReaderPool(threads, spare_threads=spare_threads))
+        made.append(ReaderPool(threads, block_bytes=1, spare_threads=spare_threads))
         return made[-1]
 
     yield make

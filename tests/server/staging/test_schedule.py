@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from penstock.server.daemon import HUNG_MOUNTS
+from penstock.server.sources.file.store import HUNG_MOUNTS
 from penstock.server.staging.schedule import STALL_SECONDS, Job, LaneState, Read, Schedule
 from penstock.server.system import progress
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.server.sources.stores import KINDS
 from penstock.server.system.counts import RETRY_REASONS, Distribution, Totals
 from penstock.server.watch.metrics import METRICS, Exposition, Gauges, Metric
 
@@ -48,7 +49,7 @@ def declared() -> Iterator[tuple[str, frozenset[tuple[str, str]]]]:
 
 
 def test_every_declared_series_is_there_from_the_start_and_no_other() -> None:
-    series = scrape(Totals())
+    series = scrape(Totals(KINDS))
     found = {key for key in series if not key[0].endswith("_bucket") and key[0] != "penstock_build_info"}
     assert found == set(declared())
     counted = {key[0] for key in series if key[0].endswith("_total")}
@@ -65,7 +66,7 @@ def test_names_and_units_are_as_prometheus_wants_them(metric: Metric) -> None:
 
 
 def test_what_is_counted_is_what_is_said() -> None:
-    totals = Totals()
+    totals = Totals(KINDS)
     totals.loads["s3", "failed"] += 3
     totals.source_bytes["file"] += 100
     totals.rejected["ACCESS_DENIED"] += 2
@@ -107,6 +108,6 @@ def test_a_value_counts_below_the_first_bound_that_it_does_not_exceed() -> None:
 
 
 def test_mounts_that_hang_are_counted_and_not_named() -> None:
-    series = scrape(Totals(), hung={"/models": 16, "/mnt/secret": 2})
+    series = scrape(Totals(KINDS), hung={"/models": 16, "/mnt/secret": 2})
     assert series["penstock_hung_mounts", frozenset()] == 2
     assert series["penstock_hung_threads", frozenset()] == 18

@@ -20,8 +20,8 @@ from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
-from ..sources import Access, Patient, Source, SourceFile, join, parent
-from ..sources.file.identity import Place
+from ..sources import Access, Patient, Source, SourceFile, choose, join, parent
+from ..sources.resuming import Place
 from ..system.quota import Quota
 from ..system.statx import root_mount
 from . import plan, recognise
@@ -135,17 +135,15 @@ class Catalog:
 
     def __init__(
         self,
-        files: Source,
-        objects: Source,
+        sources: Sequence[Source],
         *,
         descriptors: Quota | None = None,
         keep: Keep | None = None,
         parsers: Parsers | None = None,
     ) -> None:
-        """`files` are what paths and `file://` URIs name, `objects` what `s3://` URIs do. `resolve` must not
-        run on the workers of either. `descriptors` are those that open files may take."""
-        self._files = files
-        self._objects = objects
+        """`sources` each have the URIs of their schemes; the first has paths too. `resolve` must not run on
+        the workers of any. `descriptors` are those that open files may take."""
+        self._sources = tuple(sources)
         self.descriptors = descriptors if descriptors is not None else Quota(DEFAULT_DESCRIPTORS)
         self.keep = keep if keep is not None else Keep()
         self.parsers = parsers if parsers is not None else Parsers()
@@ -159,11 +157,7 @@ class Catalog:
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError."""
-        return self._source(source).location(source)
-
-    def is_remote(self, sources: Sequence[str]) -> bool:
-        """Resolving them waits for a network."""
-        return any(self._source(source) is self._objects for source in sources)
+        return choose(self._sources, source).location(source)
 
     def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
         """Opens every file that the sources name, and reads what it holds. `variant` chooses between those
@@ -232,11 +226,8 @@ class Catalog:
                 self._distinct.popitem(last=False)
         return checkpoint
 
-    def _source(self, source: str) -> Source:
-        return self._objects if source.startswith("s3://") else self._files
-
     def _name(self, named: str, access: Access, variant: str) -> _Named:
-        source = self._source(named)
+        source = choose(self._sources, named)
         found = expand(source, source.location(named), access, variant)
         if found.index_location is None:
             return _Named(tuple(_Member(source, file, None) for file in found.files), found.warnings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
@@ -17,7 +18,7 @@ DEFAULT_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
+class Option:
     """One flag, the variables that stand in for it, and how its text is read."""
 
     flag: str
@@ -38,15 +39,30 @@ class _Option:
         return (f"PENSTOCK_{self.field.upper()}", *self.variables)
 
 
-_OPTIONS = (
-    _Option(
+def _nothing_to_check(_: Mapping[str, Any]) -> None:
+    """No flags of the store contradict each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFlags:
+    """What the command line has to know of one kind of storage."""
+
+    locators: values.Locators
+    options: tuple[Option, ...] = ()
+    """Flags that it alone has."""
+    check: Callable[[Mapping[str, Any]], None] = _nothing_to_check
+    """Raises ConfigError where flags contradict each other, given the values of all."""
+
+
+_FIRST_OPTIONS = (
+    Option(
         "--socket-dir",
         DEFAULT_SOCKET_DIR,
         values.directory,
         "directory of penstock.sock and handoff.sock; made if it is missing",
         "DIR",
     ),
-    _Option(
+    Option(
         "--memory-limit",
         "-1",
         values.memory_limit,
@@ -55,10 +71,8 @@ _OPTIONS = (
         "SIZE",
         ("RUNAI_STREAMER_MEMORY_LIMIT",),
     ),
-    _Option(
-        "--concurrency", "16", values.concurrency, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)
-    ),
-    _Option(
+    Option("--concurrency", "16", values.concurrency, "reader threads", "N", ("RUNAI_STREAMER_CONCURRENCY",)),
+    Option(
         "--block-size",
         f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
         values.block_size,
@@ -66,41 +80,26 @@ _OPTIONS = (
         "SIZE",
         ("RUNAI_STREAMER_CHUNK_BYTESIZE",),
     ),
-    _Option(
+    Option(
         "--window-size",
         "4GiB",
         parse_size,
         "most that the window of one load takes when its checkpoint does not fit the limit",
         "SIZE",
     ),
-    _Option(
-        "--allow",
-        "",
-        values.prefixes,
-        "path prefix that users other than root and the daemon's own may load from; repeatable, in the "
-        "variable one a line",
-        "PREFIX",
-        repeatable=True,
-    ),
-    _Option(
-        "--prefetch",
-        "",
-        values.locations,
-        "checkpoint to stage at start and to keep staged; repeatable, in the variable one a line",
-        "URI",
-        repeatable=True,
-    ),
-    _Option(
+)
+_FURTHER_OPTIONS = (
+    Option(
         "--trim-after",
         "60",
         values.seconds,
         "without a limit: seconds after which unused memory goes back to the system",
         "SECONDS",
     ),
-    _Option("--queue-timeout", "600", values.seconds, "seconds that a load may wait for memory", "SECONDS"),
-    _Option("--group-timeout", "60", values.seconds, "seconds that a group waits for its members", "SECONDS"),
-    _Option("--grace", "30", values.seconds, "seconds that running loads get after SIGTERM", "SECONDS"),
-    _Option(
+    Option("--queue-timeout", "600", values.seconds, "seconds that a load may wait for memory", "SECONDS"),
+    Option("--group-timeout", "60", values.seconds, "seconds that a group waits for its members", "SECONDS"),
+    Option("--grace", "30", values.seconds, "seconds that running loads get after SIGTERM", "SECONDS"),
+    Option(
         "--stall-timeout",
         "60",
         values.stall_timeout,
@@ -108,8 +107,8 @@ _OPTIONS = (
         "that the daemon hangs",
         "SECONDS",
     ),
-    _Option("--max-loads", "256", values.positive, "loads at a time, waiting ones included", "N"),
-    _Option(
+    Option("--max-loads", "256", values.positive, "loads at a time, waiting ones included", "N"),
+    Option(
         "--http-address",
         "127.0.0.1:9464",
         values.http_address,
@@ -117,7 +116,7 @@ _OPTIONS = (
         "none switches it off, port 0 takes any",
         "HOST:PORT",
     ),
-    _Option(
+    Option(
         "--object-concurrency",
         "32",
         values.concurrency,
@@ -125,21 +124,21 @@ _OPTIONS = (
         "N",
         ("RUNAI_STREAMER_CONCURRENCY",),
     ),
-    _Option(
+    Option(
         "--object-block-size",
         "32MiB",
         values.block_size,
         "bytes asked of an object store in one request",
         "SIZE",
     ),
-    _Option(
+    Option(
         "--object-retries",
         "8",
         values.positive,
         "attempts in a row without a byte after which a read from an object store fails",
         "N",
     ),
-    _Option(
+    Option(
         "--object-timeout",
         "30",
         values.waiting_seconds,
@@ -147,54 +146,64 @@ _OPTIONS = (
         "made again",
         "SECONDS",
     ),
-    _Option(
-        "--s3-addressing",
-        "auto",
-        values.addressing,
-        "how a bucket is named: path, virtual (as a host name), or auto, as botocore does",
-        "STYLE",
-        ("RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING",),
-    ),
-    _Option(
-        "--s3-unsigned",
-        "0",
-        values.switch,
-        "1: ask S3 without credentials, for public buckets",
-        "0|1",
-        ("RUNAI_STREAMER_S3_UNSIGNED",),
-    ),
-    _Option(
-        "--s3-requester-pays",
-        "0",
-        values.switch,
-        "1: agree to pay for requests to requester-pays buckets",
-        "0|1",
-    ),
-    _Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
-    _Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
+)
+_LOG_OPTIONS = (
+    Option("--log-format", "text", str, "one line an event", choices=("text", "json")),
+    Option("--log-level", "info", str, "least severity", choices=("debug", "info", "warning", "error")),
 )
 
 
 _SWITCHES = ("READY_AFTER_PREFETCH", "NO_POPULATE")
 
 
-def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+def _options(stores: Sequence[StoreFlags]) -> tuple[Option, ...]:
+    """All flags that take a value, in the order of `--help`."""
+    locators = [store.locators for store in stores]
+    return (
+        *_FIRST_OPTIONS,
+        Option(
+            "--allow",
+            "",
+            partial(values.prefixes, stores=locators),
+            "path prefix that users other than root and the daemon's own may load from; repeatable, in the "
+            "variable one a line",
+            "PREFIX",
+            repeatable=True,
+        ),
+        Option(
+            "--prefetch",
+            "",
+            partial(values.locations, stores=locators),
+            "checkpoint to stage at start and to keep staged; repeatable, in the variable one a line",
+            "URI",
+            repeatable=True,
+        ),
+        *_FURTHER_OPTIONS,
+        *(option for store in stores for option in store.options),
+        *_LOG_OPTIONS,
+    )
+
+
+def read_options(
+    arguments: Sequence[str], environment: Mapping[str, str], stores: Sequence[StoreFlags]
+) -> dict[str, Any]:
     """What each flag means, by its name. Raises ConfigError; exits on `--help` and usage."""
-    flags = vars(_parser().parse_args(arguments))
-    read = {option.field: _value(option, flags[option.field], environment) for option in _OPTIONS}
+    options = _options(stores)
+    flags = vars(_parser(options).parse_args(arguments))
+    read = {option.field: _value(option, flags[option.field], environment) for option in options}
     switches = {
         switch.lower(): flags[switch.lower()] or _switched(switch, environment) for switch in _SWITCHES
     }
     return {**flags, **read, **switches}
 
 
-def known_variables() -> list[str]:
+def known_variables(stores: Sequence[StoreFlags]) -> list[str]:
     """Every variable that stands in for a flag."""
-    named = [source for option in _OPTIONS for source in option.sources]
+    named = [source for option in _options(stores) for source in option.sources]
     return [*named, *(f"PENSTOCK_{switch}" for switch in _SWITCHES)]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(options: Sequence[Option]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstockd",
         description="Reads checkpoints into a capped shared-memory buffer and hands them to the processes "
@@ -202,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="A flag wins over its variable, PENSTOCK_... over RUNAI_STREAMER_....",
         allow_abbrev=False,
     )
-    for option in _OPTIONS:
+    for option in options:
         text = f"{option.help} (default: {option.default or 'none'}; variables: {', '.join(option.sources)})"
         parser.add_argument(
             option.flag,
@@ -226,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _value(option: _Option, flag: Any, environment: Mapping[str, str]) -> Any:
+def _value(option: Option, flag: Any, environment: Mapping[str, str]) -> Any:
     origin, text = option.flag, flag
     if text is None:
         origin, text = next(

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..system.limits import OVERHEAD_BYTES, MemoryBound
 from ..system.linux import HUGE_PAGE_BYTES
-from .options import DEFAULT_BLOCK_BYTES, read_options
+from .options import DEFAULT_BLOCK_BYTES, StoreFlags, read_options
 from .units import show_size
 from .values import MINIMAL, UNLIMITED, HttpAddress
 
@@ -55,16 +55,8 @@ class Config:
     object_block_bytes: int
     object_retries: int
     object_timeout_seconds: float
-    s3_addressing: str
-    s3_unsigned: bool
-    s3_requester_pays: bool
-
-    def concurrency_of(self, kind: str) -> int:
-        """Threads that read from that kind of storage at once."""
-        return self.object_concurrency if kind == "s3" else self.concurrency
-
-    def block_bytes_of(self, kind: str) -> int:
-        return self.object_block_bytes if kind == "s3" else self.block_bytes
+    store_options: Mapping[str, Any]
+    """What only one kind of storage has flags for: by the flag's name, without dashes."""
 
     @property
     def max_slabs(self) -> int:
@@ -92,12 +84,18 @@ class Config:
 
 
 def load_config(
-    arguments: Sequence[str], environment: Mapping[str, str], bound: Callable[[], MemoryBound]
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    bound: Callable[[], MemoryBound],
+    stores: Sequence[StoreFlags],
 ) -> Config:
-    """Raises ConfigError with one line that names the flag or variable; exits on `--help` and usage."""
-    values = read_options(arguments, environment)
+    """`stores` are the kinds of storage that there are. Raises ConfigError with one line that names the flag
+    or variable; exits on `--help` and usage."""
+    values = read_options(arguments, environment, stores)
     limit: int = values["memory_limit"]
     _check_together(values)
+    for store in stores:
+        store.check(values)
     capacity = _capacity(limit, bound())
     return Config(
         socket_dir=_checked_socket_dir(values["socket_dir"]),
@@ -125,9 +123,7 @@ def load_config(
         object_block_bytes=values["object_block_size"],
         object_retries=values["object_retries"],
         object_timeout_seconds=values["object_timeout"],
-        s3_addressing=values["s3_addressing"],
-        s3_unsigned=values["s3_unsigned"],
-        s3_requester_pays=values["s3_requester_pays"],
+        store_options={option.field: values[option.field] for store in stores for option in store.options},
     )
 
 
@@ -147,10 +143,6 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--block-size: a block of {values['block_size']} bytes is more than the whole --memory-limit of "
             f"{limit}; lower it"
-        )
-    if values["s3_unsigned"] and values["s3_requester_pays"]:
-        raise ConfigError(
-            "--s3-requester-pays: S3 cannot charge a requester that it does not know; leave out --s3-unsigned"
         )
 
 

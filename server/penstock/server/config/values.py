@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 from ..system.linux import PAGE_BYTES
 from .units import parse_size
@@ -101,26 +101,38 @@ def switch(text: str) -> bool:
     return word in ("1", "true")
 
 
-def addressing(text: str) -> str:
-    """The Run:ai variable says only whether virtual-hosted style is used."""
-    word = text.strip().lower()
-    word = {"0": "path", "false": "path", "1": "virtual", "true": "virtual"}.get(word, word)
-    if word not in ("auto", "path", "virtual"):
-        raise ValueError(f"{text!r} is none of auto, path, virtual; choose one")
-    return word
+def _as_it_is(location: str) -> str:
+    return location
 
 
-def locations(text: str) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Locators:
+    """How locations in one kind of storage are written on the command line."""
+
+    beginnings: tuple[str, ...]
+    """What they begin with."""
+    name: str
+    """In error messages, such as "an s3:// URI"."""
+    prefix: Callable[[str], str] = _as_it_is
+    """What such a location is as a prefix of `--allow`, which locations are compared with."""
+
+
+def locations(text: str, stores: Sequence[Locators]) -> tuple[str, ...]:
+    """One a line."""
     found = tuple(line.strip() for line in text.splitlines() if line.strip())
     for location in found:
-        if not location.startswith(("/", "file:///", "s3://")):
-            raise ValueError(f"{location!r} is neither an absolute path nor an s3:// URI; write one")
+        _locators(location, stores)
     return found
 
 
-def prefixes(text: str) -> tuple[str, ...]:
-    """Paths as paths, since that is what they are compared with."""
-    return tuple(
-        unquote(location.removeprefix("file://")) if location.startswith("file://") else location
-        for location in locations(text)
-    )
+def prefixes(text: str, stores: Sequence[Locators]) -> tuple[str, ...]:
+    return tuple(_locators(location, stores).prefix(location) for location in locations(text, stores))
+
+
+def _locators(location: str, stores: Sequence[Locators]) -> Locators:
+    """Those of the store that it is in. Raises ValueError."""
+    for store in stores:
+        if location.startswith(store.beginnings):
+            return store
+    names = " nor ".join(store.name for store in stores)
+    raise ValueError(f"{location!r} is neither {names}; write one")

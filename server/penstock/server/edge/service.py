@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 import grpc
 import grpc.aio
@@ -16,10 +16,11 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..checkpoint.catalog import MAX_SOURCES
 from ..errors import InvalidRequestError, PenstockError, SessionRequiredError
-from ..loads.admission import Emit, Listing, Queued, Request
+from ..loads.admission import Listing, Queued, Request
+from ..loads.control import Control
 from ..loads.load import Event, Finished, Load, Manifest, SegmentReady
 from ..loads.names import Names
-from ..loads.prefetch import Prefetch, Progress
+from ..loads.prefetch import Progress
 from ..staging.sharing import Group
 from ..system.shown import cut, encodable
 from .calls import Call, Context
@@ -50,29 +51,19 @@ MAX_DETAILS_BYTES = 1200
 """Of all of an error's details."""
 
 
-class Daemon(Protocol):
-    """What the service needs of the daemon. Each raises a PenstockError that it answers with."""
-
-    def session(self, token: str | None) -> Session: ...
-
-    def new_load(self, request: Request, session: Session) -> Load: ...
-
-    def new_prefetch(self, request: Request, session: Session, *, pin: bool) -> Prefetch: ...
-
-    async def run_load(self, load: Load | Prefetch, emit: Emit) -> None: ...
-
-    def evict(self, session: Session, sources: Sequence[str]) -> tuple[int, int]: ...
-
-    def tell_status(self, session: Session) -> pb.GetStatusResponse: ...
-
-    def refused(self, error: PenstockError, caller: Session | None) -> None: ...
-
-
 class StreamerService:
     """Answers for one daemon."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+    def __init__(
+        self,
+        control: Control,
+        session_of: Callable[[str | None], Session],
+        tell_status: Callable[[Session], pb.GetStatusResponse],
+    ) -> None:
+        """`session_of` raises SessionRequiredError for a token that is none."""
+        self._control = control
+        self._session_of = session_of
+        self._tell_status = tell_status
         self.methods = {
             "Load": self.load,
             "Prefetch": self.prefetch,
@@ -90,7 +81,7 @@ class StreamerService:
                     "this session's token opened a load already; open another connection"
                 )
             session.loaded = True
-            load = self._daemon.new_load(await _opening(call), session)
+            load = self._control.new_load(await _opening(call), session)
         except PenstockError as error:
             await self._refuse(call, error, session)
         handler = asyncio.current_task()
@@ -107,14 +98,14 @@ class StreamerService:
         listening = asyncio.create_task(_listen(call, load))
         listening.add_done_callback(heard)
         try:
-            await self._daemon.run_load(load, lambda event: _emit(call, event))
+            await self._control.run(load, lambda event: _emit(call, event))
         except PenstockError as error:
             listening.remove_done_callback(heard)
             await abort(call.context, error, load.id)
         except asyncio.CancelledError:
             if not wrong:
                 raise
-            self._daemon.refused(wrong[0], session)
+            self._control.refused(wrong[0], session)
             await abort(call.context, wrong[0], load.id)
         finally:
             listening.remove_done_callback(heard)
@@ -125,12 +116,12 @@ class StreamerService:
         try:
             session = self._session(call)
             request, pin = await _prefetch_opening(call)
-            prefetch = self._daemon.new_prefetch(request, session, pin=pin)
+            prefetch = self._control.new_prefetch(request, session, pin=pin)
         except PenstockError as error:
             await self._refuse(call, error, session)
         call.stream.finish_message()
         try:
-            await self._daemon.run_load(
+            await self._control.run(
                 prefetch, lambda event: call.send(lambda: _progress(event).SerializeToString())
             )
         except PenstockError as error:
@@ -142,7 +133,7 @@ class StreamerService:
             session = self._session(call)
             message = await call.only(pb.EvictRequest)
             _check_sources(message.sources)
-            freed, leased = self._daemon.evict(session, message.sources)
+            freed, leased = self._control.evict(session, message.sources)
         except PenstockError as error:
             await self._refuse(call, error, session)
         answer = pb.EvictResponse(freed_bytes=freed, leased_bytes=leased)
@@ -152,21 +143,19 @@ class StreamerService:
         try:
             session = self._session(call)
             await call.only(pb.GetStatusRequest)
-            await call.send(
-                lambda: self._daemon.tell_status(session).SerializeToString(), most_bytes=STATUS_BYTES
-            )
+            await call.send(lambda: self._tell_status(session).SerializeToString(), most_bytes=STATUS_BYTES)
         except PenstockError as error:
             await self._refuse(call, error, None)
 
     def _session(self, call: Call) -> Session:
         """The caller's. From now on its messages pass the gate."""
-        session = self._daemon.session(_token(call.context))
+        session = self._session_of(_token(call.context))
         call.stream.approve()
         return session
 
     async def _refuse(self, call: Call, error: PenstockError, session: Session | None) -> NoReturn:
         """Ends a call that came to nothing."""
-        self._daemon.refused(error, session)
+        self._control.refused(error, session)
         await abort(call.context, error, "")
 
 

@@ -20,8 +20,9 @@ from ..checkpoint.plan import Indices, Selection
 from ..checkpoint.table import TensorTable
 from ..config.units import show_size
 from ..errors import CheckpointChangedError, InvalidRequestError
-from ..sources import Access, source_kind
-from ..sources.file.identity import continues
+from ..sources import Access
+from ..sources.resuming import continues
+from ..sources.stores import kind_of
 from ..staging.buffer import Staging
 from ..staging.entry import Holder, StagedCheckpoint
 from ..staging.sharing import Group
@@ -145,8 +146,8 @@ class Admission:
 
     @property
     def source(self) -> str:
-        """What it reads from, by its first source: file or s3."""
-        return source_kind(next(iter(self.request.sources), ""))
+        """What it reads from, by its first source: the kind of a store."""
+        return kind_of(next(iter(self.request.sources), ""))
 
     @property
     def waits_for(self) -> str:

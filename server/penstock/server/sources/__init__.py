@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import AccessDeniedError, SourceUnavailableError
+from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def source_kind(uri: str) -> str:
-    """What `source` is in metrics and status: "file" or "s3"."""
-    return "s3" if uri.startswith("s3://") else "file"
+def scheme_of(uri: str) -> str:
+    """As it is written; empty for what has none, such as a path."""
+    match = _SCHEME.match(uri)
+    return match[1] if match else ""
+
+
+def choose(sources: Sequence[Source], uri: str) -> Source:
+    """The one that a URI is of; the first has all that have no scheme, and no case matters in its own. Raises
+    InvalidRequestError for a scheme that none has."""
+    scheme = scheme_of(uri)
+    for source in sources:
+        if scheme in source.schemes:
+            return source
+    if not scheme or scheme.lower() in sources[0].schemes:
+        return sources[0]
+    others = [f"{known}://" for source in sources[1:] for known in source.schemes]
+    if f"{scheme.lower()}://" in others:
+        raise InvalidRequestError(f"sources: {uri[:200]!r}: write {scheme.lower()}:// in lower case")
+    raise InvalidRequestError(
+        f"sources: {uri[:200]!r}: this penstockd knows no {scheme.lower()[:20]}:// sources; use a path or "
+        f"{' or '.join(others)}"
+    )
 
 
 class SourceFile(Protocol):
@@ -77,7 +99,11 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "file" or "s3": what metrics call it."""
+        """What metrics call it."""
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Of the URIs that name what is in it, without `://`."""
 
     descriptors_per_file: int
     """What a file takes while it is open."""

@@ -107,7 +107,16 @@ class Staging:
         self, checkpoint: Checkpoint, selection: Selection, memory_limit: int | None, uid: int
     ) -> Demand:
         """What `enter` needs. Takes a while for very many tensors. Raises MemoryLimitTooSmallError."""
-        return measure(checkpoint, selection, memory_limit=memory_limit, uid=uid, config=self._config)
+        return measure(
+            checkpoint,
+            selection,
+            memory_limit=memory_limit,
+            uid=uid,
+            config=self._config,
+            at_once_bytes=max(
+                (self._readers[file.kind].at_once_bytes for file in checkpoint.files), default=0
+            ),
+        )
 
     def enter(
         self,
@@ -157,7 +166,7 @@ class Staging:
             made_for,
             uid=tenant,
             readers=self._readers,
-            block_bytes={kind: self._config.block_bytes_of(kind) for kind in self._readers},
+            block_bytes={kind: pool.block_bytes for kind, pool in self._readers.items()},
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
             window=group.window if group else "",

@@ -46,10 +46,17 @@ class Demand:
 
 
 def measure(
-    checkpoint: Checkpoint, selection: Selection, *, memory_limit: int | None, uid: int, config: Config
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    memory_limit: int | None,
+    uid: int,
+    config: Config,
+    at_once_bytes: int,
 ) -> Demand:
     """`memory_limit` is the load's own, in bytes: 0 minimal, None what the daemon allows. It is rounded up to
-    slabs; the daemon's never is. Raises MemoryLimitTooSmallError if the largest tensor does not fit."""
+    slabs; the daemon's never is. `at_once_bytes` is what all readers together read at once. Raises
+    MemoryLimitTooSmallError if the largest tensor does not fit."""
     slab = config.slab_bytes
     largest = plan.largest_tensor(checkpoint.tables, selection)
     if largest is None:
@@ -69,9 +76,7 @@ def measure(
         target_tensors=plan.SEGMENT_TENSORS,
     )
     whole = max(1, -(-plan.ring_bytes(segments) // slab))
-    kinds = {file.kind for file in checkpoint.files}
-    at_once = max(config.concurrency_of(kind) * config.block_bytes_of(kind) for kind in kinds)
-    busy = -(-WINDOW_BLOCKS_PER_READER * at_once // slab)
+    busy = -(-WINDOW_BLOCKS_PER_READER * at_once_bytes // slab)
     window = min(max(busy, 2 * needed), max(config.window_bytes // slab, needed), allowed)
     return Demand(
         whole=whole if whole <= allowed else 0,

@@ -50,8 +50,14 @@ class Lane:
 class ReaderPool:
     """`size` reader threads, and what they have read since the start."""
 
-    def __init__(self, size: int, *, name: str = "reader", spare_threads: int = SPARE_THREADS) -> None:
-        """Stalled reads are replaced by at most `spare_threads` others."""
+    def __init__(
+        self, size: int, *, block_bytes: int, name: str = "reader", spare_threads: int = SPARE_THREADS
+    ) -> None:
+        """Each thread reads `block_bytes` at once. Stalled reads are replaced by at most `spare_threads`
+        others."""
+        self.block_bytes = block_bytes
+        self.at_once_bytes = size * block_bytes
+        """What all threads together read at once, without the spare ones."""
         self._name = name
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)

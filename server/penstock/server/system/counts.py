@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import reasons
 
-SOURCES = ("file", "s3")
 RESULTS = ("ok", "failed", "cancelled")
 CACHES = ("hit", "miss")
 CLOSED_REASONS = ("refused", "protocol", "flood", "memory", "idle")
@@ -44,10 +43,11 @@ class Distribution:
 class Totals:
     """Changed on the event loop only, but for the distributions."""
 
-    def __init__(self) -> None:
-        self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(SOURCES, RESULTS), 0)
+    def __init__(self, sources: Sequence[str]) -> None:
+        """`sources` are the kinds of storage."""
+        self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(sources, RESULTS), 0)
         """By source and result."""
-        self.source_bytes = dict.fromkeys(SOURCES, 0)
+        self.source_bytes = dict.fromkeys(sources, 0)
         self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
         """For a source that tries again: how often it did, by reason."""
         self.rejected = dict.fromkeys(reasons(), 0)
@@ -57,11 +57,11 @@ class Totals:
         self.stage_misses = 0
         self.evictions = 0
         self.load_seconds: dict[tuple[str, ...], Distribution] = {
-            labels: Distribution(LOAD_SECONDS) for labels in itertools.product(SOURCES, CACHES)
+            labels: Distribution(LOAD_SECONDS) for labels in itertools.product(sources, CACHES)
         }
         """By source and whether all was warm."""
         self.load_wait_seconds = Distribution(LOAD_SECONDS)
-        self.read_seconds = {source: Distribution(READ_SECONDS) for source in SOURCES}
+        self.read_seconds = {source: Distribution(READ_SECONDS) for source in sources}
 
     @property
     def read_bytes(self) -> int:

@@ -21,10 +21,9 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from ..sources.file.mounts import MountTable
 from ..staging.reader import ReaderPool
 from ..staging.schedule import STALL_SECONDS
 from ..system.log import event
@@ -51,17 +50,19 @@ class Health:
     def __init__(
         self,
         readers: Collection[ReaderPool],
-        mounts: MountTable,
+        asked_since: Callable[[], Iterable[tuple[str, float]]],
         *,
         stall_seconds: float,
         on_change: Callable[[], None],
     ) -> None:
-        """`on_change` is called on the event loop when `ready` or `live` may be different."""
+        """`readers` are those whose reads may hang. `asked_since` tells, for each thread that waits for a
+        mount, which one and since when by the monotonic clock. `on_change` is called on the event loop when
+        `ready` or `live` may be different."""
         self.waits_for = "penstockd is starting"
         """What keeps a daemon that is not hung from being ready, in words; empty when nothing does."""
         self.draining = False
         self._readers = readers
-        self._mounts = mounts
+        self._asked_since = asked_since
         self._stall_seconds = stall_seconds
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
@@ -82,7 +83,7 @@ class Health:
     def hung_mounts(self) -> list[HungMount]:
         """Those that threads have waited for for too long, the longest first."""
         now = time.monotonic()
-        late = [(mount, now - since) for mount, since in self._mounts.asked_since()]
+        late = [(mount, now - since) for mount, since in self._asked_since()]
         late = [(mount, seconds) for mount, seconds in late if seconds > self._stall_seconds]
         threads = Counter(mount for mount, _ in late)
         longest = dict(sorted(late, key=lambda entry: entry[1]))

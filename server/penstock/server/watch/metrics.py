@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from ..errors import reasons
+from ..sources.stores import KINDS
 from ..system.counts import (
     CACHES,
     CLOSED_REASONS,
@@ -34,7 +35,6 @@ from ..system.counts import (
     READ_SECONDS,
     RESULTS,
     RETRY_REASONS,
-    SOURCES,
     Distribution,
     Totals,
 )
@@ -79,13 +79,13 @@ METRICS = (
         "loads_total",
         "counter",
         "Loads and prefetches that ended; cancelled ones were left by their clients.",
-        {"source": SOURCES, "result": RESULTS},
+        {"source": KINDS, "result": RESULTS},
     ),
     Metric(
         "load_seconds",
         "histogram",
         "From a load's request to its last segment, of loads that succeeded; a hit was staged whole already.",
-        {"source": SOURCES, "cache": CACHES},
+        {"source": KINDS, "cache": CACHES},
         LOAD_SECONDS,
     ),
     Metric(
@@ -98,20 +98,20 @@ METRICS = (
         "read_bytes_total",
         "counter",
         "Checkpoint bytes read from storage into the staging buffer.",
-        {"source": SOURCES},
+        {"source": KINDS},
     ),
     Metric(
         "read_seconds",
         "histogram",
         "How long one block took to read.",
-        {"source": SOURCES},
+        {"source": KINDS},
         READ_SECONDS,
     ),
     Metric(
         "read_retries_total",
         "counter",
         "Reads that were tried again, by what went wrong.",
-        {"source": SOURCES, "reason": RETRY_REASONS},
+        {"source": KINDS, "reason": RETRY_REASONS},
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),

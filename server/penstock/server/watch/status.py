@@ -20,7 +20,7 @@ from penstock.v1 import streamer_pb2 as pb
 from ..config.settings import Config
 from ..config.values import UNLIMITED
 from ..loads.admission import Admission
-from ..sources import source_kind
+from ..sources.stores import kind_of
 from ..staging.buffer import Staging
 from ..staging.entry import StagedCheckpoint
 from ..staging.reader import ReaderPool
@@ -167,7 +167,9 @@ class Status:
 
 def effective(config: Config) -> dict[str, str]:
     """Every value that the daemon runs with, as text."""
-    return {field.name: _text(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values.update(values.pop("store_options"))
+    return {name: _text(value) for name, value in values.items()}
 
 
 def _text(value: object) -> str:
@@ -209,7 +211,7 @@ def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None, most_hold
         slab_count=len(staged.slabs),
         uid=staged.uid,
         read_bytes=staged.read_bytes,
-        source=source_kind(sources[0]),
+        source=kind_of(sources[0]),
     )
     holders = (holder for holder in staged.holders.values() if only_uid in (None, holder.uid))
     for holder in islice(holders, most_holders):

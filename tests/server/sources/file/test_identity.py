@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from penstock.server.sources.file.identity import Look, Place, change, continues, portable_version
+from penstock.server.sources.file.identity import Look, change, portable_version
+from penstock.server.sources.resuming import Place, continues
 from penstock.server.system.statx import FileStatus, Mount
 
 STATUS = FileStatus(

@@ -13,7 +13,7 @@ from penstock.server.errors import (
     SourceUnavailableError,
 )
 from penstock.server.sources.objects import listing
-from penstock.server.sources.s3 import S3Source
+from penstock.server.sources.s3.source import S3Source
 
 from ...objects import Asked, ObjectServer
 from ...support import ROOT

@@ -1,5 +1,6 @@
 """Files on a disk or any mounted file system.
 
+store     all of it with its threads: each mount has its own
 source    one version of one open file, and how a block of it is read
 paths     what paths and `file://` URIs name, and who may open it
 identity  which version of a file it is, and whether that may have changed since (pure)

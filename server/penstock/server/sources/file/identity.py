@@ -11,7 +11,6 @@ chmod. It is taken for one of these only if that shows, and no write does.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from ...system.statx import FileStatus
@@ -67,38 +66,3 @@ def change(before: Look, now: Look, *, watched: bool, modified: bool) -> str:
     if renamed or (watched and reowned):
         return ""
     return "its change time moved, and neither a link nor a rename nor a new mode explains it"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The mounts that a load's files were opened through, as a suffix of the version that clients are told.
-
-    Within one mount namespace, which `root` stands for, the same mounts must be there for a load to go on at
-    another daemon. Another namespace, such as a new container, has other mounts of the same file systems:
-    there the rest of the version has to suffice.
-    """
-
-    root: str
-    """Empty where the kernel has no ids of mounts that are unique: a restart compares no mounts then."""
-    mounts: str
-
-    @classmethod
-    def of(cls, root: str, mounts: list[str]) -> Place:
-        """`mounts` of each file in order; empty for those that are not local."""
-        if not any(mounts):
-            return cls("", "")
-        return cls(root, hashlib.sha256("\0".join(mounts).encode()).hexdigest()[:16])
-
-    def __str__(self) -> str:
-        return f".{self.root}.{self.mounts}" if self.mounts else ""
-
-
-def continues(before: str, now: str) -> bool:
-    """Whether a load that began with the version `before` may go on with `now`, both as clients are told."""
-    old_content, _, old_place = before.partition(".")
-    content, _, place = now.partition(".")
-    if old_content != content or not content:
-        return False
-    old_root, _, old_mounts = old_place.partition(".")
-    root, _, mounts = place.partition(".")
-    return not root or old_root != root or old_mounts == mounts

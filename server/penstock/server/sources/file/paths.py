@@ -53,13 +53,6 @@ def _uri_path(source: str) -> str:
                 f"sources: {source[:200]!r} is not of the form file:///path; write it so"
             )
         return unquote(parts.path)
-    if parts.scheme == "s3":  # or it would not have come here
-        raise InvalidRequestError(f"sources: {source[:200]!r}: write s3:// in lower case")
-    if parts.scheme and "://" in source:
-        raise InvalidRequestError(
-            f"sources: {source[:200]!r}: this penstockd knows no {parts.scheme[:20]}:// sources; "
-            "use a path or s3://"
-        )
     raise InvalidRequestError(
         f"sources: {source[:200]!r} is a relative path, which means nothing to penstockd; make it absolute"
     )

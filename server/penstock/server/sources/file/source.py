@@ -40,6 +40,7 @@ class FileSource:
     header."""
 
     kind = "file"
+    schemes = ("file",)
     descriptors_per_file = 2  # one of them for direct I/O
 
     def __init__(

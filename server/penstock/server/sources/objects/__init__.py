@@ -8,13 +8,14 @@ response    answers that must come within a time
 requests    all of these, put together to requests that are answered or fail for good
 listing     what lies directly below a prefix
 object      one version of one object as a SourceFile
-store       the Source that a kind of store is
+source      the Source that a kind of object store is
+store       such a source with its threads
 
 It knows no store by name. What is a store's own stands in a package beside this one.
 """
 
 from .object import ObjectFile
 from .service import ObjectSettings
-from .store import ObjectStore
+from .source import ObjectSource
 
-__all__ = ["ObjectFile", "ObjectSettings", "ObjectStore"]
+__all__ = ["ObjectFile", "ObjectSettings", "ObjectSource"]

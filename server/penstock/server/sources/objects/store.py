@@ -1,126 +1,69 @@
-"""The Source that a kind of object store is: what is a directory there, and how an object is opened."""
+"""An object store with its threads. Each has its own, and so holds up only itself."""
 
 from __future__ import annotations
 
-import threading
-from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Generic
+from typing import Any
 
-from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
-from .. import Access
-from .listing import list_names
-from .object import ObjectFile, ask_first, ask_state
-from .requests import Requests
-from .service import L, ObjectService, ObjectSettings
+from ...config.settings import Config
+from ...system.counts import RETRY_REASONS
+from ...system.fair import FairExecutor
+from ..store import Reading, Store
+from .service import ObjectSettings
+from .source import ObjectSource
 
-OBJECT_SUFFIX = ".safetensors"
-"""What ends so is taken for an object; anything else may be the prefix of several."""
-KNOWN_OBJECTS = 10_000
+HEADER_READERS = 32
+SPARE_READERS = 64
+"""A request that stalls has a timeout, and so leaves its thread sooner or later."""
 
 
-class ObjectStore(ABC, Generic[L]):
-    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are read
-    and who may read what."""
+class ObjectStore(Store):
+    """A subclass names itself and makes its source."""
 
-    kind: str
-    descriptors_per_file = 0  # connections are kept by `ObjectSettings.connections`
+    resolver_threads = 64
+    """More than of files, because each may have to wait for a store that does not answer."""
+    source: ObjectSource[Any]
 
-    def __init__(
-        self, settings: ObjectSettings, workers: Callable[[int], Executor], on_retry: Callable[[str], None]
-    ) -> None:
-        """`workers` gives, for a uid, what opens objects and reads their headers. `on_retry` is told the
-        reason of whatever is tried again, by one thread at a time."""
-        # Requests end by themselves, when `retries` of them have failed in a row.
-        self.patience_seconds = max(600.0, 2 * settings.retries * settings.timeout_seconds)
-        self._workers = workers
-        self._on_retry = on_retry
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._made: Requests[L] | None = None
-        self._known: OrderedDict[str, None] = OrderedDict()
-        """Objects opened lately: of these the headers are probably kept, and a HEAD request is enough."""
-
-    # ---- a store's own --------------------------------------------------------------------------
-
-    @abstractmethod
-    def parse(self, uri: str) -> L:
-        """Raises InvalidRequestError."""
+    def __init__(self, config: Config) -> None:
+        self.reading = Reading(
+            threads=config.object_concurrency,
+            spare_threads=SPARE_READERS,
+            block_bytes=config.object_block_bytes,
+            may_hang=False,
+            thread_name=f"{self.kind}-reader",
+        )
+        self._openers = FairExecutor(HEADER_READERS, f"{self.kind}-header")
+        self._resolvers = FairExecutor(self.resolver_threads, f"{self.kind}-resolver")
+        self._retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
+        self.source = self.make_source(
+            config,
+            ObjectSettings.of(config),
+            self._openers.of,
+            lambda reason: self._retries.update([reason]),
+        )
 
     @abstractmethod
-    def check_access(self, location: L, access: Access) -> None:
-        """Raises AccessDeniedError unless the caller may read there."""
+    def make_source(
+        self,
+        config: Config,
+        settings: ObjectSettings,
+        workers: Callable[[int], Executor],
+        on_retry: Callable[[str], None],
+    ) -> ObjectSource[Any]:
+        """The last three are for `ObjectSource`."""
 
-    @abstractmethod
-    def is_version(self, location: L) -> bool:
-        """It names one version of an object, and so no directory."""
+    def resolvers(self, location: str, uid: int) -> Executor:
+        return self._resolvers.of(uid)
 
-    @abstractmethod
-    def as_directory(self, location: L) -> L:
-        """The same with a key that ends in `/`."""
-
-    @abstractmethod
-    def connect(self) -> ObjectService[L]:
-        """What imports and configures the store's library. Raises PenstockError."""
-
-    # ---- the Source -----------------------------------------------------------------------------
-
-    def workers(self, location: str, uid: int) -> Executor:
-        return self._workers(uid)
-
-    def location(self, source: str) -> str:
-        return self.parse(source).uri
-
-    def name(self, location: str) -> str:
-        return self.parse(location).key.rpartition("/")[2]
-
-    def list(self, location: str, access: Access) -> list[str] | None:
-        named = self.parse(location)
-        self.check_access(named, access)
-        if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
-            return None
-        is_directory = not named.key or named.key.endswith("/")
-        directory = named if is_directory else self.as_directory(named)
-        names = [name for name in list_names(self._requests(), directory) if name]
-        return names if names or is_directory else None
-
-    def dangles(self, location: str, access: Access) -> bool:
-        return False
-
-    def open(self, location: str, access: Access) -> ObjectFile[L]:
-        named = self.parse(location)
-        self.check_access(named, access)
-        if not named.key:
-            raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
-        requests = self._requests()
-        if self._was_known(location):
-            try:
-                state = requests.patiently(named, lambda: ask_state(requests, named))
-                return ObjectFile(self.kind, requests, named, state, b"")
-            except (AccessDeniedError, SourceUnavailableError):
-                """The answer to a HEAD has no body that would say why: ask once more for one that has."""
-        state, first = requests.patiently(named, lambda: ask_first(requests, named))
-        return ObjectFile(self.kind, requests, named, state, first)
+    def retries(self) -> Mapping[str, int]:
+        return self._retries.copy()
 
     def stop(self) -> None:
-        """Ends what is under way, with an error."""
-        with self._lock:
-            if self._made is not None:
-                self._made.stop()
+        self.source.stop()
 
-    def _requests(self) -> Requests[L]:
-        with self._lock:
-            if self._made is None:
-                self._made = Requests(self.connect(), self._settings, self._on_retry)
-            return self._made
-
-    def _was_known(self, location: str) -> bool:
-        with self._lock:
-            known = location in self._known
-            self._known[location] = None
-            self._known.move_to_end(location)
-            if len(self._known) > KNOWN_OBJECTS:
-                self._known.popitem(last=False)
-            return known
+    def shutdown(self) -> None:
+        self._resolvers.shutdown()
+        self._openers.shutdown()

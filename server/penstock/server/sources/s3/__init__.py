@@ -1,56 +1,10 @@
 """What is S3's own, and that of stores that call themselves compatible; `objects/` does the rest.
 
+store        all of it with its threads
+source       what lies in it
 location     s3:// URIs, and who may read them (pure)
 account      credentials, endpoints, signatures, what lists say: boto3's part, imported when first needed
 credentials  why there are none that can be used, in words
 answers      what error answers mean (pure)
 settings     what only S3 has flags for
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from concurrent.futures import Executor
-
-from .. import Access
-from ..objects import ObjectSettings, ObjectStore
-from ..objects.service import ObjectService
-from .location import Location, check_access, parse
-from .settings import S3Settings
-
-__all__ = ["S3Settings", "S3Source"]
-
-
-class S3Source(ObjectStore[Location]):
-    """`s3://` URIs."""
-
-    kind = "s3"
-    descriptors_per_file = 0  # connections are kept by `S3Settings.connections`
-
-    def __init__(
-        self,
-        settings: ObjectSettings,
-        own: S3Settings,
-        workers: Callable[[int], Executor],
-        on_retry: Callable[[str], None],
-    ) -> None:
-        """As those of `ObjectStore`; `own` is what only S3 has."""
-        super().__init__(settings, workers, on_retry)
-        self._own = own
-
-    def parse(self, uri: str) -> Location:
-        return parse(uri)
-
-    def check_access(self, location: Location, access: Access) -> None:
-        check_access(location, access)
-
-    def is_version(self, location: Location) -> bool:
-        return location.version_id is not None
-
-    def as_directory(self, location: Location) -> Location:
-        return Location(location.bucket, location.key + "/")
-
-    def connect(self) -> ObjectService[Location]:
-        from .account import Account
-
-        return Account(self._own)

@@ -1,0 +1,77 @@
+"""Files with their threads: each mount has some of its own for all that may hang, and so holds up only
+itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from concurrent.futures import Executor
+from urllib.parse import unquote
+
+from ...config.options import StoreFlags
+from ...config.settings import Config
+from ...config.values import Locators
+from ..store import Events, Reading, Store
+from .mounts import MountEvents, MountTable, MountThreads
+from .source import FileContext, FileSource
+from .watches import Watches
+
+logger = logging.getLogger(__name__)
+
+HEADER_READERS = 16
+HUNG_MOUNTS = 4
+"""So many mounts may hang before there are fewer threads for the others."""
+CLOSED_MOUNTS = 1024
+"""Those of which files are being closed at once, by a thread for each."""
+
+
+def _prefix(location: str) -> str:
+    """A path, since that is what it is compared with."""
+    return unquote(location.removeprefix("file://")) if location.startswith("file://") else location
+
+
+class FileStore(Store):
+    kind = FileSource.kind
+    schemes = FileSource.schemes
+    flags = StoreFlags(Locators(("/", "file:///"), "an absolute path", _prefix))
+    resolver_threads = 8
+
+    def __init__(self, config: Config) -> None:
+        # So many mounts may hang, each with as many reads as there are threads, and cost the others nothing.
+        self.reading = Reading(
+            threads=config.concurrency,
+            spare_threads=HUNG_MOUNTS * config.concurrency,
+            block_bytes=config.block_bytes,
+            may_hang=True,
+        )
+        self._mounts = MountTable()
+        self._openers = MountThreads(HEADER_READERS, "header", self._mounts)
+        self._resolvers = MountThreads(self.resolver_threads, "resolver", self._mounts)
+        self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
+        self.source = FileSource(
+            lambda path, uid: self._openers.of(path).of(uid),
+            FileContext(
+                self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
+            ),
+        )
+
+    def resolvers(self, location: str, uid: int) -> Executor:
+        return self._resolvers.of(location).of(uid)
+
+    def asked_since(self) -> Collection[tuple[str, float]]:
+        return self._mounts.asked_since()
+
+    def gone_events(self) -> Events | None:
+        try:
+            return MountEvents()
+        except OSError:
+            logger.warning("/proc is not mounted: what is warm of a file system outlives its mount")
+            return None
+
+    def stop(self) -> None:
+        """A read of a file cannot be ended."""
+
+    def shutdown(self) -> None:
+        for threads in (self._resolvers, self._openers, self._closers):
+            threads.shutdown()

@@ -1,0 +1,48 @@
+"""`s3://` URIs as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from .. import Access
+from ..objects import ObjectSettings, ObjectSource
+from ..objects.service import ObjectService
+from .location import Location, check_access, parse
+from .settings import S3Settings
+
+
+class S3Source(ObjectSource[Location]):
+    """`s3://` URIs."""
+
+    kind = "s3"
+    schemes = ("s3",)
+    descriptors_per_file = 0  # connections are kept by `S3Settings.connections`
+
+    def __init__(
+        self,
+        settings: ObjectSettings,
+        own: S3Settings,
+        workers: Callable[[int], Executor],
+        on_retry: Callable[[str], None],
+    ) -> None:
+        """As those of `ObjectSource`; `own` is what only S3 has."""
+        super().__init__(settings, workers, on_retry)
+        self._own = own
+
+    def parse(self, uri: str) -> Location:
+        return parse(uri)
+
+    def check_access(self, location: Location, access: Access) -> None:
+        check_access(location, access)
+
+    def is_version(self, location: Location) -> bool:
+        return location.version_id is not None
+
+    def as_directory(self, location: Location) -> Location:
+        return Location(location.bucket, location.key + "/")
+
+    def connect(self) -> ObjectService[Location]:
+        from .account import Account
+
+        return Account(self._own)

@@ -1,0 +1,19 @@
+"""The list of stores. A new one is a package beside `s3`, and an entry here."""
+
+from __future__ import annotations
+
+from . import scheme_of
+from .file.store import FileStore
+from .s3.store import S3Store
+from .store import Store
+
+STORES: tuple[type[Store], ...] = (FileStore, S3Store)
+"""The first is also asked for what has no scheme."""
+FLAGS = tuple(store.flags for store in STORES)
+KINDS = tuple(store.kind for store in STORES)
+_KIND_OF = {scheme: store.kind for store in STORES for scheme in store.schemes}
+
+
+def kind_of(uri: str) -> str:
+    """What `source` is in metrics and status, for what a client named."""
+    return _KIND_OF.get(scheme_of(uri), KINDS[0])
