@@ -109,6 +109,9 @@ def test_honest_users_are_served_while_strangers_try_every_attack_at_once(
 
     for process in [*users.values(), *(one for processes in strangers.values() for one in processes)]:
         assert process.wait() == 0, process.errors()
+    # A checkpoint that a killed client was loading is warm as far as it came, and its files stay open.
+    with daemon.client() as client:
+        client.evict()
     daemon.assert_comes_back(before)
     assert set(os.listdir("/dev/shm")) == shared_memory
     assert not list(daemon.temporary.iterdir())
