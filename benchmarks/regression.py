@@ -66,8 +66,8 @@ def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]
     checkouts = {_NOW: system.ROOT, _BEFORE: runner.before}
     names = list(checkouts)
     for number in range(runner.rounds):
-        # Daemons of their own for each round, and the other one first: how fast a daemon's memory is depends on
-        # where the machine's host had pages when it started, by up to 1.4 times for the same code.
+        # Daemons of their own for each round, the other one first each time. The one that starts first takes
+        # up to 1.4 times as long with the same code, as its memory comes from other pages of the host.
         order = names if number % 2 == 0 else names[::-1]
         with contextlib.ExitStack() as stack:
             sides = {name: stack.enter_context(_side(checkouts[name])) for name in order}
