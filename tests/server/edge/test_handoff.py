@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from penstock.server.edge.handoff import (
-    ACCEPT_PAUSE_SECONDS,
     MAX_FDS_PER_PACKET,
     MAX_SESSIONS_PER_UID,
     SEND_TIMEOUT_SECONDS,
     HandoffServer,
     Session,
 )
+from penstock.server.edge.unix import ACCEPT_PAUSE_SECONDS
 from penstock.server.errors import PenstockError, SessionRequiredError
 from penstock.server.system import quota
 from penstock.v1 import streamer_pb2 as pb

@@ -28,7 +28,7 @@ from ..system.quota import Quota
 from .allowance import Allowance
 from .passage import MAX_BUFFERED_BYTES, Passage
 from .streams import RequestStream
-from .unix import ACCEPT_AT_ONCE, Listener, peer
+from .unix import Listener, peer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ the queue has to be here, where it is known whose they are."""
 STARVED_SECONDS = 10.0
 """A message waits so long for memory that other requests of its user have; then it is refused."""
 SWEEP_SECONDS = 1.0
-ACCEPT_PAUSE_SECONDS = 1.0
 
 
 class Gate:
@@ -100,14 +99,12 @@ class Gate:
     async def start(self, inner: str) -> None:
         """Binds; `inner` is the path where gRPC listens. The caller holds the directory's lock."""
         self._inner = inner
-        self._listener = Listener(self._path, socket.SOCK_STREAM)
-        self._listen()
+        self._listener = Listener(self._path, socket.SOCK_STREAM, self._begin)
         self._start_task(self._sweep())
 
     async def stop(self) -> None:
         """Once gRPC has stopped: ends every connection, after what gRPC said last."""
         if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.socket)
             self._listener.close()
             self._listener = None
         with contextlib.suppress(asyncio.TimeoutError):
@@ -169,25 +166,6 @@ class Gate:
             self._empty.set()
 
     # ---- inside ---------------------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        if self._listener is not None:
-            asyncio.get_running_loop().add_reader(self._listener.socket, self._accept, self._listener.socket)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPT_AT_ONCE):
-            try:
-                connection, _address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # out of descriptors: the clients wait in the backlog
-                logger.warning("a connection could not be accepted: %s", error)
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listener)  # else the loop would turn for nothing but this
-                loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen)
-                return
-            connection.setblocking(False)
-            self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
         _, uid = peer(connection)

@@ -25,14 +25,13 @@ from penstock.v1 import streamer_pb2 as pb
 from ..errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
 from ..system.quota import Quota
 from .streams import MAX_MESSAGE_BYTES
-from .unix import ACCEPT_AT_ONCE, Listener, peer
+from .unix import Listener, peer
 
 logger = logging.getLogger(__name__)
 
 MAX_FDS_PER_PACKET = 253
 """The kernel's SCM_MAX_FD."""
 SEND_TIMEOUT_SECONDS = 30.0
-ACCEPT_PAUSE_SECONDS = 1.0
 MAX_SESSIONS = 4096
 """No more than a quarter of the descriptors that this process may have: each session is one. An eighth is
 kept for privileged users."""
@@ -144,13 +143,11 @@ class HandoffServer:
 
     def start(self) -> None:
         """Binds. The caller holds the directory's lock. Raises ConfigError where another daemon listens."""
-        self._listener = Listener(self._path, socket.SOCK_SEQPACKET)
-        self._listen()
+        self._listener = Listener(self._path, socket.SOCK_SEQPACKET, self._begin)
 
     def stop(self) -> None:
         """Ends every session. Clients keep what they have mapped."""
         if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.socket)
             self._listener.close()
             self._listener = None
         for session in list(self._sessions.values()):
@@ -165,25 +162,6 @@ class HandoffServer:
                 "its token as metadata penstock-session"
             )
         return session
-
-    def _listen(self) -> None:
-        if self._listener is not None:
-            asyncio.get_running_loop().add_reader(self._listener.socket, self._accept, self._listener.socket)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPT_AT_ONCE):
-            try:
-                connection, _address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # out of descriptors: the clients wait in the backlog
-                logger.warning("a handoff connection could not be accepted: %s", error)
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listener)  # else the loop would turn for nothing but this
-                loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen)
-                return
-            connection.setblocking(False)
-            self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
         pid, uid = peer(connection)

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..system.own_files import file_id, unlink_own
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Or what the system allows (net.core.somaxconn), which is as much by default. Whoever connects while so many
 wait to be accepted has to wait, or gets EAGAIN, which gRPC's clients take for the end of the daemon."""
 ACCEPT_AT_ONCE = 256
 """A flood of connections must not starve the event loop: so many take about 5 ms."""
+ACCEPT_PAUSE_SECONDS = 1.0
+"""How long nothing is accepted where no descriptor is left."""
 _PEER = struct.Struct("iII")
 
 
 class Listener:
     """Listens at `path`, in place of a socket that nobody listens on any more. The mode lets everybody in:
-    who may stay is for the caller to decide."""
+    who may stay is for the caller to decide. Lives on the event loop."""
 
-    def __init__(self, path: Path, kind: socket.SocketKind) -> None:
-        """Raises ConfigError where somebody listens already."""
+    def __init__(
+        self, path: Path, kind: socket.SocketKind, on_connection: Callable[[socket.socket], None]
+    ) -> None:
+        """`on_connection` gets each connection, which is its own from then on and does not block. Raises
+        ConfigError where somebody listens already."""
         self._path = path
+        self._on_connection = on_connection
+        self._closed = False
         _remove_stale(path, kind)
         self.socket = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -38,11 +50,33 @@ class Listener:
         except BaseException:
             self.socket.close()
             raise
+        self._listen()
 
     def close(self) -> None:
         """Removes the socket's file too, unless another has taken its place."""
+        self._closed = True
+        asyncio.get_running_loop().remove_reader(self.socket)
         unlink_own(self._path, self._id)
         self.socket.close()  # only now: once it is closed the inode's number may be another's
+
+    def _listen(self) -> None:
+        if not self._closed:
+            asyncio.get_running_loop().add_reader(self.socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                connection, _address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of descriptors: the clients wait in the backlog
+                logger.warning("a connection to %s could not be accepted: %s", self._path, error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self.socket)  # else the loop would turn for nothing but this
+                loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen)
+                return
+            connection.setblocking(False)
+            self._on_connection(connection)
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
