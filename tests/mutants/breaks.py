@@ -334,9 +334,23 @@ BREAKS = (
     Break(
         "a private daemon imports nothing from the working directory",
         f"{_CLIENT}/system/interpreter.py",
+        "sys.path[:] = sys.argv[4 : 4 + count]",
+        "sys.path[1:] = sys.argv[4 : 4 + count]",
+        "test_it_does_not_import_from_the_working_directory",
+    ),
+    Break(
+        "a private daemon starts where nobody can put modules",
+        f"{_CLIENT}/system/interpreter.py",
+        'cwd="/",',
+        "cwd=None,",
+        "test_an_empty_entry_of_pythonpath_is_not_the_working_directory",
+    ),
+    Break(
+        "the working directory is left out of the directories that a private daemon imports from",
+        f"{_CLIENT}/system/interpreter.py",
         "if entry in wanted or not here or not _same(entry, here)]",
         "]",
-        "test_it_does_not_import_from_the_working_directory",
+        "test_a_working_directory_that_pythonpath_names_is_imported_from",
     ),
     Break(
         "a daemon removes only files that are still its own",
@@ -356,8 +370,8 @@ BREAKS = (
     Break(
         "privileged users keep their reserve",
         f"{_SERVER}/system/quota.py",
-        "free = unused - max(0, self._reserve - privileged)",
-        "free = unused",
+        "self._reserve = min(max(1, total // RESERVED_PART), total - 1)",
+        "self._reserve = 0",
         "test_whatever_three_users_take_a_fourth_finds_some_and_root_its_reserve",
     ),
     Break(
