@@ -76,7 +76,7 @@ image: venv  ## Build the Dockerfile into a clean Debian, without a container en
 stress: venv  ## Run the long stress tests and fuzz (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
 
-mutants: venv  ## Break rules one by one and report tests that pass all the same (ten minutes); ARGS='token quota' for some
+mutants: venv  ## Break rules one by one and report tests that pass all the same (half an hour); ARGS='token quota' for some
 	@$(BIN)/python -m tests.mutants -n $(WORKERS) $(ARGS)
 
 demo: $(VENV)/.stamp-demo  ## Load a real model through a private daemon and check every bit
