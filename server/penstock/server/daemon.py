@@ -221,7 +221,7 @@ class Daemon:
             event(logger, "loads cut off", {"loads": len(self._control.running)}, level=logging.WARNING)
 
     async def _sample(self) -> None:
-        """Remembers what the last minutes were like, for as long as the daemon runs."""
+        """Records throughput and rates for the history, for as long as the daemon runs."""
         while True:
             read_bytes = sum(pool.read_bytes for pool in self.readers.values())
             self.history.sample(read_bytes, self.totals.delivered_bytes, self._control.running)
@@ -243,7 +243,7 @@ class Daemon:
         self.ask_to_stop()
 
     def _watch_stores(self) -> Callable[[], None]:
-        """Gives up what is warm of files that are gone, such as when a mount is unmounted. Returns what ends
+        """Gives up warm checkpoints whose files are gone, as after an unmount. Returns a function that ends
         it."""
         loop = asyncio.get_running_loop()
         watched = [events for store in self.stores.values() if (events := store.gone_events()) is not None]

@@ -1,9 +1,9 @@
 """The handoff socket: who a client is, its token, its slabs, and the end of its leases.
 
-Every connection is a session: the kernel says who is at the other end (SO_PEERCRED), the daemon answers
-with a token that only this peer sees, and a gRPC call that carries the token is that peer's. The slabs of
-a load go out on the connection its token came from. When it closes, for whatever reason, the client is
-gone or done, and everything the session holds is released.
+Every connection is a session. The kernel names the peer's uid and pid (SO_PEERCRED). The daemon answers
+with a token that only this peer sees. A gRPC call that carries the token is that peer's. The slabs of
+a load are sent on the connection that its token came from. When the connection closes, the client has ended
+or is done, and everything that the session holds is released.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class HandoffServer:
         allows: Callable[[int], bool],
         on_refused: Callable[[PenstockError], None],
     ) -> None:
-        """`allows` says whether a uid may connect at all; `on_refused` is told of who is not served."""
+        """`allows` says whether a uid may connect at all; `on_refused` gets the error of each refused
+        client."""
         self._path = path
         self._version = version
         self._allows = allows
@@ -185,7 +186,7 @@ class HandoffServer:
         asyncio.get_running_loop().add_reader(connection, self._readable, session, connection)
 
     def _take(self, uid: int) -> None:
-        """Takes one session of the user's share. Raises what a client is told that gets none."""
+        """Takes one session of the user's share. Raises the error for a client that gets none."""
         if not self._allows(uid):
             raise AccessDeniedError(
                 f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without "
@@ -206,7 +207,7 @@ class HandoffServer:
         return True
 
     def _readable(self, session: Session, connection: socket.socket) -> None:
-        """Clients send nothing: this is the end of the connection, or somebody who breaks the protocol."""
+        """Clients send nothing: this is the end of the connection, or a breach of the protocol."""
         try:
             connection.recv(1)
         except BlockingIOError:

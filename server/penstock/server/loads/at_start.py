@@ -25,7 +25,7 @@ Run = Callable[[Prefetch, Emit], Awaitable[None]]
 
 @dataclass(slots=True)
 class DaemonItself:
-    """The caller of what the daemon was told to do by its flags."""
+    """The caller of the prefetches that the daemon's flags name."""
 
     uid: int
     pid: int

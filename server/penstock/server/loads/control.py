@@ -1,5 +1,5 @@
-"""Who may load, prefetch, pin and evict, and how many at once; and what becomes of each load: it is counted,
-logged, and ended when its caller goes."""
+"""Who may load, prefetch, pin and evict, and how many loads run at once. Each load is counted, logged, and
+ended when its caller goes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Control:
     def __init__(
         self, parts: Parts, *, max_loads: int, prefixes: tuple[str, ...], on_failed: OnFailed
     ) -> None:
-        """`prefixes` are what users who are not privileged may load."""
+        """Users who are not privileged may load what lies below `prefixes`."""
         self.draining = False
         """No new ones are taken."""
         self._parts = parts

@@ -1,9 +1,9 @@
-"""The story of one load, from the request to the last segment.
+"""One load, from the request to the last segment.
 
     enter (admission.py: resolve, choose, admit) -> hand off -> deliver
 
-It speaks to its client in events, which `service.py` puts on the wire, and is told of releases by
-`release`. What it holds in the staging buffer it holds until the client's handoff connection closes,
+It reports to its client by events, which `service.py` puts on the wire. `release` is called for the client's
+releases. The load holds its place in the staging buffer until the client's handoff connection closes,
 because until then the client may have the slabs mapped.
 """
 
@@ -40,7 +40,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class GroupProgress:
-    """What a member needs to go on together with the others at another daemon; see `sharing.Group`."""
+    """With this a member goes on together with the others at another daemon; see `sharing.Group`."""
 
     window: str
     released_tensors: int
@@ -86,7 +86,7 @@ class Load(Admission):
         return self.staged.stage.waits_for(self, self._awaited)
 
     def release(self, count: int) -> None:
-        """The client needs no segment below `count` any more, of those it has been told of."""
+        """The client needs no announced segment below `count` any more."""
         count = min(count, self._announced)
         if self.staged is not None and count > 0:
             self.staged.release(self, self._pieces[count - 1].segment + 1)

@@ -13,7 +13,7 @@ from penstock.v1 import streamer_pb2 as pb
 from ..errors import InvalidRequestError
 
 NAME_COST_BYTES = 160
-"""What a name takes in a set of Python, besides its own bytes."""
+"""The bytes of a name in a set of Python, besides its own."""
 MAX_UNPACKED_BYTES = 24 << 20
 
 

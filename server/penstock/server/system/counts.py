@@ -1,4 +1,4 @@
-"""What the daemon counts since its start, as plain numbers. `metrics.py` shows them."""
+"""The daemon's counters since its start, as plain numbers. `metrics.py` shows them."""
 
 from __future__ import annotations
 

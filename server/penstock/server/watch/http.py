@@ -57,7 +57,7 @@ class Answer:
 
 
 Respond = Callable[[str, str], Awaitable[Answer]]
-"""Answers for a path and the header Accept. Must not raise, nor take long."""
+"""Answers for a path and the header Accept. Must not raise, and must be quick."""
 
 
 class HttpServer:
@@ -179,7 +179,8 @@ def _has_body(request: h11.Request) -> bool:
 
 
 def _names_no_site(request: h11.Request) -> bool:
-    """So no web site can have its own name resolved to the loopback and read what is for this machine."""
+    """Whether the request names no host of the web. A web site could have its own name resolved to the
+    loopback, to read this port through a browser."""
     for name, value in request.headers:
         if name == b"host" and value:
             host = ""

@@ -1,6 +1,6 @@
-"""Every metric: its name, unit, labels and meaning; and how what was counted is written out.
+"""Every metric: its name, unit, labels and meaning; and how the counts are written out.
 
-What the logic counts is in `counts.py`. What has a present value is passed in as `Gauges`, so that a scrape
+The logic's counters are in `counts.py`. Present values are passed in as `Gauges`, so that a scrape
 needs nothing of the event loop. No label takes a model's name, a path or a client's id. `docs/metrics.md` is
 made from `METRICS`.
 """
@@ -63,7 +63,7 @@ METRICS = (
     Metric(
         "staging_limit_bytes",
         "gauge",
-        "What the staging buffer never exceeds; without a limit, what the machine or the container bears.",
+        "The most that the staging buffer may have; without a limit, what the machine or the container has.",
     ),
     Metric(
         "staging_bytes",
@@ -151,7 +151,7 @@ METRICS = (
     Metric(
         "stalled",
         "gauge",
-        "1 while the event loop does not turn, or no reader is left for what waits, for --stall-timeout.",
+        "1 while the event loop, or all readers, made no progress for --stall-timeout.",
         {"part": PARTS},
     ),
     Metric("resident_bytes", "gauge", "Private memory of the daemon, beside the staging buffer."),
@@ -166,7 +166,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What the event loop knows of the present."""
+    """The present values that the event loop knows."""
 
     limit_bytes: int = 0
     free_bytes: int = 0

@@ -1,4 +1,4 @@
-"""What is mounted, and threads for each mount, so that one that does not answer holds up only itself."""
+"""The table of mounts, and threads for each, so that a mount that does not answer holds up only itself."""
 
 from __future__ import annotations
 
