@@ -136,8 +136,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         )
     if len(values["prefetch"]) >= values["max_loads"]:
         raise ConfigError(
-            f"--max-loads: {values['max_loads']} loads leave no client any beside {len(values['prefetch'])} "
-            "--prefetch, which are loads too; raise it"
+            f"--max-loads: {values['max_loads']} must be more than the number of --prefetch entries "
+            f"({len(values['prefetch'])}), which are loads too; raise it"
         )
     if limit > 0 and values["block_size"] > max(limit, DEFAULT_BLOCK_BYTES):
         raise ConfigError(

@@ -123,8 +123,8 @@ class Call:
             if stream.refusal is not None:
                 raise stream.refusal from None
             raise InvalidRequestError(
-                f"the {kind.__name__} did not come whole within {seconds:g} s; send it at once when the call "
-                "is opened"
+                f"the {kind.__name__} did not arrive completely within {seconds:g} s; send it at once "
+                "when the call is opened"
             ) from None
         finally:
             stream.on_refused = None

@@ -65,7 +65,7 @@ class Session:
 
     async def send_slabs(self, fds: Sequence[int]) -> None:
         """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if the client is
-        gone or takes nothing for `SEND_TIMEOUT_SECONDS`."""
+        gone or reads nothing for `SEND_TIMEOUT_SECONDS`."""
         try:
             for first in range(0, len(fds), MAX_FDS_PER_PACKET):
                 part = fds[first : first + MAX_FDS_PER_PACKET]
@@ -74,7 +74,7 @@ class Session:
         except (OSError, asyncio.TimeoutError) as error:
             raise SessionRequiredError(
                 f"the slabs could not be handed to pid {self.pid}: its handoff connection "
-                f"{'takes nothing' if isinstance(error, asyncio.TimeoutError) else 'is closed'}; read it"
+                f"{'is not read' if isinstance(error, asyncio.TimeoutError) else 'is closed'}; read it"
             ) from error
 
     def send_now(self, frame: pb.HandoffFrame) -> None:

@@ -112,8 +112,8 @@ class Control:
     def _too_many_loads(self, uid: int) -> TooManyLoadsError:
         places = self._places
         return TooManyLoadsError(
-            f"{places.used} loads run or wait already, {places.used_by(uid)} of them of uid {uid}, which may "
-            f"have no more of the {places.total}; try again later, or raise --max-loads"
+            f"{places.used} loads run or wait already, {places.used_by(uid)} of them of uid {uid}; this "
+            f"user may have no more of the {places.total}; try again later, or raise --max-loads"
         )
 
     async def run(self, load: Load | Prefetch, emit: Emit) -> None:

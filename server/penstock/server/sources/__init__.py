@@ -184,7 +184,7 @@ class Patient:
 def too_slow(uri: str, reached: int) -> SourceUnavailableError:
     """Storage took longer than a read may take."""
     return SourceUnavailableError(
-        f"{uri}: storage is too slow, as reading had only come to byte {reached} when its time was over; "
+        f"{uri}: storage is too slow: reading had reached byte {reached} when its time limit passed; "
         "check whether it answers, and load it again",
         file=uri,
     )

@@ -113,9 +113,11 @@ class Health:
     def hang(self) -> str:
         """Why the daemon is not live, in words; empty when it is."""
         if self.loop_stalled:
-            return f"the event loop has not turned for {self._stall_seconds:g} s"
+            return f"the event loop has made no progress for {self._stall_seconds:g} s"
         if self.readers_stalled:
-            return f"no reader is left for what waits to be read; {self.stalled_readers} hang in one read"
+            return (
+                f"no reader thread is left for the blocks that wait; {self.stalled_readers} hang in one read"
+            )
         return ""
 
     @property

@@ -200,8 +200,8 @@ class MountThreads:
         idle = next((name for name, executor in self._executors.items() if executor.idle), None)
         if idle is None:
             raise SourceUnavailableError(
-                f"{mount} cannot be asked: {len(self._executors)} other mounts are being waited for; see "
-                "penstock status for those that hang, or try again later"
+                f"{mount} cannot be opened: threads wait for {len(self._executors)} other mounts already; "
+                "see penstock status for those that hang, or try again later"
             )
         self._executors.pop(idle).shutdown()
 
