@@ -19,7 +19,7 @@ from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import Staging
 from penstock.server.staging.demand import Demand
-from penstock.server.staging.entry import Holder, StagedCheckpoint
+from penstock.server.staging.entry import Holder, CacheEntry
 from penstock.server.staging.reader import ReaderPool
 from penstock.server.staging.ring import Stage
 from penstock.server.staging.sharing import Group
@@ -85,7 +85,7 @@ class Visit:
 
     bench: Bench
     paths: tuple[Path, ...]
-    staged: StagedCheckpoint
+    entry: CacheEntry
     demand: Demand
     pieces_of: tuple[Checkpoint, plan.Selection]
     gates: list[GatedFile]
@@ -95,11 +95,11 @@ class Visit:
     @property
     def stage(self) -> Stage:
         """That of a load that has its slabs."""
-        assert self.staged.stage is not None
-        return self.staged.stage
+        assert self.entry.stage is not None
+        return self.entry.stage
 
     def leave(self) -> None:
-        self.staged.leave(self)
+        self.entry.leave(self)
 
     def open_gates(self) -> None:
         for file in self.gates:
@@ -107,26 +107,26 @@ class Visit:
 
     async def read(self, count: int | None = None, *, begin: int = 0, release: bool = True) -> int:
         """Reads segments as a client does, compares every tensor with the file; returns the bytes."""
-        await self.staged.wait_started()
+        await self.entry.wait_started()
         stage = self.stage
-        pieces = self.staged.pieces(*self.pieces_of)
+        pieces = self.entry.pieces(*self.pieces_of)
         delivered = 0
         for number, piece in enumerate(pieces[:count]):
             if number < begin:
                 continue
-            await self.staged.wait_ready(piece.segment, self)
+            await self.entry.wait_ready(piece.segment, self)
             segment = stage.segments[piece.segment]
-            table = self.staged.tables(self.pieces_of[0])[segment.file]
+            table = self.entry.tables(self.pieces_of[0])[segment.file]
             assert table is not None
-            ring = [slab.view for slab in self.staged.slabs]
-            content = self.contents[self.staged.checkpoint.files[segment.file].uri]
+            ring = [slab.view for slab in self.entry.slabs]
+            content = self.contents[self.entry.checkpoint.files[segment.file].uri]
             for index in piece.tensors:
                 start, end = table.start(index), table.end(index)
                 at = stage.ring_offset(piece.segment) + start - segment.start
                 assert self._ring_bytes(ring, at, end - start) == content[start:end], table.name(index)
                 delivered += end - start
             if release:
-                self.staged.release(self, piece.segment + 1)
+                self.entry.release(self, piece.segment + 1)
         return delivered
 
     @staticmethod
@@ -188,7 +188,7 @@ class Bench:
             raise
         contents = {file.uri: Path(file.uri).read_bytes() for file in checkpoint.files}
         visit = Visit(self, paths, None, demand, (checkpoint, selection), gates, contents)  # type: ignore[arg-type]
-        visit.staged = self.staging.enter(
+        visit.entry = self.staging.enter(
             checkpoint,
             selection,
             demand,
@@ -198,8 +198,8 @@ class Bench:
             tenant=None if pin or prefetch else uid,
             made_for=made_for,
         )
-        visit.staged.pinned = visit.staged.pinned or pin
-        if visit.staged.checkpoint is not checkpoint:
+        visit.entry.pinned = visit.entry.pinned or pin
+        if visit.entry.checkpoint is not checkpoint:
             checkpoint.close()
         return visit
 
@@ -227,7 +227,7 @@ class Bench:
 
     async def close(self) -> None:
         def emptied() -> bool:
-            self.staging.evict(lambda staged: True)
+            self.staging.evict(lambda entry: True)
             return not self.staging.stages and not self.staging.usage().stuck_bytes
 
         await until(emptied)

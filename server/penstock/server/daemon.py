@@ -260,13 +260,13 @@ class Daemon:
     def _files_gone(self, events: Events) -> None:
         events.clear()
         gone = {
-            staged
-            for staged in self.staging.stages.values()
-            if any(file.unmounted() for file in staged.checkpoint.files)
+            entry
+            for entry in self.staging.stages.values()
+            if any(file.unmounted() for file in entry.checkpoint.files)
         }
         if gone:
             event(logger, "unmounted", {"stages": len(gone)})
-            self.staging.evict(lambda staged: staged in gone)
+            self.staging.evict(lambda entry: entry in gone)
 
     def _watch_stdin(self) -> None:
         """Before anything is made: what has no end to wait for, such as /dev/null or a file, is refused."""

@@ -24,7 +24,7 @@ from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
 from ..staging.buffer import Staging
-from ..staging.entry import Holder, StagedCheckpoint
+from ..staging.entry import Holder, CacheEntry
 from ..staging.sharing import Group
 from ..system.counts import Totals
 from ..system.fair import FairExecutor
@@ -118,7 +118,7 @@ class Admission:
         self.request = request
         self.caller = caller
         self.state = "resolving"
-        self.staged: StagedCheckpoint | None = None
+        self.entry: CacheEntry | None = None
         self.delivered_bytes = 0
         self.total_bytes = 0
         self.began = asyncio.get_running_loop().time()
@@ -167,19 +167,19 @@ class Admission:
 
     async def _enter(
         self, emit: Emit, *, tenant: int | None, whole: bool = False
-    ) -> tuple[Checkpoint, Selection, StagedCheckpoint]:
+    ) -> tuple[Checkpoint, Selection, CacheEntry]:
         """Holds a staged checkpoint that has its slabs, under the key `self`; the caller must see to it
         that it is left. `tenant` is the uid that gets the slabs, if that is known. `whole` does not join
         or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
             selection, made_for = await self._select(checkpoint, emit)
-            staged = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
+            entry = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
         finally:
-            if self.staged is None or self.staged.checkpoint is not checkpoint:
+            if self.entry is None or self.entry.checkpoint is not checkpoint:
                 checkpoint.close()
-        await self._wait_for_memory(staged, emit)
-        return checkpoint, selection, staged
+        await self._wait_for_memory(entry, emit)
+        return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._parts.catalog, self.request
@@ -263,7 +263,7 @@ class Admission:
         *,
         tenant: int | None,
         whole: bool,
-    ) -> StagedCheckpoint:
+    ) -> CacheEntry:
         staging, request = self._parts.staging, self.request
         demand = await self._in_thread(
             staging.demand, checkpoint, made_for, request.memory_limit, self.caller.uid
@@ -273,7 +273,7 @@ class Admission:
         if self.caller.closed:
             raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
         holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
-        self.staged = staged = staging.enter(
+        self.entry = entry = staging.enter(
             checkpoint,
             selection,
             demand,
@@ -283,30 +283,30 @@ class Admission:
             tenant=tenant,
             made_for=made_for,
         )
-        self.warm_segments = staged.ready_segments()
-        self.read_before = staged.read_bytes
-        self._forget_leaving = self.caller.on_close(functools.partial(staged.leave, self))
-        return staged
+        self.warm_segments = entry.ready_segments()
+        self.read_before = entry.read_bytes
+        self._forget_leaving = self.caller.on_close(functools.partial(entry.leave, self))
+        return entry
 
     def _leave(self) -> None:
         """Gives up its hold on the staging buffer, if it has one, before its caller goes away."""
-        if self.staged is not None:
-            self.staged.leave(self)
+        if self.entry is not None:
+            self.entry.leave(self)
             self._forget_leaving()
 
-    async def _wait_for_memory(self, staged: StagedCheckpoint, emit: Emit) -> None:
+    async def _wait_for_memory(self, entry: CacheEntry, emit: Emit) -> None:
         self.queued_since = asyncio.get_running_loop().time()
         self.state = "waiting"
         told = 0
         try:
-            while not staged.started and staged.error is None:
-                place = self._parts.staging.place(staged)
+            while not entry.started and entry.error is None:
+                place = self._parts.staging.place(entry)
                 if place not in (0, told):
                     await emit(Queued(self.id, place, WAITS_FOR_MEMORY))
                     told = place
                 else:
-                    await staged.wait_change()
-            await staged.wait_started()
+                    await entry.wait_change()
+            await entry.wait_started()
         finally:
             self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
@@ -350,7 +350,7 @@ class Admission:
             "seconds": round(seconds, 4),
             "gb_per_second": round(rate, 2),
             "waited_seconds": round(self.waited_seconds, 4),
-            "stage": self.staged.id if self.staged else 0,
+            "stage": self.entry.id if self.entry else 0,
         }
 
 

@@ -90,10 +90,10 @@ class Control:
         if sources:
             wanted = self._locations(sources)
             freed, leased = self._parts.staging.evict(
-                lambda staged: any(self._locations(names) == wanted for names in staged.names)
+                lambda entry: any(self._locations(names) == wanted for names in entry.names)
             )
         else:
-            freed, leased = self._parts.staging.evict(lambda staged: staged.started and staged.idle)
+            freed, leased = self._parts.staging.evict(lambda entry: entry.started and entry.idle)
         event(logger, "evict", {"source": shown_source(sources), "freed": freed, "leased": leased})
         return freed, leased
 

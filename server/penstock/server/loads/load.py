@@ -19,7 +19,7 @@ from ..checkpoint.plan import Indices, Selection
 from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
-from ..staging.entry import StagedCheckpoint
+from ..staging.entry import CacheEntry
 from .admission import Admission, Client, Emit, Listing, Parts, Queued, Request
 
 
@@ -81,34 +81,34 @@ class Load(Admission):
 
     @property
     def waits_for(self) -> str:
-        if self._awaited is None or self.staged is None or self.staged.stage is None:
+        if self._awaited is None or self.entry is None or self.entry.stage is None:
             return super().waits_for
-        return self.staged.stage.waits_for(self, self._awaited)
+        return self.entry.stage.waits_for(self, self._awaited)
 
     def release(self, count: int) -> None:
         """The client needs no segment below `count` any more, of those it has been told of."""
         count = min(count, self._announced)
-        if self.staged is not None and count > 0:
-            self.staged.release(self, self._pieces[count - 1].segment + 1)
+        if self.entry is not None and count > 0:
+            self.entry.release(self, self._pieces[count - 1].segment + 1)
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
-            checkpoint, selection, staged = await self._enter(emit, tenant=self.caller.uid)
+            checkpoint, selection, entry = await self._enter(emit, tenant=self.caller.uid)
             self._forget_names()
-            self._pieces = pieces = staged.pieces(checkpoint, selection)
-            await self._hand_off(staged)
-            await emit(await self._manifest(staged, checkpoint, selection, pieces))
-            await self._deliver(staged, staged.tables(checkpoint), pieces, selection.tensor_count, emit)
+            self._pieces = pieces = entry.pieces(checkpoint, selection)
+            await self._hand_off(entry)
+            await emit(await self._manifest(entry, checkpoint, selection, pieces))
+            await self._deliver(entry, entry.tables(checkpoint), pieces, selection.tensor_count, emit)
             self.finished = True
-            await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
+            await emit(Finished(self.waited_seconds, entry.read_bytes - self.read_before))
         finally:
             if not self._handed_off:
                 self._leave()
 
-    async def _hand_off(self, staged: StagedCheckpoint) -> None:
+    async def _hand_off(self, entry: CacheEntry) -> None:
         self._handed_off = True
-        await self._client.send_slabs([slab.fd for slab in staged.slabs])
+        await self._client.send_slabs([slab.fd for slab in entry.slabs])
         # Before Python 3.12 `asyncio.wait_for` can swallow the cancellation of a load whose client goes away
         # just when the last slabs were sent. The load holds no slabs any more then.
         if self.caller.closed:
@@ -118,12 +118,12 @@ class Load(Admission):
 
     async def _manifest(
         self,
-        staged: StagedCheckpoint,
+        entry: CacheEntry,
         checkpoint: Checkpoint,
         selection: Selection,
         pieces: Sequence[Piece],
     ) -> Manifest:
-        stage = staged.stage
+        stage = entry.stage
         assert stage is not None
         self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
         if self.warm_segments.issuperset(piece.segment for piece in pieces):
@@ -140,8 +140,8 @@ class Load(Admission):
             load_id=self.id,
             checkpoint=checkpoint,
             version=checkpoint.version,
-            slab_count=len(staged.slabs),
-            slab_bytes=staged.slabs[0].size_bytes,
+            slab_count=len(entry.slabs),
+            slab_bytes=entry.slabs[0].size_bytes,
             full=stage.full,
             tensor_count=selection.tensor_count,
             segment_count=len(pieces),
@@ -152,17 +152,17 @@ class Load(Admission):
 
     async def _deliver(
         self,
-        staged: StagedCheckpoint,
+        entry: CacheEntry,
         tables: Sequence[TensorTable | None],
         pieces: Sequence[Piece],
         tensor_count: int,
         emit: Emit,
     ) -> None:
-        stage = staged.stage
+        stage = entry.stage
         assert stage is not None
         for index, piece in enumerate(pieces):
             self._awaited = piece.segment
-            await staged.wait_ready(piece.segment, self)
+            await entry.wait_ready(piece.segment, self)
             self._awaited = None
             segment = stage.segments[piece.segment]
             table = tables[segment.file]
@@ -177,14 +177,14 @@ class Load(Admission):
                     end=end,
                     table=table,
                     tensors=piece.tensors,
-                    group=self._group_progress(staged, tensor_count),
+                    group=self._group_progress(entry, tensor_count),
                 )
             )
             self.delivered_bytes += end - start
             self._parts.totals.delivered_bytes += end - start
 
-    def _group_progress(self, staged: StagedCheckpoint, tensor_count: int) -> GroupProgress | None:
+    def _group_progress(self, entry: CacheEntry, tensor_count: int) -> GroupProgress | None:
         if self.request.group is None:
             return None
-        window, released, members = staged.group_progress(self.request.skip_tensors + tensor_count)
+        window, released, members = entry.group_progress(self.request.skip_tensors + tensor_count)
         return GroupProgress(window, released, members)

@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 
 from ..sources import Access
-from ..staging.entry import StagedCheckpoint
+from ..staging.entry import CacheEntry
 from .admission import Admission, Caller, Emit, Parts, Request
 
 PROGRESS_SECONDS = 0.5
@@ -36,21 +36,21 @@ class Prefetch(Admission):
         """Raises PenstockError, and CancelledError when the caller goes."""
         try:
             while True:
-                _, _, staged = await self._enter(emit, tenant=self._tenant, whole=True)
-                if staged.full:
+                _, _, entry = await self._enter(emit, tenant=self._tenant, whole=True)
+                if entry.full:
                     break
                 self._leave()  # else the window would wait for this to release what it holds
             self.state = "streaming"
-            await self._follow(staged, emit)
+            await self._follow(entry, emit)
         finally:
             self._leave()
 
-    async def _follow(self, staged: StagedCheckpoint, emit: Emit) -> None:
-        stage = staged.stage
+    async def _follow(self, entry: CacheEntry, emit: Emit) -> None:
+        stage = entry.stage
         assert stage is not None
         self.total_bytes = stage.total_bytes
         self.delivered_bytes = sum(stage.segments[index].size_bytes for index in self.warm_segments)
-        waiting = asyncio.ensure_future(staged.wait_complete())
+        waiting = asyncio.ensure_future(entry.wait_complete())
         try:
             while not waiting.done():
                 await emit(Progress(self.delivered_bytes, stage.total_bytes, done=False))
@@ -63,6 +63,6 @@ class Prefetch(Admission):
                 await waiting
         self.delivered_bytes = stage.ready_bytes
         if self._pin:
-            staged.pin(self.request.sources)
+            entry.pin(self.request.sources)
         self.finished = True
         await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))

@@ -27,7 +27,7 @@ from ..system.counts import Totals
 from ..system.limits import is_privileged, user_share
 from ..system.log import event
 from .demand import Demand, measure
-from .entry import Holder, StagedCheckpoint
+from .entry import Holder, CacheEntry
 from .pool import SlabPool, Workers
 from .reader import ReaderPool
 from .sharing import Group, expected_members, find, superseded
@@ -69,16 +69,16 @@ class Staging:
             workers=workers,
             on_free=self._grant,
         )
-        self.stages: dict[int, StagedCheckpoint] = {}
+        self.stages: dict[int, CacheEntry] = {}
         self._queue = WaitingLine(
             self,
             timeout_seconds=config.queue_timeout_seconds,
             on_expire=self._expire,
             on_patience=self._grant,
         )
-        self._abandoned: set[StagedCheckpoint] = set()
+        self._abandoned: set[CacheEntry] = set()
         """Given up while reads wrote into some of their slabs, which are theirs until these end."""
-        self._starting: dict[StagedCheckpoint, int] = {}
+        self._starting: dict[CacheEntry, int] = {}
         """Those whose slabs are being made, and how many."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._granting = False
@@ -129,7 +129,7 @@ class Staging:
         group: Group | None,
         tenant: int | None,
         made_for: Selection | None = None,
-    ) -> StagedCheckpoint:
+    ) -> CacheEntry:
         """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`. A new one is made for
         `made_for`, of which `selection` is all or the end, if that is given.
 
@@ -149,19 +149,19 @@ class Staging:
                 self._evict(found[0])
             found = None
         if found is not None:
-            staged, skipped = found
+            entry, skipped = found
             self._totals.stage_hits += 1
-            staged.hold(key, holder, skipped=skipped)
+            entry.hold(key, holder, skipped=skipped)
             if group is not None:
-                staged.window = group.window or staged.window
-            if tenant is not None and staged.uid is None:
-                self._assign(staged, tenant)
+                entry.window = group.window or entry.window
+            if tenant is not None and entry.uid is None:
+                self._assign(entry, tenant)
                 self._queue.reorder()
-            return staged
+            return entry
         self._totals.stage_misses += 1
         self._give_up_old_versions(checkpoint, holder.since)
         made_for = made_for or selection
-        staged = StagedCheckpoint(
+        entry = CacheEntry(
             checkpoint,
             made_for,
             uid=tenant,
@@ -175,15 +175,15 @@ class Staging:
             on_read=self._read,
             on_block=self._totals.observe_read,
         )
-        staged.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
-        self.stages[staged.id] = staged
-        self._queue.join(staged, demand, holder.uid)
+        entry.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
+        self.stages[entry.id] = entry
+        self._queue.join(entry, demand, holder.uid)
         self._grant()
-        return staged
+        return entry
 
-    def place(self, staged: StagedCheckpoint) -> int:
+    def place(self, entry: CacheEntry) -> int:
         """Place in the queue; 1 is next, 0 is not waiting."""
-        return self._queue.place(staged)
+        return self._queue.place(entry)
 
     # ---- for the queue --------------------------------------------------------------------------
 
@@ -207,17 +207,15 @@ class Staging:
 
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
-        idle = [
-            staged for staged in self.stages.values() if staged.started and staged.idle and not staged.pinned
-        ]
-        forsaken = [staged for staged in self.stages.values() if staged.forsaken and not staged.pinned]
-        if self.pool.available + sum(staged.unused_slabs for staged in (*idle, *forsaken)) < count:
+        idle = [entry for entry in self.stages.values() if entry.started and entry.idle and not entry.pinned]
+        forsaken = [entry for entry in self.stages.values() if entry.forsaken and not entry.pinned]
+        if self.pool.available + sum(entry.unused_slabs for entry in (*idle, *forsaken)) < count:
             return False
         for group in (idle, forsaken):
-            for staged in sorted(group, key=lambda staged: staged.last_used):
+            for entry in sorted(group, key=lambda entry: entry.last_used):
                 if self.pool.available >= count:
                     break
-                self._evict(staged)
+                self._evict(entry)
         return True
 
     def memory_will_return(self, uid: int | None = None) -> bool:
@@ -225,39 +223,39 @@ class Staging:
         still, be it that its client takes nothing or that its reads hang, with tensors that clients hold, or
         with pins."""
         return any(
-            staged in self._starting
+            entry in self._starting
             or (
-                staged.started
-                and not staged.idle
-                and not (staged.full and staged.complete)
-                and not staged.stands_still(STILL_SECONDS)
+                entry.started
+                and not entry.idle
+                and not (entry.full and entry.complete)
+                and not entry.stands_still(STILL_SECONDS)
             )
-            for staged in self.stages.values()
-            if uid is None or staged.uid == uid
+            for entry in self.stages.values()
+            if uid is None or entry.uid == uid
         )
 
     # ---- for operators --------------------------------------------------------------------------
 
-    def evict(self, match: Callable[[StagedCheckpoint], bool]) -> tuple[int, int]:
+    def evict(self, match: Callable[[CacheEntry], bool]) -> tuple[int, int]:
         """Unpins what matches and gives it up: what is idle at once, the rest when it is. Bytes (freed,
         still leased)."""
         freed = leased = 0
-        for staged in [staged for staged in self.stages.values() if match(staged)]:
-            staged.pinned = False
-            staged.evicted = True
-            size = self._bytes(staged)
-            if staged.started and (staged.idle or staged.forsaken):
-                self._evict(staged)
-                freed += size - self._bytes(staged)
-                leased += self._bytes(staged)
+        for entry in [entry for entry in self.stages.values() if match(entry)]:
+            entry.pinned = False
+            entry.evicted = True
+            size = self._bytes(entry)
+            if entry.started and (entry.idle or entry.forsaken):
+                self._evict(entry)
+                freed += size - self._bytes(entry)
+                leased += self._bytes(entry)
             else:
                 leased += size
         return freed, leased
 
     def usage(self) -> Usage:
         by_state = {"waiting": 0, "reading": 0, "leased": 0, "warm": 0, "failed": 0}
-        for staged in self.stages.values():
-            by_state[staged.state] += self._bytes(staged)
+        for entry in self.stages.values():
+            by_state[entry.state] += self._bytes(entry)
         stuck = sum(map(self._bytes, self._abandoned))
         return Usage(
             free_bytes=self.pool.free_slabs * self.pool.slab_bytes,
@@ -282,11 +280,11 @@ class Staging:
     async def stop(self) -> None:
         """Gives up everything that is idle, grants nothing any more, and is done with the workers."""
         self._stopped = True
-        for staged in self._queue:
-            self._queue.leave(staged)
-            staged.fail(_stopped_while_waiting())
+        for entry in self._queue:
+            self._queue.leave(entry)
+            entry.fail(_stopped_while_waiting())
         await asyncio.gather(*self._tasks)
-        self.evict(lambda staged: True)
+        self.evict(lambda entry: True)
         await self.pool.stop()
 
     # ---- inside ---------------------------------------------------------------------------------
@@ -294,44 +292,44 @@ class Staging:
     def _held(self, uid: int) -> tuple[int, int]:
         """Slabs that loads of `uid` hold or are about to get, and those of others. Warm ones are neither."""
         own = others = 0
-        for staged in (*self.stages.values(), *self._abandoned):
-            count = len(staged.slabs)
-            if not staged.pinned and (staged.idle or staged.forsaken):
-                count -= staged.unused_slabs  # others get these when they need them
-            count = self._starting.get(staged, count)
-            if staged.uid == uid and not staged.pinned:  # pins are the operator's doing
+        for entry in (*self.stages.values(), *self._abandoned):
+            count = len(entry.slabs)
+            if not entry.pinned and (entry.idle or entry.forsaken):
+                count -= entry.unused_slabs  # others get these when they need them
+            count = self._starting.get(entry, count)
+            if entry.uid == uid and not entry.pinned:  # pins are the operator's doing
                 own += count
             else:
                 others += count
         return own, others
 
-    def _too_much(self, staged: StagedCheckpoint, uid: int) -> bool:
+    def _too_much(self, entry: CacheEntry, uid: int) -> bool:
         """It is not the user's yet, and would be more than that user may have with what it holds."""
-        if staged.pinned or is_privileged(uid) or (staged.uid == uid and not staged.idle):
+        if entry.pinned or is_privileged(uid) or (entry.uid == uid and not entry.idle):
             return False
-        count = self._starting.get(staged, len(staged.slabs))
+        count = self._starting.get(entry, len(entry.slabs))
         own, others = self._held(uid)
-        if not staged.idle:
+        if not entry.idle:
             others -= count  # would be the user's own
         return own + count > user_share(self.pool.max_slabs - others)
 
     def _give_up_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
         """Pinned or not: memory is for what can still be loaded, and that no longer can."""
         old = superseded(self.stages.values(), checkpoint, since=since)
-        for staged in old:
-            source = ",".join(staged.checkpoint.sources[:3])
-            fields = {"stage": staged.id, "source": source, "pinned": staged.pinned}
+        for entry in old:
+            source = ",".join(entry.checkpoint.sources[:3])
+            fields = {"stage": entry.id, "source": source, "pinned": entry.pinned}
             event(logger, "changed in storage", fields)
-        self.evict(lambda staged: staged in old)
+        self.evict(lambda entry: entry in old)
 
-    def _assign(self, staged: StagedCheckpoint, uid: int) -> None:
+    def _assign(self, entry: CacheEntry, uid: int) -> None:
         """From now on only `uid` may ever hold the slabs of this checkpoint."""
-        staged.uid = uid
-        for slab in staged.slabs:
+        entry.uid = uid
+        for slab in entry.slabs:
             slab.tenant = uid
 
-    def _bytes(self, staged: StagedCheckpoint) -> int:
-        return len(staged.slabs) * self.pool.slab_bytes
+    def _bytes(self, entry: CacheEntry) -> int:
+        return len(entry.slabs) * self.pool.slab_bytes
 
     def _read(self, source: str, size_bytes: int) -> None:
         self._totals.source_bytes[source] += size_bytes
@@ -344,67 +342,67 @@ class Staging:
         self._granting = True
         try:
             while (granted := self._queue.next_granted()) is not None:
-                staged, count = granted
-                self._starting[staged] = count
+                entry, count = granted
+                self._starting[entry] = count
                 # Taken here and not in the task: the next one in the queue must not be granted them too.
-                slabs = self.pool.take(count, staged.uid)
-                task = asyncio.get_running_loop().create_task(self._start(staged, count, slabs))
+                slabs = self.pool.take(count, entry.uid)
+                task = asyncio.get_running_loop().create_task(self._start(entry, count, slabs))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         finally:
             self._granting = False
 
-    async def _start(self, staged: StagedCheckpoint, count: int, taken: Awaitable[list[Slab]]) -> None:
+    async def _start(self, entry: CacheEntry, count: int, taken: Awaitable[list[Slab]]) -> None:
         loop = asyncio.get_running_loop()
         slabs: list[Slab] = []
         try:
             slabs = await taken
             segments = await loop.run_in_executor(
-                self._workers.of(os.geteuid() if staged.uid is None else staged.uid),
-                staged.checkpoint.segments_within,
-                staged.selection,
+                self._workers.of(os.geteuid() if entry.uid is None else entry.uid),
+                entry.checkpoint.segments_within,
+                entry.selection,
                 count * self.pool.slab_bytes,
             )
-            self._starting.pop(staged, None)
+            self._starting.pop(entry, None)
             if self._stopped:
-                staged.fail(_stopped_while_waiting())
-            if staged.holders and staged.error is None:
-                staged.start(slabs, segments)
+                entry.fail(_stopped_while_waiting())
+            if entry.holders and entry.error is None:
+                entry.start(slabs, segments)
         except Exception as error:
-            self._starting.pop(staged, None)
-            staged.fail(failure.explain(error, f"making {count} slabs of {self.pool.slab_bytes} bytes"))
-        if staged.slabs is not slabs:
+            self._starting.pop(entry, None)
+            entry.fail(failure.explain(error, f"making {count} slabs of {self.pool.slab_bytes} bytes"))
+        if entry.slabs is not slabs:
             self.pool.give_back(slabs)
-        elif staged.uid is not None:
-            self._assign(staged, staged.uid)
-        if not staged.holders:
-            self._idle(staged)
-        elif staged.expected_members > staged.members and not staged.full:
-            loop.call_later(self._config.group_timeout_seconds, staged.let_go)
+        elif entry.uid is not None:
+            self._assign(entry, entry.uid)
+        if not entry.holders:
+            self._idle(entry)
+        elif entry.expected_members > entry.members and not entry.full:
+            loop.call_later(self._config.group_timeout_seconds, entry.let_go)
         self._grant()
 
-    def _idle(self, staged: StagedCheckpoint) -> None:
+    def _idle(self, entry: CacheEntry) -> None:
         """Nobody holds it any more."""
-        if staged in self._starting or staged.closed:
+        if entry in self._starting or entry.closed:
             return
-        if not staged.started:
-            self._queue.leave(staged)
-            self._give_up(staged)
+        if not entry.started:
+            self._queue.leave(entry)
+            self._give_up(entry)
         elif (
-            staged.error is not None
-            or staged.evicted
-            or not staged.full
-            or not (self._config.keeps_warm or staged.pinned)
+            entry.error is not None
+            or entry.evicted
+            or not entry.full
+            or not (self._config.keeps_warm or entry.pinned)
         ):
-            self._give_up(staged)
+            self._give_up(entry)
         self._grant()
 
-    def _expire(self, staged: StagedCheckpoint, demand: Demand) -> None:
+    def _expire(self, entry: CacheEntry, demand: Demand) -> None:
         usage = self.usage()
         wanted = (demand.whole or demand.window) * self.pool.slab_bytes
         missing = (self.pool.max_slabs - self.pool.room_slabs) * self.pool.slab_bytes
         others = f", {show_size(missing)} the system does not have" if missing else ""
-        staged.fail(
+        entry.fail(
             StagingExhaustedError(
                 f"waited {self._config.queue_timeout_seconds:.0f} s for {show_size(wanted)} of a buffer of "
                 f"{show_size(self._config.capacity_bytes)}, of which {show_size(usage.leased_bytes)} are "
@@ -416,27 +414,27 @@ class Staging:
         )
         self._grant()
 
-    def _evict(self, staged: StagedCheckpoint) -> None:
+    def _evict(self, entry: CacheEntry) -> None:
         self._totals.evictions += 1
-        self._give_up(staged)
+        self._give_up(entry)
 
-    def _give_up(self, staged: StagedCheckpoint) -> None:
-        self.stages.pop(staged.id, None)
-        if staged.idle:
-            self.pool.give_back(staged.close(), idle_since=staged.last_used)
+    def _give_up(self, entry: CacheEntry) -> None:
+        self.stages.pop(entry.id, None)
+        if entry.idle:
+            self.pool.give_back(entry.close(), idle_since=entry.last_used)
             return
 
         def reads_ended(slabs: list[Slab]) -> None:
-            self._abandoned.discard(staged)
+            self._abandoned.discard(entry)
             self.pool.give_back(slabs)
 
-        free = staged.abandon(reads_ended)
-        if staged.slabs:
-            self._abandoned.add(staged)
+        free = entry.abandon(reads_ended)
+        if entry.slabs:
+            self._abandoned.add(entry)
         self.pool.give_back(free)
 
     def _give_up_idle(self, since: float) -> None:
-        self.evict(lambda staged: staged.idle and not staged.pinned and staged.last_used <= since)
+        self.evict(lambda entry: entry.idle and not entry.pinned and entry.last_used <= since)
 
 
 def _stopped_while_waiting() -> ShuttingDownError:

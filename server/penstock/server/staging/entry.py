@@ -43,7 +43,7 @@ class Holder:
     since: float
 
 
-class StagedCheckpoint:
+class CacheEntry:
     """Owns the checkpoint's files and, once started, the slabs: `on_idle` is told when nobody holds them."""
 
     def __init__(
@@ -58,7 +58,7 @@ class StagedCheckpoint:
         group: str,
         window: str,
         expected_members: int,
-        on_idle: Callable[[StagedCheckpoint], None],
+        on_idle: Callable[[CacheEntry], None],
         on_read: Callable[[str, int], None],
         on_block: Callable[[str, float], None],
     ) -> None:
@@ -174,7 +174,7 @@ class StagedCheckpoint:
     def __repr__(self) -> str:
         ready, total = (self.stage.ready_bytes, self.stage.total_bytes) if self.stage else (0, 0)
         return (
-            f"<StagedCheckpoint {self.id} {self.state}, {'full' if self.full else 'window'}: "
+            f"<CacheEntry {self.id} {self.state}, {'full' if self.full else 'window'}: "
             f"{show_size(ready)} of {show_size(total)}, {len(self.holders)} holders>"
         )
 

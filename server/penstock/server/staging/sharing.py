@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Selection
-from .entry import StagedCheckpoint
+from .entry import CacheEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,54 +26,52 @@ class Group:
 
 
 def find(
-    stages: Iterable[StagedCheckpoint],
+    stages: Iterable[CacheEntry],
     checkpoint: Checkpoint,
     selection: Selection,
     *,
     uid: int,
     group: Group | None,
     whole_only: bool,
-) -> tuple[StagedCheckpoint, int] | None:
+) -> tuple[CacheEntry, int] | None:
     """The first that serves a load of `uid` from its beginning, and how many of the tensors that it was made
     for the load does not need. `whole_only` means no window."""
-    for staged in stages:
-        if staged.uid not in (None, uid) or staged.closed or staged.error is not None:
+    for entry in stages:
+        if entry.uid not in (None, uid) or entry.closed or entry.error is not None:
             continue
-        if whole_only and staged.started and not staged.full:
+        if whole_only and entry.started and not entry.full:
             continue
-        if staged.full:
-            if staged.serves(checkpoint, selection):
-                return staged, 0
-        elif _together(staged, group):
-            skipped = staged.skipped_by(checkpoint, selection)
-            if skipped is not None and skipped >= staged.released_tensors and (group or not skipped):
-                return staged, skipped
+        if entry.full:
+            if entry.serves(checkpoint, selection):
+                return entry, 0
+        elif _together(entry, group):
+            skipped = entry.skipped_by(checkpoint, selection)
+            if skipped is not None and skipped >= entry.released_tensors and (group or not skipped):
+                return entry, skipped
     return None
 
 
-def _together(staged: StagedCheckpoint, group: Group | None) -> bool:
+def _together(entry: CacheEntry, group: Group | None) -> bool:
     """Members of one group, and of those that go on after a restart only such as shared a window before."""
     if group is None:
-        return not staged.group
-    return staged.group == group.name and (not group.window or staged.window in ("", group.window))
+        return not entry.group
+    return entry.group == group.name and (not group.window or entry.window in ("", group.window))
 
 
-def superseded(
-    stages: Iterable[StagedCheckpoint], checkpoint: Checkpoint, *, since: float
-) -> list[StagedCheckpoint]:
+def superseded(stages: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: float) -> list[CacheEntry]:
     """Those with a file of which `checkpoint`, for a load that began at `since`, found another version: no
     later load can be served by them. One made after `since` may be the newer one."""
     now = {file.uri: file.version for file in checkpoint.files}
     return [
-        staged
-        for staged in stages
-        if staged.made_at <= since
-        and any(now.get(file.uri, file.version) != file.version for file in staged.checkpoint.files)
+        entry
+        for entry in stages
+        if entry.made_at <= since
+        and any(now.get(file.uri, file.version) != file.version for file in entry.checkpoint.files)
     ]
 
 
 def expected_members(
-    stages: Iterable[StagedCheckpoint], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
+    stages: Iterable[CacheEntry], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
 ) -> int:
     """Members that a new window waits for: not those of the group that share an earlier one, nor those that
     had left before a restart."""
@@ -82,8 +80,8 @@ def expected_members(
     if group.window:
         return min(max(1, group.members), group.size)
     earlier = sum(
-        staged.members
-        for staged in stages
-        if staged.group == group.name and staged.uid == tenant and staged.version == checkpoint.version
+        entry.members
+        for entry in stages
+        if entry.group == group.name and entry.uid == tenant and entry.version == checkpoint.version
     )
     return max(1, group.size - earlier)

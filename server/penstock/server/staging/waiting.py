@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .demand import Demand
-from .entry import StagedCheckpoint
+from .entry import CacheEntry
 from .turns import Turns
 
 PATIENCE_SECONDS = 2.0
@@ -65,7 +65,7 @@ class Buffer(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    staged: StagedCheckpoint
+    entry: CacheEntry
     demand: Demand
     owner: int
     """The uid of the load that it was made for."""
@@ -81,7 +81,7 @@ class _Waiting:
     @property
     def uid(self) -> int:
         """Whose turn it waits for: who joins what root prefetches gets it as its own."""
-        return self.owner if self.staged.uid is None else self.staged.uid
+        return self.owner if self.entry.uid is None else self.entry.uid
 
 
 class WaitingLine:
@@ -92,7 +92,7 @@ class WaitingLine:
         buffer: Buffer,
         *,
         timeout_seconds: float,
-        on_expire: Callable[[StagedCheckpoint, Demand], None],
+        on_expire: Callable[[CacheEntry, Demand], None],
         on_patience: Callable[[], None],
     ) -> None:
         """`on_expire` is told who waited too long, and does not wait any more. `on_patience` is called when
@@ -105,7 +105,7 @@ class WaitingLine:
         """In the order in which they came."""
         self._numbers = itertools.count()
         self._turns = Turns()
-        self._places: dict[StagedCheckpoint, int] | None = None
+        self._places: dict[CacheEntry, int] | None = None
         """None: to be made anew."""
         self._telling: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
@@ -113,19 +113,19 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def __iter__(self) -> Iterator[StagedCheckpoint]:
-        return iter([waiting.staged for waiting in self._queue])
+    def __iter__(self) -> Iterator[CacheEntry]:
+        return iter([waiting.entry for waiting in self._queue])
 
-    def join(self, staged: StagedCheckpoint, demand: Demand, owner: int) -> None:
+    def join(self, entry: CacheEntry, demand: Demand, owner: int) -> None:
         """`owner` is the uid of the load that it was made for."""
-        timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self._expire, staged)
-        self._queue.append(_Waiting(staged, demand, owner, next(self._numbers), timer))
+        timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self._expire, entry)
+        self._queue.append(_Waiting(entry, demand, owner, next(self._numbers), timer))
         self.reorder()
 
-    def leave(self, staged: StagedCheckpoint) -> None:
+    def leave(self, entry: CacheEntry) -> None:
         """Also one that does not wait."""
         for waiting in list(self._queue):
-            if waiting.staged is staged:
+            if waiting.entry is entry:
                 self._remove(waiting)
 
     def reorder(self) -> None:
@@ -136,18 +136,18 @@ class WaitingLine:
             loop = asyncio.get_running_loop()
             self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places)
 
-    def place(self, staged: StagedCheckpoint) -> int:
+    def place(self, entry: CacheEntry) -> int:
         """In the order in which they get slabs if nobody else comes: 1 is next, 0 is not waiting."""
         if self._places is None:
             turns = sorted(
-                (self._turns.next_of(uid) + behind, waiting.number, waiting.staged)
+                (self._turns.next_of(uid) + behind, waiting.number, waiting.entry)
                 for uid, line in self._lines().items()
                 for behind, waiting in enumerate(line)
             )
-            self._places = {staged: place for place, (_, _, staged) in enumerate(turns, start=1)}
-        return self._places.get(staged, 0)
+            self._places = {entry: place for place, (_, _, entry) in enumerate(turns, start=1)}
+        return self._places.get(entry, 0)
 
-    def next_granted(self) -> tuple[StagedCheckpoint, int] | None:
+    def next_granted(self) -> tuple[CacheEntry, int] | None:
         """Takes out the one that gets slabs now, with how many, for which there is room then."""
         lines = self._lines()
         for uid in sorted(lines, key=lambda uid: (self._turns.next_of(uid), lines[uid][0].number)):
@@ -157,7 +157,7 @@ class WaitingLine:
             if count:
                 self._turns.take(uid)
                 self._remove(waiting)
-                return waiting.staged, count
+                return waiting.entry, count
             if self._keeps_waiting(waiting, alone=len(lines) == 1):
                 break
         if self._queue and self._looking is None:  # loads come to stand still without a word
@@ -177,7 +177,7 @@ class WaitingLine:
 
     def _first_of(self, line: list[_Waiting]) -> tuple[_Waiting | None, int]:
         """Of one user, the one who is next and how many slabs it gets now. None: all wait aside."""
-        buffer, tenant = self._buffer, line[0].staged.uid
+        buffer, tenant = self._buffer, line[0].entry.uid
         share = buffer.share_left(tenant)
         for waiting in line:
             if share < waiting.demand.bare and buffer.holds_too_much(tenant, waiting.demand.bare):
@@ -215,13 +215,13 @@ class WaitingLine:
     def _tell_places(self) -> None:
         self._telling = None
         for waiting in self._queue:
-            waiting.staged.notify()
+            waiting.entry.notify()
 
-    def _expire(self, staged: StagedCheckpoint) -> None:
+    def _expire(self, entry: CacheEntry) -> None:
         for waiting in self._queue:
-            if waiting.staged is staged:
+            if waiting.entry is entry:
                 self._remove(waiting)
-                self._on_expire(staged, waiting.demand)
+                self._on_expire(entry, waiting.demand)
                 return
 
     def _grantable(self, first: _Waiting, share: int) -> int:
