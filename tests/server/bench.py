@@ -17,11 +17,11 @@ from penstock.server.checkpoint.catalog import Catalog, Checkpoint
 from penstock.server.sources import SourceFile
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.stores import KINDS
-from penstock.server.staging.buffer import Staging
+from penstock.server.staging.buffer import StagingBuffer
 from penstock.server.staging.demand import Demand
-from penstock.server.staging.entry import Holder, CacheEntry
+from penstock.server.staging.entry import CacheEntry, Holder
 from penstock.server.staging.reader import ReaderPool
-from penstock.server.staging.ring import Stage
+from penstock.server.staging.ring import SegmentRing
 from penstock.server.staging.sharing import Group
 from penstock.server.system.counts import Totals
 
@@ -93,10 +93,10 @@ class Visit:
     """Of its files, by name, as they were when it came."""
 
     @property
-    def stage(self) -> Stage:
+    def ring(self) -> SegmentRing:
         """That of a load that has its slabs."""
-        assert self.entry.stage is not None
-        return self.entry.stage
+        assert self.entry.ring is not None
+        return self.entry.ring
 
     def leave(self) -> None:
         self.entry.leave(self)
@@ -108,34 +108,34 @@ class Visit:
     async def read(self, count: int | None = None, *, begin: int = 0, release: bool = True) -> int:
         """Reads segments as a client does, compares every tensor with the file; returns the bytes."""
         await self.entry.wait_started()
-        stage = self.stage
+        ring = self.ring
         pieces = self.entry.pieces(*self.pieces_of)
         delivered = 0
         for number, piece in enumerate(pieces[:count]):
             if number < begin:
                 continue
             await self.entry.wait_ready(piece.segment, self)
-            segment = stage.segments[piece.segment]
+            segment = ring.segments[piece.segment]
             table = self.entry.tables(self.pieces_of[0])[segment.file]
             assert table is not None
-            ring = [slab.view for slab in self.entry.slabs]
+            slabs = [slab.view for slab in self.entry.slabs]
             content = self.contents[self.entry.checkpoint.files[segment.file].uri]
             for index in piece.tensors:
                 start, end = table.start(index), table.end(index)
-                at = stage.ring_offset(piece.segment) + start - segment.start
-                assert self._ring_bytes(ring, at, end - start) == content[start:end], table.name(index)
+                at = ring.ring_offset(piece.segment) + start - segment.start
+                assert self._ring_bytes(slabs, at, end - start) == content[start:end], table.name(index)
                 delivered += end - start
             if release:
                 self.entry.release(self, piece.segment + 1)
         return delivered
 
     @staticmethod
-    def _ring_bytes(ring: list[memoryview], at: int, size: int) -> bytes:
+    def _ring_bytes(slabs: list[memoryview], at: int, size: int) -> bytes:
         parts = []
         while size:
             number, inside = divmod(at, SLAB_BYTES)
             count = min(size, SLAB_BYTES - inside)
-            parts.append(bytes(ring[number % len(ring)][inside : inside + count]))
+            parts.append(bytes(slabs[number % len(slabs)][inside : inside + count]))
             at, size = at + count, size - count
         return b"".join(parts)
 
@@ -153,7 +153,7 @@ class Bench:
         self.totals = Totals(KINDS)
         self.gates: list[GatedFile] = []
         self.catalog = Catalog([FileSource(lambda path, uid: self.headers), no_objects(self.headers)])
-        self.staging = Staging(
+        self.staging = StagingBuffer(
             self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals
         )
 
@@ -216,8 +216,8 @@ class Bench:
         assert self.workers.most_slabs * SLAB_BYTES <= limit
 
     def assert_nothing_is_left(self) -> None:
-        """No stage, no queue entry, no reservation, no file: only free slabs."""
-        assert not self.staging.stages
+        """No entry, nobody in the queue, no reservation, no file: only free slabs."""
+        assert not self.staging.entries
         assert self.queued == 0
         pool = self.staging.pool
         assert pool.available == pool.max_slabs
@@ -228,7 +228,7 @@ class Bench:
     async def close(self) -> None:
         def emptied() -> bool:
             self.staging.evict(lambda entry: True)
-            return not self.staging.stages and not self.staging.usage().stuck_bytes
+            return not self.staging.entries and not self.staging.usage().stuck_bytes
 
         await until(emptied)
         await turns()

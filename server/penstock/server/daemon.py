@@ -26,7 +26,7 @@ from .loads.control import Control
 from .sources import choose
 from .sources.store import Events, Reading
 from .sources.stores import STORES
-from .staging.buffer import Staging
+from .staging.buffer import StagingBuffer
 from .staging.reader import ReaderPool
 from .system.counts import Totals
 from .system.fair import FairExecutor
@@ -61,7 +61,9 @@ class Daemon:
         self._thinkers = FairExecutor(THINKERS, "thinker")
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
-        self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
+        self.staging = StagingBuffer(
+            config, readers=self.readers, workers=self._slab_workers, totals=self.totals
+        )
         self._sources = [store.source for store in self.stores.values()]
         self._catalog = Catalog(
             self._sources,
@@ -261,7 +263,7 @@ class Daemon:
         events.clear()
         gone = {
             entry
-            for entry in self.staging.stages.values()
+            for entry in self.staging.entries.values()
             if any(file.unmounted() for file in entry.checkpoint.files)
         }
         if gone:

@@ -238,7 +238,7 @@ def test_the_largest_tensor_is_the_one_that_takes_most_pages(picked: Picked) -> 
 @given(selections(), st.sampled_from([PAGE_BYTES, 1 << 20]))
 @EXAMPLES
 def test_every_segment_of_a_window_fits_where_the_largest_tensor_does(picked: Picked, room: int) -> None:
-    """What `Stage` assumes, and `Staging.demand` grants."""
+    """What `SegmentRing` assumes, and `StagingBuffer.demand` grants."""
     tables, selection = picked
     largest = plan.largest_tensor(tables, selection)
     if largest is None:

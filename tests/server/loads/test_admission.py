@@ -139,7 +139,7 @@ async def test_a_client_that_goes_when_its_last_slab_was_sent_gets_nothing_more(
             await load(client, made_of, make("a", 2)).run(client.hear)
         assert client.fds
         assert not client.told
-        assert not any(entry.holders for entry in bench.staging.stages.values())
+        assert not any(entry.holders for entry in bench.staging.entries.values())
 
 
 # ---- who resolves -------------------------------------------------------------------------------

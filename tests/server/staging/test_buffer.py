@@ -63,7 +63,7 @@ async def test_a_checkpoint_larger_than_the_buffer_passes_through_a_window(make:
         await visit.read()
         assert not visit.entry.full
         visit.leave()
-        await until(lambda: not bench.staging.stages)
+        await until(lambda: not bench.staging.entries)
 
 
 @on_clock_loop
@@ -209,7 +209,7 @@ async def test_a_stage_whose_reads_hang_is_evicted_but_for_the_slabs_they_write_
         stuck = list(visit.entry.slabs)
         assert (freed, leased) == ((len(slabs) - len(stuck)) * SLAB_BYTES, len(stuck) * SLAB_BYTES)
         assert 0 < len(stuck) < len(slabs)
-        assert not bench.staging.stages
+        assert not bench.staging.entries
         assert bench.staging.usage().stuck_bytes == bench.staging.usage().reading_bytes == leased
         other = bench.enter(make("b", 4))
         await other.read()
@@ -229,7 +229,7 @@ async def test_a_load_gets_what_a_stage_whose_reads_hang_does_not_need(make: Cal
         await hung.entry.wait_started()
         await until(lambda: hung.gates[0].reads == bench.config.concurrency)
         hung.leave()
-        assert bench.staging.stages
+        assert bench.staging.entries
         other = bench.enter(make("b", 6), memory_limit=4 * MIB)
         await other.read()
         other.leave()
@@ -302,7 +302,7 @@ async def test_without_a_limit_memory_goes_back_to_the_system(make: Callable[...
             return open_slabs() == 0
 
         await until(trimmed)
-        assert not bench.staging.stages
+        assert not bench.staging.entries
         keeping.cancel()
 
 

@@ -111,10 +111,10 @@ class Client:
 
     def waits_for(self) -> str:
         """Empty: its next piece is there, or it has all."""
-        stage = self.entry.stage
-        assert stage is not None
+        ring = self.entry.ring
+        assert ring is not None
         pieces = self.entry.pieces(*self.visit.pieces_of)
-        return stage.waits_for(self.visit, pieces[self.read].segment) if self.read < len(pieces) else ""
+        return ring.waits_for(self.visit, pieces[self.read].segment) if self.read < len(pieces) else ""
 
 
 def line_of(client: Client) -> int:
@@ -193,7 +193,7 @@ class StagingMachine(RuleBasedStateMachine):
         if checkpoint not in self.written:
             self._write(checkpoint)
         uid = 0 if kind == "prefetch" else uid
-        known = set(self.bench.staging.stages)
+        known = set(self.bench.staging.entries)
         try:
             visit = self.bench.enter(
                 *(self._path(file) for file in files),
@@ -272,7 +272,7 @@ class StagingMachine(RuleBasedStateMachine):
 
         self.pinned = [entry for entry in self.pinned if not matches(entry)]
         self.run(evict())
-        for entry in self.bench.staging.stages.values():
+        for entry in self.bench.staging.entries.values():
             assert not (matches(entry) and entry.started and entry.idle)
 
     # ---- storage and time -----------------------------------------------------------------------
@@ -313,7 +313,7 @@ class StagingMachine(RuleBasedStateMachine):
     @invariant()
     def memory_is_where_it_should_be(self) -> None:
         self.bench.assert_within_the_limit()
-        slabs = [slab.fd for entry in self.bench.staging.stages.values() for slab in entry.slabs]
+        slabs = [slab.fd for entry in self.bench.staging.entries.values() for slab in entry.slabs]
         assert len(slabs) == len(set(slabs)), "a slab is given twice"
         pool = self.bench.staging.pool
         assert len(slabs) <= pool.max_slabs - pool.available
@@ -331,7 +331,7 @@ class StagingMachine(RuleBasedStateMachine):
     def what_is_pinned_stays(self) -> None:
         """Until it is evicted, or found changed."""
         for entry in self.pinned:
-            assert self.bench.staging.stages.get(entry.id) is entry
+            assert self.bench.staging.entries.get(entry.id) is entry
             assert entry.pinned
             assert entry.complete
             assert not entry.closed
@@ -394,7 +394,7 @@ class StagingMachine(RuleBasedStateMachine):
             to.rename(path)
 
     def _reading(self) -> list[CacheEntry]:
-        return [entry for entry in self.bench.staging.stages.values() if entry.reading]
+        return [entry for entry in self.bench.staging.entries.values() if entry.reading]
 
     def _sharing(self, client: Client) -> Sequence[Client]:
         return [other for other in self.all if other.entry is client.entry]
@@ -446,7 +446,7 @@ class StagingMachine(RuleBasedStateMachine):
         if first is None or not is_privileged(line_of(first)):
             return
         demand = first.visit.demand
-        idle = [entry for entry in staging.stages.values() if entry.state == "warm" and entry.idle]
+        idle = [entry for entry in staging.entries.values() if entry.state == "warm" and entry.idle]
         warm = sum(len(entry.slabs) for entry in idle if not entry.pinned)
         assert staging.pool.available + warm < (demand.whole or demand.window), "memory lies idle"
 

@@ -35,7 +35,7 @@ INJECTED: dict[str, tuple[object, str, BaseException, type[PenstockError]]] = {
     "mmap": (linux, "map_shared_aligned", NO_MEMORY, StagingExhaustedError),
     "seals": (fcntl, "fcntl", NO_MEMORY, StagingExhaustedError),
     "planning": (plan, "segments_within", MemoryError(), StagingExhaustedError),
-    "stage": (entry, "Stage", MemoryError(), StagingExhaustedError),
+    "ring": (entry, "SegmentRing", MemoryError(), StagingExhaustedError),
     "filling": (entry, "Filling", MemoryError(), StagingExhaustedError),
     "fault": (plan, "segments_within", ZeroDivisionError("a fault"), PenstockError),
 }
@@ -71,7 +71,7 @@ async def test_a_load_that_gets_no_slabs_fails_with_a_reason_and_leaves_nothing(
                 assert type(caught.value) is kind
             for visit in visits:
                 visit.leave()
-            await until(lambda: not bench.staging.stages)
+            await until(lambda: not bench.staging.entries)
         bench.assert_nothing_is_left()
         assert not [name for name in more_fds(before).values() if "memfd" not in name]
         again = bench.enter(path, uid=uid)

@@ -101,7 +101,7 @@ class Machine:
 @pytest.mark.parametrize("threads", [1, 4, 16])
 @pytest.mark.parametrize("users", [2, 3, 5])
 def test_each_of_n_users_gets_an_nth_of_the_bytes(clock: Clock, threads: int, users: int) -> None:
-    """One with many stages, one with large blocks, one with small ones, one that came first: the same."""
+    """One with many entries, one with large blocks, one with small ones, one that came first: the same."""
     machine = Machine(clock, threads)
     for number in range(20):
         machine.lane(1, 1, block_bytes=(1 + number % 3) * MIB)

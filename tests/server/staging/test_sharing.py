@@ -84,7 +84,7 @@ async def test_an_overwritten_checkpoint_is_read_anew(make: Callable[..., Path])
         assert new.entry is not old.entry
         await new.read()
         new.leave()
-        assert list(bench.staging.stages.values()) == [new.entry]
+        assert list(bench.staging.entries.values()) == [new.entry]
         assert old.entry.closed
 
 
@@ -122,9 +122,9 @@ async def test_a_load_that_began_earlier_does_not_take_a_newer_version_for_an_ol
         advance(1)
         make("a", 1)
         new = bench.enter(path)
-        stages = bench.staging.stages.values()
-        assert superseded(stages, found, since=began) == []
-        assert superseded(stages, found, since=new.entry.made_at) == [new.entry]
+        entries = bench.staging.entries.values()
+        assert superseded(entries, found, since=began) == []
+        assert superseded(entries, found, since=new.entry.made_at) == [new.entry]
         found.close()
         await new.read()
         new.leave()
@@ -168,7 +168,7 @@ async def test_a_load_that_comes_after_a_window_recycled_gets_its_own(make: Call
     async with running() as bench:
         first = bench.enter(path, memory_limit=WINDOW)
         await first.read(3)
-        assert first.stage.recycled
+        assert first.ring.recycled
         second = bench.enter(path, memory_limit=WINDOW)
         assert second.entry is not first.entry
         await asyncio.gather(first.read(begin=3), second.read())
@@ -186,7 +186,7 @@ async def test_a_window_waits_for_the_slowest_and_goes_on_when_it_dies(make: Cal
         await slow.read(1, release=False)
         await until(lambda: bench.readers.busy == 0 and not fast.entry.reading)
         assert not reading.done()
-        assert slow.stage.state(0) is SegmentState.READY
+        assert slow.ring.state(0) is SegmentState.READY
         slow.leave()
         await reading
         fast.leave()
@@ -200,7 +200,7 @@ async def test_a_group_shares_a_window_and_the_first_waits_for_the_last(make: Ca
         reading = asyncio.ensure_future(first.read())
         await first.entry.wait_started()
         await until(lambda: not first.entry.reading)
-        assert not first.stage.recycled
+        assert not first.ring.recycled
         second = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         assert second.entry is first.entry
         await asyncio.gather(reading, second.read())
@@ -219,7 +219,7 @@ async def test_a_group_goes_on_without_a_member_that_does_not_come(make: Callabl
         await until(lambda: not first.entry.reading)
         advance(bench.config.group_timeout_seconds - 1)
         await turns()
-        assert not first.stage.recycled
+        assert not first.ring.recycled
         advance(2)
         await reading
         late = bench.enter(path, memory_limit=WINDOW, group=GROUP)
@@ -277,7 +277,7 @@ async def test_a_member_who_resumes_late_finds_what_it_needs(make: Callable[...,
         await until(lambda: not first.entry.reading)
         await turns()
         assert not reading.done()
-        assert not first.stage.recycled
+        assert not first.ring.recycled
         late = bench.enter(path, memory_limit=WINDOW, group=group, skip=2)
         assert late.entry is first.entry
         await asyncio.gather(reading, late.read())

@@ -321,7 +321,7 @@ async def test_stopping_lets_no_one_begin(make: Callable[..., Path], gone: bool)
                 await waiting.entry.wait_started()
             waiting.leave()
         await turns()
-        assert not bench.staging.stages
+        assert not bench.staging.entries
         assert bench.staging.pool.available == bench.staging.pool.max_slabs
 
 

@@ -36,7 +36,7 @@ def test_sources_that_are_shown_are_few_and_short(sources: list[str]) -> None:
 
 @on_clock_loop
 async def test_holders_that_status_tells_are_bounded(make: Callable[..., Path]) -> None:
-    """Each session may hold as many stages as it has loads."""
+    """Each session may hold as many entries as it has loads."""
     async with running() as bench:
         visits = [bench.enter(make(name, 1)) for name in "abcd"]
         now = asyncio.get_running_loop().time()

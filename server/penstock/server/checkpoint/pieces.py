@@ -1,4 +1,4 @@
-"""Which parts of a stage's segments a load gets whose selection is another than the stage's. Pure."""
+"""Which parts of an entry's segments a load gets whose selection is another than the entry's. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Piece:
 
 
 class WholePieces(Sequence[Piece]):
-    """All tensors of all segments, each piece made when it is asked for: every load of a stage has a list of
+    """All tensors of all segments, each piece made when it is asked for: every load of an entry has a list of
     them."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:

@@ -23,8 +23,8 @@ from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
-from ..staging.buffer import Staging
-from ..staging.entry import Holder, CacheEntry
+from ..staging.buffer import StagingBuffer
+from ..staging.entry import CacheEntry, Holder
 from ..staging.sharing import Group
 from ..system.counts import Totals
 from ..system.fair import FairExecutor
@@ -99,7 +99,7 @@ class Parts:
     serve users in turn."""
 
     catalog: Catalog
-    staging: Staging
+    staging: StagingBuffer
     totals: Totals
     resolvers: Callable[[Sequence[str], int], Executor]
     thinkers: FairExecutor
@@ -219,7 +219,7 @@ class Admission:
         names: Names | Sequence[str] | None,
         delivered: Sequence[Indices] | None,
     ) -> tuple[Selection, Selection]:
-        """What is left to this load, and what a stage is made for if none serves it: of a group that goes on
+        """What is left to this load, and what an entry is made for if none serves it: of a group that goes on
         after a restart, all that any member may still need."""
         skipped, group = self.request.skip_tensors, self.request.group
         selection = plan.select(tables, names, delivered)

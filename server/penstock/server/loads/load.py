@@ -77,13 +77,13 @@ class Load(Admission):
         self._announced = 0
         self._handed_off = False
         self._awaited: int | None = None
-        """The segment of the stage that it waits for."""
+        """The segment of the entry that it waits for."""
 
     @property
     def waits_for(self) -> str:
-        if self._awaited is None or self.entry is None or self.entry.stage is None:
+        if self._awaited is None or self.entry is None or self.entry.ring is None:
             return super().waits_for
-        return self.entry.stage.waits_for(self, self._awaited)
+        return self.entry.ring.waits_for(self, self._awaited)
 
     def release(self, count: int) -> None:
         """The client needs no segment below `count` any more, of those it has been told of."""
@@ -123,15 +123,15 @@ class Load(Admission):
         selection: Selection,
         pieces: Sequence[Piece],
     ) -> Manifest:
-        stage = entry.stage
-        assert stage is not None
+        ring = entry.ring
+        assert ring is not None
         self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
         if self.warm_segments.issuperset(piece.segment for piece in pieces):
             warm = self.total_bytes
             self.was_warm = True
         else:
             warm = sum(
-                stage.segments[piece.segment].size_bytes
+                ring.segments[piece.segment].size_bytes
                 for piece in pieces
                 if piece.segment in self.warm_segments
             )
@@ -142,7 +142,7 @@ class Load(Admission):
             version=checkpoint.version,
             slab_count=len(entry.slabs),
             slab_bytes=entry.slabs[0].size_bytes,
-            full=stage.full,
+            full=ring.full,
             tensor_count=selection.tensor_count,
             segment_count=len(pieces),
             total_bytes=self.total_bytes,
@@ -158,13 +158,13 @@ class Load(Admission):
         tensor_count: int,
         emit: Emit,
     ) -> None:
-        stage = entry.stage
-        assert stage is not None
+        ring = entry.ring
+        assert ring is not None
         for index, piece in enumerate(pieces):
             self._awaited = piece.segment
             await entry.wait_ready(piece.segment, self)
             self._awaited = None
-            segment = stage.segments[piece.segment]
+            segment = ring.segments[piece.segment]
             table = tables[segment.file]
             assert table is not None
             start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])
@@ -172,7 +172,7 @@ class Load(Admission):
             await emit(
                 SegmentReady(
                     index=index,
-                    ring_offset=stage.ring_offset(piece.segment) + start - segment.start,
+                    ring_offset=ring.ring_offset(piece.segment) + start - segment.start,
                     start=start,
                     end=end,
                     table=table,

@@ -46,23 +46,23 @@ class Prefetch(Admission):
             self._leave()
 
     async def _follow(self, entry: CacheEntry, emit: Emit) -> None:
-        stage = entry.stage
-        assert stage is not None
-        self.total_bytes = stage.total_bytes
-        self.delivered_bytes = sum(stage.segments[index].size_bytes for index in self.warm_segments)
+        ring = entry.ring
+        assert ring is not None
+        self.total_bytes = ring.total_bytes
+        self.delivered_bytes = sum(ring.segments[index].size_bytes for index in self.warm_segments)
         waiting = asyncio.ensure_future(entry.wait_complete())
         try:
             while not waiting.done():
-                await emit(Progress(self.delivered_bytes, stage.total_bytes, done=False))
+                await emit(Progress(self.delivered_bytes, ring.total_bytes, done=False))
                 await asyncio.wait([waiting], timeout=PROGRESS_SECONDS)
-                self.delivered_bytes = stage.ready_bytes
+                self.delivered_bytes = ring.ready_bytes
             await waiting
         finally:
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await waiting
-        self.delivered_bytes = stage.ready_bytes
+        self.delivered_bytes = ring.ready_bytes
         if self._pin:
             entry.pin(self.request.sources)
         self.finished = True
-        await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))
+        await emit(Progress(ring.ready_bytes, ring.total_bytes, done=True))

@@ -27,7 +27,7 @@ from ..system.counts import Totals
 from ..system.limits import is_privileged, user_share
 from ..system.log import event
 from .demand import Demand, measure
-from .entry import Holder, CacheEntry
+from .entry import CacheEntry, Holder
 from .pool import SlabPool, Workers
 from .reader import ReaderPool
 from .sharing import Group, expected_members, find, superseded
@@ -49,10 +49,10 @@ class Usage:
     peak_bytes: int
     waiting: int
     stuck_bytes: int = 0
-    """Of `reading_bytes`: of stages that were given up, and whose reads have not ended."""
+    """Of `reading_bytes`: of entries that were given up, and whose reads have not ended."""
 
 
-class Staging:
+class StagingBuffer:
     """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Staging:
             workers=workers,
             on_free=self._grant,
         )
-        self.stages: dict[int, CacheEntry] = {}
+        self.entries: dict[int, CacheEntry] = {}
         self._queue = WaitingLine(
             self,
             timeout_seconds=config.queue_timeout_seconds,
@@ -137,7 +137,7 @@ class Staging:
         uid that will get the slabs; None: nobody yet.
         """
         found = find(
-            self.stages.values(),
+            self.entries.values(),
             checkpoint,
             selection,
             uid=holder.uid,
@@ -170,13 +170,13 @@ class Staging:
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
             window=group.window if group else "",
-            expected_members=expected_members(self.stages.values(), checkpoint, tenant=tenant, group=group),
+            expected_members=expected_members(self.entries.values(), checkpoint, tenant=tenant, group=group),
             on_idle=self._idle,
             on_read=self._read,
             on_block=self._totals.observe_read,
         )
         entry.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
-        self.stages[entry.id] = entry
+        self.entries[entry.id] = entry
         self._queue.join(entry, demand, holder.uid)
         self._grant()
         return entry
@@ -207,8 +207,8 @@ class Staging:
 
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes, least recently used first, or none at all."""
-        idle = [entry for entry in self.stages.values() if entry.started and entry.idle and not entry.pinned]
-        forsaken = [entry for entry in self.stages.values() if entry.forsaken and not entry.pinned]
+        idle = [entry for entry in self.entries.values() if entry.started and entry.idle and not entry.pinned]
+        forsaken = [entry for entry in self.entries.values() if entry.forsaken and not entry.pinned]
         if self.pool.available + sum(entry.unused_slabs for entry in (*idle, *forsaken)) < count:
             return False
         for group in (idle, forsaken):
@@ -230,7 +230,7 @@ class Staging:
                 and not (entry.full and entry.complete)
                 and not entry.stands_still(STILL_SECONDS)
             )
-            for entry in self.stages.values()
+            for entry in self.entries.values()
             if uid is None or entry.uid == uid
         )
 
@@ -240,7 +240,7 @@ class Staging:
         """Unpins what matches and gives it up: what is idle at once, the rest when it is. Bytes (freed,
         still leased)."""
         freed = leased = 0
-        for entry in [entry for entry in self.stages.values() if match(entry)]:
+        for entry in [entry for entry in self.entries.values() if match(entry)]:
             entry.pinned = False
             entry.evicted = True
             size = self._bytes(entry)
@@ -254,7 +254,7 @@ class Staging:
 
     def usage(self) -> Usage:
         by_state = {"waiting": 0, "reading": 0, "leased": 0, "warm": 0, "failed": 0}
-        for entry in self.stages.values():
+        for entry in self.entries.values():
             by_state[entry.state] += self._bytes(entry)
         stuck = sum(map(self._bytes, self._abandoned))
         return Usage(
@@ -268,7 +268,7 @@ class Staging:
         )
 
     def reconsider(self) -> None:
-        """To be called now and then: a stage that hangs says nothing, and those that wait for its memory may
+        """To be called now and then: an entry that hangs says nothing, and those that wait for its memory may
         be content with less."""
         if self._queue:
             self._grant()
@@ -292,7 +292,7 @@ class Staging:
     def _held(self, uid: int) -> tuple[int, int]:
         """Slabs that loads of `uid` hold or are about to get, and those of others. Warm ones are neither."""
         own = others = 0
-        for entry in (*self.stages.values(), *self._abandoned):
+        for entry in (*self.entries.values(), *self._abandoned):
             count = len(entry.slabs)
             if not entry.pinned and (entry.idle or entry.forsaken):
                 count -= entry.unused_slabs  # others get these when they need them
@@ -315,7 +315,7 @@ class Staging:
 
     def _give_up_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
         """Pinned or not: memory is for what can still be loaded, and that no longer can."""
-        old = superseded(self.stages.values(), checkpoint, since=since)
+        old = superseded(self.entries.values(), checkpoint, since=since)
         for entry in old:
             source = ",".join(entry.checkpoint.sources[:3])
             fields = {"stage": entry.id, "source": source, "pinned": entry.pinned}
@@ -419,7 +419,7 @@ class Staging:
         self._give_up(entry)
 
     def _give_up(self, entry: CacheEntry) -> None:
-        self.stages.pop(entry.id, None)
+        self.entries.pop(entry.id, None)
         if entry.idle:
             self.pool.give_back(entry.close(), idle_since=entry.last_used)
             return

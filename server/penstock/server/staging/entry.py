@@ -1,4 +1,4 @@
-"""One staged checkpoint: a ring of slabs, the stage in it, and who holds it.
+"""One checkpoint in the staging buffer: its slabs, the ring of segments in them, and who holds it.
 
     admitted --> start: plan against the capacity, read the first segments (filling.py) --> complete
         consumers wait for segments, release them; a window places more as it is released
@@ -24,7 +24,7 @@ from ..config.units import show_size
 from ..errors import PenstockError, StagingExhaustedError
 from .filling import Filling
 from .reader import Dropped, ReaderPool
-from .ring import SegmentState, Stage
+from .ring import SegmentRing, SegmentState
 from .slab import Slab
 
 _ids = itertools.count(1)
@@ -83,7 +83,7 @@ class CacheEntry:
         self.evicted = False
         """To be given up as soon as nobody holds it."""
         self.slabs: list[Slab] = []
-        self.stage: Stage | None = None
+        self.ring: SegmentRing | None = None
         self.error: PenstockError | None = None
         self.closed = False
         self.holders: dict[Hashable, Holder] = {}
@@ -119,15 +119,15 @@ class CacheEntry:
 
     @property
     def started(self) -> bool:
-        return self.stage is not None
+        return self.ring is not None
 
     @property
     def complete(self) -> bool:
-        return self.stage is not None and self.stage.complete
+        return self.ring is not None and self.ring.complete
 
     @property
     def full(self) -> bool:
-        return self.stage is not None and self.stage.full
+        return self.ring is not None and self.ring.full
 
     @property
     def reading(self) -> bool:
@@ -147,7 +147,7 @@ class CacheEntry:
     @property
     def released_tensors(self) -> int:
         """So many of the selection, from the first one on, are gone: it serves nobody who needs them."""
-        return self.stage.released_tensors if self.stage is not None else 0
+        return self.ring.released_tensors if self.ring is not None else 0
 
     @property
     def forsaken(self) -> bool:
@@ -172,7 +172,7 @@ class CacheEntry:
         return "leased" if self.holders else "warm"
 
     def __repr__(self) -> str:
-        ready, total = (self.stage.ready_bytes, self.stage.total_bytes) if self.stage else (0, 0)
+        ready, total = (self.ring.ready_bytes, self.ring.total_bytes) if self.ring else (0, 0)
         return (
             f"<CacheEntry {self.id} {self.state}, {'full' if self.full else 'window'}: "
             f"{show_size(ready)} of {show_size(total)}, {len(self.holders)} holders>"
@@ -202,11 +202,11 @@ class CacheEntry:
 
     def ready_segments(self) -> frozenset[int]:
         """Whose bytes are in the ring now."""
-        if self.stage is None:
+        if self.ring is None:
             return frozenset()
-        stage = self.stage
+        ring = self.ring
         return frozenset(
-            index for index in range(len(stage.segments)) if stage.state(index) is SegmentState.READY
+            index for index in range(len(ring.segments)) if ring.state(index) is SegmentState.READY
         )
 
     # ---- its life -------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ class CacheEntry:
     def start(self, slabs: list[Slab], segments: Sequence[plan.Segment]) -> None:
         """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
         if this raises before they are in `slabs`."""
-        stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
+        ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
         self._filling = Filling(
-            stage,
+            ring,
             slabs,
             self.checkpoint.files,
             uid=self._uid,
@@ -225,12 +225,12 @@ class CacheEntry:
             on_end=self._read_ended,
             on_block=self._on_block,
         )
-        self.slabs, self.stage = slabs, stage
-        # Loads bring headers of their own: those of a stage that is warm for days would take room from
+        self.slabs, self.ring = slabs, ring
+        # Loads bring headers of their own: those of an entry that is warm for days would take room from
         # others.
         self.checkpoint = self.checkpoint.without_headers()
         for key in self.holders:
-            self.stage.join(key, self.stage.segment_of(self._skipped[key]))
+            self.ring.join(key, self.ring.segment_of(self._skipped[key]))
         self._update_hold_back()
         self._pump()
         self.notify()
@@ -255,16 +255,16 @@ class CacheEntry:
         self._skipped[key] = skipped
         self.last_used = self._moved = self._loop.time()
         self.members += 1
-        if self.stage is not None:
-            self.stage.join(key, self.stage.segment_of(skipped))
+        if self.ring is not None:
+            self.ring.join(key, self.ring.segment_of(skipped))
             self._update_hold_back()
             self._pump()
 
     def release(self, key: Hashable, count: int) -> None:
         """`key` needs no segment below `count` any more."""
-        if self.stage is not None:
+        if self.ring is not None:
             self._moved = self._loop.time()
-            self.stage.release(key, count)
+            self.ring.release(key, count)
             self._pump()
 
     def let_go(self) -> None:
@@ -279,8 +279,8 @@ class CacheEntry:
             return
         del self._skipped[key]
         self.last_used = self._moved = self._loop.time()
-        if self.stage is not None:
-            self.stage.leave(key)
+        if self.ring is not None:
+            self.ring.leave(key)
         if self.holders:
             self._pump()
             return
@@ -321,9 +321,9 @@ class CacheEntry:
 
     def pieces(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[Piece]:
         """What a load of that selection gets, in order. Only when it `serves` it."""
-        assert self.stage is not None
+        assert self.ring is not None
         if self._was_made_for(checkpoint, selection):
-            return WholePieces(self.stage.segments)
+            return WholePieces(self.ring.segments)
         pieces = self._pieces(checkpoint, selection)
         assert pieces is not None
         return pieces
@@ -348,8 +348,8 @@ class CacheEntry:
         """Until the bytes of that segment are in the ring. Raises the error that ended the reading, and
         StagingExhaustedError when others who share the window keep `key` waiting and release nothing for as
         long as a load may wait for memory: they may have stopped, or wait for `key` themselves."""
-        assert self.stage is not None
-        while self.stage.state(segment) is not SegmentState.READY:
+        assert self.ring is not None
+        while self.ring.state(segment) is not SegmentState.READY:
             self._raise_error()
             waited = self._loop.time() - self._moved
             if waited >= self._patience_seconds:
@@ -374,8 +374,8 @@ class CacheEntry:
             raise self.error
 
     def _raise_if_blocked(self, key: Hashable, segment: int) -> None:
-        assert self.stage is not None
-        blockers = self.stage.in_the_way(key, segment)
+        assert self.ring is not None
+        blockers = self.ring.in_the_way(key, segment)
         if blockers:
             pids = sorted({self.holders[blocker].pid for blocker in blockers})
             raise StagingExhaustedError(
@@ -388,18 +388,18 @@ class CacheEntry:
         return self.version == checkpoint.version and self.digest == selection.digest()
 
     def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
-        assert self.stage is not None
+        assert self.ring is not None
         return cut(
-            self.stage.segments,
+            self.ring.segments,
             [file.version for file in self.checkpoint.files],
             selection,
             [file.version for file in checkpoint.files],
         )
 
     def _update_hold_back(self) -> None:
-        if self.stage is not None:
-            self.stage.hold_back = self.members < self.expected_members
-            self.stage.recycle()
+        if self.ring is not None:
+            self.ring.hold_back = self.members < self.expected_members
+            self.ring.recycle()
 
     def _pump(self) -> None:
         """Reads what has room, as long as somebody wants it."""
@@ -407,12 +407,12 @@ class CacheEntry:
             self._filling.submit()
 
     def _read_ended(self, index: int, error: PenstockError | Dropped | None) -> None:
-        assert self.stage is not None
+        assert self.ring is not None
         if self.closed:
             self._abandoned_read_ended()
             return
         if error is None:
-            segment = self.stage.segments[index]
+            segment = self.ring.segments[index]
             self.read_bytes += segment.size_bytes
             self._on_read(self.checkpoint.files[segment.file].kind, segment.size_bytes)
             self._pump()

@@ -1,4 +1,4 @@
-"""The reads that fill a stage's ring.
+"""The reads that fill a ring of segments.
 
     a segment has room (ring.py) --> its blocks go to the readers --> all are there, or it is parked again
 
@@ -17,18 +17,18 @@ from ..checkpoint import plan
 from ..errors import PenstockError, SourceUnavailableError
 from ..sources import SourceFile
 from .reader import Dropped, Job, ReaderPool
-from .ring import Stage
+from .ring import SegmentRing
 from .slab import Slab
 
 logger = logging.getLogger(__name__)
 
 
 class Filling:
-    """Reads what `stage` has room for, out of `files` into `slabs`: both must stay while it is `active`."""
+    """Reads what `ring` has room for, out of `files` into `slabs`: both must stay while it is `active`."""
 
     def __init__(
         self,
-        stage: Stage,
+        ring: SegmentRing,
         slabs: Sequence[Slab],
         files: Sequence[SourceFile],
         *,
@@ -41,7 +41,7 @@ class Filling:
         """`uid` is whose share of the readers it takes. `readers` and `block_bytes` by kind of source.
         `on_end` is told of each segment that became ready, or was parked because of the error; `on_block` of
         each block's source and seconds, on a reader thread."""
-        self._stage = stage
+        self._stage = ring
         self._slabs = slabs
         self._files = files
         self._lanes = {kind: pool.lane(uid) for kind, pool in readers.items()}

@@ -4,7 +4,7 @@ Writing to a fresh page costs several times what writing to a used one does, so 
 user has held goes only to that user again; for another user it is closed and a new one is made.
 
 All methods run on the event loop and decide at once over plain state; making, populating and closing
-slabs, which is slow, runs on `workers`. It knows nothing of stages and queues: `buffer.py` does.
+slabs, which is slow, runs on `workers`. It knows nothing of entries and queues: `buffer.py` does.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ SPARE_THREADS = 64
 
 
 class Lane:
-    """The queue of one stage. Made by `ReaderPool.lane`."""
+    """The queue of one entry. Made by `ReaderPool.lane`."""
 
     def __init__(self, pool: ReaderPool, uid: int | None) -> None:
         self._pool = pool
@@ -79,7 +79,7 @@ class ReaderPool:
         return len(self._schedule.reading)
 
     def lane(self, uid: int | None = None) -> Lane:
-        """For a stage that is read for that user; None is the daemon itself."""
+        """For an entry that is read for that user; None is the daemon itself."""
         return Lane(self, uid)
 
     def reads_since(self) -> tuple[float, ...]:

@@ -5,8 +5,8 @@
        +------park--------+            (reading stopped because nobody was left to want it)
        +--nobody who joined needs it--> FREE
 
-Position p of the endless ring lives at p mod capacity. A window stage places a segment only where it
-overwrites nothing but FREE ones; a full stage has room for all and frees none.
+Position p of the endless ring lives at p mod capacity. A window places a segment only where it
+overwrites nothing but FREE ones; a full ring has room for all and frees none.
 
 It does no I/O, wakes nobody and knows no clocks; `entry.py` does all that.
 """
@@ -38,7 +38,7 @@ _TRANSITIONS = {
 }
 
 
-class Stage:
+class SegmentRing:
     """The life of one checkpoint's segments in a ring of `capacity_bytes`.
 
     Assumes that no single segment needs more than the capacity. `hold_back` keeps a window from being
@@ -111,7 +111,7 @@ class Stage:
 
     def place(self) -> list[int]:
         """Moves every segment that has room now to READING; returns their indices, earliest first. In a full
-        stage that all consumers joined in the middle, those that they need come before the others."""
+        ring that all consumers joined in the middle, those that they need come before the others."""
         placed = []
         while self._next < len(self.segments) and self._fits(self._next):
             if self._states[self._next] is SegmentState.PLANNED:

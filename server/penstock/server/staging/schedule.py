@@ -1,6 +1,6 @@
 """Which block is read next, and by how many threads. Pure: it is told the time, and starts and wakes nothing.
 
-    user --has--> lanes, one for each stage --hold--> jobs, one for each segment --of--> blocks
+    user --has--> lanes, one for each entry --hold--> jobs, one for each segment --of--> blocks
     place: what hangs as one, such as a mount; each job reads from one
 
 Fair between users, then between the lanes of one user, then earliest first within a lane. With n users at
@@ -102,7 +102,7 @@ class User:
 
 
 class LaneState:
-    """The queue of one stage."""
+    """The queue of one entry."""
 
     __slots__ = ("active", "delayed", "drops", "in_flight", "jobs", "place", "served_bytes", "uid", "user")
 

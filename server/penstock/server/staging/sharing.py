@@ -26,7 +26,7 @@ class Group:
 
 
 def find(
-    stages: Iterable[CacheEntry],
+    entries: Iterable[CacheEntry],
     checkpoint: Checkpoint,
     selection: Selection,
     *,
@@ -36,7 +36,7 @@ def find(
 ) -> tuple[CacheEntry, int] | None:
     """The first that serves a load of `uid` from its beginning, and how many of the tensors that it was made
     for the load does not need. `whole_only` means no window."""
-    for entry in stages:
+    for entry in entries:
         if entry.uid not in (None, uid) or entry.closed or entry.error is not None:
             continue
         if whole_only and entry.started and not entry.full:
@@ -58,20 +58,20 @@ def _together(entry: CacheEntry, group: Group | None) -> bool:
     return entry.group == group.name and (not group.window or entry.window in ("", group.window))
 
 
-def superseded(stages: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: float) -> list[CacheEntry]:
+def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: float) -> list[CacheEntry]:
     """Those with a file of which `checkpoint`, for a load that began at `since`, found another version: no
     later load can be served by them. One made after `since` may be the newer one."""
     now = {file.uri: file.version for file in checkpoint.files}
     return [
         entry
-        for entry in stages
+        for entry in entries
         if entry.made_at <= since
         and any(now.get(file.uri, file.version) != file.version for file in entry.checkpoint.files)
     ]
 
 
 def expected_members(
-    stages: Iterable[CacheEntry], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
+    entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
 ) -> int:
     """Members that a new window waits for: not those of the group that share an earlier one, nor those that
     had left before a restart."""
@@ -81,7 +81,7 @@ def expected_members(
         return min(max(1, group.members), group.size)
     earlier = sum(
         entry.members
-        for entry in stages
+        for entry in entries
         if entry.group == group.name and entry.uid == tenant and entry.version == checkpoint.version
     )
     return max(1, group.size - earlier)

@@ -21,7 +21,7 @@ from ..config.settings import Config
 from ..config.values import UNLIMITED
 from ..loads.admission import Admission
 from ..sources.stores import kind_of
-from ..staging.buffer import Staging
+from ..staging.buffer import StagingBuffer
 from ..staging.entry import CacheEntry
 from ..staging.reader import ReaderPool
 from ..system.counts import Totals
@@ -42,7 +42,7 @@ class Status:
     config: Config
     version: str
     began: float
-    staging: Staging
+    staging: StagingBuffer
     readers: Collection[ReaderPool]
     totals: Totals
     loads: Collection[Admission]
@@ -105,7 +105,7 @@ class Status:
             else [],
         )
         holders_left = SHOWN_HOLDERS
-        for entry in self.staging.stages.values():
+        for entry in self.staging.entries.values():
             if all_of_it or any(holder.uid == only_uid for holder in entry.holders.values()):
                 most = min(SHOWN_HOLDERS_OF_A_STAGE, max(1, holders_left))
                 answer.stages.append(_stage(entry, now, only_uid, most))
@@ -138,7 +138,7 @@ class Status:
         now = asyncio.get_running_loop().time()
         since = [
             holder.since
-            for entry in self.staging.stages.values()
+            for entry in self.staging.entries.values()
             if entry.slabs
             for holder in entry.holders.values()
         ]
@@ -195,15 +195,15 @@ def _failure(failure: Failure) -> pb.RecentError:
 
 
 def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: int) -> pb.StageStatus:
-    stage = entry.stage
+    ring = entry.ring
     sources = entry.checkpoint.sources
     message = pb.StageStatus(
         id=entry.id,
         sources=shown_sources(sources),
         version=entry.version,
-        capacity_bytes=stage.capacity_bytes if stage else 0,
-        ready_bytes=stage.ready_bytes if stage else 0,
-        total_bytes=stage.total_bytes if stage else 0,
+        capacity_bytes=ring.capacity_bytes if ring else 0,
+        ready_bytes=ring.ready_bytes if ring else 0,
+        total_bytes=ring.total_bytes if ring else 0,
         full=entry.full,
         state=entry.state,
         pinned=entry.pinned,
