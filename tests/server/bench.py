@@ -87,7 +87,7 @@ class Visit:
     paths: tuple[Path, ...]
     entry: CacheEntry
     demand: Demand
-    pieces_of: tuple[Checkpoint, plan.Selection]
+    slices_of: tuple[Checkpoint, plan.Selection]
     gates: list[GatedFile]
     contents: dict[str, bytes]
     """Of its files, by name, as they were when it came."""
@@ -109,24 +109,24 @@ class Visit:
         """Reads segments as a client does, compares every tensor with the file; returns the bytes."""
         await self.entry.wait_started()
         ring = self.ring
-        pieces = self.entry.pieces(*self.pieces_of)
+        slices = self.entry.slices(*self.slices_of)
         delivered = 0
-        for number, piece in enumerate(pieces[:count]):
+        for number, part in enumerate(slices[:count]):
             if number < begin:
                 continue
-            await self.entry.wait_ready(piece.segment, self)
-            segment = ring.segments[piece.segment]
-            table = self.entry.tables(self.pieces_of[0])[segment.file]
+            await self.entry.wait_ready(part.segment, self)
+            segment = ring.segments[part.segment]
+            table = self.entry.tables(self.slices_of[0])[segment.file]
             assert table is not None
             slabs = [slab.view for slab in self.entry.slabs]
             content = self.contents[self.entry.checkpoint.files[segment.file].uri]
-            for index in piece.tensors:
+            for index in part.tensors:
                 start, end = table.start(index), table.end(index)
-                at = ring.ring_offset(piece.segment) + start - segment.start
+                at = ring.ring_offset(part.segment) + start - segment.start
                 assert self._ring_bytes(slabs, at, end - start) == content[start:end], table.name(index)
                 delivered += end - start
             if release:
-                self.entry.release(self, piece.segment + 1)
+                self.entry.release(self, part.segment + 1)
         return delivered
 
     @staticmethod

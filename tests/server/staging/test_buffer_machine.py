@@ -77,7 +77,7 @@ class Client:
     uid: int
     since: float
     read: int = 0
-    """Pieces whose bytes were right."""
+    """Slices whose bytes were right."""
     released: int = 0
     may_fail: set[type[PenstockError]] = field(default_factory=set)
     error: PenstockError | None = None
@@ -92,10 +92,10 @@ class Client:
         return self.visit.entry
 
     async def go_on(self, count: int, *, release: bool) -> None:
-        """Reads that many pieces more. Waits for them as a client does."""
+        """Reads that many slices more. Waits for them as a client does."""
         try:
             await self.entry.wait_started()
-            end = min(self.read + count, len(self.entry.pieces(*self.visit.pieces_of)))
+            end = min(self.read + count, len(self.entry.slices(*self.visit.slices_of)))
             while self.read < end:
                 await self.visit.read(self.read + 1, begin=self.read, release=release)
                 self.read += 1
@@ -110,11 +110,11 @@ class Client:
             await asyncio.wait_for(self.visit.read(self.read, begin=begin, release=False), 10)
 
     def waits_for(self) -> str:
-        """Empty: its next piece is there, or it has all."""
+        """Empty: its next slice is there, or it has all."""
         ring = self.entry.ring
         assert ring is not None
-        pieces = self.entry.pieces(*self.visit.pieces_of)
-        return ring.waits_for(self.visit, pieces[self.read].segment) if self.read < len(pieces) else ""
+        slices = self.entry.slices(*self.visit.slices_of)
+        return ring.waits_for(self.visit, slices[self.read].segment) if self.read < len(slices) else ""
 
 
 def line_of(client: Client) -> int:
@@ -207,7 +207,7 @@ class StagingMachine(RuleBasedStateMachine):
             )
         except MemoryLimitTooSmallError:
             return None
-        self._unpin_old_versions(visit.pieces_of[0])
+        self._unpin_old_versions(visit.slices_of[0])
         if not self.stands_still:
             visit.open_gates()
         client = Client(visit, checkpoint, kind, uid, self.loop.time())

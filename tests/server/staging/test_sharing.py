@@ -358,7 +358,7 @@ async def test_a_group_that_is_told_its_progress_can_go_on_with_that(make: Calla
         async with running() as bench:
             visits = [bench.enter(path, memory_limit=WINDOW, group=group, skip=skip) for skip in counts]
             total = [
-                visit.pieces_of[1].tensor_count + skip for visit, skip in zip(visits, counts, strict=True)
+                visit.slices_of[1].tensor_count + skip for visit, skip in zip(visits, counts, strict=True)
             ]
             assert visits[0].entry is visits[1].entry
             fast = asyncio.ensure_future(visits[0].read(stop + 1 - counts[0]))

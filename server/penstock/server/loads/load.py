@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from ..checkpoint import plan
 from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.pieces import Piece
 from ..checkpoint.plan import Indices, Selection
+from ..checkpoint.slices import SegmentSlice
 from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
@@ -73,7 +73,7 @@ class Load(Admission):
     def __init__(self, request: Request, client: Client, access: Access, parts: Parts) -> None:
         super().__init__(request, client, access, parts)
         self._client = client
-        self._pieces: Sequence[Piece] = ()
+        self._slices: Sequence[SegmentSlice] = ()
         self._announced = 0
         self._handed_off = False
         self._awaited: int | None = None
@@ -89,17 +89,17 @@ class Load(Admission):
         """The client needs no segment below `count` any more, of those it has been told of."""
         count = min(count, self._announced)
         if self.entry is not None and count > 0:
-            self.entry.release(self, self._pieces[count - 1].segment + 1)
+            self.entry.release(self, self._slices[count - 1].segment + 1)
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
             checkpoint, selection, entry = await self._enter(emit, tenant=self.caller.uid)
             self._forget_names()
-            self._pieces = pieces = entry.pieces(checkpoint, selection)
+            self._slices = slices = entry.slices(checkpoint, selection)
             await self._hand_off(entry)
-            await emit(await self._manifest(entry, checkpoint, selection, pieces))
-            await self._deliver(entry, entry.tables(checkpoint), pieces, selection.tensor_count, emit)
+            await emit(await self._manifest(entry, checkpoint, selection, slices))
+            await self._deliver(entry, entry.tables(checkpoint), slices, selection.tensor_count, emit)
             self.finished = True
             await emit(Finished(self.waited_seconds, entry.read_bytes - self.read_before))
         finally:
@@ -121,19 +121,19 @@ class Load(Admission):
         entry: CacheEntry,
         checkpoint: Checkpoint,
         selection: Selection,
-        pieces: Sequence[Piece],
+        slices: Sequence[SegmentSlice],
     ) -> Manifest:
         ring = entry.ring
         assert ring is not None
         self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
-        if self.warm_segments.issuperset(piece.segment for piece in pieces):
+        if self.warm_segments.issuperset(part.segment for part in slices):
             warm = self.total_bytes
             self.was_warm = True
         else:
             warm = sum(
-                ring.segments[piece.segment].size_bytes
-                for piece in pieces
-                if piece.segment in self.warm_segments
+                ring.segments[part.segment].size_bytes
+                for part in slices
+                if part.segment in self.warm_segments
             )
         self.state = "streaming"
         return Manifest(
@@ -144,7 +144,7 @@ class Load(Admission):
             slab_bytes=entry.slabs[0].size_bytes,
             full=ring.full,
             tensor_count=selection.tensor_count,
-            segment_count=len(pieces),
+            segment_count=len(slices),
             total_bytes=self.total_bytes,
             warm_bytes=min(warm, self.total_bytes),
             variant=self.request.variant,
@@ -154,29 +154,29 @@ class Load(Admission):
         self,
         entry: CacheEntry,
         tables: Sequence[TensorTable | None],
-        pieces: Sequence[Piece],
+        slices: Sequence[SegmentSlice],
         tensor_count: int,
         emit: Emit,
     ) -> None:
         ring = entry.ring
         assert ring is not None
-        for index, piece in enumerate(pieces):
-            self._awaited = piece.segment
-            await entry.wait_ready(piece.segment, self)
+        for index, part in enumerate(slices):
+            self._awaited = part.segment
+            await entry.wait_ready(part.segment, self)
             self._awaited = None
-            segment = ring.segments[piece.segment]
+            segment = ring.segments[part.segment]
             table = tables[segment.file]
             assert table is not None
-            start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])
+            start, end = table.start(part.tensors[0]), table.end(part.tensors[-1])
             self._announced = index + 1
             await emit(
                 SegmentReady(
                     index=index,
-                    ring_offset=ring.ring_offset(piece.segment) + start - segment.start,
+                    ring_offset=ring.ring_offset(part.segment) + start - segment.start,
                     start=start,
                     end=end,
                     table=table,
-                    tensors=piece.tensors,
+                    tensors=part.tensors,
                     group=self._group_progress(entry, tensor_count),
                 )
             )

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from ..checkpoint import plan
 from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.pieces import Piece, WholePieces, cut
 from ..checkpoint.plan import Selection
+from ..checkpoint.slices import SegmentSlice, WholeSegments, cut
 from ..checkpoint.table import TensorTable
 from ..config.units import show_size
 from ..errors import PenstockError, StagingExhaustedError
@@ -182,7 +182,7 @@ class CacheEntry:
         """It holds, or will hold, every byte that the selection of that checkpoint needs."""
         if self._was_made_for(checkpoint, selection):
             return True
-        return self.full and self._pieces(checkpoint, selection) is not None
+        return self.full and self._slices(checkpoint, selection) is not None
 
     def skipped_by(self, checkpoint: Checkpoint, selection: Selection) -> int | None:
         """How many tensors have to be left out at the beginning of its own selection to get that one. None if
@@ -319,14 +319,14 @@ class CacheEntry:
 
     # ---- what consumers see ---------------------------------------------------------------------
 
-    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[Piece]:
+    def slices(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[SegmentSlice]:
         """What a load of that selection gets, in order. Only when it `serves` it."""
         assert self.ring is not None
         if self._was_made_for(checkpoint, selection):
-            return WholePieces(self.ring.segments)
-        pieces = self._pieces(checkpoint, selection)
-        assert pieces is not None
-        return pieces
+            return WholeSegments(self.ring.segments)
+        slices = self._slices(checkpoint, selection)
+        assert slices is not None
+        return slices
 
     def tables(self, checkpoint: Checkpoint) -> list[TensorTable | None]:
         """Of each staged file, by the number that segments have it by, as a checkpoint that it `serves` says;
@@ -387,7 +387,7 @@ class CacheEntry:
     def _was_made_for(self, checkpoint: Checkpoint, selection: Selection) -> bool:
         return self.version == checkpoint.version and self.digest == selection.digest()
 
-    def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
+    def _slices(self, checkpoint: Checkpoint, selection: Selection) -> list[SegmentSlice] | None:
         assert self.ring is not None
         return cut(
             self.ring.segments,
