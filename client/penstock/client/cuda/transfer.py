@@ -2,9 +2,9 @@
 
     run_ahead()       takes segments while earlier ones are delivered               caller's thread
     submit(tensors)   plans them, takes memory on the device                       placement.py
-    each piece        waits for a pinned buffer, fills it, starts its copies,
+    each batch        waits for a pinned buffer, fills it, starts its copies,
                       records an event behind them                                 copy threads, pinned.py
-    the last piece    `departed`: nothing here reads the ring for these tensors any more
+    the last batch    `departed`: nothing here reads the ring for these tensors any more
     deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream
                       wait for their events; so it is right there, and the host waited for nothing
     close()           nothing new is started, the buffers are given back; at once, or when the threads that
@@ -29,7 +29,7 @@ import torch
 
 from .. import errors
 from .pinned import Device, Event, PinnedRing, RingClosedError
-from .placement import Piece, Plan, plan
+from .placement import CopyBatch, Plan, plan
 
 _BUFFER_BYTES = 16 << 20
 # More do not copy faster than the memory of one socket can be read and written.
@@ -46,7 +46,7 @@ Tensors = list[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _Submission:
     """Tensors that were submitted together, on their way."""
 
     # Name, dtype and shape of each.
@@ -141,7 +141,7 @@ class Transfer:
         self._device = device
         self._ring = PinnedRing(device, buffer_bytes=buffer_bytes, count=buffers)
         self._threads = ThreadPoolExecutor(min(count, buffers), thread_name_prefix=_THREAD_NAME)
-        self._batches: deque[_Batch] = deque()
+        self._submissions: deque[_Submission] = deque()
         self._limit_bytes = pinned_bytes
         self._submitted_bytes = 0
         self._closed = False
@@ -150,12 +150,12 @@ class Transfer:
     @property
     def busy(self) -> bool:
         """Something is submitted and not delivered."""
-        return bool(self._batches)
+        return bool(self._submissions)
 
     @property
     def has_room(self) -> bool:
         """False when so much is under way that more would only take memory of the device."""
-        return not self._batches or self._submitted_bytes < self._limit_bytes
+        return not self._submissions or self._submitted_bytes < self._limit_bytes
 
     def submit(self, tensors: Tensors, departed: Callable[[], None]) -> None:
         """Starts copying these tensors of the host, and keeps them until they are copied.
@@ -168,19 +168,19 @@ class Transfer:
         allocations = [self._device.allocate(size_bytes) for size_bytes in planned.allocations]
         addresses = [tensor.data_ptr() for _, tensor in tensors]
         # The tensors keep the mapping, and `departed` must not be called while one is still read.
-        left = _Countdown(len(planned.pieces), departed, tensors)
+        left = _Countdown(len(planned.batches), departed, tensors)
         # A thread lets go of what it did only after it said so: by then the caller may want the memory again.
         targets = list(allocations)
-        ended = _Countdown(len(planned.pieces), targets.clear)
+        ended = _Countdown(len(planned.batches), targets.clear)
         send = partial(_send, self._device, self._ring, addresses, targets, left, ended)
         try:
-            events = [self._threads.submit(send, piece) for piece in planned.pieces]
+            events = [self._threads.submit(send, batch) for batch in planned.batches]
         except RuntimeError:
             if self._closed:
                 raise RingClosedError from None
             raise
         heads = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors]
-        self._batches.append(_Batch(heads, planned, allocations, events, sum(sizes)))
+        self._submissions.append(_Submission(heads, planned, allocations, events, sum(sizes)))
         self._submitted_bytes += sum(sizes)
         if not events:
             departed()
@@ -190,19 +190,21 @@ class Transfer:
 
         Raises what went wrong with their copies; RingClosedError when the transfer was closed meanwhile.
         """
-        batch = self._batches.popleft()
+        submission = self._submissions.popleft()
         try:
-            for (name, dtype, shape, size_bytes), place in zip(batch.heads, batch.plan.places, strict=True):
-                start = place.offset
-                tensor = batch.allocations[place.allocation][start : start + size_bytes]
+            for (name, dtype, shape, size_bytes), slot in zip(
+                submission.heads, submission.plan.slots, strict=True
+            ):
+                start = slot.offset
+                tensor = submission.allocations[slot.allocation][start : start + size_bytes]
                 tensor = tensor.view(dtype).view(shape)
                 if size_bytes:
-                    for number in range(*batch.plan.filled_by[place.allocation]):
-                        self._device.hand_over(tensor, _result(batch.events[number]))
+                    for number in range(*submission.plan.filled_by[slot.allocation]):
+                        self._device.hand_over(tensor, _result(submission.events[number]))
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
         finally:
-            self._submitted_bytes -= batch.size_bytes
+            self._submitted_bytes -= submission.size_bytes
 
     def close(self) -> None:
         """Ends copying without waiting for the threads. May be called again."""
@@ -246,10 +248,10 @@ def _send(
     targets: list[torch.Tensor],
     left: _Countdown,
     ended: _Countdown,
-    piece: Piece,
+    batch: CopyBatch,
 ) -> Event:
     try:
-        return _carry(device, ring, addresses, targets, left, piece)
+        return _carry(device, ring, addresses, targets, left, batch)
     finally:
         ended.step()
 
@@ -260,20 +262,20 @@ def _carry(
     addresses: list[int],
     targets: list[torch.Tensor],
     left: _Countdown,
-    piece: Piece,
+    batch: CopyBatch,
 ) -> Event:
     buffer = ring.take()
     event = None
     try:
         start = buffer.data_ptr()
-        for tensor, offset, to, size_bytes in piece.moves:
+        for tensor, offset, to, size_bytes in batch.moves:
             move = _move_locked if size_bytes < _SMALL_BYTES else ctypes.memmove
             move(start + to, addresses[tensor] + offset, size_bytes)
         left.step()
         try:
             device.copy(
                 (targets[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
-                for at, allocation, offset, size_bytes in piece.copies
+                for at, allocation, offset, size_bytes in batch.copies
             )
         finally:
             event = device.record()
