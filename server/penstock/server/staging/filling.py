@@ -44,7 +44,7 @@ class Filling:
         self._stage = ring
         self._slabs = slabs
         self._files = files
-        self._lanes = {kind: pool.lane(uid) for kind, pool in readers.items()}
+        self._queues = {kind: pool.queue(uid) for kind, pool in readers.items()}
         self._block_bytes = block_bytes
         self._on_end = on_end
         self._on_block = on_block
@@ -58,8 +58,8 @@ class Filling:
 
     def give_to(self, uid: int | None) -> None:
         """From now on it takes that user's share of the readers."""
-        for lane in self._lanes.values():
-            lane.give_to(uid)
+        for queue in self._queues.values():
+            queue.give_to(uid)
 
     def slabs_in_use(self) -> list[Slab]:
         """Those that reads under way write into. After `give_up` no read begins any more, so that nothing is
@@ -89,11 +89,11 @@ class Filling:
                 place=file.mount_point or None,
             )
             self._reading[index] = job
-            self._lanes[file.kind].submit(job)
+            self._queues[file.kind].submit(job)
 
     def give_up(self) -> None:
         """Blocks that are being read are read to their end; `_ended` parks their segments then."""
-        idle = [job for lane in self._lanes.values() for job in lane.drop()]
+        idle = [job for queue in self._queues.values() for job in queue.drop()]
         for index, job in list(self._reading.items()):
             if job in idle:
                 del self._reading[index]

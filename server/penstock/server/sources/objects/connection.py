@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from ...errors import SourceUnavailableError
-from ...system.progress import moved
+from ...system.progress import beat
 from . import proxies
 from .faults import Transient
 from .response import Response, TooSlow
@@ -187,7 +187,7 @@ class Exchange:
             if not self._left:
                 self._response.close()
         if count:
-            moved()
+            beat()
         return count
 
     def finish(self) -> None:
@@ -266,10 +266,10 @@ def _send(
         raise
     except ValueError as error:  # an ETag that cannot be said in a header
         raise Transient("bad_response", "what the store said of the object is no valid header") from error
-    moved()
+    beat()
     response = connection.getresponse()
     assert isinstance(response, Response)
-    moved()
+    beat()
     return Exchange(connection, response)
 
 
