@@ -62,8 +62,8 @@ class StageMachine(RuleBasedStateMachine):
             self.joined += 1
 
     @rule()
-    def place(self) -> None:
-        for index in self.ring.place():
+    def begin_reads(self) -> None:
+        for index in self.ring.begin_reads():
             assert index not in self.reading | self.ever_ready
             written = pages_of(self.ring, index)
             for other in self.reading | (self.ready - self.overwritten):
@@ -143,7 +143,7 @@ class StageMachine(RuleBasedStateMachine):
             for consumer in self.released:
                 self.ring.release(consumer, ready)
                 self.released[consumer] = max(self.released[consumer], ready)
-            self.place()
+            self.begin_reads()
             assert self.reading, "nothing is being read and nothing can be: a deadlock"
             index = min(self.reading)
             self.ring.read(index)
@@ -166,18 +166,18 @@ def aligned(sizes: list[int]) -> list[plan.Segment]:
     return segments_of(sizes, pad_bytes=-raw_bytes % PAGE_BYTES)
 
 
-def read_all_placed(ring: SegmentRing) -> list[int]:
-    placed = ring.place()
-    for index in placed:
+def read_all_begun(ring: SegmentRing) -> list[int]:
+    begun = ring.begin_reads()
+    for index in begun:
         ring.read(index)
-    return placed
+    return begun
 
 
 def test_a_full_stage_never_recycles() -> None:
     ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
     ring.join("a")
     assert ring.full
-    assert read_all_placed(ring) == [0, 1, 2, 3]
+    assert read_all_begun(ring) == [0, 1, 2, 3]
     ring.release("a", 4)
     assert not ring.recycled
     ring.join("b")
@@ -188,13 +188,13 @@ def test_a_window_reads_on_as_the_slowest_consumer_releases() -> None:
     ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
     ring.join("fast")
     ring.join("slow")
-    assert read_all_placed(ring) == [0, 1]
+    assert read_all_begun(ring) == [0, 1]
     ring.release("fast", 2)
-    assert ring.place() == []
+    assert ring.begin_reads() == []
     ring.release("slow", 1)
-    assert read_all_placed(ring) == [2]
+    assert read_all_begun(ring) == [2]
     ring.leave("slow")
-    assert read_all_placed(ring) == [3]
+    assert read_all_begun(ring) == [3]
     assert ring.complete
 
 
@@ -202,46 +202,46 @@ def test_a_window_that_is_held_back_recycles_only_when_let_go() -> None:
     ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
     ring.hold_back = True
     ring.join("early")
-    read_all_placed(ring)
+    read_all_begun(ring)
     ring.release("early", 2)
-    assert ring.place() == []
+    assert ring.begin_reads() == []
     assert not ring.recycled
     ring.join("awaited")
     ring.hold_back = False
     ring.recycle()
-    assert ring.place() == []
+    assert ring.begin_reads() == []
     ring.release("awaited", 2)
-    assert ring.place() == [2, 3]
+    assert ring.begin_reads() == [2, 3]
 
 
 def test_nothing_is_recycled_while_nobody_consumes() -> None:
     ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
     ring.join("a")
-    read_all_placed(ring)
+    read_all_begun(ring)
     ring.leave("a")
     assert not ring.recycled
     ring.join("b")
     assert ring.state(0) is SegmentState.READY
 
 
-def test_a_parked_segment_is_placed_again_before_later_ones() -> None:
+def test_a_parked_segment_is_read_again_before_later_ones() -> None:
     ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
     ring.join("a")
-    assert ring.place() == [0, 1, 2, 3]
+    assert ring.begin_reads() == [0, 1, 2, 3]
     ring.read(0)
     ring.park(3)
     ring.park(1)
-    assert ring.place() == [1, 3]
+    assert ring.begin_reads() == [1, 3]
 
 
 def test_releasing_backwards_past_the_end_or_by_a_stranger_means_nothing() -> None:
     ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
     ring.join("a")
-    read_all_placed(ring)
+    read_all_begun(ring)
     ring.release("a", 2)
     ring.release("a", 1)
     ring.release("stranger", 99)
-    assert ring.place() == [2, 3]
+    assert ring.begin_reads() == [2, 3]
     ring.release("a", 99)
     assert ring.state(2) is SegmentState.READING
 
@@ -249,7 +249,7 @@ def test_releasing_backwards_past_the_end_or_by_a_stranger_means_nothing() -> No
 def test_a_segment_cannot_become_ready_twice() -> None:
     ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
     ring.join("a")
-    read_all_placed(ring)
+    read_all_begun(ring)
     with pytest.raises(AssertionError, match="READY cannot become READY"):
         ring.read(0)
 
@@ -258,4 +258,4 @@ def test_a_checkpoint_without_segments_is_complete_from_the_start() -> None:
     ring = SegmentRing([], PAGE_BYTES)
     assert ring.full
     assert ring.complete
-    assert ring.place() == []
+    assert ring.begin_reads() == []

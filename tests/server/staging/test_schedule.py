@@ -55,14 +55,14 @@ class Machine:
         blocks: int = 10_000,
         block_bytes: int = MIB,
         bytes_per_second: float = 100 * MIB,
-        place: str = "disk",
+        domain: str = "disk",
     ) -> QueueState:
         """A queue with so much to read. A speed of 0 is a mount that hangs."""
         queue = QueueState(uid)
         self._names[queue] = name
-        self._speeds[place] = bytes_per_second
+        self._speeds[domain] = bytes_per_second
         ranges = [(number * block_bytes, (number + 1) * block_bytes) for number in range(blocks)]
-        job = Job(ranges, read=lambda *_: None, check=lambda: None, done=lambda _: None, place=place)
+        job = Job(ranges, read=lambda *_: None, check=lambda: None, done=lambda _: None, domain=domain)
         self.schedule.submit(queue, job, self.clock.seconds)
         return queue
 
@@ -90,7 +90,7 @@ class Machine:
             read = self.schedule.begin(self.clock.seconds)
             if read is None:
                 break
-            speed = self._speeds[read.place.key]
+            speed = self._speeds[read.domain.key]
             if speed:
                 ends = self.clock.seconds + (read.end - read.start) / speed
                 heapq.heappush(self._ends, (ends, next(self._numbers), read))
@@ -137,7 +137,7 @@ def test_a_user_that_is_alone_gets_all_threads(clock: Clock) -> None:
 def test_a_slow_mount_slows_nobody_else_of_another_user(clock: Clock) -> None:
     """Not slow enough to stall: each block takes 0.8 s."""
     machine = Machine(clock, 8)
-    machine.queue("slow", 1, bytes_per_second=1.25 * MIB, place="slow")
+    machine.queue("slow", 1, bytes_per_second=1.25 * MIB, domain="slow")
     machine.run(5)
     machine.queue("quick", 2)
     machine.run(10)
@@ -146,7 +146,7 @@ def test_a_slow_mount_slows_nobody_else_of_another_user(clock: Clock) -> None:
 
 def test_a_slow_mount_takes_no_more_than_its_queue_s_share_from_the_same_user(clock: Clock) -> None:
     machine = Machine(clock, 8)
-    machine.queue("slow", 1, bytes_per_second=1.25 * MIB, place="slow")
+    machine.queue("slow", 1, bytes_per_second=1.25 * MIB, domain="slow")
     machine.run(5)
     machine.queue("quick", 1)
     machine.run(10)
@@ -158,7 +158,7 @@ def test_mounts_that_hang_cost_nobody_else_a_thread(clock: Clock, mounts: int) -
     machine = Machine(clock, 4)
     for number in range(mounts):
         for uid in (1, 2, 3):
-            machine.queue(number, uid, bytes_per_second=0, place=f"hung {number}")
+            machine.queue(number, uid, bytes_per_second=0, domain=f"hung {number}")
         machine.run(2)
     machine.queue("quick", 9)
     machine.run(5)
@@ -169,7 +169,7 @@ def test_mounts_that_hang_cost_nobody_else_a_thread(clock: Clock, mounts: int) -
 def test_a_mount_that_hangs_has_at_most_as_many_reads_as_there_are_threads(clock: Clock) -> None:
     machine = Machine(clock, 4)
     for uid in range(20):
-        machine.queue("hung", uid, bytes_per_second=0, place="hung")
+        machine.queue("hung", uid, bytes_per_second=0, domain="hung")
     machine.run(60)
     assert machine.under_way()["hung"] == machine.most["hung"] == 4
     assert machine.schedule.able_since() is None
@@ -178,7 +178,7 @@ def test_a_mount_that_hangs_has_at_most_as_many_reads_as_there_are_threads(clock
 def test_one_user_with_any_number_of_hung_mounts_leaves_threads_to_others_and_to_root(clock: Clock) -> None:
     machine = Machine(clock, 4)
     for number in range(50):
-        machine.queue("hung", 1, bytes_per_second=0, place=f"hung {number}")
+        machine.queue("hung", 1, bytes_per_second=0, domain=f"hung {number}")
         machine.run(2)
     assert machine.under_way()["hung"] <= 20 * 7 // 8
     machine.queue("other", 2)
@@ -190,7 +190,7 @@ def test_one_user_with_any_number_of_hung_mounts_leaves_threads_to_others_and_to
 
 def test_a_mount_that_answers_again_gets_all_threads_again(clock: Clock) -> None:
     machine = Machine(clock, 4)
-    machine.queue("hung", 1, bytes_per_second=0, place="mount")
+    machine.queue("hung", 1, bytes_per_second=0, domain="mount")
     machine.run(5)
     for read in list(machine.schedule.reading):
         machine.schedule.read_over(read, None, clock.seconds)
@@ -237,4 +237,4 @@ def test_a_block_that_may_be_begun_and_is_not_is_known(clock: Clock) -> None:
     assert schedule.able_since() is None
     assert not schedule.waiting
     assert not schedule._users
-    assert not schedule._places
+    assert not schedule._domains

@@ -21,7 +21,7 @@ from itertools import islice
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
 from ..sources import Access, Patient, Source, SourceFile, choose, join, parent
-from ..sources.resuming import Place
+from ..sources.resuming import MountSet
 from ..system.quota import Quota
 from ..system.statx import root_mount
 from . import plan, recognise
@@ -96,8 +96,8 @@ class Checkpoint:
         if self.delivered is not None:
             state.update(Selection(self.delivered).digest().encode())
         root = root_mount()
-        place = Place.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
-        return f"{state.hexdigest()[:32]}{place}"
+        mounts = MountSet.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
+        return f"{state.hexdigest()[:32]}{mounts}"
 
     def without_headers(self) -> Checkpoint:
         """The same files, for who needs no headers any more. Closing either closes both."""
@@ -251,13 +251,13 @@ class Catalog:
         descriptors = Descriptors(self.descriptors, access.uid)
         opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
         total_bytes = 0
-        places = iter(unique)
+        keys = iter(unique)
         try:
             descriptors.take(needed, len(unique))
-            while some := list(islice(places, HEADERS_AT_ONCE)):
-                openings = [self._opening(unique[place], access) for place in some]
+            while some := list(islice(keys, HEADERS_AT_ONCE)):
+                openings = [self._opening(unique[key], access) for key in some]
                 opened.update(zip(some, open_together(openings, descriptors), strict=True))
-                total_bytes += sum(times[place] * opened[place][1].parsed.size_bytes for place in some)
+                total_bytes += sum(times[key] * opened[key][1].parsed.size_bytes for key in some)
                 if total_bytes > HEADER_BYTES:
                     raise CheckpointInvalidError(
                         f"the headers of the first {len(opened)} of {len(unique)} files take "

@@ -49,7 +49,7 @@ class Control:
         self._prefixes = prefixes
         self._on_failed = on_failed
         self._running: dict[Admission, asyncio.Task[None]] = {}
-        self._places = Quota(max_loads)
+        self._load_quota = Quota(max_loads)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -105,15 +105,15 @@ class Control:
         """What the caller may read. Raises if the daemon takes nothing more."""
         if self.draining:
             raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
-        if not self._places.left(client.uid):
+        if not self._load_quota.left(client.uid):
             raise self._too_many_loads(client.uid)
         return Access(client.uid, is_privileged(client.uid), self._prefixes)
 
     def _too_many_loads(self, uid: int) -> TooManyLoadsError:
-        places = self._places
+        quota = self._load_quota
         return TooManyLoadsError(
-            f"{places.used} loads run or wait already, {places.used_by(uid)} of them of uid {uid}, which may "
-            f"have no more of the {places.total}; try again later, or raise --max-loads"
+            f"{quota.used} loads run or wait already, {quota.used_by(uid)} of them of uid {uid}, which may "
+            f"have no more of the {quota.total}; try again later, or raise --max-loads"
         )
 
     async def run(self, load: Load | Prefetch, emit: Emit) -> None:
@@ -121,7 +121,7 @@ class Control:
         all that goes wrong in it."""
         task = asyncio.current_task()
         assert task is not None
-        if not self._places.take(load.caller.uid):
+        if not self._load_quota.take(load.caller.uid):
             raise self._too_many_loads(load.caller.uid)
         self._running[load] = task
         self._idle.clear()
@@ -156,7 +156,7 @@ class Control:
         finally:
             forget()
             del self._running[load]
-            self._places.give_back(load.caller.uid)
+            self._load_quota.give_back(load.caller.uid)
             if not self._running:
                 self._idle.set()
             load.count(result)

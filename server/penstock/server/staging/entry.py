@@ -1,7 +1,7 @@
 """One checkpoint in the staging buffer: its slabs, the ring of segments in them, and who holds it.
 
     admitted --> start: plan against the capacity, read the first segments (filling.py) --> complete
-        consumers wait for segments, release them; a window places more as it is released
+        consumers wait for segments, release them; a window reads more in as it is released
         the last holder leaves --> warm (full), parked (full, not complete), or closed
 
 Lives on the event loop.

@@ -41,7 +41,7 @@ class Filling:
         """`uid` is whose share of the readers it takes. `readers` and `block_bytes` by kind of source.
         `on_end` is told of each segment that became ready, or was parked because of the error; `on_block` of
         each block's source and seconds, on a reader thread."""
-        self._stage = ring
+        self._ring = ring
         self._slabs = slabs
         self._files = files
         self._queues = {kind: pool.queue(uid) for kind, pool in readers.items()}
@@ -73,8 +73,8 @@ class Filling:
 
     def submit(self) -> None:
         """Gives every segment that has room to the readers."""
-        for index in self._stage.place():
-            segment = self._stage.segments[index]
+        for index in self._ring.begin_reads():
+            segment = self._ring.segments[index]
             if segment.size_bytes == 0:
                 self._reading[index] = None
                 self._loop.call_soon(self._ended, index, None)
@@ -86,7 +86,7 @@ class Filling:
                 read=functools.partial(self._read_block, index),
                 check=file.check_unchanged,
                 done=functools.partial(self._call_back, index),
-                place=file.mount_point or None,
+                domain=file.mount_point or None,
             )
             self._reading[index] = job
             self._queues[file.kind].submit(job)
@@ -97,11 +97,11 @@ class Filling:
         for index, job in list(self._reading.items()):
             if job in idle:
                 del self._reading[index]
-                self._stage.park(index)
+                self._ring.park(index)
 
     def _read_block(self, index: int, start: int, end: int) -> None:
         """On a reader thread."""
-        file = self._files[self._stage.segments[index].file]
+        file = self._files[self._ring.segments[index].file]
         begin, finish = self._whole_pages(index, start, end)
         views = [
             self._slabs[number].view[first:last] for number, first, last in self._parts(index, begin, finish)
@@ -112,14 +112,14 @@ class Filling:
 
     def _whole_pages(self, index: int, start: int, end: int) -> tuple[int, int]:
         """The range rounded out to what the source reads best: the segment owns its pages."""
-        alignment = self._files[self._stage.segments[index].file].alignment
+        alignment = self._files[self._ring.segments[index].file].alignment
         return start // alignment * alignment, -(-end // alignment) * alignment
 
     def _parts(self, index: int, begin: int, finish: int) -> list[tuple[int, int, int]]:
         """Where a range of the segment's file lies: numbers of slabs, each with a range of its bytes, across
         slab borders and the end of the ring."""
         parts = []
-        offset = self._stage.ring_offset(index) + begin - self._stage.segments[index].start
+        offset = self._ring.ring_offset(index) + begin - self._ring.segments[index].start
         size_bytes, slab_bytes = finish - begin, self._slabs[0].size_bytes
         while size_bytes > 0:
             number, inside = divmod(offset, slab_bytes)
@@ -136,9 +136,9 @@ class Filling:
     def _ended(self, index: int, error: BaseException | None) -> None:
         del self._reading[index]
         if error is None:
-            self._stage.read(index)
+            self._ring.read(index)
         else:
-            self._stage.park(index)
+            self._ring.park(index)
         self._on_end(index, None if error is None else _told(error))
 
 

@@ -143,7 +143,7 @@ class ReaderPool:
                     return None
                 read = self._schedule.begin(time.monotonic())
                 if read is not None:
-                    self._add_spares()  # what a place in trouble is asked for counts as stalled at once
+                    self._add_spares()  # what a domain in trouble is asked for counts as stalled at once
                     return read
                 self._wake.wait()
             return None

@@ -1,11 +1,11 @@
 """Where segments live in a ring of slabs, what state each is in, and who still needs it. Pure.
 
-    PLANNED --place--> READING --read--> READY --all consumers released--> FREE
+    PLANNED --begin--> READING --read--> READY --all consumers released--> FREE
        ^                  |
        +------park--------+            (reading stopped because nobody was left to want it)
        +--nobody who joined needs it--> FREE
 
-Position p of the endless ring lives at p mod capacity. A window places a segment only where it
+Position p of the endless ring lives at p mod capacity. A window reads a segment in only where it
 overwrites nothing but FREE ones; a full ring has room for all and frees none.
 
 It does no I/O, wakes nobody and knows no clocks; `entry.py` does all that.
@@ -109,17 +109,17 @@ class SegmentRing:
             self._released[consumer] = max(self._released[consumer], min(count, len(self.segments)))
             self.recycle()
 
-    def place(self) -> list[int]:
+    def begin_reads(self) -> list[int]:
         """Moves every segment that has room now to READING; returns their indices, earliest first. In a full
         ring that all consumers joined in the middle, those that they need come before the others."""
-        placed = []
+        begun = []
         while self._next < len(self.segments) and self._fits(self._next):
             if self._states[self._next] is SegmentState.PLANNED:
                 self._move(self._next, SegmentState.READING)
-                placed.append(self._next)
+                begun.append(self._next)
             self._next += 1
         wanted_from = min(self._released.values(), default=0)
-        return sorted(placed, key=lambda index: (index < wanted_from, index))
+        return sorted(begun, key=lambda index: (index < wanted_from, index))
 
     def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
         """Who has not released what `consumer` has, so that there is no room for segment `index`, all before

@@ -1,7 +1,7 @@
 """Which block is read next, and by how many threads. Pure: it is told the time, and starts and wakes nothing.
 
     user --has--> queues, one for each entry --hold--> jobs, one for each segment --of--> blocks
-    place: what hangs as one, such as a mount; each job reads from one
+    fault domain: what hangs as one, such as a mount; each job reads from one
 
 Fair between users, then between the queues of one user, then earliest first within a queue. With n users at
 work each may use an n-th of the threads before others, and gets the next block while it has been served the
@@ -9,13 +9,12 @@ fewest bytes; so each gets about an n-th of the bytes, and one whose storage is 
 threads. A user or queue that joins, or comes back after having had nothing to read, starts level with the one
 that was served last: it is owed nothing and owes nothing.
 
-No place holds up the others when it fails or hangs:
+No fault domain holds up the others when it fails or hangs:
 
 - A read that has not moved for `STALL_SECONDS` does not count as one of the threads: a spare one takes its
-  place. A read from a place in trouble counts as stalled until it moves.
-- A place in trouble has at most `threads` reads under way, and any place at most half of the threads that
-  others
-  have not stalled. So several may hang, and there are threads for the next.
+  place. A read from a domain in trouble counts as stalled until it moves.
+- A domain in trouble has at most `threads` reads under way, and any domain at most half of the threads that
+  others have not stalled. So several may hang, and there are threads for the next.
 - All that one user has under way is a quota of all threads, spare ones included (`quota.py`).
 """
 
@@ -37,11 +36,11 @@ class Job:
 
     `read(start, end)` reads one block, `check()` runs after the last one; both block, are called on
     reader threads and raise what fails the job, or RetryLater. `done` is called once, on a reader thread,
-    with None or the error, after the last of its reads ended. Jobs with the same `place` hang together; by
-    default each queue is a place of its own.
+    with None or the error, after the last of its reads ended. Jobs with the same `domain` hang together; by
+    default each queue is a domain of its own.
     """
 
-    __slots__ = ("blocks", "check", "delayed", "done", "error", "in_flight", "place", "read", "under_way")
+    __slots__ = ("blocks", "check", "delayed", "domain", "done", "error", "in_flight", "read", "under_way")
 
     def __init__(
         self,
@@ -50,13 +49,13 @@ class Job:
         read: Callable[[int, int], None],
         check: Callable[[], None],
         done: Callable[[BaseException | None], None],
-        place: Hashable = None,
+        domain: Hashable = None,
     ) -> None:
         self.blocks = deque(blocks)
         self.read = read
         self.check = check
         self.done = done
-        self.place = place
+        self.domain = domain
         self.in_flight = 0
         self.under_way: set[tuple[int, int]] = set()
         """The blocks that threads are reading."""
@@ -68,7 +67,7 @@ class Dropped(Exception):
     """A job whose remaining blocks were dropped."""
 
 
-class Place:
+class FaultDomain:
     """What hangs as one."""
 
     __slots__ = ("delayed", "in_flight", "key", "stalled", "troubled")
@@ -104,7 +103,7 @@ class User:
 class QueueState:
     """The queue of one entry."""
 
-    __slots__ = ("active", "delayed", "drops", "in_flight", "jobs", "place", "served_bytes", "uid", "user")
+    __slots__ = ("active", "delayed", "domain", "drops", "in_flight", "jobs", "served_bytes", "uid", "user")
 
     def __init__(self, uid: int | None) -> None:
         self.uid = uid
@@ -117,7 +116,7 @@ class QueueState:
         self.active = 0
         self.delayed = 0
         self.drops = 0
-        self.place = Place(None)
+        self.domain = FaultDomain(None)
 
 
 class Read:
@@ -126,11 +125,11 @@ class Read:
     __slots__ = (
         "began",
         "charged",
+        "domain",
         "drops",
         "end",
         "heartbeat",
         "job",
-        "place",
         "put_off",
         "queue",
         "slow",
@@ -140,10 +139,12 @@ class Read:
         "user",
     )
 
-    def __init__(self, user: User, queue: QueueState, place: Place, job: Job, start: int, end: int) -> None:
+    def __init__(
+        self, user: User, queue: QueueState, domain: FaultDomain, job: Job, start: int, end: int
+    ) -> None:
         self.user = user
         self.queue = queue
-        self.place = place
+        self.domain = domain
         self.job = job
         self.start = start
         self.end = end
@@ -152,7 +153,7 @@ class Read:
         self.began = self.heartbeat.at
         self.charged = self.put_off = self.slow = False
         self.stalled = False
-        self.suspect = place.troubled
+        self.suspect = domain.troubled
 
     def is_stalled(self, now: float) -> bool:
         if self.suspect and self.heartbeat.at == self.began:
@@ -171,7 +172,7 @@ class Schedule:
         """Those with jobs or reads under way."""
         self._level_bytes = 0
         """What the user that was served last had been served before."""
-        self._places: dict[Hashable, Place] = {}
+        self._domains: dict[Hashable, FaultDomain] = {}
         """Those with reads under way that have a key."""
         self._delayed: list[tuple[float, int, QueueState, Read, int, int]] = []
         """A heap of blocks to be read no sooner than a time, with a number to tell equal times apart."""
@@ -197,7 +198,7 @@ class Schedule:
 
     def able_since(self) -> float | None:
         """Since when a block has waited that may be begun, while no read began or ended. None: there is none,
-        be it that all that is left waits for places in trouble."""
+        be it that all that is left waits for domains in trouble."""
         return None if self._choose() is None else self._moved_at
 
     # ---- what is to be read ---------------------------------------------------------------------
@@ -240,15 +241,15 @@ class Schedule:
         queue = self._choose()
         if queue is None:
             return None
-        job, user, place = queue.jobs[0], self._users[queue.uid], self._place(queue, queue.jobs[0])
+        job, user, domain = queue.jobs[0], self._users[queue.uid], self._domain(queue, queue.jobs[0])
         start, end = job.blocks.popleft()
         self._level_bytes, user.level_bytes = user.served_bytes, queue.served_bytes
         user.served_bytes += end - start
         queue.served_bytes += end - start
-        read = Read(user, queue, place, job, start, end)
-        if place.key is not None:
-            self._places[place.key] = place
-        for counted in (user, queue, job, place):
+        read = Read(user, queue, domain, job, start, end)
+        if domain.key is not None:
+            self._domains[domain.key] = domain
+        for counted in (user, queue, job, domain):
             counted.in_flight += 1
         job.under_way.add((start, end))
         user.active += 1
@@ -283,7 +284,7 @@ class Schedule:
         elif job.error is None:
             entry = (now + delay_seconds, next(self._numbers), queue, read, reached, read.end)
             heapq.heappush(self._delayed, entry)
-            for counted in (read.user, queue, job, read.place):
+            for counted in (read.user, queue, job, read.domain):
                 counted.delayed += 1
         read.put_off = True
         return self._block_over(read)
@@ -291,17 +292,17 @@ class Schedule:
     def leave(self, read: Read, now: float) -> None:
         """The thread is done with the read, and with the check of its job if that was due."""
         slow = read.slow or now - read.heartbeat.at >= STALL_SECONDS
-        read.place.troubled = read.put_off or (read.place.troubled and slow)
+        read.domain.troubled = read.put_off or (read.domain.troubled and slow)
         self.reading.remove(read)
         self._set_stalled(read, False)
-        for counted in (read.user, read.queue, read.place):
+        for counted in (read.user, read.queue, read.domain):
             counted.in_flight -= 1
         read.user.active -= 1
         read.queue.active -= 1
         if read.charged:
             self._quota.give_back(_payer(read.user.uid))
-        if read.place.key is not None and not read.place.in_flight and not read.place.delayed:
-            self._places.pop(read.place.key, None)
+        if read.domain.key is not None and not read.domain.in_flight and not read.domain.delayed:
+            self._domains.pop(read.domain.key, None)
         self._forget_idle(read.user)
         self._moved_at = now
 
@@ -312,7 +313,7 @@ class Schedule:
             job = read.job
             if not queue.jobs:
                 self._enlist(queue)
-            for counted in (read.user, queue, job, read.place):
+            for counted in (read.user, queue, job, read.domain):
                 counted.delayed -= 1
             job.blocks.appendleft((start, end))
             if job not in queue.jobs:
@@ -333,7 +334,7 @@ class Schedule:
                 continue
             queue_share = -(-user_share // len(user.queues))
             for queue in user.queues:
-                if self._has_room(self._place(queue, queue.jobs[0])):
+                if self._has_room(self._domain(queue, queue.jobs[0])):
                     key = (
                         user.active >= user_share,
                         user.served_bytes,
@@ -344,18 +345,18 @@ class Schedule:
                         best = key, queue
         return best[1] if best else None
 
-    def _has_room(self, place: Place) -> bool:
-        limit = self._threads if place.troubled else 2 * self._threads
-        elsewhere = self._stalled - place.stalled
+    def _has_room(self, domain: FaultDomain) -> bool:
+        limit = self._threads if domain.troubled else 2 * self._threads
+        elsewhere = self._stalled - domain.stalled
         if elsewhere:
             left = self._threads + self._spare_threads - elsewhere
             limit = min(limit, max(1, left // 2))
-        return place.in_flight + place.delayed < limit
+        return domain.in_flight + domain.delayed < limit
 
-    def _place(self, queue: QueueState, job: Job) -> Place:
-        if job.place is None:
-            return queue.place
-        return self._places.get(job.place) or Place(job.place)
+    def _domain(self, queue: QueueState, job: Job) -> FaultDomain:
+        if job.domain is None:
+            return queue.domain
+        return self._domains.get(job.domain) or FaultDomain(job.domain)
 
     def _enlist(self, queue: QueueState) -> None:
         """Lists the queue, which is not listed, with its user."""
@@ -387,7 +388,7 @@ class Schedule:
             return
         for _, _, _, read, _, _ in self._delayed:
             if read.job is job:
-                for counted in (read.user, queue, job, read.place):
+                for counted in (read.user, queue, job, read.domain):
                     counted.delayed -= 1
                 self._forget_idle(read.user)
         self._delayed = [entry for entry in self._delayed if entry[3].job is not job]
@@ -409,11 +410,11 @@ class Schedule:
         read.stalled = stalled
         step = 1 if stalled else -1
         self._stalled += step
-        read.place.stalled += step
+        read.domain.stalled += step
         read.user.active -= step
         read.queue.active -= step
         if stalled:
-            read.place.troubled = True
+            read.domain.troubled = True
 
 
 def _payer(uid: int | None) -> int:
