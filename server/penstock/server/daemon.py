@@ -21,7 +21,7 @@ from .edge.rpc import RpcServer
 from .edge.service import StreamerService
 from .errors import ConfigError
 from .loads import at_start
-from .loads.admission import Parts
+from .loads.admission import LoadContext
 from .loads.control import Control
 from .sources import choose
 from .sources.store import Events, Reading
@@ -44,7 +44,7 @@ from .watch.status import Status, effective
 
 logger = logging.getLogger(__name__)
 
-THINKERS = 4
+CPU_THREADS = 4
 SLAB_WORKERS = 4
 
 
@@ -58,7 +58,7 @@ class Daemon:
         self.totals = Totals(list(self.stores))
         self.totals.retries.update({kind: store.retries for kind, store in self.stores.items()})
         self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
-        self._thinkers = FairExecutor(THINKERS, "thinker")
+        self._cpu_pool = FairExecutor(CPU_THREADS, "cpu")
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self.staging = StagingBuffer(
@@ -71,12 +71,12 @@ class Daemon:
                 file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
             ),
         )
-        self._parts = Parts(
-            self._catalog, self.staging, self.totals, self._resolvers, self._thinkers, self._selector
+        self._context = LoadContext(
+            self._catalog, self.staging, self.totals, self._resolvers, self._cpu_pool, self._selector
         )
         self.history = History()
         self._control = Control(
-            self._parts, max_loads=config.max_loads, prefixes=config.allow, on_failed=self.history.failed
+            self._context, max_loads=config.max_loads, prefixes=config.allow, on_failed=self.history.failed
         )
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
@@ -163,7 +163,7 @@ class Daemon:
                 for store in self.stores.values():
                     store.shutdown()
                 self._catalog.shutdown()
-                for executor in (self._thinkers, self._selector, self._slab_workers):
+                for executor in (self._cpu_pool, self._selector, self._slab_workers):
                     executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())
@@ -203,7 +203,7 @@ class Daemon:
 
     async def _prefetch_all(self) -> None:
         """Stages what the flags name; then nothing keeps the daemon from being ready."""
-        await at_start.stage_all(self.config.prefetch, self._parts, self._control.run)
+        await at_start.stage_all(self.config.prefetch, self._context, self._control.run)
         if not self.health.draining:
             self.health.waits_for = ""
             await self._rpc.publish_health()

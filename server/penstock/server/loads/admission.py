@@ -93,16 +93,16 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class LoadContext:
     """What every load of the daemon works with. `resolvers` gives what resolves certain sources for a uid,
-    where it may hang with their storage; `thinkers` runs what only takes long, `selector` looks up names. All
+    where it may hang with their storage; `cpu_pool` runs what only takes long, `selector` looks up names. All
     serve users in turn."""
 
     catalog: Catalog
     staging: StagingBuffer
     totals: Totals
     resolvers: Callable[[Sequence[str], int], Executor]
-    thinkers: FairExecutor
+    cpu_pool: FairExecutor
     selector: FairExecutor
 
 
@@ -113,7 +113,7 @@ Emit = Callable[[Any], Awaitable[None]]
 class Admission:
     """One client's way into the staging buffer. `state` and the figures are for status and log."""
 
-    def __init__(self, request: Request, caller: Caller, access: Access, parts: Parts) -> None:
+    def __init__(self, request: Request, caller: Caller, access: Access, context: LoadContext) -> None:
         self.id = secrets.token_hex(4)
         self.request = request
         self.caller = caller
@@ -134,7 +134,7 @@ class Admission:
         self.finished = False
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
-        self._parts = parts
+        self._context = context
         self._choosing = False
         self._forget_leaving: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
@@ -182,8 +182,8 @@ class Admission:
         return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
-        catalog, request = self._parts.catalog, self.request
-        resolvers = self._parts.resolvers(request.sources, self.caller.uid)
+        catalog, request = self._context.catalog, self.request
+        resolvers = self._context.resolvers(request.sources, self.caller.uid)
         resolving = resolvers.submit(catalog.resolve, request.sources, self._access, variant=request.variant)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
@@ -209,7 +209,7 @@ class Admission:
             names = await self._ask(Listing(checkpoint.tables, everything), emit)
         # One selection at a time, and users in turn: names take many times their space while they are looked
         # up.
-        selecting = self._parts.selector.of(self.caller.uid)
+        selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(selecting, self._choose_among, checkpoint.tables, names, delivered)
 
@@ -264,7 +264,7 @@ class Admission:
         tenant: int | None,
         whole: bool,
     ) -> CacheEntry:
-        staging, request = self._parts.staging, self.request
+        staging, request = self._context.staging, self.request
         demand = await self._in_thread(
             staging.demand, checkpoint, made_for, request.memory_limit, self.caller.uid
         )
@@ -300,7 +300,7 @@ class Admission:
         told = 0
         try:
             while not entry.started and entry.error is None:
-                place = self._parts.staging.place(entry)
+                place = self._context.staging.place(entry)
                 if place not in (0, told):
                     await emit(Queued(self.id, place, WAITS_FOR_MEMORY))
                     told = place
@@ -311,12 +311,12 @@ class Admission:
             self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        thinkers = self._parts.thinkers.of(self.caller.uid)
-        return await asyncio.get_running_loop().run_in_executor(thinkers, call, *arguments)
+        cpu_pool = self._context.cpu_pool.of(self.caller.uid)
+        return await asyncio.get_running_loop().run_in_executor(cpu_pool, call, *arguments)
 
     def count(self, result: str) -> None:
         """How it ended: "ok", "failed" or "cancelled"."""
-        totals = self._parts.totals
+        totals = self._context.totals
         totals.loads[self.source, result] += 1
         if self.state != "resolving":
             totals.load_wait_seconds.observe(self.waited_seconds)

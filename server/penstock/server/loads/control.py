@@ -21,7 +21,7 @@ from ..system.limits import is_privileged
 from ..system.log import event
 from ..system.quota import Quota
 from ..system.shown import shown_source
-from .admission import Admission, Caller, Client, Emit, Parts, Request
+from .admission import Admission, Caller, Client, Emit, LoadContext, Request
 from .load import Load
 from .prefetch import Prefetch
 
@@ -40,12 +40,12 @@ class Control:
     """Over all loads and prefetches of a daemon. All on its event loop."""
 
     def __init__(
-        self, parts: Parts, *, max_loads: int, prefixes: tuple[str, ...], on_failed: OnFailed
+        self, context: LoadContext, *, max_loads: int, prefixes: tuple[str, ...], on_failed: OnFailed
     ) -> None:
         """`prefixes` are what users who are not privileged may load."""
         self.draining = False
         """No new ones are taken."""
-        self._parts = parts
+        self._context = context
         self._prefixes = prefixes
         self._on_failed = on_failed
         self._running: dict[Admission, asyncio.Task[None]] = {}
@@ -70,7 +70,7 @@ class Control:
         return is_privileged(uid) or bool(self._prefixes)
 
     def new_load(self, request: Request, client: Client) -> Load:
-        return Load(request, client, self._access_of(client), self._parts)
+        return Load(request, client, self._access_of(client), self._context)
 
     def new_prefetch(self, request: Request, client: Client, *, pin: bool) -> Prefetch:
         access = self._access_of(client)
@@ -79,7 +79,7 @@ class Control:
                 f"uid {client.uid} may prefetch but not pin: that is for root and penstockd's own user; ask "
                 "one of them"
             )
-        return Prefetch(request, client, access, self._parts, pin=pin)
+        return Prefetch(request, client, access, self._context, pin=pin)
 
     def evict(self, client: Client, sources: Sequence[str]) -> tuple[int, int]:
         """Bytes (freed, still leased)."""
@@ -89,17 +89,17 @@ class Control:
             )
         if sources:
             wanted = self._locations(sources)
-            freed, leased = self._parts.staging.evict(
+            freed, leased = self._context.staging.evict(
                 lambda entry: any(self._locations(names) == wanted for names in entry.names)
             )
         else:
-            freed, leased = self._parts.staging.evict(lambda entry: entry.started and entry.idle)
+            freed, leased = self._context.staging.evict(lambda entry: entry.started and entry.idle)
         event(logger, "evict", {"source": shown_source(sources), "freed": freed, "leased": leased})
         return freed, leased
 
     def _locations(self, sources: Sequence[str]) -> list[str]:
         """To compare names: a directory is the same with and without a slash at its end."""
-        return [self._parts.catalog.location(source).rstrip("/") for source in sources]
+        return [self._context.catalog.location(source).rstrip("/") for source in sources]
 
     def _access_of(self, client: Client) -> Access:
         """What the caller may read. Raises if the daemon takes nothing more."""
@@ -167,6 +167,6 @@ class Control:
         self, error: PenstockError, caller: Caller | None, load_id: str = "", sources: Sequence[str] = ()
     ) -> None:
         """Counts an answer that is an error, and remembers it if it is known whose it is."""
-        self._parts.totals.rejected[error.reason] += 1
+        self._context.totals.rejected[error.reason] += 1
         if caller is not None:
             self._on_failed(error, uid=caller.uid, pid=caller.pid, load_id=load_id, sources=tuple(sources))

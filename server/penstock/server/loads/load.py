@@ -20,7 +20,7 @@ from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
 from ..staging.entry import CacheEntry
-from .admission import Admission, Client, Emit, Listing, Parts, Queued, Request
+from .admission import Admission, Client, Emit, Listing, LoadContext, Queued, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ Event = Queued | Listing | Manifest | SegmentReady | Finished
 class Load(Admission):
     """One client's pass over one checkpoint. `run` it once."""
 
-    def __init__(self, request: Request, client: Client, access: Access, parts: Parts) -> None:
-        super().__init__(request, client, access, parts)
+    def __init__(self, request: Request, client: Client, access: Access, context: LoadContext) -> None:
+        super().__init__(request, client, access, context)
         self._client = client
         self._slices: Sequence[SegmentSlice] = ()
         self._announced = 0
@@ -181,7 +181,7 @@ class Load(Admission):
                 )
             )
             self.delivered_bytes += end - start
-            self._parts.totals.delivered_bytes += end - start
+            self._context.totals.delivered_bytes += end - start
 
     def _group_progress(self, entry: CacheEntry, tensor_count: int) -> GroupProgress | None:
         if self.request.group is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..sources import Access
 from ..staging.entry import CacheEntry
-from .admission import Admission, Caller, Emit, Parts, Request
+from .admission import Admission, Caller, Emit, LoadContext, Request
 
 PROGRESS_SECONDS = 0.5
 
@@ -23,8 +23,10 @@ class Progress:
 class Prefetch(Admission):
     """Stages one checkpoint whole. `run` it once."""
 
-    def __init__(self, request: Request, caller: Caller, access: Access, parts: Parts, *, pin: bool) -> None:
-        super().__init__(request, caller, access, parts)
+    def __init__(
+        self, request: Request, caller: Caller, access: Access, context: LoadContext, *, pin: bool
+    ) -> None:
+        super().__init__(request, caller, access, context)
         self._pin = pin
         self._tenant = None if access.privileged else caller.uid
 
