@@ -195,7 +195,7 @@ class Bench:
             key=visit,
             holder=Holder(uid, 1, "test", asyncio.get_running_loop().time()),
             group=group,
-            tenant=None if pin or prefetch else uid,
+            owner_uid=None if pin or prefetch else uid,
             made_for=made_for,
         )
         visit.entry.pinned = visit.entry.pinned or pin

@@ -420,7 +420,7 @@ async def test_any_mixture_of_loads_stays_within_the_limit_and_leaves_nothing(
             except PenstockError as error:
                 outcomes.append(error.reason)
             for slab in visit.entry.slabs:
-                assert slab.tenant == uid
+                assert slab.owner_uid == uid
                 assert tenant_of.setdefault(os.fstat(slab.fd).st_ino, uid) == uid
             visit.leave()
             bench.assert_within_the_limit()

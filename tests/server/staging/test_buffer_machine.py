@@ -323,7 +323,7 @@ class StagingMachine(RuleBasedStateMachine):
     def slabs_go_to_one_user_only(self) -> None:
         for client in self.all:
             for slab in [] if client.prefetch else client.entry.slabs:
-                assert slab.tenant == client.uid
+                assert slab.owner_uid == client.uid
                 assert self.uid_of_slab.setdefault(os.fstat(slab.fd).st_ino, client.uid) == client.uid
 
     @precondition(lambda self: hasattr(self, "bench"))

@@ -110,7 +110,7 @@ async def test_slabs_are_given_back_although_no_thread_can_be_started_to_close_t
     pool = SlabPool(slab_bytes=SLAB_BYTES, max_slabs=4, workers=threads, on_free=lambda: None)
     slabs = await pool.take(3, 70001)
     for slab in slabs:
-        slab.tenant = 70001
+        slab.owner_uid = 70001
     pool.give_back(slabs)
     pool._workers = NoThreads()
     with pytest.raises(NoThreadError):

@@ -43,9 +43,9 @@ class Bench:
         assert open_slabs() == 0
 
 
-def mark(slabs: list[Slab], tenant: int) -> list[Slab]:
+def mark(slabs: list[Slab], owner_uid: int) -> list[Slab]:
     for slab in slabs:
-        slab.tenant = tenant
+        slab.owner_uid = owner_uid
     return slabs
 
 
@@ -248,7 +248,7 @@ async def test_any_mixture_of_users_stays_within_the_cap_and_keeps_tenants_apart
             slabs = await pool.take(count, uid)
             assert len(slabs) == count
             for slab in slabs:
-                assert slab.tenant in (None, uid)
+                assert slab.owner_uid in (None, uid)
                 assert tenant_of.setdefault(os.fstat(slab.fd).st_ino, uid) == uid
             mark(slabs, uid)
             assert pool.existing_slabs <= pool.max_slabs

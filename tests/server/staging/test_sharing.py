@@ -372,7 +372,7 @@ async def test_a_group_that_is_told_its_progress_can_go_on_with_that(make: Calla
                 visit.leave()
 
 
-# ---- tenants ------------------------------------------------------------------------------------
+# ---- owners -------------------------------------------------------------------------------------
 
 
 @on_clock_loop
@@ -405,11 +405,11 @@ async def test_a_prefetched_checkpoint_is_the_first_users_who_loads_it(make: Cal
         prefetch = bench.enter(path, pin=True)
         await prefetch.read()
         prefetch.leave()
-        assert {slab.tenant for slab in prefetch.entry.slabs} == {None}
+        assert {slab.owner_uid for slab in prefetch.entry.slabs} == {None}
         first, other = bench.enter(path, uid=1), bench.enter(path, uid=2)
         assert first.entry is prefetch.entry
         assert other.entry is not prefetch.entry
-        assert {slab.tenant for slab in first.entry.slabs} == {1}
+        assert {slab.owner_uid for slab in first.entry.slabs} == {1}
         await asyncio.gather(first.read(), other.read())
         first.leave()
         other.leave()
@@ -424,7 +424,7 @@ async def test_who_joins_a_prefetch_that_waits_for_slabs_gets_them_as_its_own(
         prefetch, first = bench.enter(path, pin=True), bench.enter(path, uid=1)
         assert first.entry is prefetch.entry
         await first.read()
-        assert {slab.tenant for slab in first.entry.slabs} == {1}
+        assert {slab.owner_uid for slab in first.entry.slabs} == {1}
         prefetch.leave()
         first.leave()
 

@@ -166,15 +166,15 @@ class Admission:
             self._choice.set_result(names)
 
     async def _enter(
-        self, emit: Emit, *, tenant: int | None, whole: bool = False
+        self, emit: Emit, *, owner_uid: int | None, whole: bool = False
     ) -> tuple[Checkpoint, Selection, CacheEntry]:
         """Holds a staged checkpoint that has its slabs, under the key `self`; the caller must see to it
-        that it is left. `tenant` is the uid that gets the slabs, if that is known. `whole` does not join
+        that it is left. `owner_uid` is the uid that gets the slabs, if that is known. `whole` does not join
         or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
             selection, made_for = await self._select(checkpoint, emit)
-            entry = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
+            entry = await self._admit(checkpoint, selection, made_for, owner_uid=owner_uid, whole=whole)
         finally:
             if self.entry is None or self.entry.checkpoint is not checkpoint:
                 checkpoint.close()
@@ -261,7 +261,7 @@ class Admission:
         selection: Selection,
         made_for: Selection,
         *,
-        tenant: int | None,
+        owner_uid: int | None,
         whole: bool,
     ) -> CacheEntry:
         staging, request = self._context.staging, self.request
@@ -280,7 +280,7 @@ class Admission:
             key=self,
             holder=holder,
             group=request.group,
-            tenant=tenant,
+            owner_uid=owner_uid,
             made_for=made_for,
         )
         self.warm_segments = entry.ready_segments()

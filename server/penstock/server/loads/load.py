@@ -94,7 +94,7 @@ class Load(Admission):
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
-            checkpoint, selection, entry = await self._enter(emit, tenant=self.caller.uid)
+            checkpoint, selection, entry = await self._enter(emit, owner_uid=self.caller.uid)
             self._forget_names()
             self._slices = slices = entry.slices(checkpoint, selection)
             await self._hand_off(entry)

@@ -28,7 +28,7 @@ class Prefetch(Admission):
     ) -> None:
         super().__init__(request, caller, access, context)
         self._pin = pin
-        self._tenant = None if access.privileged else caller.uid
+        self._owner_uid = None if access.privileged else caller.uid
 
     @property
     def waits_for(self) -> str:
@@ -38,7 +38,7 @@ class Prefetch(Admission):
         """Raises PenstockError, and CancelledError when the caller goes."""
         try:
             while True:
-                _, _, entry = await self._enter(emit, tenant=self._tenant, whole=True)
+                _, _, entry = await self._enter(emit, owner_uid=self._owner_uid, whole=True)
                 if entry.full:
                     break
                 self._leave()  # else the window would wait for this to release what it holds

@@ -127,13 +127,13 @@ class StagingBuffer:
         key: Hashable,
         holder: Holder,
         group: Group | None,
-        tenant: int | None,
+        owner_uid: int | None,
         made_for: Selection | None = None,
     ) -> CacheEntry:
         """Joins a staged checkpoint or queues a new one, which then owns `checkpoint`. A new one is made for
         `made_for`, of which `selection` is all or the end, if that is given.
 
-        `key` holds it from now on; the caller must see to it that `leave(key)` is called. `tenant` is the
+        `key` holds it from now on; the caller must see to it that `leave(key)` is called. `owner_uid` is the
         uid that will get the slabs; None: nobody yet.
         """
         found = find(
@@ -154,8 +154,8 @@ class StagingBuffer:
             entry.hold(key, holder, skipped=skipped)
             if group is not None:
                 entry.window = group.window or entry.window
-            if tenant is not None and entry.uid is None:
-                self._assign(entry, tenant)
+            if owner_uid is not None and entry.uid is None:
+                self._assign(entry, owner_uid)
                 self._queue.reorder()
             return entry
         self._totals.stage_misses += 1
@@ -164,13 +164,15 @@ class StagingBuffer:
         entry = CacheEntry(
             checkpoint,
             made_for,
-            uid=tenant,
+            uid=owner_uid,
             readers=self._readers,
             block_bytes={kind: pool.block_bytes for kind, pool in self._readers.items()},
             patience_seconds=max(self._config.queue_timeout_seconds, PATIENCE_SECONDS),
             group=group.name if group else "",
             window=group.window if group else "",
-            expected_members=expected_members(self.entries.values(), checkpoint, tenant=tenant, group=group),
+            expected_members=expected_members(
+                self.entries.values(), checkpoint, owner_uid=owner_uid, group=group
+            ),
             on_idle=self._idle,
             on_read=self._read,
             on_block=self._totals.observe_read,
@@ -326,7 +328,7 @@ class StagingBuffer:
         """From now on only `uid` may ever hold the slabs of this checkpoint."""
         entry.uid = uid
         for slab in entry.slabs:
-            slab.tenant = uid
+            slab.owner_uid = uid
 
     def _bytes(self, entry: CacheEntry) -> int:
         return len(entry.slabs) * self.pool.slab_bytes

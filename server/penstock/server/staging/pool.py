@@ -81,22 +81,22 @@ class SlabPool:
         """Those that exist or are being made."""
         return self._taken + self._working + len(self._free)
 
-    def take(self, count: int, tenant: int | None) -> Coroutine[Any, Any, list[Slab]]:
-        """`count` slabs, at most `available`, that no one but `tenant` ever held: the caller's until
+    def take(self, count: int, owner_uid: int | None) -> Coroutine[Any, Any, list[Slab]]:
+        """`count` slabs, at most `available`, that no one but `owner_uid` ever held: the caller's until
         `give_back`. They are taken at once; awaiting the result brings them, and must not be left out or
         cancelled: slabs that are being made would be lost. Raises OSError, MemoryError or NoThreadError when
         the system has no more; nothing is taken then."""
         if count > self.available:
             raise AssertionError(f"{count} slabs asked for, {self.available} available")
         self._taken += count
-        slabs, foreign = self._pick(count, tenant)
+        slabs, foreign = self._pick(count, owner_uid)
         # What is promised here counts already, so that whoever comes next, before these are closed and
         # those made, closes as many more as it needs.
         doomed = foreign[: max(0, self.existing_slabs - self._room_slabs)]
         doomed_ids = {id(slab) for slab in doomed}
         self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
         self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
-        return self._bring(slabs, doomed, count - len(slabs), tenant)
+        return self._bring(slabs, doomed, count - len(slabs), owner_uid)
 
     def give_back(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
         """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when
@@ -123,15 +123,15 @@ class SlabPool:
         free, self._free = [slab for slab, _ in self._free], []
         await self._retire(free)
 
-    def _pick(self, count: int, tenant: int | None) -> tuple[list[Slab], list[Slab]]:
-        """Up to `count` free slabs fit for `tenant`, taken off the list, latest used first; and the unfit
+    def _pick(self, count: int, owner_uid: int | None) -> tuple[list[Slab], list[Slab]]:
+        """Up to `count` free slabs fit for `owner_uid`, taken off the list, latest used first; and the unfit
         ones, left on it."""
         picked: list[Slab] = []
         rest: list[tuple[Slab, float]] = []
         foreign: list[Slab] = []
         for entry in reversed(self._free):
             slab = entry[0]
-            if slab.tenant not in (None, tenant):
+            if slab.owner_uid not in (None, owner_uid):
                 foreign.append(slab)
                 rest.append(entry)
             elif len(picked) < count:
@@ -161,9 +161,9 @@ class SlabPool:
                 self._on_free()
 
     async def _bring(
-        self, slabs: list[Slab], doomed: Sequence[Slab], missing: int, tenant: int | None
+        self, slabs: list[Slab], doomed: Sequence[Slab], missing: int, owner_uid: int | None
     ) -> list[Slab]:
-        uid = os.geteuid() if tenant is None else tenant
+        uid = os.geteuid() if owner_uid is None else owner_uid
         try:
             if doomed:
                 await self._close(uid, doomed)

@@ -71,7 +71,7 @@ def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: 
 
 
 def expected_members(
-    entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
+    entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, owner_uid: int | None, group: Group | None
 ) -> int:
     """Members that a new window waits for: not those of the group that share an earlier one, nor those that
     had left before a restart."""
@@ -82,6 +82,6 @@ def expected_members(
     earlier = sum(
         entry.members
         for entry in entries
-        if entry.group == group.name and entry.uid == tenant and entry.version == checkpoint.version
+        if entry.group == group.name and entry.uid == owner_uid and entry.version == checkpoint.version
     )
     return max(1, group.size - earlier)

@@ -177,11 +177,11 @@ class WaitingLine:
 
     def _first_of(self, line: list[_Waiting]) -> tuple[_Waiting | None, int]:
         """Of one user, the one who is next and how many slabs it gets now. None: all wait aside."""
-        buffer, tenant = self._buffer, line[0].entry.uid
-        share = buffer.share_left(tenant)
+        buffer, owner_uid = self._buffer, line[0].entry.uid
+        share = buffer.share_left(owner_uid)
         for waiting in line:
-            if share < waiting.demand.bare and buffer.holds_too_much(tenant, waiting.demand.bare):
-                if buffer.memory_will_return(tenant):
+            if share < waiting.demand.bare and buffer.holds_too_much(owner_uid, waiting.demand.bare):
+                if buffer.memory_will_return(owner_uid):
                     return None, 0
                 continue
             count = self._grantable(waiting, share)
