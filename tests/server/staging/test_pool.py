@@ -183,7 +183,7 @@ async def test_populating_fills_the_buffer_with_resident_slabs() -> None:
 @on_clock_loop
 async def test_no_more_slabs_exist_than_the_system_has_room_for() -> None:
     bench = Bench(4)
-    bench.pool.limit_room(2)
+    bench.pool.limit_headroom(2)
     populating = asyncio.ensure_future(bench.pool.populate(lambda: True))
     await until(lambda: (open_slabs(), bench.pool.available) == (2, 2))
     advance(60)
@@ -192,10 +192,10 @@ async def test_no_more_slabs_exist_than_the_system_has_room_for() -> None:
     with pytest.raises(AssertionError):
         await bench.pool.take(3, 1)
     slabs = await bench.pool.take(2, 1)
-    bench.pool.grow_room(1)
+    bench.pool.grow_headroom(1)
     assert bench.pool.available == 0
     bench.seen_available.clear()
-    bench.pool.grow_room(9)
+    bench.pool.grow_headroom(9)
     assert bench.seen_available == [2]
     advance(60)
     await populating

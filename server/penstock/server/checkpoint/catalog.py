@@ -20,7 +20,7 @@ from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
-from ..sources import Access, Patient, Source, SourceFile, choose, join, parent
+from ..sources import Access, RetryingReader, Source, SourceFile, choose, join, parent
 from ..sources.resuming import MountSet
 from ..system.quota import Quota
 from ..system.statx import root_mount
@@ -311,7 +311,7 @@ class Catalog:
 
         reading = Reading(uid, file.version, self.keep, self.parsers, give_up_at, read)
         try:
-            return read_header(Patient(file, give_up_at), reading)
+            return read_header(RetryingReader(file, give_up_at), reading)
         except InvalidHeaderError as error:
             raise _refused(file, error, give_up_at) from error
 
@@ -352,7 +352,7 @@ class Catalog:
             if kept is None:
                 give_up_at = opening.give_up_at
                 reading = Reading(access.uid, version, self.keep, self.parsers, give_up_at, read)
-                kept = read_index(Patient(file, give_up_at), reading)
+                kept = read_index(RetryingReader(file, give_up_at), reading)
             return kept, version
         except InvalidIndexError as error:
             raise _refused_index(file, error, opening.give_up_at) from error
@@ -457,5 +457,5 @@ def _part(file: SourceFile, start: int, give_up_at: float) -> bytes:
     """Some bytes of a file from there on."""
     part = bytearray(min(recognise.FIRST_BYTES, file.size_bytes - start))
     if part:
-        Patient(file, give_up_at).read_into(start, [memoryview(part)])
+        RetryingReader(file, give_up_at).read_into(start, [memoryview(part)])
     return bytes(part)

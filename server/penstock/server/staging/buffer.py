@@ -402,7 +402,7 @@ class StagingBuffer:
     def _expire(self, entry: CacheEntry, demand: Demand) -> None:
         usage = self.usage()
         wanted = (demand.whole or demand.window) * self.pool.slab_bytes
-        missing = (self.pool.max_slabs - self.pool.room_slabs) * self.pool.slab_bytes
+        missing = (self.pool.max_slabs - self.pool.headroom_slabs) * self.pool.slab_bytes
         others = f", {show_size(missing)} the system does not have" if missing else ""
         entry.fail(
             StagingExhaustedError(

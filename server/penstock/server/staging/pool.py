@@ -40,7 +40,7 @@ class SlabPool:
         """`on_free` is called whenever more slabs may be taken than before."""
         self.slab_bytes = slab_bytes
         self.max_slabs = max_slabs
-        self._room_slabs = max_slabs
+        self._headroom_slabs = max_slabs
         self._workers = workers
         self._on_free = on_free
         self._free: list[tuple[Slab, float]] = []
@@ -55,21 +55,21 @@ class SlabPool:
     @property
     def available(self) -> int:
         """How many slabs may be taken now."""
-        return self._room_slabs - self._taken - self._working
+        return self._headroom_slabs - self._taken - self._working
 
     @property
-    def room_slabs(self) -> int:
+    def headroom_slabs(self) -> int:
         """How many the system has room for: at most `max_slabs`, and never fewer than before."""
-        return self._room_slabs
+        return self._headroom_slabs
 
-    def limit_room(self, slabs: int) -> None:
-        """Before any exist: no more than so many can, until `grow_room`."""
+    def limit_headroom(self, slabs: int) -> None:
+        """Before any exist: no more than so many can, until `grow_headroom`."""
         assert not self.existing_slabs
-        self._room_slabs = min(slabs, self.max_slabs)
+        self._headroom_slabs = min(slabs, self.max_slabs)
 
-    def grow_room(self, slabs: int) -> None:
-        if slabs > self._room_slabs:
-            self._room_slabs = min(slabs, self.max_slabs)
+    def grow_headroom(self, slabs: int) -> None:
+        if slabs > self._headroom_slabs:
+            self._headroom_slabs = min(slabs, self.max_slabs)
             self._on_free()
 
     @property
@@ -92,7 +92,7 @@ class SlabPool:
         slabs, foreign = self._pick(count, owner_uid)
         # What is promised here counts already, so that whoever comes next, before these are closed and
         # those made, closes as many more as it needs.
-        doomed = foreign[: max(0, self.existing_slabs - self._room_slabs)]
+        doomed = foreign[: max(0, self.existing_slabs - self._headroom_slabs)]
         doomed_ids = {id(slab) for slab in doomed}
         self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
         self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
@@ -144,7 +144,7 @@ class SlabPool:
 
     async def _populate(self, may_go_on: Callable[[], bool]) -> None:
         while not self._stopped and self.existing_slabs < self.max_slabs:
-            if not may_go_on() or self.existing_slabs >= self._room_slabs:
+            if not may_go_on() or self.existing_slabs >= self._headroom_slabs:
                 await asyncio.sleep(0.05)
                 continue
             self._working += 1

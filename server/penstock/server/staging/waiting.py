@@ -180,7 +180,7 @@ class WaitingLine:
         buffer, owner_uid = self._buffer, line[0].entry.uid
         share = buffer.share_left(owner_uid)
         for waiting in line:
-            if share < waiting.demand.bare and buffer.holds_too_much(owner_uid, waiting.demand.bare):
+            if share < waiting.demand.minimum and buffer.holds_too_much(owner_uid, waiting.demand.minimum):
                 if buffer.memory_will_return(owner_uid):
                     return None, 0
                 continue
@@ -229,7 +229,7 @@ class WaitingLine:
         buffer, demand = self._buffer, first.demand
         window = min(demand.window, share)
         whole = demand.whole if demand.whole <= share else 0
-        if share >= demand.bare and buffer.make_room(whole or window):
+        if share >= demand.minimum and buffer.make_room(whole or window):
             return whole or window
         if buffer.memory_will_return():
             first.patient_since = None
@@ -238,12 +238,12 @@ class WaitingLine:
             first.patient_since = loop.time()
             loop.call_later(PATIENCE_SECONDS + 0.01, self._on_patience)
         if self._out_of_patience(first):
-            least = demand.bare
+            least = demand.minimum
         elif whole:
             return 0
         else:
-            least = min(demand.least, window)
-        return min(buffer.available(), window) if share >= demand.bare and buffer.make_room(least) else 0
+            least = min(demand.start, window)
+        return min(buffer.available(), window) if share >= demand.minimum and buffer.make_room(least) else 0
 
     def _out_of_patience(self, first: _Waiting) -> bool:
         since = first.patient_since
