@@ -111,7 +111,7 @@ async def test_slabs_are_given_back_although_no_thread_can_be_started_to_close_t
     slabs = await pool.take(3, 70001)
     for slab in slabs:
         slab.owner_uid = 70001
-    pool.give_back(slabs)
+    pool.release(slabs)
     pool._workers = NoThreads()
     with pytest.raises(NoThreadError):
         await pool.take(4, 70002)  # closes what the other user had, and can make no new ones

@@ -108,7 +108,7 @@ class Checkpoint:
         for file in set(self.files):
             file.close()
         if self.descriptors is not None:
-            self.descriptors.give_back()
+            self.descriptors.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +267,7 @@ class Catalog:
         except BaseException:
             for file, _ in opened.values():
                 file.close()
-            descriptors.give_back()
+            descriptors.release()
             lists.resize(0)  # rather than when the error is forgotten
             raise
         ordered = [opened[member.source.kind, member.location] for member in members]
@@ -334,7 +334,7 @@ class Catalog:
                 descriptors,
             )
         finally:
-            descriptors.give_back()
+            descriptors.release()
         return found
 
     def _index(

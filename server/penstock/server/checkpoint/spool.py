@@ -66,7 +66,7 @@ class Spools:
                 os.close(fd)
         finally:
             with self._changed:
-                self._quota.give_back(uid, size_bytes)
+                self._quota.release(uid, size_bytes)
                 self._forget(uid)
                 self._changed.notify_all()
 

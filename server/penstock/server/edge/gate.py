@@ -157,8 +157,8 @@ class Gate:
         del self._passages[passage]
         self._starved.pop(passage, None)
         self._queues.get(passage.uid, {}).pop(passage, None)
-        self._connections.give_back(passage.uid)
-        self._memory.give_back(passage.uid, CONNECTION_BYTES)
+        self._connections.release(passage.uid)
+        self._memory.release(passage.uid, CONNECTION_BYTES)
         self.memory_freed()
         if reason:
             self._on_closed(reason)
@@ -188,7 +188,7 @@ class Gate:
         if work.wait_seconds(now) or not self._connections.take(uid):
             return False
         if not self._memory.take(uid, CONNECTION_BYTES):
-            self._connections.give_back(uid)
+            self._connections.release(uid)
             return False
         work.spend(CONNECTION_WORK, now)
         return True

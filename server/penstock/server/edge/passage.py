@@ -416,7 +416,7 @@ class Passage:
         if size > self._charged and not self._memory.take(self.uid, size - self._charged):
             return False
         if size < self._charged:
-            self._memory.give_back(self.uid, self._charged - size)
+            self._memory.release(self.uid, self._charged - size)
         self._charged = size
         return True
 

@@ -177,7 +177,7 @@ async def _listen(call: Call, load: Load) -> None:
 
 
 def _first_names(call: Call, part: pb.SelectTensors) -> Names:
-    names = Names(call.stream.keep, call.stream.forget)
+    names = Names(call.stream.keep, call.stream.release)
     names.add(part)
     return names
 

@@ -101,7 +101,7 @@ class RequestStream:
         if self.ended:
             return
         self.ended = True
-        self._give_back(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
+        self._release(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
         self._waiting.clear()
         self._in_hand = self._kept = 0
 
@@ -131,20 +131,20 @@ class RequestStream:
     def finish_message(self) -> None:
         """Nothing of the message that was taken is left, but for what was kept of it."""
         cost, self._in_hand = self._in_hand, 0
-        self._give_back(cost)
+        self._release(cost)
 
     def keep(self, size_bytes: int) -> None:
-        """Takes memory for what is made of a message, until `forget` or the end. Raises TooManyLoadsError."""
+        """Takes memory for what is made of a message until `release` or the end. Raises TooManyLoadsError."""
         if self.ended:
             return
         if not self._memory.take(self.uid, size_bytes):
             raise self.no_memory()
         self._kept += size_bytes
 
-    def forget(self, size_bytes: int) -> None:
+    def release(self, size_bytes: int) -> None:
         if not self.ended:
             self._kept -= size_bytes
-            self._give_back(size_bytes)
+            self._release(size_bytes)
 
     def no_memory(self) -> TooManyLoadsError:
         return TooManyLoadsError(
@@ -204,7 +204,7 @@ class RequestStream:
         self._waiting[-1] += FRAME_OVERHEAD_BYTES  # the handler cannot have taken what is not complete
         return True
 
-    def _give_back(self, size_bytes: int) -> None:
+    def _release(self, size_bytes: int) -> None:
         if size_bytes:
-            self._memory.give_back(self.uid, size_bytes)
+            self._memory.release(self.uid, size_bytes)
             self._freed()

@@ -136,7 +136,7 @@ class Admission:
         self._access = access
         self._context = context
         self._choosing = False
-        self._forget_leaving: Callable[[], object] = lambda: None
+        self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
 
     @property
@@ -248,7 +248,7 @@ class Admission:
         finally:
             self._choosing = False
 
-    def _forget_names(self) -> None:
+    def _release_names(self) -> None:
         """They have been looked up, and will not be again."""
         chosen = self._choice.result() if self._choice.done() and not self._choice.cancelled() else None
         for names in (self.request.names, chosen):
@@ -285,14 +285,14 @@ class Admission:
         )
         self.warm_segments = entry.ready_segments()
         self.read_before = entry.read_bytes
-        self._forget_leaving = self.caller.on_close(functools.partial(entry.leave, self))
+        self._unsubscribe = self.caller.on_close(functools.partial(entry.leave, self))
         return entry
 
     def _leave(self) -> None:
         """Gives up its hold on the staging buffer, if it has one, before its caller goes away."""
         if self.entry is not None:
             self.entry.leave(self)
-            self._forget_leaving()
+            self._unsubscribe()
 
     async def _wait_for_memory(self, entry: CacheEntry, emit: Emit) -> None:
         self.queued_since = asyncio.get_running_loop().time()

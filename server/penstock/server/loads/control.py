@@ -131,7 +131,7 @@ class Control:
             if not load.finished:
                 task.cancel()
 
-        forget = load.caller.on_close(caller_gone)
+        unsubscribe = load.caller.on_close(caller_gone)
         outcome = result = "cancelled"
         try:
             await load.run(emit)
@@ -154,9 +154,9 @@ class Control:
             finally:
                 del error  # or it and this frame would keep each other, and a header, until gc comes
         finally:
-            forget()
+            unsubscribe()
             del self._running[load]
-            self._load_quota.give_back(load.caller.uid)
+            self._load_quota.release(load.caller.uid)
             if not self._running:
                 self._idle.set()
             load.count(result)

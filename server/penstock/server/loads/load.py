@@ -95,7 +95,7 @@ class Load(Admission):
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
             checkpoint, selection, entry = await self._enter(emit, owner_uid=self.caller.uid)
-            self._forget_names()
+            self._release_names()
             self._slices = slices = entry.slices(checkpoint, selection)
             await self._hand_off(entry)
             await emit(await self._manifest(entry, checkpoint, selection, slices))

@@ -374,7 +374,7 @@ class StagingBuffer:
             self._starting.pop(entry, None)
             entry.fail(failure.explain(error, f"making {count} slabs of {self.pool.slab_bytes} bytes"))
         if entry.slabs is not slabs:
-            self.pool.give_back(slabs)
+            self.pool.release(slabs)
         elif entry.uid is not None:
             self._assign(entry, entry.uid)
         if not entry.holders:
@@ -423,17 +423,17 @@ class StagingBuffer:
     def _give_up(self, entry: CacheEntry) -> None:
         self.entries.pop(entry.id, None)
         if entry.idle:
-            self.pool.give_back(entry.close(), idle_since=entry.last_used)
+            self.pool.release(entry.close(), idle_since=entry.last_used)
             return
 
         def reads_ended(slabs: list[Slab]) -> None:
             self._abandoned.discard(entry)
-            self.pool.give_back(slabs)
+            self.pool.release(slabs)
 
         free = entry.abandon(reads_ended)
         if entry.slabs:
             self._abandoned.add(entry)
-        self.pool.give_back(free)
+        self.pool.release(free)
 
     def _give_up_idle(self, since: float) -> None:
         self.evict(lambda entry: entry.idle and not entry.pinned and entry.last_used <= since)

@@ -83,7 +83,7 @@ class SlabPool:
 
     def take(self, count: int, owner_uid: int | None) -> Coroutine[Any, Any, list[Slab]]:
         """`count` slabs, at most `available`, that no one but `owner_uid` ever held: the caller's until
-        `give_back`. They are taken at once; awaiting the result brings them, and must not be left out or
+        `release`. They are taken at once; awaiting the result brings them, and must not be left out or
         cancelled: slabs that are being made would be lost. Raises OSError, MemoryError or NoThreadError when
         the system has no more; nothing is taken then."""
         if count > self.available:
@@ -98,7 +98,7 @@ class SlabPool:
         self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
         return self._bring(slabs, doomed, count - len(slabs), owner_uid)
 
-    def give_back(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
+    def release(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
         """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when
         they were last of use, if not just now."""
         since = asyncio.get_running_loop().time() if idle_since is None else idle_since
@@ -170,7 +170,7 @@ class SlabPool:
             if missing:
                 slabs += await self._run(uid, _make, missing, self.slab_bytes)
         except BaseException:
-            self.give_back(slabs, missing=missing)
+            self.release(slabs, missing=missing)
             raise
         return slabs
 

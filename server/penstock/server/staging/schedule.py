@@ -300,7 +300,7 @@ class Schedule:
         read.user.active -= 1
         read.queue.active -= 1
         if read.charged:
-            self._quota.give_back(_payer(read.user.uid))
+            self._quota.release(_payer(read.user.uid))
         if read.domain.key is not None and not read.domain.in_flight and not read.domain.delayed:
             self._domains.pop(read.domain.key, None)
         self._forget_idle(read.user)
