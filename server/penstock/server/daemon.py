@@ -186,7 +186,7 @@ class Daemon:
     def ask_to_stop(self) -> None:
         """Drains first; asked again, stops at once."""
         if self._stop_asked.is_set():
-            self._control.give_up_waiting()
+            self._control.stop_waiting()
         self._stop_asked.set()
 
     async def _serve(self) -> None:
@@ -241,7 +241,7 @@ class Daemon:
             level=logging.ERROR,
         )
         self._broken = True
-        self._control.give_up_waiting()
+        self._control.stop_waiting()
         self.ask_to_stop()
 
     def _watch_stores(self) -> Callable[[], None]:

@@ -237,7 +237,9 @@ async def test_a_load_gets_what_a_stage_whose_reads_hang_does_not_need(make: Cal
 
 
 @on_clock_loop
-async def test_a_later_load_takes_a_parked_checkpoint_up_where_it_was_left(make: Callable[..., Path]) -> None:
+async def test_a_later_load_takes_a_cancelled_checkpoint_up_where_it_was_left(
+    make: Callable[..., Path],
+) -> None:
     async with running() as bench:
         path = make("a", 6, tensor_bytes=MIB)
         first = bench.enter(path, gated=True)

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.server.sources import RetryLater
 from penstock.server.staging import reader
-from penstock.server.staging.reader import Dropped, Job, ReaderPool, ReadQueue
+from penstock.server.staging.reader import Cancelled, Job, ReaderPool, ReadQueue
 from penstock.server.staging.schedule import STALL_SECONDS
 from penstock.server.system import progress
 from penstock.server.system.progress import beat
@@ -174,22 +174,22 @@ def test_a_queue_that_ran_dry_is_not_starved_by_one_that_began_meanwhile(pools: 
     assert shares(order, size, 20)["old"] >= 0.4
 
 
-def test_dropping_forgets_what_was_not_begun(pools: Pools) -> None:
+def test_cancelling_forgets_what_was_not_begun(pools: Pools) -> None:
     pool, gate = pools(1), Gate()
     queue, running, waiting = pool.queue(), Outcome(), Outcome()
     queue.submit(job(running, gate.read, count=3))
     queue.submit(second := job(waiting, gate.read))
     gate.begun.get(timeout=60)
-    assert queue.drop() == [second]
+    assert queue.cancel() == [second]
     assert not running.calls
     gate.let()
-    assert isinstance(running.wait(), Dropped)
+    assert isinstance(running.wait(), Cancelled)
     settle(pool)
     assert gate.begun.empty()
     assert (len(running.calls), len(waiting.calls)) == (1, 0)
 
 
-def test_dropping_between_two_blocks_of_a_job_returns_it(pools: Pools) -> None:
+def test_cancelling_between_two_blocks_of_a_job_returns_it(pools: Pools) -> None:
     """None of its reads is in flight, so nobody else would ever end it."""
     pool, gate, other_gate = pools(1), Gate(), Gate()
     queue, outcome = pool.queue(), Outcome()
@@ -198,33 +198,33 @@ def test_dropping_between_two_blocks_of_a_job_returns_it(pools: Pools) -> None:
     pool.queue().submit(job(Outcome(), other_gate.read, size=10))
     gate.let()
     other_gate.begun.get(timeout=60)
-    assert queue.drop() == [only]
+    assert queue.cancel() == [only]
     other_gate.let()
     settle(pool)
     assert not outcome.calls
 
 
-def test_a_job_whose_last_block_is_being_read_when_dropped_ends_well(pools: Pools) -> None:
+def test_a_job_whose_last_block_is_being_read_when_cancelled_ends_well(pools: Pools) -> None:
     pool, gate, outcome = pools(1), Gate(), Outcome()
     queue = pool.queue()
     queue.submit(job(outcome, gate.read))
     gate.begun.get(timeout=60)
-    assert queue.drop() == []
+    assert queue.cancel() == []
     gate.let()
     assert outcome.wait() is None
 
 
-def test_a_queue_works_again_after_a_drop(pools: Pools) -> None:
+def test_a_queue_works_again_after_a_cancel(pools: Pools) -> None:
     pool = pools(2)
     queue = pool.queue()
-    assert queue.drop() == []
+    assert queue.cancel() == []
     gate, first = Gate(), Outcome()
     queue.submit(job(first, gate.read, count=8))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
-    queue.drop()
+    queue.cancel()
     gate.let(2)
-    assert isinstance(first.wait(), Dropped)
+    assert isinstance(first.wait(), Cancelled)
     second = Outcome()
     queue.submit(job(second, lambda *_: None, count=5))
     assert second.wait() is None
@@ -361,7 +361,7 @@ def test_a_read_that_is_put_off_holds_no_thread(pools: Pools) -> None:
     queue.submit(only := job(put_off, Flaky(1, delay_seconds=3600).read))
     pool.queue().submit(job(other, lambda *_: None, count=100))
     assert other.wait() is None
-    assert queue.drop() == [only]
+    assert queue.cancel() == [only]
     settle(pool)
     assert not put_off.calls
 
@@ -385,18 +385,18 @@ def test_a_job_that_fails_forgets_what_was_put_off(pools: Pools) -> None:
     queue = pool.queue()
     queue.submit(job(outcome, read, count=2))
     assert isinstance(outcome.wait(), OSError)
-    assert queue.drop() == []
+    assert queue.cancel() == []
     assert len(first.calls) <= 1
 
 
-def test_a_read_that_is_put_off_after_a_drop_ends_the_job(pools: Pools) -> None:
+def test_a_read_that_is_put_off_after_a_cancel_ends_the_job(pools: Pools) -> None:
     pool, outcome, gate = pools(1), Outcome(), Gate()
     queue = pool.queue()
     queue.submit(job(outcome, gate.read))
     gate.begun.get(timeout=60)
-    assert queue.drop() == []
+    assert queue.cancel() == []
     gate.let(error=RetryLater(5, 0))
-    assert isinstance(outcome.wait(), Dropped)
+    assert isinstance(outcome.wait(), Cancelled)
     settle(pool)
     assert gate.begun.empty()
 

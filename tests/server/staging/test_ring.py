@@ -87,9 +87,9 @@ class StageMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.reading)
     @rule(data=st.data())
-    def park(self, data: st.DataObject) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         index = data.draw(st.sampled_from(sorted(self.reading)))
-        self.ring.park(index)
+        self.ring.cancel(index)
         self.reading.remove(index)
         assert self.ring.state(index) is SegmentState.PLANNED
 
@@ -224,13 +224,13 @@ def test_nothing_is_recycled_while_nobody_consumes() -> None:
     assert ring.state(0) is SegmentState.READY
 
 
-def test_a_parked_segment_is_read_again_before_later_ones() -> None:
+def test_a_cancelled_segment_is_read_again_before_later_ones() -> None:
     ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
     ring.join("a")
     assert ring.begin_reads() == [0, 1, 2, 3]
     ring.read(0)
-    ring.park(3)
-    ring.park(1)
+    ring.cancel(3)
+    ring.cancel(1)
     assert ring.begin_reads() == [1, 3]
 
 

@@ -113,7 +113,7 @@ class Opening(Generic[_T]):
         """Storage has not given all bytes in time."""
         return self._waits and time.monotonic() > self.give_up_at
 
-    def give_up(self, descriptors: Descriptors) -> None:
+    def cancel(self, descriptors: Descriptors) -> None:
         """Undoes it: at once, or when the thread that hangs in it comes back. `descriptors` are those that
         the open file takes."""
         if self.future is None:
@@ -157,7 +157,7 @@ def open_together(openings: Sequence[Opening[_T]], descriptors: Descriptors) -> 
         while any(not _done(opening) and not opening.overdue for opening in running):
             wait([opening.future for opening in running if opening.future], timeout=_LOOK_SECONDS)
         for opening in openings:
-            opening.give_up(descriptors.lend(opening.descriptors))
+            opening.cancel(descriptors.lend(opening.descriptors))
         raise
     finally:
         # An error, its future and this frame would keep each other, and a header, until gc comes.

@@ -62,7 +62,7 @@ class Control:
         """Until none runs, or nobody is to wait any longer for them."""
         await self._idle.wait()
 
-    def give_up_waiting(self) -> None:
+    def stop_waiting(self) -> None:
         self._idle.set()
 
     def allows(self, uid: int) -> bool:

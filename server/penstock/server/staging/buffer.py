@@ -88,7 +88,7 @@ class StagingBuffer:
             self.pool,
             workers,
             may_populate=lambda: not self._queue,
-            give_up_idle=self._give_up_idle,
+            evict_idle=self._evict_idle,
         )
 
     @property
@@ -159,7 +159,7 @@ class StagingBuffer:
                 self._queue.reorder()
             return entry
         self._totals.stage_misses += 1
-        self._give_up_old_versions(checkpoint, holder.since)
+        self._evict_old_versions(checkpoint, holder.since)
         made_for = made_for or selection
         entry = CacheEntry(
             checkpoint,
@@ -315,7 +315,7 @@ class StagingBuffer:
             others -= count  # would be the user's own
         return own + count > user_share(self.pool.max_slabs - others)
 
-    def _give_up_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
+    def _evict_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
         """Pinned or not: memory is for what can still be loaded, and that no longer can."""
         old = superseded(self.entries.values(), checkpoint, since=since)
         for entry in old:
@@ -380,7 +380,7 @@ class StagingBuffer:
         if not entry.holders:
             self._idle(entry)
         elif entry.expected_members > entry.members and not entry.full:
-            loop.call_later(self._config.group_timeout_seconds, entry.let_go)
+            loop.call_later(self._config.group_timeout_seconds, entry.stop_expecting)
         self._grant()
 
     def _idle(self, entry: CacheEntry) -> None:
@@ -435,7 +435,7 @@ class StagingBuffer:
             self._abandoned.add(entry)
         self.pool.release(free)
 
-    def _give_up_idle(self, since: float) -> None:
+    def _evict_idle(self, since: float) -> None:
         self.evict(lambda entry: entry.idle and not entry.pinned and entry.last_used <= since)
 
 

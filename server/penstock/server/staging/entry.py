@@ -2,7 +2,7 @@
 
     admitted --> start: plan against the capacity, read the first segments (filling.py) --> complete
         consumers wait for segments, release them; a window reads more in as it is released
-        the last holder leaves --> warm (full), parked (full, not complete), or closed
+        the last holder leaves --> warm (full, whether or not it is complete), or closed
 
 Lives on the event loop.
 """
@@ -23,7 +23,7 @@ from ..checkpoint.table import TensorTable
 from ..config.units import show_size
 from ..errors import PenstockError, StagingExhaustedError
 from .filling import Filling
-from .reader import Dropped, ReaderPool
+from .reader import Cancelled, ReaderPool
 from .ring import SegmentRing, SegmentState
 from .slab import Slab
 
@@ -75,7 +75,7 @@ class CacheEntry:
         """Of a group that goes on after a restart: what its window was called; else empty."""
         self._window_name = secrets.token_hex(8)
         self.expected_members = expected_members
-        """A window is not recycled before so many loads joined, or `let_go`."""
+        """A window is not recycled before so many loads joined, or `stop_expecting`."""
         self.members = 0
         self.pinned = False
         self.names = [checkpoint.sources]
@@ -245,7 +245,7 @@ class CacheEntry:
         """Everybody waiting, now or later, gets the error."""
         if self.error is None:
             self.error = error
-            self._give_up_reading()
+            self._cancel_reads()
             self.notify()
 
     def hold(self, key: Hashable, holder: Holder, *, skipped: int = 0) -> None:
@@ -267,7 +267,7 @@ class CacheEntry:
             self.ring.release(key, count)
             self._pump()
 
-    def let_go(self) -> None:
+    def stop_expecting(self) -> None:
         """Stops waiting for more members of the group."""
         self.expected_members = self.members
         self._update_hold_back()
@@ -285,7 +285,7 @@ class CacheEntry:
             self._pump()
             return
         if not self.complete:
-            self._give_up_reading()
+            self._cancel_reads()
         if self.idle:
             self._on_idle(self)
 
@@ -305,7 +305,7 @@ class CacheEntry:
         before, as a read that hangs in the kernel cannot be called back."""
         assert self.forsaken
         assert self._filling is not None
-        self._give_up_reading()
+        self._cancel_reads()
         self.closed = True
         if not self.reading:  # what was given up had not begun
             self.checkpoint.close()
@@ -406,7 +406,7 @@ class CacheEntry:
         if self._filling is not None and self.error is None and self.holders:
             self._filling.submit()
 
-    def _read_ended(self, index: int, error: PenstockError | Dropped | None) -> None:
+    def _read_ended(self, index: int, error: PenstockError | Cancelled | None) -> None:
         assert self.ring is not None
         if self.closed:
             self._abandoned_read_ended()
@@ -419,7 +419,7 @@ class CacheEntry:
             if self.complete:
                 self.checkpoint.close()
             self.notify()
-        elif not isinstance(error, Dropped):
+        elif not isinstance(error, Cancelled):
             self.fail(error)
         elif self.holders:
             self._pump()
@@ -433,6 +433,6 @@ class CacheEntry:
             slabs, self.slabs = self.slabs, []
             on_end(slabs)
 
-    def _give_up_reading(self) -> None:
+    def _cancel_reads(self) -> None:
         if self._filling is not None:
-            self._filling.give_up()
+            self._filling.cancel()

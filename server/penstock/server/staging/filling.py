@@ -1,6 +1,6 @@
 """The reads that fill a ring of segments.
 
-    a segment has room (ring.py) --> its blocks go to the readers --> all are there, or it is parked again
+    a segment has room (ring.py) --> its blocks go to the readers --> all are there, or it is cancelled
 
 Lives on the event loop; reads run on the reader threads and come back by `call_soon_threadsafe`.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..checkpoint import plan
 from ..errors import PenstockError, SourceUnavailableError
 from ..sources import SourceFile
-from .reader import Dropped, Job, ReaderPool
+from .reader import Cancelled, Job, ReaderPool
 from .ring import SegmentRing
 from .slab import Slab
 
@@ -35,11 +35,11 @@ class Filling:
         uid: int | None,
         readers: Mapping[str, ReaderPool],
         block_bytes: Mapping[str, int],
-        on_end: Callable[[int, PenstockError | Dropped | None], None],
+        on_end: Callable[[int, PenstockError | Cancelled | None], None],
         on_block: Callable[[str, float], None],
     ) -> None:
         """`uid` is whose share of the readers it takes. `readers` and `block_bytes` by kind of source.
-        `on_end` is told of each segment that became ready, or was parked because of the error; `on_block` of
+        `on_end` is told of each segment that became ready, or was cancelled for the error; `on_block` of
         each block's source and seconds, on a reader thread."""
         self._ring = ring
         self._slabs = slabs
@@ -62,7 +62,7 @@ class Filling:
             queue.give_to(uid)
 
     def slabs_in_use(self) -> list[Slab]:
-        """Those that reads under way write into. After `give_up` no read begins any more, so that nothing is
+        """Those that reads under way write into. After `cancel` no read begins any more, so that nothing is
         ever written into the others."""
         used: set[int] = set()
         for index, job in self._reading.items():
@@ -91,13 +91,13 @@ class Filling:
             self._reading[index] = job
             self._queues[file.kind].submit(job)
 
-    def give_up(self) -> None:
-        """Blocks that are being read are read to their end; `_ended` parks their segments then."""
-        idle = [job for queue in self._queues.values() for job in queue.drop()]
+    def cancel(self) -> None:
+        """Blocks that are being read are read to their end; `_ended` cancels their segments then."""
+        idle = [job for queue in self._queues.values() for job in queue.cancel()]
         for index, job in list(self._reading.items()):
             if job in idle:
                 del self._reading[index]
-                self._ring.park(index)
+                self._ring.cancel(index)
 
     def _read_block(self, index: int, start: int, end: int) -> None:
         """On a reader thread."""
@@ -138,12 +138,12 @@ class Filling:
         if error is None:
             self._ring.read(index)
         else:
-            self._ring.park(index)
+            self._ring.cancel(index)
         self._on_end(index, None if error is None else _told(error))
 
 
-def _told(error: BaseException) -> PenstockError | Dropped:
-    if isinstance(error, (PenstockError, Dropped)):
+def _told(error: BaseException) -> PenstockError | Cancelled:
+    if isinstance(error, (PenstockError, Cancelled)):
         return error
     logger.error("reading failed unexpectedly", exc_info=error)
     return SourceUnavailableError(f"reading failed: {error!r}; see penstockd's log")

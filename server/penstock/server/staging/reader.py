@@ -14,9 +14,9 @@ import time
 
 from ..sources import RetryLater
 from ..system.progress import beat, watch
-from .schedule import STALL_SECONDS, Dropped, Job, QueueState, Read, Schedule
+from .schedule import STALL_SECONDS, Cancelled, Job, QueueState, Read, Schedule
 
-__all__ = ["Dropped", "Job", "ReadQueue", "ReaderPool"]
+__all__ = ["Cancelled", "Job", "ReadQueue", "ReaderPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class ReadQueue:
         """From now on it is served as one of that user's."""
         self._pool._give_to(self.state, uid)
 
-    def drop(self) -> list[Job]:
+    def cancel(self) -> list[Job]:
         """Forgets every block not begun; returns the jobs of which none is in flight. The others end
-        with `done(Dropped())` when their last read does."""
-        return self._pool._drop(self.state)
+        with `done(Cancelled())` when their last read does."""
+        return self._pool._cancel(self.state)
 
 
 class ReaderPool:
@@ -113,9 +113,9 @@ class ReaderPool:
             self._schedule.give_to(queue, uid)
             self._wake.notify()
 
-    def _drop(self, queue: QueueState) -> list[Job]:
+    def _cancel(self, queue: QueueState) -> list[Job]:
         with self._lock:
-            return self._schedule.drop(queue)
+            return self._schedule.cancel(queue)
 
     # ---- reading threads ------------------------------------------------------------------------
 

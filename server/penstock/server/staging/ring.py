@@ -2,7 +2,7 @@
 
     PLANNED --begin--> READING --read--> READY --all consumers released--> FREE
        ^                  |
-       +------park--------+            (reading stopped because nobody was left to want it)
+       +-----cancel-------+            (reading stopped because nobody was left to want it)
        +--nobody who joined needs it--> FREE
 
 Position p of the endless ring lives at p mod capacity. A window reads a segment in only where it
@@ -145,7 +145,7 @@ class SegmentRing:
         self.ready_bytes += self.segments[index].size_bytes
         self.recycle()
 
-    def park(self, index: int) -> None:
+    def cancel(self, index: int) -> None:
         """Reading the segment was given up before it was complete."""
         self._move(index, SegmentState.PLANNED)
         self._next = min(self._next, index)

@@ -63,8 +63,8 @@ class Job:
         self.error: BaseException | None = None
 
 
-class Dropped(Exception):
-    """A job whose remaining blocks were dropped."""
+class Cancelled(Exception):
+    """A job whose remaining blocks were cancelled."""
 
 
 class FaultDomain:
@@ -103,7 +103,7 @@ class User:
 class QueueState:
     """The queue of one entry."""
 
-    __slots__ = ("active", "delayed", "domain", "drops", "in_flight", "jobs", "served_bytes", "uid", "user")
+    __slots__ = ("active", "cancels", "delayed", "domain", "in_flight", "jobs", "served_bytes", "uid", "user")
 
     def __init__(self, uid: int | None) -> None:
         self.uid = uid
@@ -115,7 +115,7 @@ class QueueState:
         self.in_flight = 0
         self.active = 0
         self.delayed = 0
-        self.drops = 0
+        self.cancels = 0
         self.domain = FaultDomain(None)
 
 
@@ -124,9 +124,9 @@ class Read:
 
     __slots__ = (
         "began",
+        "cancels",
         "charged",
         "domain",
-        "drops",
         "end",
         "heartbeat",
         "job",
@@ -148,7 +148,7 @@ class Read:
         self.job = job
         self.start = start
         self.end = end
-        self.drops = queue.drops
+        self.cancels = queue.cancels
         self.heartbeat = Heartbeat()
         self.began = self.heartbeat.at
         self.charged = self.put_off = self.slow = False
@@ -223,16 +223,16 @@ class Schedule:
         if waits:
             self._enlist(queue)
 
-    def drop(self, queue: QueueState) -> list[Job]:
+    def cancel(self, queue: QueueState) -> list[Job]:
         """Forgets every block not begun; returns the jobs of which none is in flight."""
-        queue.drops += 1
+        queue.cancels += 1
         delayed = [read.job for _, _, other, read, _, _ in self._delayed if other is queue]
-        dropped = dict.fromkeys((*queue.jobs, *delayed))
-        for job in dropped:
-            job.error = job.error or Dropped()
-            self._forget_delayed(queue, job)
+        cancelled = dict.fromkeys((*queue.jobs, *delayed))
+        for job in cancelled:
+            job.error = job.error or Cancelled()
+            self._cancel_delayed(queue, job)
             self._delist(queue, job)
-        return [job for job in dropped if not job.in_flight]
+        return [job for job in cancelled if not job.in_flight]
 
     # ---- what is being read ---------------------------------------------------------------------
 
@@ -269,18 +269,18 @@ class Schedule:
         read.slow = now - read.heartbeat.at >= STALL_SECONDS
         if error is not None:
             job.error = job.error or error
-            self._forget_delayed(queue, job)
+            self._cancel_delayed(queue, job)
             self._delist(queue, job)
         return self._block_over(read)
 
     def put_off(self, read: Read, reached: int, delay_seconds: float, now: float) -> bool:
         """The read failed for now: what lies behind `reached` is to be read after a while. Whether it was the
-        last of its job all the same, because that was dropped or failed."""
+        last of its job all the same, because that was cancelled or failed."""
         queue, job = read.queue, read.job
         for served in (read.user, queue):
             served.served_bytes -= read.end - reached
-        if read.drops != queue.drops:
-            job.error = job.error or Dropped()
+        if read.cancels != queue.cancels:
+            job.error = job.error or Cancelled()
         elif job.error is None:
             entry = (now + delay_seconds, next(self._numbers), queue, read, reached, read.end)
             heapq.heappush(self._delayed, entry)
@@ -303,7 +303,7 @@ class Schedule:
             self._quota.release(_payer(read.user.uid))
         if read.domain.key is not None and not read.domain.in_flight and not read.domain.delayed:
             self._domains.pop(read.domain.key, None)
-        self._forget_idle(read.user)
+        self._remove_idle(read.user)
         self._moved_at = now
 
     def look(self, now: float) -> None:
@@ -373,7 +373,7 @@ class Schedule:
     def _leave(self, queue: QueueState) -> None:
         user = self._users[queue.uid]
         user.queues.remove(queue)
-        self._forget_idle(user)
+        self._remove_idle(user)
 
     def _delist(self, queue: QueueState, job: Job) -> None:
         """The job has no more blocks to begin."""
@@ -383,14 +383,14 @@ class Schedule:
             if not queue.jobs:
                 self._leave(queue)
 
-    def _forget_delayed(self, queue: QueueState, job: Job) -> None:
+    def _cancel_delayed(self, queue: QueueState, job: Job) -> None:
         if not job.delayed:
             return
         for _, _, _, read, _, _ in self._delayed:
             if read.job is job:
                 for counted in (read.user, queue, job, read.domain):
                     counted.delayed -= 1
-                self._forget_idle(read.user)
+                self._remove_idle(read.user)
         self._delayed = [entry for entry in self._delayed if entry[3].job is not job]
         heapq.heapify(self._delayed)
 
@@ -400,7 +400,7 @@ class Schedule:
         job.in_flight -= 1
         return not job.in_flight and not job.blocks and not job.delayed
 
-    def _forget_idle(self, user: User) -> None:
+    def _remove_idle(self, user: User) -> None:
         if not user.queues and not user.in_flight and not user.delayed:
             self._users.pop(user.uid, None)
 

@@ -32,16 +32,16 @@ class Upkeep:
         workers: Workers,
         *,
         may_populate: Callable[[], bool],
-        give_up_idle: Callable[[float], None],
+        evict_idle: Callable[[float], None],
     ) -> None:
-        """`give_up_idle` evicts what nobody has used since a time of the loop's clock."""
+        """`evict_idle` evicts what nobody has used since a time of the loop's clock."""
         self.populating = False
         """The buffer's pages are being made."""
         self._config = config
         self._pool = pool
         self._workers = workers
         self._may_populate = may_populate
-        self._give_up_idle = give_up_idle
+        self._evict_idle = evict_idle
         pool.limit_headroom(self._headroom_slabs())
 
     async def run(self) -> None:
@@ -85,5 +85,5 @@ class Upkeep:
     async def _trim(self) -> None:
         while self._config.trims:
             await asyncio.sleep(max(self._config.trim_after_seconds / 4, TRIM_SECONDS))
-            self._give_up_idle(asyncio.get_running_loop().time() - self._config.trim_after_seconds)
+            self._evict_idle(asyncio.get_running_loop().time() - self._config.trim_after_seconds)
             await self._pool.trim(self._config.trim_after_seconds)
