@@ -688,7 +688,7 @@ def test_messages_are_admitted_whole_however_they_are_cut(size: int) -> None:
     said = grpc_message(b"") + grpc_message(b"abc") + grpc_message(bytes(UNAPPROVED_MESSAGE_BYTES))
     for at in range(0, len(said), size):
         part = said[at : at + size]
-        assert stream.admit(part) == len(part)
+        assert stream.accept(part) == len(part)
     assert stream.messages == 3
     stream.end()
     assert memory.used == 0

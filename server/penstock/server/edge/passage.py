@@ -308,7 +308,7 @@ class Passage:
             return len(payload)
         if not payload and not flags & frames.END_STREAM:
             self._count_control(frames.DATA, payload, now)
-        messages, passed = stream.messages, stream.admit(payload)
+        messages, passed = stream.messages, stream.accept(payload)
         self._work.spend(FRAME_WORK + MESSAGE_WORK * (stream.messages - messages), now)
         if passed == len(payload):
             passing.append(frames.frame(frames.DATA, flags, number, payload))

@@ -4,7 +4,7 @@ gRPC cannot be told how much memory requests may take, and a handler sees a mess
 there. So the gate reads the prefix of each message (a flag, and its length in four bytes), takes what the
 message will cost from the user's share of `memory` (quota.py), and only then lets it pass:
 
-    gate.admit(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what is made of it
+    gate: accept(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what is made of it
                                  approve(), once the token is known
 
 A message that breaks a rule is refused: nothing more of the stream passes, and the handler ends the call with
@@ -67,7 +67,7 @@ class RequestStream:
 
     # ---- for the gate ---------------------------------------------------------------------------
 
-    def admit(self, payload: bytes) -> int:
+    def accept(self, payload: bytes) -> int:
         """How many bytes of a DATA frame may pass now, from its beginning."""
         passed, size = 0, len(payload)
         if self._remaining and not self._charge_frame():

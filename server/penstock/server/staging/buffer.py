@@ -53,7 +53,7 @@ class Usage:
 
 
 class StagingBuffer:
-    """Admission, sharing and eviction. All on the event loop; decides at once over plain state."""
+    """Sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
         self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Workers, totals: Totals
