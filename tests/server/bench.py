@@ -19,7 +19,8 @@ from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import StagingBuffer
 from penstock.server.staging.demand import Demand
-from penstock.server.staging.entry import CacheEntry, Holder
+from penstock.server.staging.entry import CacheEntry
+from penstock.server.staging.members import Holder
 from penstock.server.staging.reader import ReaderPool
 from penstock.server.staging.ring import SegmentRing
 from penstock.server.staging.sharing import Group
@@ -109,14 +110,14 @@ class Visit:
         """Reads segments as a client does, compares every tensor with the file; returns the bytes."""
         await self.entry.wait_started()
         ring = self.ring
-        slices = self.entry.slices(*self.slices_of)
+        slices = self.entry.contents.slices(*self.slices_of)
         delivered = 0
         for number, part in enumerate(slices[:count]):
             if number < begin:
                 continue
             await self.entry.wait_ready(part.segment, self)
             segment = ring.segments[part.segment]
-            table = self.entry.tables(self.slices_of[0])[segment.file]
+            table = self.entry.contents.tables(self.slices_of[0])[segment.file]
             assert table is not None
             slabs = [slab.view for slab in self.entry.slabs]
             content = self.contents[self.entry.checkpoint.files[segment.file].uri]
@@ -198,7 +199,8 @@ class Bench:
             owner_uid=None if pin or prefetch else uid,
             made_for=made_for,
         )
-        visit.entry.pinned = visit.entry.pinned or pin
+        if pin:
+            visit.entry.pin(visit.entry.names[0])
         if visit.entry.checkpoint is not checkpoint:
             checkpoint.close()
         return visit

@@ -95,7 +95,7 @@ class Client:
         """Reads that many slices more. Waits for them as a client does."""
         try:
             await self.entry.wait_started()
-            end = min(self.read + count, len(self.entry.slices(*self.visit.slices_of)))
+            end = min(self.read + count, len(self.entry.contents.slices(*self.visit.slices_of)))
             while self.read < end:
                 await self.visit.read(self.read + 1, begin=self.read, release=release)
                 self.read += 1
@@ -113,13 +113,13 @@ class Client:
         """Empty: its next slice is there, or it has all."""
         ring = self.entry.ring
         assert ring is not None
-        slices = self.entry.slices(*self.visit.slices_of)
+        slices = self.entry.contents.slices(*self.visit.slices_of)
         return ring.waits_for(self.visit, slices[self.read].segment) if self.read < len(slices) else ""
 
 
 def line_of(client: Client) -> int:
     """The user in whose line its checkpoint waits."""
-    return client.uid if client.entry.uid is None else client.entry.uid
+    return client.uid if client.entry.owner_uid is None else client.entry.owner_uid
 
 
 class StagingMachine(RuleBasedStateMachine):
@@ -254,7 +254,7 @@ class StagingMachine(RuleBasedStateMachine):
         if isinstance(prefetch, Client):
             entry = prefetch.entry
             if entry.full and entry.complete:
-                entry.pinned, entry.evicted = True, False
+                entry.pin(entry.names[0])
                 self.pinned = [*(other for other in self.pinned if other is not entry), entry]
             self.leave(prefetch, True)
 

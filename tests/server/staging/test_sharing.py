@@ -97,7 +97,7 @@ async def test_the_old_version_of_a_checkpoint_goes_when_nobody_holds_it(make: C
         other = bench.enter(paths[2])
         for load in (held, pinned, other):
             await load.read()
-        pinned.entry.pinned = True
+        pinned.entry.pin(pinned.entry.names[0])
         pinned.leave()
         other.leave()
         make("b", 1, prefix="u")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.staging.entry import MAX_NAMES, Holder
+from penstock.server.staging.entry import MAX_NAMES
+from penstock.server.staging.members import Holder
 from penstock.server.system.shown import SHOWN_BYTES, SHOWN_SOURCES, shown_sources, utf8_bytes
 from penstock.server.watch.status import SHOWN_HOLDERS, SHOWN_HOLDERS_OF_A_STAGE, _stage
 
@@ -63,5 +64,5 @@ async def test_names_of_a_pinned_checkpoint_are_bounded_and_the_newest_is_among_
         assert len(visit.entry.names) == MAX_NAMES
         assert visit.entry.names[0] == visit.entry.checkpoint.sources
         assert visit.entry.names[-1] == ("/name/99",)
-        visit.entry.pinned = False
+        visit.entry.unpin()
         visit.leave()

@@ -24,7 +24,8 @@ from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
 from ..staging.buffer import StagingBuffer
-from ..staging.entry import CacheEntry, Holder
+from ..staging.entry import CacheEntry
+from ..staging.members import Holder
 from ..staging.sharing import Group
 from ..system.counts import Totals
 from ..system.fair import FairExecutor

@@ -96,10 +96,12 @@ class Load(Admission):
         try:
             checkpoint, selection, entry = await self._enter(emit, owner_uid=self.caller.uid)
             self._release_names()
-            self._slices = slices = entry.slices(checkpoint, selection)
+            self._slices = slices = entry.contents.slices(checkpoint, selection)
             await self._hand_off(entry)
             await emit(await self._manifest(entry, checkpoint, selection, slices))
-            await self._deliver(entry, entry.tables(checkpoint), slices, selection.tensor_count, emit)
+            await self._deliver(
+                entry, entry.contents.tables(checkpoint), slices, selection.tensor_count, emit
+            )
             self.finished = True
             await emit(Finished(self.waited_seconds, entry.read_bytes - self.read_before))
         finally:

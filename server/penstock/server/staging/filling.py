@@ -34,18 +34,17 @@ class Filling:
         *,
         uid: int | None,
         readers: Mapping[str, ReaderPool],
-        block_bytes: Mapping[str, int],
         on_end: Callable[[int, PenstockError | Cancelled | None], None],
         on_block: Callable[[str, float], None],
     ) -> None:
-        """`uid` is whose share of the readers it takes. `readers` and `block_bytes` by kind of source.
+        """`uid` is whose share of the readers it takes. `readers` by kind of source.
         `on_end` is told of each segment that became ready, or was cancelled for the error; `on_block` of
         each block's source and seconds, on a reader thread."""
         self._ring = ring
         self._slabs = slabs
         self._files = files
         self._queues = {kind: pool.queue(uid) for kind, pool in readers.items()}
-        self._block_bytes = block_bytes
+        self._block_bytes = {kind: pool.block_bytes for kind, pool in readers.items()}
         self._on_end = on_end
         self._on_block = on_block
         self._loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Selection
 from .entry import CacheEntry
+from .members import GroupTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,15 @@ def find(
     """The first that serves a load of `uid` from its beginning, and how many of the tensors that it was made
     for the load does not need. `whole_only` means no window."""
     for entry in entries:
-        if entry.uid not in (None, uid) or entry.closed or entry.error is not None:
+        if entry.owner_uid not in (None, uid) or entry.closed or entry.error is not None:
             continue
         if whole_only and entry.started and not entry.full:
             continue
         if entry.full:
-            if entry.serves(checkpoint, selection):
+            if entry.contents.serves(checkpoint, selection):
                 return entry, 0
         elif _together(entry, group):
-            skipped = entry.skipped_by(checkpoint, selection)
+            skipped = entry.contents.skipped_by(checkpoint, selection)
             if skipped is not None and skipped >= entry.released_tensors and (group or not skipped):
                 return entry, skipped
     return None
@@ -53,9 +54,10 @@ def find(
 
 def _together(entry: CacheEntry, group: Group | None) -> bool:
     """Members of one group, and of those that go on after a restart only such as shared a window before."""
+    members = entry.members
     if group is None:
-        return not entry.group
-    return entry.group == group.name and (not group.window or entry.window in ("", group.window))
+        return not members.group
+    return members.group == group.name and (not group.window or members.window in ("", group.window))
 
 
 def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: float) -> list[CacheEntry]:
@@ -70,18 +72,20 @@ def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: 
     ]
 
 
-def expected_members(
-    entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, owner_uid: int | None, group: Group | None
-) -> int:
-    """Members that a new window waits for: not those of the group that share an earlier one, nor those that
-    had left before a restart."""
+def terms_of(
+    group: Group | None, entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, owner_uid: int | None
+) -> GroupTerms:
+    """What a new window is shared by. It does not wait for those of the group that share an earlier one, nor
+    for those that had left before a restart."""
     if group is None:
-        return 1
+        return GroupTerms()
     if group.window:
-        return min(max(1, group.members), group.size)
+        return GroupTerms(group.name, group.window, min(max(1, group.members), group.size))
     earlier = sum(
-        entry.members
+        entry.members.joined
         for entry in entries
-        if entry.group == group.name and entry.uid == owner_uid and entry.version == checkpoint.version
+        if entry.members.group == group.name
+        and entry.owner_uid == owner_uid
+        and entry.version == checkpoint.version
     )
-    return max(1, group.size - earlier)
+    return GroupTerms(group.name, expected=max(1, group.size - earlier))

@@ -33,6 +33,7 @@ from typing import Protocol
 
 from .demand import Demand
 from .entry import CacheEntry
+from .shares import Shares
 from .turns import Turns
 
 PATIENCE_SECONDS = 2.0
@@ -51,12 +52,6 @@ class Buffer(Protocol):
 
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes to have `count` available, or none at all."""
-
-    def share_left(self, uid: int | None) -> int:
-        """Slabs that loads of `uid` may take beyond what they hold."""
-
-    def holds_too_much(self, uid: int | None, count: int) -> bool:
-        """With `count` slabs more, `uid` would have more than its share even if other users had none."""
 
     def memory_will_return(self, uid: int | None = None) -> bool:
         """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
@@ -81,7 +76,7 @@ class _Waiting:
     @property
     def uid(self) -> int:
         """Whose turn it waits for: who joins what root prefetches gets it as its own."""
-        return self.owner if self.entry.uid is None else self.entry.uid
+        return self.owner if self.entry.owner_uid is None else self.entry.owner_uid
 
 
 class WaitingLine:
@@ -90,6 +85,7 @@ class WaitingLine:
     def __init__(
         self,
         buffer: Buffer,
+        shares: Shares,
         *,
         timeout_seconds: float,
         on_expire: Callable[[CacheEntry, Demand], None],
@@ -98,6 +94,7 @@ class WaitingLine:
         """`on_expire` is told who waited too long, and does not wait any more. `on_patience` is called when
         somebody may be granted slabs who could not before, though none were freed."""
         self._buffer = buffer
+        self._shares = shares
         self._timeout_seconds = timeout_seconds
         self._on_expire = on_expire
         self._on_patience = on_patience
@@ -177,10 +174,12 @@ class WaitingLine:
 
     def _first_of(self, line: list[_Waiting]) -> tuple[_Waiting | None, int]:
         """Of one user, the one who is next and how many slabs it gets now. None: all wait aside."""
-        buffer, owner_uid = self._buffer, line[0].entry.uid
-        share = buffer.share_left(owner_uid)
+        buffer, owner_uid = self._buffer, line[0].entry.owner_uid
+        share = self._shares.left(owner_uid)
         for waiting in line:
-            if share < waiting.demand.minimum and buffer.holds_too_much(owner_uid, waiting.demand.minimum):
+            if share < waiting.demand.minimum and self._shares.would_exceed(
+                owner_uid, waiting.demand.minimum
+            ):
                 if buffer.memory_will_return(owner_uid):
                     return None, 0
                 continue

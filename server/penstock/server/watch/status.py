@@ -209,7 +209,7 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         pinned=entry.pinned,
         idle_seconds=0 if entry.holders else now - entry.last_used,
         slab_count=len(entry.slabs),
-        uid=entry.uid,
+        uid=entry.owner_uid,
         read_bytes=entry.read_bytes,
         source=kind_of(sources[0]),
     )
