@@ -21,8 +21,8 @@ from .edge.rpc import RpcServer
 from .edge.service import StreamerService
 from .errors import ConfigError
 from .loads import at_start
-from .loads.admission import LoadContext
 from .loads.control import Control
+from .loads.request import LoadContext
 from .sources import choose
 from .sources.store import Events, Reading
 from .sources.stores import STORES
@@ -72,7 +72,12 @@ class Daemon:
             ),
         )
         self._context = LoadContext(
-            self._catalog, self.staging, self.totals, self._resolvers, self._cpu_pool, self._selector
+            catalog=self._catalog,
+            staging=self.staging,
+            totals=self.totals,
+            resolvers=self._resolvers,
+            cpu_pool=self._cpu_pool,
+            selector=self._selector,
         )
         self.history = History()
         self._control = Control(

@@ -20,8 +20,8 @@ from penstock.server.edge.service import (
     _listing,
     _manifest,
 )
-from penstock.server.loads.admission import Listing
 from penstock.server.loads.load import Manifest
+from penstock.server.loads.request import Listing
 from penstock.server.sources.file.source import FileSource
 from penstock.v1 import streamer_pb2 as pb
 

@@ -14,9 +14,10 @@ import pytest
 
 from penstock.server.checkpoint.catalog import Catalog, Checkpoint
 from penstock.server.errors import InvalidRequestError, SessionRequiredError
-from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, LoadContext, Request
+from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
+from penstock.server.loads.request import Listing, LoadContext, Request
 from penstock.server.sources import Access
 from penstock.server.system.failure import NoThreadError
 from penstock.server.system.fair import FairExecutor
@@ -59,7 +60,12 @@ async def load_context() -> AsyncIterator[tuple[Bench, LoadContext]]:
         yield (
             bench,
             LoadContext(
-                bench.catalog, bench.staging, bench.totals, lambda _, uid: threads.of(uid), threads, threads
+                catalog=bench.catalog,
+                staging=bench.staging,
+                totals=bench.totals,
+                resolvers=lambda _, uid: threads.of(uid),
+                cpu_pool=threads,
+                selector=threads,
             ),
         )
         threads.shutdown()

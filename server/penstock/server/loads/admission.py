@@ -9,13 +9,12 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import ClassVar, TypeVar
 
 from ..checkpoint import plan
-from ..checkpoint.catalog import Catalog, Checkpoint
+from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Indices, Selection
 from ..checkpoint.table import TensorTable
 from ..config.units import show_size
@@ -23,15 +22,12 @@ from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
-from ..staging.buffer import StagingBuffer
 from ..staging.entry import CacheEntry
 from ..staging.members import Holder
-from ..staging.sharing import Group
-from ..system.counts import Totals
-from ..system.fair import FairExecutor
 from ..system.log import event
 from ..system.shown import shown_source
 from .names import Names
+from .request import Caller, Emit, Listing, LoadContext, Queued, Request
 
 _T = TypeVar("_T")
 
@@ -47,72 +43,11 @@ WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
-class Caller(Protocol):
-    """Who asks, and how to learn that it is gone: a client, or the daemon itself."""
-
-    uid: int
-    pid: int
-    closed: bool
-
-    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
-        """Calls `release` when it goes away, unless what this returns was called before."""
-
-
-class Client(Caller, Protocol):
-    """A caller that slabs can be handed to."""
-
-    async def send_slabs(self, fds: Sequence[int]) -> None:
-        """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if it is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the client asked for."""
-
-    sources: tuple[str, ...]
-    names: Names | Sequence[str] | None = None
-    list_tensors: bool = False
-    memory_limit: int | None = None
-    group: Group | None = None
-    skip_tensors: int = 0
-    expect_version: str = ""
-    client_name: str = ""
-    variant: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    load_id: str
-    place: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    tables: tuple[TensorTable, ...]
-    delivered: tuple[Indices, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadContext:
-    """What every load of the daemon works with. `resolvers` gives what resolves certain sources for a uid,
-    where it may hang with their storage; `cpu_pool` runs what only takes long, `selector` looks up names. All
-    serve users in turn."""
-
-    catalog: Catalog
-    staging: StagingBuffer
-    totals: Totals
-    resolvers: Callable[[Sequence[str], int], Executor]
-    cpu_pool: FairExecutor
-    selector: FairExecutor
-
-
-Emit = Callable[[Any], Awaitable[None]]
-"""Passes an event on to the client."""
-
-
 class Admission:
     """One client's way into the staging buffer. `state` and the figures are for status and log."""
+
+    kind: ClassVar[str]
+    """What log and status call it: load or prefetch."""
 
     def __init__(self, request: Request, caller: Caller, access: Access, context: LoadContext) -> None:
         self.id = secrets.token_hex(4)
@@ -139,11 +74,6 @@ class Admission:
         self._choosing = False
         self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
-
-    @property
-    def kind(self) -> str:
-        """What log and status call it: load or prefetch."""
-        return type(self).__name__.lower()
 
     @property
     def source(self) -> str:
@@ -208,8 +138,6 @@ class Admission:
         if self.request.list_tensors:
             everything = plan.select(checkpoint.tables, None, delivered).files
             names = await self._ask(Listing(checkpoint.tables, everything), emit)
-        # One selection at a time, and users in turn: names take many times their space while they are looked
-        # up.
         selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(selecting, self._choose_among, checkpoint.tables, names, delivered)
@@ -321,10 +249,6 @@ class Admission:
         totals.loads[self.source, result] += 1
         if self.state != "resolving":
             totals.load_wait_seconds.observe(self.waited_seconds)
-        if result == "ok" and self.kind == "load":
-            cache = "hit" if self.was_warm else "miss"
-            seconds = asyncio.get_running_loop().time() - self.began
-            totals.load_seconds[self.source, cache].observe(seconds)
 
     def first_line(self) -> dict[str, object]:
         """What the log says of it when it begins."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ..errors import PenstockError
 from ..sources import Access
 from ..system.log import event
-from .admission import Emit, LoadContext, Request
 from .prefetch import Prefetch
+from .request import Emit, LoadContext, Request
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from ..system.limits import is_privileged
 from ..system.log import event
 from ..system.quota import Quota
 from ..system.shown import shown_source
-from .admission import Admission, Caller, Client, Emit, LoadContext, Request
+from .admission import Admission
 from .load import Load
 from .prefetch import Prefetch
+from .request import Caller, Client, Emit, LoadContext, Request
 
 logger = logging.getLogger(__name__)
 

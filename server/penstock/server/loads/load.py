@@ -9,6 +9,7 @@ because until then the client may have the slabs mapped.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
 from ..staging.entry import CacheEntry
-from .admission import Admission, Client, Emit, Listing, LoadContext, Queued, Request
+from .admission import Admission
+from .request import Client, Emit, Listing, LoadContext, Queued, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ Event = Queued | Listing | Manifest | SegmentReady | Finished
 class Load(Admission):
     """One client's pass over one checkpoint. `run` it once."""
 
+    kind = "load"
+
     def __init__(self, request: Request, client: Client, access: Access, context: LoadContext) -> None:
         super().__init__(request, client, access, context)
         self._client = client
@@ -90,6 +94,13 @@ class Load(Admission):
         count = min(count, self._announced)
         if self.entry is not None and count > 0:
             self.entry.release(self, self._slices[count - 1].segment + 1)
+
+    def count(self, result: str) -> None:
+        super().count(result)
+        if result == "ok":
+            cache = "hit" if self.was_warm else "miss"
+            seconds = asyncio.get_running_loop().time() - self.began
+            self._context.totals.load_seconds[self.source, cache].observe(seconds)
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..sources import Access
 from ..staging.entry import CacheEntry
-from .admission import Admission, Caller, Emit, LoadContext, Request
+from .admission import Admission
+from .request import Caller, Emit, LoadContext, Request
 
 PROGRESS_SECONDS = 0.5
 
@@ -22,6 +23,8 @@ class Progress:
 
 class Prefetch(Admission):
     """Stages one checkpoint whole. `run` it once."""
+
+    kind = "prefetch"
 
     def __init__(
         self, request: Request, caller: Caller, access: Access, context: LoadContext, *, pin: bool
