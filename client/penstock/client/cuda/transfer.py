@@ -4,7 +4,7 @@
     submit(tensors)   plans them, takes memory on the device                       placement.py
     each batch        waits for a pinned buffer, fills it, starts its copies,
                       records an event behind them                                 copy threads, pinned.py
-    the last batch    `departed`: nothing here reads the ring for these tensors any more
+    the last batch    `on_read`: nothing here reads the ring for these tensors any more
     deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream
                       wait for their events; so it is right there, and the host waited for nothing
     close()           nothing new is started, the buffers are given back; at once, or when the threads that
@@ -100,7 +100,7 @@ def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.
         failure = waiting = None  # its traceback refers to this frame, and further up to the mapping
 
 
-class Departures:
+class Releases:
     """Releases segments in their order, in whichever order their bytes have been read."""
 
     def __init__(self) -> None:
@@ -112,19 +112,19 @@ class Departures:
         expected = _Expected(release)
         with self._lock:
             self._expected.append(expected)
-        return partial(self._depart, expected)
+        return partial(self._read, expected)
 
-    def _depart(self, expected: _Expected) -> None:
+    def _read(self, expected: _Expected) -> None:
         with self._lock:
-            expected.departed = True
-            while self._expected and self._expected[0].departed:
+            expected.read = True
+            while self._expected and self._expected[0].read:
                 self._expected.popleft().release()
 
 
 @dataclass(slots=True, eq=False)
 class _Expected:
     release: Callable[[], None]
-    departed: bool = False
+    read: bool = False
 
 
 class Transfer:
@@ -157,24 +157,18 @@ class Transfer:
         """False when so much is under way that more would only take memory of the device."""
         return not self._submissions or self._submitted_bytes < self._limit_bytes
 
-    def submit(self, tensors: Tensors, departed: Callable[[], None]) -> None:
+    def submit(self, tensors: Tensors, on_read: Callable[[], None]) -> None:
         """Starts copying these tensors of the host, and keeps them until they are copied.
 
-        `departed` is called by a copy thread when their bytes have been read. Raises what the device raises
+        `on_read` is called by a copy thread when their bytes have been read. Raises what the device raises
         when it is out of memory; nothing was started then.
         """
         sizes = [tensor.nbytes for _, tensor in tensors]
         planned = plan(sizes, buffer_bytes=self._ring.buffer_bytes)
         allocations = [self._device.allocate(size_bytes) for size_bytes in planned.allocations]
-        addresses = [tensor.data_ptr() for _, tensor in tensors]
-        # The tensors keep the mapping, and `departed` must not be called while one is still read.
-        left = _Countdown(len(planned.batches), departed, tensors)
-        # A thread lets go of what it did only after it said so: by then the caller may want the memory again.
-        targets = list(allocations)
-        ended = _Countdown(len(planned.batches), targets.clear)
-        send = partial(_send, self._device, self._ring, addresses, targets, left, ended)
+        job = _Job(self._ring, tensors, allocations, len(planned.batches), on_read)
         try:
-            events = [self._threads.submit(send, batch) for batch in planned.batches]
+            events = [self._threads.submit(job.carry, batch) for batch in planned.batches]
         except RuntimeError:
             if self._closed:
                 raise RingClosedError from None
@@ -183,7 +177,7 @@ class Transfer:
         self._submissions.append(_Submission(heads, planned, allocations, events, sum(sizes)))
         self._submitted_bytes += sum(sizes)
         if not events:
-            departed()
+            on_read()
 
     def deliver(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors that were submitted first, on the device, good on the caller's current stream.
@@ -223,65 +217,67 @@ class Transfer:
             self._threads.shutdown(wait=True)
 
 
-class _Countdown:
-    """Calls `done` when `step` was called `count` times, and lets go of `kept`."""
+class _Job:
+    """The copies of one submission, as the threads see them. Keeps no more than what they still need."""
 
-    def __init__(self, count: int, done: Callable[[], None], kept: Sequence[object] = ()) -> None:
-        self._count = count
-        self._done = done
-        self._kept = kept
+    def __init__(
+        self,
+        ring: PinnedRing,
+        tensors: Tensors,
+        targets: Sequence[torch.Tensor],
+        batch_count: int,
+        on_read: Callable[[], None],
+    ) -> None:
+        self._device = ring.device
+        self._ring = ring
+        self._tensors = tensors
+        """They keep the mapping until the last is read, and no longer: `on_read` may release it."""
+        self._addresses = [tensor.data_ptr() for _, tensor in tensors]
+        self._targets = list(targets)
+        """A thread lets go of what it did only after it said so, when the caller may want the memory again:
+        so this list is cleared."""
+        self._on_read = on_read
+        self._unread = self._unfinished = batch_count
         self._lock = threading.Lock()
 
-    def step(self) -> None:
-        with self._lock:
-            self._count -= 1
-            last = not self._count
-        if last:
-            self._kept = ()
-            self._done()
+    def carry(self, batch: CopyBatch) -> Event:
+        """Moves a batch through a pinned buffer; the event behind its copies."""
+        try:
+            return self._carry(batch)
+        finally:
+            with self._lock:
+                self._unfinished -= 1
+                last = not self._unfinished
+            if last:
+                self._targets.clear()
 
+    def _carry(self, batch: CopyBatch) -> Event:
+        buffer = self._ring.take()
+        event = None
+        try:
+            self._fill(buffer, batch)
+            try:
+                self._device.copy(
+                    (self._targets[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
+                    for at, allocation, offset, size_bytes in batch.copies
+                )
+            finally:
+                event = self._device.record()
+        finally:
+            self._ring.put(buffer, event)
+        return event
 
-def _send(
-    device: Device,
-    ring: PinnedRing,
-    addresses: list[int],
-    targets: list[torch.Tensor],
-    left: _Countdown,
-    ended: _Countdown,
-    batch: CopyBatch,
-) -> Event:
-    try:
-        return _carry(device, ring, addresses, targets, left, batch)
-    finally:
-        ended.step()
-
-
-def _carry(
-    device: Device,
-    ring: PinnedRing,
-    addresses: list[int],
-    targets: list[torch.Tensor],
-    left: _Countdown,
-    batch: CopyBatch,
-) -> Event:
-    buffer = ring.take()
-    event = None
-    try:
-        start = buffer.data_ptr()
+    def _fill(self, buffer: torch.Tensor, batch: CopyBatch) -> None:
+        start, addresses = buffer.data_ptr(), self._addresses
         for tensor, offset, to, size_bytes in batch.moves:
             move = _move_locked if size_bytes < _SMALL_BYTES else ctypes.memmove
             move(start + to, addresses[tensor] + offset, size_bytes)
-        left.step()
-        try:
-            device.copy(
-                (targets[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
-                for at, allocation, offset, size_bytes in batch.copies
-            )
-        finally:
-            event = device.record()
-    finally:
-        ring.put(buffer, event)
-    return event
+        with self._lock:
+            self._unread -= 1
+            last = not self._unread
+        if last:
+            self._tensors = []
+            self._on_read()
 
 
 def _result(event: Future[Event]) -> Event:
