@@ -78,7 +78,7 @@ def refused(size_bytes: int, *, compressed: bool = False, small: bool = False) -
         made = stream()
         if small:
             made.stay_small()
-        made.admit(bytes([compressed]) + size_bytes.to_bytes(4, "big"))
+        made.accept(bytes([compressed]) + size_bytes.to_bytes(4, "big"))
         return made.refusal
 
     return provoke

@@ -45,7 +45,7 @@ class CopyPool:
         start, room = self._take(size_bytes)
         ctypes.memmove(start, address, size_bytes)
         array = (ctypes.c_ubyte * size_bytes).from_address(start)
-        weakref.finalize(array, self._give_back, start, room).atexit = False
+        weakref.finalize(array, self._release, start, room).atexit = False
         return torch.frombuffer(array, dtype=dtype).view(shape)
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class CopyPool:
             unmap(*self._spares.popleft())
         return map_anonymous(room), room
 
-    def _give_back(self, address: int, size_bytes: int) -> None:
+    def _release(self, address: int, size_bytes: int) -> None:
         if self._closed:
             unmap(address, size_bytes)
         else:

@@ -44,12 +44,12 @@ class Answers:
             left_over = cost - COPIES * size_bytes
             if left_over > 0 and not beyond:
                 cost -= left_over
-                self._give_back(uid, left_over, False)
+                self._release(uid, left_over, False)
 
         try:
             yield settle
         finally:
-            self._give_back(uid, cost, beyond)
+            self._release(uid, cost, beyond)
 
     def _take(self, uid: int, cost: int) -> bool | None:
         """Whether it goes beyond the quota; None: it has to wait."""
@@ -73,17 +73,17 @@ class Answers:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._give_back(uid, cost, turn.result())
+                self._release(uid, cost, turn.result())
             else:
                 self._waiting.remove(entry)
                 self._serve()
             raise
 
-    def _give_back(self, uid: int, cost: int, beyond: bool) -> None:
+    def _release(self, uid: int, cost: int, beyond: bool) -> None:
         if beyond:
             self._beyond.discard(uid)
         else:
-            self._quota.give_back(uid, cost)
+            self._quota.release(uid, cost)
         self._serve()
 
     def _serve(self) -> None:

@@ -158,8 +158,8 @@ class Gate:
         del self._passages[passage]
         self._starved.pop(passage, None)
         self._queues.get(passage.uid, {}).pop(passage, None)
-        self._connections.give_back(passage.uid)
-        self._memory.give_back(passage.uid, CONNECTION_BYTES)
+        self._connections.release(passage.uid)
+        self._memory.release(passage.uid, CONNECTION_BYTES)
         self.memory_freed()
         if reason:
             self._on_closed(reason)
@@ -189,7 +189,7 @@ class Gate:
         if work.wait_seconds(now) or not self._connections.take(uid):
             return False
         if not self._memory.take(uid, CONNECTION_BYTES):
-            self._connections.give_back(uid)
+            self._connections.release(uid)
             return False
         work.spend(CONNECTION_WORK, now)
         return True

@@ -55,7 +55,7 @@ class Session:
         self._writable: asyncio.Future[None] | None = None
 
     def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
-        """Runs `release` when the connection ends; at once if it has. Returns how to forget `release`."""
+        """Runs `release` when the connection ends; at once if it has. Returns what takes that back."""
         number = next(self._numbers)
         if self.closed:
             release()
@@ -179,7 +179,7 @@ class HandoffServer:
             token=session.token, daemon_version=self._version, max_request_bytes=MAX_MESSAGE_BYTES
         )
         if not self._try_send(session, pb.HandoffFrame(hello=hello)):
-            self._quota.give_back(uid)
+            self._quota.release(uid)
             session.close()
             return
         self._sessions[session.token] = session
@@ -218,5 +218,5 @@ class HandoffServer:
 
     def _end(self, session: Session) -> None:
         if self._sessions.pop(session.token, None) is not None:
-            self._quota.give_back(session.uid)
+            self._quota.release(session.uid)
         session.close()

@@ -310,7 +310,7 @@ class Passage:
             return len(payload)
         if not payload and not flags & frames.END_STREAM:
             self._count_control(frames.DATA, payload, now)
-        messages, passed = stream.messages, stream.admit(payload)
+        messages, passed = stream.messages, stream.accept(payload)
         self._work.spend(FRAME_WORK + MESSAGE_WORK * (stream.messages - messages), now)
         if passed == len(payload):
             passing.append(frames.frame(frames.DATA, flags, number, payload))
@@ -418,7 +418,7 @@ class Passage:
         if size > self._charged and not self._memory.take(self.uid, size - self._charged):
             return False
         if size < self._charged:
-            self._memory.give_back(self.uid, self._charged - size)
+            self._memory.release(self.uid, self._charged - size)
         self._charged = size
         return True
 

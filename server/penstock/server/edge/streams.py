@@ -4,7 +4,7 @@ gRPC has no bound for the memory of requests, and a handler sees a message only 
 gate reads the prefix of each message (a flag, and its length in four bytes). It charges the cost of the
 message to the user's share of `memory` (quota.py), and only then lets the message pass:
 
-    gate.admit(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what it makes of it
+    gate: accept(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what it makes of it
                                  approve(), once the token is known
 
 A message that breaks a rule is refused: nothing more of the stream passes, and the handler ends the call with
@@ -67,7 +67,7 @@ class RequestStream:
 
     # ---- for the gate ---------------------------------------------------------------------------
 
-    def admit(self, payload: bytes) -> int:
+    def accept(self, payload: bytes) -> int:
         """How many bytes of a DATA frame may pass now, from its beginning."""
         passed, size = 0, len(payload)
         if self._remaining and not self._charge_frame():
@@ -101,7 +101,7 @@ class RequestStream:
         if self.ended:
             return
         self.ended = True
-        self._give_back(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
+        self._release(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
         self._waiting.clear()
         self._in_hand = self._kept = 0
 
@@ -131,10 +131,10 @@ class RequestStream:
     def finish_message(self) -> None:
         """The handler is done with the message that it took. Only what it kept stays charged."""
         cost, self._in_hand = self._in_hand, 0
-        self._give_back(cost)
+        self._release(cost)
 
     def keep(self, size_bytes: int) -> None:
-        """Charges memory for objects made from a message, until `forget` or the end. Raises
+        """Charges memory for objects made from a message, until `release` or the end. Raises
         TooManyLoadsError."""
         if self.ended:
             return
@@ -142,10 +142,10 @@ class RequestStream:
             raise self.no_memory()
         self._kept += size_bytes
 
-    def forget(self, size_bytes: int) -> None:
+    def release(self, size_bytes: int) -> None:
         if not self.ended:
             self._kept -= size_bytes
-            self._give_back(size_bytes)
+            self._release(size_bytes)
 
     def no_memory(self) -> TooManyLoadsError:
         return TooManyLoadsError(
@@ -205,7 +205,7 @@ class RequestStream:
         self._waiting[-1] += FRAME_OVERHEAD_BYTES  # it is not complete, so the handler has not taken it
         return True
 
-    def _give_back(self, size_bytes: int) -> None:
+    def _release(self, size_bytes: int) -> None:
         if size_bytes:
-            self._memory.give_back(self.uid, size_bytes)
+            self._memory.release(self.uid, size_bytes)
             self._freed()

@@ -154,7 +154,7 @@ class RetryLater(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class RetryingReader:
     """Reads a file on a thread that may sleep until the rest can be asked for again, but not beyond
     `give_up_at` of the monotonic clock. Raises SourceUnavailableError then."""
 

@@ -29,9 +29,9 @@ class Distribution:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        place = bisect_left(self.bounds, value)
+        index = bisect_left(self.bounds, value)
         with self._lock:
-            self._counts[place] += 1
+            self._counts[index] += 1
             self._sum += value
 
     def cumulated(self) -> tuple[list[int], float]:

@@ -127,7 +127,7 @@ class FairExecutor:
             finally:
                 del taken, call  # else an idle thread would keep what it was called with
                 with self._wake:
-                    self._quota.give_back(uid)
+                    self._quota.release(uid)
                     began = self._began.pop(threading.get_ident())
                     self._served_seconds[uid] += time.monotonic() - began
                     if uid not in self._queues and not self._quota.used_by(uid):

@@ -16,7 +16,7 @@ from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 _ROOT = Path("/")
 
 
-def buffer_room(capacity_bytes: int, root: Path = _ROOT) -> int:
+def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
     """Bytes of a buffer of `capacity_bytes` that can exist, those included that do. Blocks for a moment."""
     own = proc_sizes(root / "proc/self/status")
     beside_bytes = max(0, memory_bound(root).limit_bytes - capacity_bytes)

@@ -71,7 +71,7 @@ class Quota:
             self._used[uid] += amount
             return True
 
-    def give_back(self, uid: int, amount: int = 1) -> None:
+    def release(self, uid: int, amount: int = 1) -> None:
         with self._lock:
             self._used[uid] -= amount
             assert self._used[uid] >= 0

@@ -233,7 +233,7 @@ async def _refuse(connection: socket.socket, protocol: h11.Connection, answer: A
 
 def _bind(address: HttpAddress) -> socket.socket:
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, bound = socket.getaddrinfo(
             address.host,
             address.port,
             type=socket.SOCK_STREAM,
@@ -242,7 +242,7 @@ def _bind(address: HttpAddress) -> socket.socket:
         listener = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
+            listener.bind(bound)
             listener.listen(MAX_CONNECTIONS)
         except BaseException:
             listener.close()

@@ -74,7 +74,7 @@ METRICS = (
     Metric("staging_peak_bytes", "gauge", "Most bytes that the staging buffer has had since the start."),
     Metric("oldest_lease_seconds", "gauge", "For how long the oldest holder of staging memory has held it."),
     Metric("loads_active", "gauge", "Loads and prefetches that run or wait."),
-    Metric("loads_waiting", "gauge", "Stages that wait for memory, each for one load or more."),
+    Metric("loads_waiting", "gauge", "Checkpoints that wait for memory, each for one load or more."),
     Metric(
         "loads_total",
         "counter",
@@ -115,11 +115,13 @@ METRICS = (
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
-    Metric("stage_misses_total", "counter", "Loads and prefetches for which a new stage was made."),
+    Metric(
+        "stage_misses_total", "counter", "Loads and prefetches for which a new entry of the buffer was made."
+    ),
     Metric(
         "evictions_total",
         "counter",
-        "Idle checkpoints given up: for their memory, on demand, or changed in storage.",
+        "Idle checkpoints evicted: for their memory, on demand, or changed in storage.",
     ),
     Metric("readers", "gauge", "Reader threads."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
@@ -132,7 +134,7 @@ METRICS = (
     Metric(
         "stuck_bytes",
         "gauge",
-        "Of the bytes being read into, those of stages that were given up, and whose reads hang.",
+        "Of the bytes being read into, those of checkpoints that were evicted, and whose reads hang.",
     ),
     Metric(
         "rejected_total",
