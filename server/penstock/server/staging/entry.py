@@ -364,7 +364,8 @@ class CacheEntry:
             raise StagingExhaustedError(
                 f"waited {self._context.patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, "
                 "which loads the same checkpoint through the same window, to go on; end it, keep no load "
-                "waiting inside another of the same checkpoint, raise --memory-limit, or raise --queue-timeout"
+                "waiting inside another of the same checkpoint, raise --memory-limit, or raise "
+                "--queue-timeout"
             )
 
     def _update_hold_back(self) -> None:
