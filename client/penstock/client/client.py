@@ -270,7 +270,7 @@ class StreamerClient:
                 bar.close()
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
-        """Gives up the staged checkpoint `source`, pinned or not; None gives up every idle one."""
+        """Evicts the staged checkpoint `source`, pinned or not; None evicts every idle one."""
         from penstock.v1 import streamer_pb2 as pb
 
         request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))

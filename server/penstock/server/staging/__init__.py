@@ -1,6 +1,6 @@
 """The staging buffer: who gets memory, who shares a checkpoint, and the reads that fill it.
 
-buffer    which checkpoints are staged, who shares them, what is given up for others
+buffer    which checkpoints are staged, who shares them, what is evicted for others
 waiting   who gets memory next
 entry     one checkpoint in the buffer: its slabs, its ring, who holds it
 phase     what an entry lives through; `contents` is what it holds, `members` who shares it (pure)

@@ -24,7 +24,7 @@ from ..system.counts import Totals
 from ..system.log import event
 from .contents import Contents
 from .demand import Demand, measure
-from .entry import CacheEntry, Surroundings
+from .entry import CacheEntry, EntryContext
 from .members import Holder
 from .phase import Phase
 from .pool import SlabPool, Workers
@@ -58,7 +58,7 @@ class StagingBuffer:
         self.entries: dict[int, CacheEntry] = {}
         self._draining: set[CacheEntry] = set()
         """Evicted while reads wrote into some of their slabs, which are theirs until these end."""
-        self._around = Surroundings(
+        self._context = EntryContext(
             self, readers, totals, patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS)
         )
         self._shares = Shares(self.entries, self._draining, max_slabs=config.max_slabs)
@@ -149,7 +149,7 @@ class StagingBuffer:
         self._evict_old_versions(checkpoint, holder.since)
         made_for = made_for or selection
         terms = terms_of(group, self.entries.values(), checkpoint, owner_uid=owner_uid)
-        entry = CacheEntry(Contents(checkpoint, made_for), terms, self._around, owner_uid=owner_uid)
+        entry = CacheEntry(Contents(checkpoint, made_for), terms, self._context, owner_uid=owner_uid)
         entry.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
         self.entries[entry.id] = entry
         self._queue.join(entry, demand, holder.uid)

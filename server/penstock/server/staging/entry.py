@@ -35,8 +35,8 @@ MAX_NAMES = 16
 """Different ways of naming the same files that are remembered of one checkpoint."""
 
 
-class Owner(Protocol):
-    """Whom an entry tells how it fares: the staging buffer."""
+class EntryListener(Protocol):
+    """What an entry tells the staging buffer."""
 
     def entry_idle(self, entry: CacheEntry) -> None:
         """Nobody holds it and no read is under way."""
@@ -45,14 +45,14 @@ class Owner(Protocol):
         """One more of its segments is there."""
 
     def entry_drained(self, entry: CacheEntry, slabs: list[Slab]) -> None:
-        """The last read ended of one that was evicted before; the slabs that it kept are the owner's."""
+        """The last read ended of one that was evicted before; the slabs that it kept are the listener's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class EntryContext:
     """What every entry of a buffer works with."""
 
-    owner: Owner
+    listener: EntryListener
     readers: Mapping[str, ReaderPool]
     """By kind of source."""
     totals: Totals
@@ -64,7 +64,7 @@ class CacheEntry:
     """Owns the checkpoint's files and, once started, the slabs."""
 
     def __init__(
-        self, contents: Contents, terms: GroupTerms, around: Surroundings, *, owner_uid: int | None
+        self, contents: Contents, terms: GroupTerms, context: EntryContext, *, owner_uid: int | None
     ) -> None:
         self.id = next(_ids)
         self.contents = contents
@@ -79,7 +79,7 @@ class CacheEntry:
         self.read_bytes = 0
         self.owner_uid = owner_uid
         """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
-        self._around = around
+        self._context = context
         self._evict_when_left = False
         self._granted_slabs = 0
         self._filling: Filling | None = None
@@ -217,9 +217,9 @@ class CacheEntry:
             slabs,
             self.checkpoint.files,
             uid=self.owner_uid,
-            readers=self._around.readers,
+            readers=self._context.readers,
             on_end=self._read_ended,
-            on_block=self._around.totals.observe_read,
+            on_block=self._context.totals.observe_read,
         )
         self.phase = moved(self.phase, Phase.STARTED)
         self.slabs, self.ring = slabs, ring
@@ -266,8 +266,8 @@ class CacheEntry:
 
     def close(self) -> list[Slab]:
         """Only when nobody holds it. Returns the slabs that no read is writing into, which are the caller's
-        from now on. The owner is told when it may have the others: a read that hangs in the kernel cannot be
-        called back, so they are given to nobody before it ends. Until then the files stay open too."""
+        from now on. The listener gets the others when the reads have ended, and nobody does before: one that
+        hangs in the kernel cannot be called back. Until then the files stay open too."""
         assert not self.holders
         if self.reading:
             self._cancel_reads()
@@ -313,7 +313,7 @@ class CacheEntry:
         if not self.complete:
             self._cancel_reads()
         if self.idle:
-            self._around.owner.entry_idle(self)
+            self._context.listener.entry_idle(self)
 
     async def wait_change(self) -> None:
         """Until anything about it is different."""
@@ -332,7 +332,7 @@ class CacheEntry:
         assert self.ring is not None
         while self.ring.state(segment) is not SegmentState.READY:
             self._raise_error()
-            patience_seconds = self._around.patience_seconds
+            patience_seconds = self._context.patience_seconds
             waited = self._loop.time() - self._moved
             if waited >= patience_seconds:
                 self._raise_if_blocked(key, segment)
@@ -362,9 +362,10 @@ class CacheEntry:
         if blockers:
             pids = sorted({self.holders[blocker].pid for blocker in blockers})
             raise StagingExhaustedError(
-                f"waited {self._around.patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, which"
-                " loads the same checkpoint through the same window, to go on; end it, keep no load waiting "
-                "inside another of the same checkpoint, raise --memory-limit, or raise --queue-timeout"
+                f"waited {self._context.patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, "
+                "which loads the same checkpoint through the same window, to go on; end it, keep no load "
+                "waiting inside another of the same checkpoint, raise --memory-limit, or raise "
+                "--queue-timeout"
             )
 
     def _update_hold_back(self) -> None:
@@ -386,8 +387,8 @@ class CacheEntry:
             segment = self.ring.segments[index]
             self.read_bytes += segment.size_bytes
             source = self.checkpoint.files[segment.file].kind
-            self._around.totals.source_bytes[source] += segment.size_bytes
-            self._around.owner.entry_read(self)
+            self._context.totals.source_bytes[source] += segment.size_bytes
+            self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
                 self.checkpoint.close()
@@ -397,13 +398,13 @@ class CacheEntry:
         elif self.holders:
             self._pump()
         if not self.holders and self.idle:
-            self._around.owner.entry_idle(self)
+            self._context.listener.entry_idle(self)
 
     def _drained(self) -> None:
         if not self.reading:
             slabs, self.slabs = self.slabs, []
             self._end()
-            self._around.owner.entry_drained(self, slabs)
+            self._context.listener.entry_drained(self, slabs)
 
     def _end(self) -> None:
         self.phase = moved(self.phase, Phase.CLOSED)

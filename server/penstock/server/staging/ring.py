@@ -146,7 +146,7 @@ class SegmentRing:
         self.recycle()
 
     def cancel(self, index: int) -> None:
-        """Reading the segment was given up before it was complete."""
+        """Reading the segment was cancelled before it was complete."""
         self._move(index, SegmentState.PLANNED)
         self._next = min(self._next, index)
 
