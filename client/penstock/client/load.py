@@ -44,6 +44,7 @@ from .ring.progress import Bar
 from .ring.reconnect import persist
 from .ring.stream import Choose, Stream
 from .summary import LoadedFile, LoadStats
+from .system import process
 from .system.sizes import pinned_bytes, show_bytes
 
 _log = logging.getLogger("penstock.client")
@@ -261,7 +262,8 @@ class Load:
                     stream.release(segment, written=False)
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
-                self._check_process()
+                if self._pid != process.pid:
+                    self._check_process()
         finally:
             self._tensors += done
             self._bytes += sum(entry.size_bytes for entry in islice(segment.tensors, done))
