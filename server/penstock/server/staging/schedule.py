@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 
 from ..system.progress import Pulse
-from ..system.quota import Quota
+from ..system.quota import Shares
 
 STALL_SECONDS = 1.0
 
@@ -125,7 +125,6 @@ class Read:
 
     __slots__ = (
         "began",
-        "charged",
         "drops",
         "end",
         "job",
@@ -150,7 +149,7 @@ class Read:
         self.drops = lane.drops
         self.pulse = Pulse()
         self.began = self.pulse.at
-        self.charged = self.put_off = self.slow = False
+        self.put_off = self.slow = False
         self.stalled = False
         self.suspect = place.troubled
 
@@ -166,7 +165,7 @@ class Schedule:
     def __init__(self, threads: int, spare_threads: int) -> None:
         self._threads = threads
         self._spare_threads = spare_threads
-        self._quota = Quota(threads + spare_threads)
+        self._shares = Shares(threads + spare_threads)
         self._users: dict[int | None, User] = {}
         """Those with jobs or reads under way."""
         self._level_bytes = 0
@@ -253,7 +252,6 @@ class Schedule:
         job.under_way.add((start, end))
         user.active += 1
         lane.active += 1
-        read.charged = self._quota.take(_payer(user.uid))
         if not job.blocks:
             self._delist(lane, job)
         self.reading.add(read)
@@ -298,8 +296,6 @@ class Schedule:
             counted.in_flight -= 1
         read.user.active -= 1
         read.lane.active -= 1
-        if read.charged:
-            self._quota.give_back(_payer(read.user.uid))
         if read.place.key is not None and not read.place.in_flight and not read.place.delayed:
             self._places.pop(read.place.key, None)
         self._forget_idle(read.user)
@@ -325,11 +321,16 @@ class Schedule:
 
     def _choose(self) -> LaneState | None:
         """The lane that is served next."""
+        if len(self._users) == 1 and not self._stalled:
+            (user,) = self._users.values()
+            if len(user.lanes) == 1:  # as most of the time: nobody to be fair to
+                lane = user.lanes[0]
+                return lane if self._has_room(self._place(lane, lane.jobs[0])) else None
         user_share = -(-self._threads // max(1, len(self._users)))
         best: tuple[tuple[bool, int, bool, int], LaneState] | None = None
         for user in self._users.values():
             # Without a read that stalls there are no more than may be at once, which everybody may have.
-            if not user.lanes or (self._stalled and not self._quota.left(_payer(user.uid))):
+            if not user.lanes or (self._stalled and not self._threads_left(user)):
                 continue
             lane_share = -(-user_share // len(user.lanes))
             for lane in user.lanes:
@@ -343,6 +344,13 @@ class Schedule:
                     if best is None or key < best[0]:
                         best = key, lane
         return best[1] if best else None
+
+    def _threads_left(self, user: User) -> int:
+        """How many more the user may have, spare ones included."""
+        used = Counter[int]()
+        for other in self._users.values():
+            used[_payer(other.uid)] += other.in_flight
+        return self._shares.left(_payer(user.uid), used)
 
     def _has_room(self, place: Place) -> bool:
         limit = self._threads if place.troubled else 2 * self._threads
