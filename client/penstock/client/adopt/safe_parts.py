@@ -36,11 +36,12 @@ def numpy_part(array: numpy.ndarray[Any, Any], index: Any) -> numpy.ndarray[Any,
     """
     import numpy
 
-    if isinstance(index, list):
-        if index:
-            raise SafetensorError(f"a list ({index!r}) cannot select from a tensor: use slices or integers")
-        return numpy.array(array[:0])
-    items = list(index) if isinstance(index, tuple) else [index]
+    if isinstance(index, list) and index:
+        raise SafetensorError(f"a list ({index!r}) cannot select from a tensor: use slices or integers")
+    if isinstance(index, tuple):
+        items = list(index)
+    else:
+        items = [slice(0, 0)] if isinstance(index, list) else [index]
     ellipses = sum(item is Ellipsis for item in items)
     if ellipses > 1 or len(items) - ellipses > array.ndim:
         raise SafetensorError(

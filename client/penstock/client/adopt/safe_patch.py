@@ -150,8 +150,8 @@ def _tell(path: str, error: errors.PenstockError) -> None:
         return
     _told.add(reason)
     warnings.warn(
-        f"the safetensors library reads {path} itself, and will read others that the daemon refuses for the same "
-        f"reason without another warning: {error}",
+        f"the safetensors library reads {path} itself, and will read others that the daemon refuses for the "
+        f"same reason without another warning: {error}",
         errors.FallbackWarning,
         stacklevel=4,
     )
