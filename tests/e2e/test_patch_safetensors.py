@@ -177,7 +177,7 @@ def test_when_the_daemon_dies_the_library_reads_the_rest_of_the_same_file_only(
     daemon = start_daemon()
     client = StreamerClient(daemon.socket_dir, reconnect_timeout=0)
     with patch_safetensors(client), safetensors.safe_open(path, "pt") as file:
-        other = safetensors.safe_open(changed, "pt")
+        other: Any = safetensors.safe_open(changed, "pt")
         found = {"layer.0.weight": file.get_tensor("layer.0.weight")}
         daemon.kill()
         write_checkpoint(changed, random_tensors(3, 1000, seed=4))

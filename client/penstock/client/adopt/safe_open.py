@@ -272,7 +272,7 @@ def load_model(
     *,
     backend: str = "mmap",
     client: StreamerClient | None = None,
-) -> tuple[set[str], list[str]]:
+) -> tuple[list[str], list[str]]:
     """Fills a module as `safetensors.torch.load_model` does: its own code runs, with another `load_file`.
 
     Returns (missing, unexpected). Raises RuntimeError for names that do not fit, if `strict`.
@@ -288,7 +288,7 @@ def load_model(
     )
     ours.__kwdefaults__ = theirs.__kwdefaults__
     options = {} if backend == "mmap" else {"backend": backend}
-    result: tuple[set[str], list[str]] = ours(model, filename, strict, device, **options)
+    result: tuple[list[str], list[str]] = ours(model, filename, strict, device, **options)
     return result
 
 

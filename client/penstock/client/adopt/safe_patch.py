@@ -118,9 +118,7 @@ class PatchedOpen(metaclass=_Kind):
 
         def rescue(error: errors.PenstockError) -> Any:
             if _identity(path) != before:
-                raise errors.CheckpointChangedError(
-                    f"{path} changed while it was read; load it again"
-                ) from error
+                raise _changed(path) from error
             _tell(path, error)
             return library_open(path, framework, device, **options)
 
@@ -142,6 +140,10 @@ def _is_file(filename: Any) -> bool:
 def _identity(path: str) -> tuple[int, ...]:
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _changed(path: str) -> errors.CheckpointChangedError:
+    return errors.CheckpointChangedError(f"{path} changed while it was read; load it again")
 
 
 def _tell(path: str, error: errors.PenstockError) -> None:
