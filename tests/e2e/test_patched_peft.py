@@ -22,6 +22,7 @@ def daemon() -> Iterator[DaemonProcess]:
         yield daemon
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # what PEFT asks of transformers
 def test_an_adapter_and_its_base_are_the_same(daemon: DaemonProcess, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = transformers.GPT2LMHeadModel(
