@@ -44,9 +44,7 @@ def pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"variant": "fp16", "dtype": torch.float16}], ids=["plain", "fp16"]
-)
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16", "dtype": torch.float16}], ids=["plain", "fp16"])
 def test_a_pipeline_is_the_same(daemon: DaemonProcess, pipeline_dir: Path, options: dict[str, Any]) -> None:
     wanted = diffusers.DiffusionPipeline.from_pretrained(pipeline_dir, **options)
     before = daemon.status()["totals"]["delivered_bytes"]

@@ -38,11 +38,17 @@ def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: top / name for name in ("whole", "sharded", "bfloat16")}
 
 
-@pytest.mark.parametrize("name", ["whole", "sharded", "bfloat16"])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"device_map": "cpu"}, {"dtype": torch.float16}, {"dtype": "auto", "device_map": {"": "cpu"}}],
-    ids=["plain", "device_map", "dtype", "auto"],
+    ("name", "options"),
+    [
+        ("whole", {}),
+        ("sharded", {}),
+        ("sharded", {"device_map": "cpu"}),
+        ("sharded", {"dtype": "auto", "device_map": {"": "cpu"}}),
+        ("bfloat16", {"dtype": torch.float16}),
+        ("bfloat16", {"dtype": "auto"}),
+    ],
+    ids=["whole", "sharded", "device_map", "auto", "dtype", "bfloat16"],
 )
 def test_a_causal_model_is_the_same(
     daemon: DaemonProcess, model_dirs: dict[str, Path], name: str, options: dict[str, Any]

@@ -78,7 +78,7 @@ _PARTS = st.one_of(
     ),
 )
 EFFORT = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     database=None,
     derandomize=True,
@@ -111,7 +111,7 @@ def outcome(act: Callable[[], Any]) -> Any:
 
 def alike(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
-        return list(found) == list(wanted) and all(alike(found[name], wanted[name]) for name in wanted)
+        return sorted(found) == sorted(wanted) and all(alike(found[name], wanted[name]) for name in wanted)
     if isinstance(wanted, torch.Tensor):
         return (
             isinstance(found, torch.Tensor)
@@ -133,6 +133,12 @@ def raw(tensor: torch.Tensor) -> bytes:
     return bytes(flat.view(torch.uint8).numpy()) if flat.numel() else b""
 
 
+def in_order(names: list[str], file: Any) -> tuple[list[str], list[str]]:
+    """Those with bytes as they come, and the others sorted: the library has no order among equal offsets."""
+    empty = {name for name in names if 0 in file.get_slice(name).get_shape()}
+    return [name for name in names if name not in empty], sorted(empty)
+
+
 def on_slice(name: str, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda file: ask(file.get_slice(name))
 
@@ -151,7 +157,7 @@ def compare(client: StreamerClient, path: Path, framework: str, indexes: list[An
         assert alike(found, wanted), (what, found, wanted)
 
     both(lambda file: file.keys(), "keys")
-    both(lambda file: file.offset_keys(), "offset_keys")
+    both(lambda file: in_order(file.offset_keys(), file), "offset_keys")
     both(lambda file: file.metadata() or None, "metadata")
     both(lambda file: file.get_tensor("no such"), "a missing tensor")
     for name in wanted_file.keys():  # noqa: SIM118

@@ -68,7 +68,7 @@ class SafeFile:
         """In the order of the file."""
         self._total_bytes = sum(entry.size_bytes for entry in entries)
         self._strange = {name for name, entry in self.entries.items() if not _known(entry)}
-        self._fits = True
+        self._begun, self._fits = False, True
         self._asked: set[str] = set()
         self._ready: dict[str, torch.Tensor] = {}
         self._kept: dict[str, torch.Tensor] = {}
@@ -107,7 +107,8 @@ class SafeFile:
     def _read(self, name: str) -> None:
         """Makes the tensor ready. With the lock."""
         if name not in self._awaited:
-            alone = not (self._asked or self._ready) and self._total_bytes > SMALL_FILE_BYTES
+            alone = not self._begun and self._total_bytes > SMALL_FILE_BYTES
+            self._begun = True
             if alone or name in self._asked or name in self._strange:
                 with self._open([name]) as load:
                     self._ready.update(load)
