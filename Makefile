@@ -93,7 +93,7 @@ docs: reference  ## Write docs/metrics.md, and the reference of penstock.client 
 
 reference: $(VENV)/.stamp-docs  ## Write the reference alone, and fail if a link in it leads nowhere
 	rm -rf build/docs
-	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
+	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors penstock.client.safetensors
 	$(BIN)/python docs/check_reference.py build/docs
 
 packages: venv  ## Build the wheel, and install each extra on every Python that is here (minutes, needs an index)

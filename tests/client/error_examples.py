@@ -22,13 +22,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import numpy
 import pytest
 import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, vllm
+from penstock.client.adopt import ambient, safe_parts, safe_patch, vllm
 from penstock.client.adopt import run_ai as streamer
+from penstock.client.adopt import safe_open as opening
 from penstock.client.cli import commands as cli
 from penstock.client.cli import demo, health
 from penstock.client.cuda import device as cuda
@@ -41,6 +43,7 @@ from ..error_rule import Example
 from .fake_daemon import SLAB_BYTES, Behaviour, FakeDaemon, FakeTensor, make_slab, random_tensors
 
 TENSORS = random_tensors(6, 400)
+ARRAY = numpy.zeros((2, 3))
 TWICE = [FakeTensor("twice", "F32", (1,), bytes(4))] * 2
 WHERE = Path("/run/penstock-example")
 LOG = "see its log, and load again when it is back"
@@ -91,6 +94,28 @@ def streamed(act: Callable[[SafetensorsStreamer], object]) -> Act:
             return act(streamer)
 
     return on_fake(by)
+
+
+def opened(
+    act: Callable[[opening.safe_open], object],
+    *,
+    tamper_manifest: Callable[[pb.Manifest], object] = lambda manifest: manifest.files.pop(),
+) -> Act:
+    """A file that a daemon has."""
+    return on_fake(
+        lambda client: act(opening.safe_open("/fake/a", "pt", client=client)), tamper_manifest=tamper_manifest
+    )
+
+
+def use_after_close(file: opening.safe_open) -> object:
+    with file:
+        pass
+    return file.keys()
+
+
+def without_metadata(manifest: pb.Manifest) -> None:
+    manifest.files.pop()
+    manifest.files[0].metadata_omitted = True
 
 
 def command(*arguments: str) -> Callable[[StreamerClient], object]:
@@ -405,6 +430,20 @@ EXAMPLES = [
     Example("odd dimension", wrapped(dtype="F4", shape=[3]), "tensor 't'", "is no multiple of 2", "leave the tensor out"),
     Example("outside", wrapped(dtype="F32", shape=[3], size_bytes=12), "tensor 't'", "does not fit its segment", WIRE),
     Example("huge shape", wrapped(dtype="F32", shape=[1 << 63, 0]), "tensor 't'", "which torch cannot represent", "leave it out"),
+    Example("several files", opened(lambda file: None, tamper_manifest=lambda manifest: None), "/fake/a", "means 2 files", "name a safetensors file"),
+    Example("much metadata", opened(lambda file: None, tamper_manifest=without_metadata), "/fake/a", "more metadata than", "load its tensors by"),
+    Example("file name", lambda: opening.safe_open(5, "pt"), "filename=5", "is no path", "give a str"),  # type: ignore[arg-type]
+    Example("framework", lambda: opening.safe_open("/x", "mlx"), "framework 'mlx'", "is not read through a daemon", "use 'pt' or 'np'"),
+    Example("open a directory", lambda: opening.safe_open("/", "pt"), "/", "is a directory", "name a file in it"),
+    Example("closed file", opened(use_after_close), "/fake/a", "is closed", "open it again"),
+    Example("tensor's name", opened(lambda file: file.get_tensor(5)), "name=5", "is no name", "give a str"),  # type: ignore[arg-type]
+    Example("no such tensor", opened(lambda file: file.get_tensor("x")), "/fake/a", "does not contain tensor x", "see keys()"),
+    Example("pickled file", opened(pickle.dumps), "/fake/a", "cannot be pickled", "open it in the other"),
+    Example("list of indexes", lambda: safe_parts.numpy_part(ARRAY, [0, 1]), "a list ([0, 1])", "cannot select", "use slices"),
+    Example("many indexes", lambda: safe_parts.numpy_part(ARRAY, (0, 0, 0)), "(0, 0, 0)", "does not fit a tensor of shape [2, 3]", "give at most"),
+    Example("odd index", lambda: safe_parts.numpy_part(ARRAY, (0, slice(-1, None))), "slice(-1, None, None)", "does not select from a dimension of 3", "give an integer"),
+    Example("PENSTOCK_PATCH_SAFETENSORS", patched(safe_patch.patch_as_asked, PENSTOCK_PATCH_SAFETENSORS="maybe"), "PENSTOCK_PATCH_SAFETENSORS='maybe'", "is neither yes nor no", "set 1"),
+    Example("changed meanwhile", lambda: safe_patch._changed("/m/f"), "/m/f", "changed while it was read", "load it again"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),
     Example("concurrency", lambda: plugin(concurrency=4), "concurrency", "the daemon's, not a load's", "leave it out here"),
