@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +118,8 @@ class Draft:
         self._files: dict[str, Kept] = {}
         self._path: Path | None = None
         self._fd = -1
+        self._syncing = ThreadPoolExecutor(_SYNCING_THREADS, thread_name_prefix="penstock-sync")
+        self._synced: list[Future[None]] = []
 
     def __enter__(self) -> Draft:
         return self
@@ -125,6 +127,7 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._syncing.shutdown(cancel_futures=True)
         if self._path is not None:
             if self._path.exists():
                 shutil.rmtree(self._path, ignore_errors=True)
@@ -154,7 +157,8 @@ class Draft:
         return open(path, "xb")
 
     def add(self, name: str, version: str) -> None:
-        """What was created is complete."""
+        """What was created is complete. It is on its way to the disk, while others are written."""
+        self._synced.append(self._syncing.submit(_sync, self.path / name))
         status = (self.path / name).stat()
         self._files[name] = Kept(status.st_size, version, status.st_mtime_ns)
 
@@ -182,10 +186,10 @@ class Draft:
         _sync(place.parent)
 
     def _sync(self) -> None:
-        paths = [Path(top) / name for top, _, names in os.walk(self.path) for name in names]
-        paths += [Path(top) for top, _, _ in os.walk(self.path)]
-        with ThreadPoolExecutor(_SYNCING_THREADS) as threads:
-            list(threads.map(_sync, paths))
+        for synced in self._synced:
+            synced.result()
+        for path in (self.path / RECORD, *(Path(top) for top, _, _ in os.walk(self.path))):
+            _sync(path)
 
 
 def _row(kept: Kept) -> tuple[int, str, int]:

@@ -93,7 +93,7 @@ class Control:
 
     def new_fetch(self, request: FetchRequest, client: Client, gids: frozenset[int]) -> Fetch:
         """`gids` are the client's groups: of what is no checkpoint it gets only what it may read itself."""
-        access = replace(self._access_of(client), by_mode=True, gids=gids)
+        access = replace(self._access_of(client), for_fetch=True, gids=gids)
         return Fetch(request, client, access, self._fetching)
 
     def evict(self, client: Client, sources: Sequence[str]) -> tuple[int, int]:
