@@ -27,7 +27,7 @@ import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, vllm
+from penstock.client.adopt import ambient, run_ai_files, vllm
 from penstock.client.adopt import run_ai as streamer
 from penstock.client.cli import commands as cli
 from penstock.client.cli import demo, health
@@ -131,6 +131,14 @@ def mine(top: Path) -> None:
 def a_file(top: Path) -> None:
     top.rmdir()
     top.touch()
+
+
+def nothing_pulled() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pst-") as directory,
+        run_ai_files.ObjectStorageModel("s3://b/m", f"{directory}/m") as model,
+    ):
+        model.pull_files(allow_pattern=[])
 
 
 def raises(error: Exception) -> Callable[..., object]:
@@ -423,6 +431,10 @@ EXAMPLES = [
     Example("fetch over a mount", on_fake(lambda client: client.fetch("/x", "/proc")), "/proc", "is a mount point", "name a directory in it"),
     Example("fetch without a right", patched(fetches(fetched("x", 0), DONE), ("os.rename", raises(PermissionError(1, "Not permitted")))), "/out", "cannot be written there (Not permitted)", "set PENSTOCK_CACHE_DIR"),
     Example("changed copy", changed_copy, "/x", "was changed while it was copied", "fetch again"),
+    Example("state dict", on_fake(lambda client: client.from_pretrained(dict, "/x", state_dict={"x": 1})), "state_dict", "is given", "leave it out"),
+    Example("pulled path", lambda: run_ai_files.pull_files("/m", "/x"), "pull_files of '/m'", "is not implemented", "call StreamerClient.fetch"),
+    Example("model of a path", lambda: run_ai_files.ObjectStorageModel("/m", "/x"), "model_path '/m'", "is no URI of an object store", "give one"),
+    Example("nothing pulled", nothing_pulled, "no files of s3://b/m/", "came to", "check the URI"),
     Example("no patterns", on_fake(lambda client: client.fetch("/x", allow=[])), "allow", "is an empty list", "give patterns"),
     Example("odd pattern", on_fake(lambda client: client.fetch("/x", ignore=[5])), "ignore: 5", "is no pattern", "give a str"),  # type: ignore[list-item]
     Example("several to fetch", on_fake(lambda client: client.fetch(["/x"])), "source=['/x']", "is no source", "give a path or a URI"),  # type: ignore[arg-type]

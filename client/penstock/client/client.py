@@ -294,6 +294,46 @@ class StreamerClient:
 
         return self._persist(attempt, "fetch" if progress else None)
 
+    def fetch_into(
+        self,
+        source: Source,
+        directory: str | os.PathLike[str],
+        *,
+        allow: str | Iterable[str] | None = None,
+        ignore: str | Iterable[str] | None = None,
+        max_bytes: int | str | None = None,
+        max_files: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Copies files into a directory of the caller's, beside what is there; arguments as in `fetch()`.
+
+        All of them come before any is put in its place, where it replaces one of its name. Nothing is kept of
+        their versions: each call copies all.
+        """
+        from .fetch import into
+
+        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+        place = Path(os.path.abspath(directory))
+        self._persist(lambda session, bar: into(session, request, place, bar), "fetch" if progress else None)
+
+    def from_pretrained(self, cls: type[_T], source: Source, *arguments: Any, **options: Any) -> _T:
+        """`cls.from_pretrained(source, …)` of transformers, with files and weights through the daemon.
+
+        cls: a model's class or an Auto class, such as AutoModelForCausalLM.
+        source: a directory, or a URI, which transformers alone could not load.
+        arguments, options: those of transformers, such as `dtype`, `device_map` and `trust_remote_code`; what
+            is about downloads makes no difference.
+
+        The model is equal to the one that transformers loads from a copy of the directory. Only safetensors
+        weights are loaded. On the CPU its parameters may be views of the staging buffer, which the model then
+        leases for as long as it lives. What lies beside the weights is in the cache of `fetch()`, where
+        `AutoTokenizer.from_pretrained(model.name_or_path)` finds it.
+        """
+        from .pretrained import from_pretrained
+
+        made: _T = from_pretrained(self, cls, source, *arguments, **options)
+        return made
+
     def list_files(
         self,
         source: Source,

@@ -77,6 +77,17 @@ def to_place(session: Session, request: pb.FetchRequest, place: Path, bar: Bar |
     return place
 
 
+def into(session: Session, request: pb.FetchRequest, directory: Path, bar: Bar | None) -> None:
+    """Fetches beside what is in a directory. No file of it is touched before all have come; then each takes
+    the place of one of its name. Raises what the daemon answers, and OSError."""
+    with _explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _Fetch(session, request, [], bar).received(directory) as (files, draft):
+            for name, _, _ in files:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(draft.path / name, directory / name)
+
+
 def listed(session: Session, request: pb.FetchRequest) -> list[pb.FetchedFile]:
     """The files that a fetch would give, without their bytes."""
     request.list_only = True
