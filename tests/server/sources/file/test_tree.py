@@ -172,6 +172,27 @@ def test_the_directories_above_count_too(source: FileSource, top: Path) -> None:
     os.chmod(top, 0o755)
 
 
+@pytest.mark.parametrize("name", ["file", "directory/c", "directory"])
+def test_a_link_does_not_lead_around_the_modes_of_directories(
+    source: FileSource, top: Path, name: str
+) -> None:
+    (top / "file").symlink_to("deep/er/c")
+    (top / "directory").symlink_to("deep/er")
+    access = user(top)
+
+    def read() -> None:
+        if name == "directory":
+            names(source, top / name, access)
+        else:
+            source.open(str(top / name), access).close()
+
+    read()
+    os.chmod(top / "deep", 0o700)
+    with pytest.raises(AccessDeniedError, match=rf"may not read {top}/deep: its mode 0700"):
+        read()
+    os.chmod(top / "deep", 0o755)
+
+
 # ---- bounds -----------------------------------------------------------------------------------------
 
 
