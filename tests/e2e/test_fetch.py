@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -187,6 +188,15 @@ def test_links_are_fetched_as_what_they_lead_to(client: StreamerClient, model: P
     directory = client.fetch(snapshot)
     assert contents(directory) == {"config.json": FILES["config.json"]}
     assert not (directory / "config.json").is_symlink()
+
+
+def test_what_was_fetched_can_be_fetched_from_there(
+    client: StreamerClient, model: Path, tmp_path: Path
+) -> None:
+    first = client.fetch(model, tmp_path / "first")
+    for allow in (None, "*"):
+        assert contents(client.fetch(first, tmp_path / "second", allow=allow)) == FILES
+        shutil.rmtree(tmp_path / "second")
 
 
 # ---- what is refused --------------------------------------------------------------------------------

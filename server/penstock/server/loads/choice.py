@@ -25,6 +25,8 @@ WEIGHTS = (
 )
 LEFT_OUT = (*WEIGHTS, "original/", ".git/", "lost+found/")
 """Unless the caller says what to take: weights, in whatever format, and what belongs to no model."""
+_RECORDS = (".penstock.json", "*/.penstock.json")
+"""By which a client knows again what it fetched (`system/trees.py` there): no file of a model, ever."""
 MAX_PATTERNS = 32
 MAX_PATTERN_CHARACTERS = 256
 MAX_PART_BYTES = 255
@@ -53,7 +55,7 @@ class Choice:
                         f"{MAX_PATTERN_CHARACTERS}; write a shorter pattern"
                     )
         self._allowed = _compiled(allowed) if allowed else None
-        ignored += () if allowed else LEFT_OUT
+        ignored += _RECORDS if allowed else (*LEFT_OUT, *_RECORDS)
         self._ignored = _compiled(ignored)
         self._pruned = _compiled(pattern for pattern in ignored if pattern.endswith(("*", "/")))
 
