@@ -15,7 +15,7 @@ PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto docs reference format lint test image stress demo bench screenshot packages clean
+.PHONY: help venv proto check-proto docs reference format lint test image stress mutants demo bench screenshot packages clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ image: venv  ## Build the Dockerfile into a clean Debian, without a container en
 
 stress: venv  ## Run the long stress tests and fuzz (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
+
+mutants: venv  ## Break rules one by one and report tests that pass all the same (half an hour); ARGS='token quota' for some
+	@$(BIN)/python -m tests.mutants -n $(WORKERS) $(ARGS)
 
 demo: $(VENV)/.stamp-demo  ## Load a real model through a private daemon and check every bit
 	@$(BIN)/penstock demo $(ARGS)

@@ -53,3 +53,12 @@ def test_every_alert_leads_to_its_section() -> None:
     assert re.findall(r"^### (\w+)", text, re.MULTILINE) == alerts
     runbooks = re.findall(r"docs/troubleshooting.md#(\w+)", rules)
     assert runbooks == [alert.lower() for alert in alerts]
+
+
+def test_every_file_that_the_design_page_names_exists() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    server, client = ROOT / "server/penstock/server", ROOT / "client/penstock/client"
+    named = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", text)) - {"page/"}
+    assert len(named) > 30
+    places = (server, server / "sources", client, ROOT)
+    assert {name for name in named if not any((place / name).exists() for place in places)} == set()

@@ -310,6 +310,24 @@ def test_a_stream_key_of_the_client_s_own_is_not_believed(
     daemon.assert_serves(checkpoint)
 
 
+def test_a_connection_has_at_most_sixteen_calls_at_the_same_time(
+    daemon: TargetDaemon, checkpoint: Checkpoint
+) -> None:
+    with daemon.handoff() as handoff, daemon.connect() as connection:
+        metadata = with_token(handoff)
+        streams = [connection.open_stream("GetStatus", metadata) for _ in range(16)]
+        one_more = connection.open_stream("GetStatus", metadata, end=True)
+        connection.wait(lambda: connection.over(one_more), "the seventeenth call to be refused")
+        assert one_more in connection.resets
+        for stream in streams:
+            connection.send_message(stream, b"", end=True)
+            assert connection.finish(stream) == (0, "")
+        next_one = connection.open_stream("GetStatus", metadata)
+        connection.send_message(next_one, b"", end=True)
+        assert connection.finish(next_one) == (0, "")
+    daemon.assert_serves(checkpoint)
+
+
 @pytest.mark.stress
 def test_calls_that_never_send_their_request_end_by_themselves(
     daemon: TargetDaemon, checkpoint: Checkpoint

@@ -267,7 +267,7 @@ def test_without_a_thread_for_what_can_be_read_the_daemon_hangs(
             wait_until(lambda: codes(daemon) == (200, 200), "the daemon to live while nothing else waits")
             loads = Loads(client, path, 1)
             wait_until(lambda: codes(daemon) == (503, 503), "the daemon to be known to hang")
-            assert b"no reader is left for what waits" in daemon.http("/healthz")[1]
+            assert b"no reader thread is left" in daemon.http("/healthz")[1]
             assert stalled(daemon) == {"loop": 0, "readers": 1}
             wait_until(lambda: probe(daemon, "--live") == 1, "gRPC to tell of it")
             keep = pipe.stay_open()

@@ -370,7 +370,9 @@ def test_a_daemon_that_hangs_is_told_with_what_hangs(
     daemon = start_daemon("--memory-limit", "8MiB", "--stall-timeout", "0.5", program=program)
     open_page(browser, daemon)
     daemon.process.send_signal(signal.SIGUSR1)
-    wait_until(lambda: "the event loop has not turned" in browser.text("#notice"), "the page to tell of it")
+    wait_until(
+        lambda: "the event loop has made no progress" in browser.text("#notice"), "the page to tell of it"
+    )
     os.close(os.open(pipe, os.O_WRONLY))
     wait_until(
         lambda: browser.text("#health").endswith("Ready") and browser.text("#notice") == "",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from .support import MIB, bytes_in, more_fds, open_fds, wait_for_tick, write_checkpoint
+from penstock.server.checkpoint.catalog import Catalog
+
+from .support import MIB, bytes_in, file_catalog, more_fds, open_fds, wait_for_tick, write_checkpoint
 
 
 @pytest.fixture
@@ -24,6 +26,12 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return write_checkpoint(path, sizes, seed=written, prefix=prefix)
 
     return write
+
+
+@pytest.fixture
+def catalog() -> Iterator[Catalog]:
+    with file_catalog() as catalog:
+        yield catalog
 
 
 @pytest.fixture

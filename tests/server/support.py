@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.checkpoint.rules import parse_header
 from penstock.server.checkpoint.table import Header
 from penstock.server.config.settings import Config
 from penstock.server.sources import Access
+from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3.settings import S3Settings
 from penstock.server.sources.s3.source import S3Source
@@ -116,6 +118,15 @@ def no_objects(workers: Executor) -> S3Source:
     """For tests that load none."""
     settings = ObjectSettings(retries=1, timeout_seconds=1, connections=1)
     return S3Source(settings, S3Settings(), lambda uid: workers, print)
+
+
+@contextmanager
+def file_catalog(threads: int = 4) -> Iterator[Catalog]:
+    """Of files, opened by threads of its own."""
+    with ThreadPoolExecutor(threads) as workers:
+        catalog = Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
+        yield catalog
+        catalog.shutdown()
 
 
 def open_fds() -> dict[int, str]:

@@ -27,7 +27,7 @@ from penstock.server.errors import (
     PenstockError,
     SourceUnavailableError,
 )
-from penstock.server.sources import Access, Patient, SourceFile, choose, join, scheme_of
+from penstock.server.sources import Access, RetryingReader, SourceFile, choose, join, scheme_of
 from penstock.server.sources.file.store import FileStore
 from penstock.server.sources.store import Store
 from penstock.server.sources.stores import STORES, kind_of
@@ -63,7 +63,7 @@ class Storage(ABC):
     def read(self, location: str, start: int, end: int) -> bytes:
         with contextlib.closing(self.open(location)) as file:
             buffer = bytearray(end - start)
-            Patient(file).read_into(start, [memoryview(buffer)[:5], memoryview(buffer)[5:]])
+            RetryingReader(file).read_into(start, [memoryview(buffer)[:5], memoryview(buffer)[5:]])
             file.check_unchanged()
             return bytes(buffer)
 
@@ -192,7 +192,7 @@ class StoreTests:
     def test_an_empty_file_is_read_at_once(self, storage: Storage) -> None:
         with contextlib.closing(storage.open(storage.put("a", b""))) as file:
             assert file.size_bytes == 0
-            Patient(file).read_into(0, [memoryview(bytearray(8))])
+            RetryingReader(file).read_into(0, [memoryview(bytearray(8))])
             file.check_unchanged()
 
     def test_many_threads_read_one_file(self, storage: Storage) -> None:
@@ -203,7 +203,7 @@ class StoreTests:
         ):
             buffers = [bytearray(50_000) for _ in parts]
             reads = [
-                threads.submit(Patient(file).read_into, start, [memoryview(buffer)])
+                threads.submit(RetryingReader(file).read_into, start, [memoryview(buffer)])
                 for start, buffer in zip(parts, buffers, strict=True)
             ]
             for read in reads:
@@ -234,11 +234,11 @@ class StoreTests:
     def test_a_change_while_it_is_read_is_noticed(self, storage: Storage, content: bytes) -> None:
         buffer = memoryview(bytearray(1000))
         with contextlib.closing(storage.open(storage.put("a", CONTENT))) as file:
-            Patient(file).read_into(300_000, [buffer])
+            RetryingReader(file).read_into(300_000, [buffer])
             storage.put("a", content)
 
             def go_on() -> None:
-                Patient(file).read_into(310_000, [buffer])
+                RetryingReader(file).read_into(310_000, [buffer])
                 file.check_unchanged()
 
             with pytest.raises(CheckpointChangedError, match="/a"):
@@ -275,7 +275,7 @@ class StoreTests:
     def test_a_read_that_fails_names_the_file(self, storage: Storage) -> None:
         with contextlib.closing(storage.open(storage.put("a", CONTENT))) as file:
             with storage.fail(file), pytest.raises(SourceUnavailableError, match="/a: ") as failed:
-                Patient(file).read_into(300_000, [memoryview(bytearray(100))])
+                RetryingReader(file).read_into(300_000, [memoryview(bytearray(100))])
             assert failed.value.details["file"] == file.uri
 
     # ---- with the catalog -----------------------------------------------------------------------
@@ -361,7 +361,7 @@ class ObjectStoreTests(StoreTests):
         with contextlib.closing(storage.open(location)) as file:
             storage.cut_off(1)
             buffer = bytearray(100_000)
-            Patient(file).read_into(300_000, [memoryview(buffer)])
+            RetryingReader(file).read_into(300_000, [memoryview(buffer)])
         assert bytes(buffer) == CONTENT[300_000:]
         assert sum(storage.store.retries().values()) == 1
 
@@ -371,7 +371,7 @@ class ObjectStoreTests(StoreTests):
             ThreadPoolExecutor(1) as threads,
             storage.hang() as met,
         ):
-            read = threads.submit(Patient(file).read_into, 300_000, [memoryview(bytearray(100))])
+            read = threads.submit(RetryingReader(file).read_into, 300_000, [memoryview(bytearray(100))])
             assert met.wait(60)
             storage.store.stop()
             with pytest.raises(PenstockError, match="stop"):

@@ -79,8 +79,8 @@ class StreamerClient:
         """Starts a private daemon, which ends with this client, and returns a client of it.
 
         `flags` are penstockd's: `concurrency=4` is `--concurrency 4`, a list repeats the flag, True
-        gives it without a value. `environment` is what to change for it in this process's environment
-        (None removes a variable), such as credentials. Needs the `server` extra installed.
+        gives it without a value. `environment` has the changes to this process's environment for the
+        daemon, such as credentials (None removes a variable). Needs the `server` extra installed.
 
         Raises ValueError for flags that make no sense here, such as `socket_dir`.
         """
@@ -112,19 +112,19 @@ class StreamerClient:
         device: where the tensors are yielded. On "cuda:N" they are copies, made on a stream of the
             client's ahead of the one yielded and safe on the caller's current stream (docs/cuda.md).
         tensors: names to load, or a predicate over names; None is all.
-        memory_limit: what this load may take of the staging buffer: bytes, "4GB", 0 for as little as
-            the largest tensor needs, -1 for what the daemon allows; None takes PENSTOCK_MEMORY_LIMIT
-            or RUNAI_STREAMER_MEMORY_LIMIT from the environment, else -1.
-        owned: a yielded tensor stays right for as long as it is held, and may keep the checkpoint's
+        memory_limit: the most that this load may take of the staging buffer: bytes, "4GB", 0 for just
+            enough for the largest tensor, -1 for as much as the daemon allows. None takes
+            PENSTOCK_MEMORY_LIMIT or RUNAI_STREAMER_MEMORY_LIMIT from the environment, else -1.
+        owned: a yielded tensor stays valid for as long as it is held, and may keep the checkpoint's
             staging memory with it. False saves a copy when the staging buffer is smaller than the
-            checkpoint; a tensor is then good until the next iteration only, and shows zeros or
+            checkpoint. A tensor is then valid only until the next iteration, and shows zeros or
             another tensor's bytes after it.
         group: (name, size): `size` loads under this name share one pass over the storage.
-        variant: which one to load of a directory that holds a checkpoint in several, as in the names of
-            its files: "fp16" for `model.fp16.safetensors`. None is the one without such a name.
+        variant: which variant to load from a directory that holds several, as in the names of the files:
+            "fp16" for `model.fp16.safetensors`. None is the variant without such a name.
         progress: shows a bar on stderr; needs tqdm.
 
-        Raises what is wrong with the source or the daemon; ValueError for a bad argument.
+        Raises a PenstockError for a problem of the source or the daemon, and ValueError for a bad argument.
         """
         import torch
 
@@ -186,22 +186,26 @@ class StreamerClient:
     ) -> _IncompatibleKeys:
         """Fills a module with a checkpoint, as `module.load_state_dict` would, holding one tensor at a time.
 
-        A parameter or buffer that is where and what it shall be is written in place. Any other is replaced,
-        as are those on the meta device: on the CPU by a view of the staging buffer where the checkpoint fits
-        there, which leases it for as long as the module lives. Names that share a tensor are loaded once, and
-        one of them in the checkpoint is enough. Dtypes are the module's, not the checkpoint's.
+        A parameter or buffer that has the right device and dtype is written in place. Any other is
+        replaced, as are those on the meta device. On the CPU the new tensor is a view of the staging buffer
+        if the checkpoint fits there, and leases it for as long as the module lives. Names that share a tensor
+        are loaded once, and one of them in the checkpoint is enough. Dtypes are the module's, not the
+        checkpoint's.
 
         Modules with state dict hooks, or that override how they load, get their tensors all at once by their
         own `load_state_dict`.
 
-        device: where all go to; None leaves each where it is, and takes the CPU for the meta device.
-        strict: every name has to be in both; otherwise what is only in one is left alone, and reported.
+        device: the device for all tensors. None leaves each where it is, and takes the CPU for the meta
+            device.
+        strict: every name has to be in both. If False, names that are only in one are left alone, and
+            reported.
         dtype: for floating-point tensors.
         memory_limit, group, variant, progress: as in `load()`.
 
         Returns (missing_keys, unexpected_keys). Raises RuntimeError for names, shapes or dtypes that do not
         fit, DuplicateTensorError for a name in two files, UnsupportedDtypeError for a dtype that torch lacks:
-        all before anything changed. A module whose own way to load looks at values can only tell at the end.
+        all before anything is changed. A module whose own loading method looks at values can raise only at
+        the end.
         """
         import torch
 
@@ -350,7 +354,7 @@ class StreamerClient:
         return {file.name: file.size_bytes for file in files}
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
-        """Gives up the staged checkpoint `source`, pinned or not; None gives up every idle one."""
+        """Evicts the staged checkpoint `source`, pinned or not; None evicts every idle one."""
         from penstock.v1 import streamer_pb2 as pb
 
         request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
@@ -359,9 +363,9 @@ class StreamerClient:
         return Evicted(freed_bytes=response.freed_bytes, leased_bytes=response.leased_bytes)
 
     def status(self) -> dict[str, Any]:
-        """What the daemon holds and does: GetStatusResponse as dicts, lists, numbers and strings.
+        """The daemon's state: GetStatusResponse as dicts, lists, numbers and strings.
 
-        Every field of the message is there under its name in streamer.proto; an absent optional one, as
+        Every field of the message has its name in streamer.proto. An optional field that is absent, such as
         `staging.limit_bytes` of an unlimited daemon, is None.
         """
         from penstock.v1 import streamer_pb2 as pb
@@ -416,7 +420,8 @@ class StreamerClient:
         variant: str | None,
         progress: bool,
     ) -> Load:
-        """See `load()`. `choose` puts what is to be loaded into the request, or says who chooses."""
+        """See `load()`. `choose` puts the selection into the request, or returns the function that
+        selects."""
         from penstock.v1 import streamer_pb2 as pb
 
         from .load import Load

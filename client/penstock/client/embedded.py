@@ -1,4 +1,4 @@
-"""A private penstockd, for as long as this process or the client wants it.
+"""A private penstockd, which ends with this process or its client.
 
 The daemon ends when its standard input does: the pipe's other end is here, so the kernel ends the
 daemon however this process goes. Its sockets lie in a directory of their own that only this user

@@ -18,7 +18,7 @@
       UnsupportedDtypeError           a dtype that the installed torch does not know
       DuplicateTensorError            load_state_dict() of a checkpoint with a name twice
       LoadClosedError                 a Load was used after its end
-      ForkedProcessError              a process goes on with what belongs to the one that forked it
+      ForkedProcessError              a process uses a load or client of the one that forked it
 
 `by_reason` is the only place that knows the reasons, `from_rpc` the only one that reads gRPC errors.
 """
@@ -37,7 +37,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was loaded, and its files are odd: its index is stale, say."""
+    """A checkpoint was loaded, but its files are odd: for example, its index is stale."""
 
 
 class PenstockError(Exception):
@@ -69,7 +69,7 @@ class PenstockError(Exception):
 class DaemonUnavailableError(PenstockError):
     """No daemon answers on the socket directory, or it went away in mid-load and did not come back.
 
-    `begun` says that it went away after it took up what it was asked for.
+    `begun` says that it went away after it had begun to serve the request.
     """
 
     begun = False
@@ -100,7 +100,7 @@ class AccessDeniedError(PenstockError):
 
 
 class MemoryLimitTooSmallError(PenstockError):
-    """The largest tensor does not fit into what the load may take of the staging buffer."""
+    """The largest tensor does not fit into the memory that the load may take of the staging buffer."""
 
 
 class StagingExhaustedError(PenstockError):

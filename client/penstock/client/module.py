@@ -2,11 +2,11 @@
 
 fit         names, shapes and dtypes are compared with the checkpoint's before a byte is used: a module that
             does not fit stays as it is
-place       a tensor that is where and what it shall be is written in place; any other, those on the meta
-            device among them, is replaced: by the tensor that came, which on the CPU may be a view of the
-            staging buffer, or by a converted copy
+place       a tensor with the right device and dtype is written in place; any other, also one on the
+            meta device, is replaced: by the loaded tensor, which on the CPU may be a view of the staging
+            buffer, or by a converted copy
 tied        names of one tensor: loaded once, whichever of the names the checkpoint has
-special     modules that load by methods or hooks of their own: their tensors are collected, and given to
+special     modules with loading methods or hooks of their own: their tensors are collected, and given to
             their `load_state_dict`
 """
 
@@ -136,7 +136,8 @@ class ModuleLoader:
             setattr(slot.module, slot.name, self._replacement(own, tensor))
 
     def finish(self, strict: bool) -> _IncompatibleKeys:
-        """Loads what was collected and ties what was tied. Raises RuntimeError with all that did not fit."""
+        """Loads the collected tensors and ties names again. Raises RuntimeError with everything that did not
+        fit."""
         for prefix, special in self._special.items():
             self._load_special(prefix, special)
         if strict:  # only those of special modules can be left

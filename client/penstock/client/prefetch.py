@@ -1,4 +1,4 @@
-"""One prefetch: follows what the daemon tells of it, until the checkpoint is staged."""
+"""One prefetch: follows the daemon's reports until the checkpoint is staged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ring.rpc import Session
 
 @dataclass(frozen=True, slots=True)
 class Prefetched:
-    """What `prefetch()` staged."""
+    """The checkpoint that `prefetch()` staged."""
 
     # Of the checkpoint, all of which is in the staging buffer now.
     total_bytes: int
@@ -24,7 +24,7 @@ class Prefetched:
 
 
 def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Prefetched:
-    """Returns when the checkpoint is staged. Raises what the daemon answers instead."""
+    """Returns when the checkpoint is staged. Raises the error that the daemon answers instead."""
     warm_bytes: int | None = None
     begun = False
     try:

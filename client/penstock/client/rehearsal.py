@@ -1,6 +1,6 @@
-"""Whether a module that loads in a way of its own would take certain tensors, before it is given any.
+"""Whether a module with its own loading method would accept certain tensors, before it gets any.
 
-Hooks may rename, drop or add what they get, so a comparison of names and shapes decides nothing. A copy of
+Hooks may rename, drop or add tensors, so a comparison of names and shapes decides nothing. A copy of
 the module on the meta device, which holds no bytes, is loaded with tensors that hold none either. The hooks
 of the module run for the copy as they will for the module.
 """
@@ -22,7 +22,7 @@ _MISMATCH = "size mismatch for "
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `load_state_dict` would find wrong, by full names."""
+    """The problems that `load_state_dict` would report, by full names."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What of a checkpoint to load, and with whom, as people write it, to what the wire takes."""
+"""From `tensors=`, `group=` and `variant=` as people write them to the fields of the wire."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .ring.stream import Choose
 
-# Names to load, or what says for a name whether to load it.
+# Names to load, or a function that says for a name whether to load it.
 Selection = Collection[str] | Callable[[str], bool]
 
 
-# What a field and its length take in a message, and what is left for the fields beside the names.
+# The bytes of a field's tag and length in a message, and those kept for the fields beside the names.
 _NAME_OVERHEAD_BYTES, _SPARE_BYTES = 4, 4096
 
 
@@ -44,7 +44,7 @@ def wire_group(given: object) -> tuple[str, int]:
 
 
 def checked_variant(given: object) -> str:
-    """What the wire takes for `variant`; empty is the default one."""
+    """`variant` as the wire has it; empty is the default one."""
     if given is None:
         return ""
     if not isinstance(given, str) or not given:

@@ -1,4 +1,4 @@
-"""What a Load tells of itself: its figures and its files."""
+"""The figures and the files of a Load."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ from .edge.rpc import RpcServer
 from .edge.service import StreamerService
 from .errors import ConfigError
 from .loads import at_start
-from .loads.admission import Parts
 from .loads.control import Control
 from .loads.fetch import BUFFER_BYTES, FetchContext
+from .loads.request import LoadContext
 from .sources import choose
 from .sources.store import Events, Reading
 from .sources.stores import STORES
-from .staging.buffer import Staging
+from .staging.buffer import StagingBuffer
 from .staging.reader import ReaderPool
 from .system.counts import Totals
 from .system.fair import FairExecutor
@@ -45,7 +45,7 @@ from .watch.status import Status, effective
 
 logger = logging.getLogger(__name__)
 
-THINKERS = 4
+CPU_THREADS = 4
 SLAB_WORKERS = 4
 
 
@@ -59,10 +59,12 @@ class Daemon:
         self.totals = Totals(list(self.stores))
         self.totals.retries.update({kind: store.retries for kind, store in self.stores.items()})
         self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
-        self._thinkers = FairExecutor(THINKERS, "thinker")
+        self._cpu_pool = FairExecutor(CPU_THREADS, "cpu")
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
-        self.staging = Staging(config, readers=self.readers, workers=self._slab_workers, totals=self.totals)
+        self.staging = StagingBuffer(
+            config, readers=self.readers, workers=self._slab_workers, totals=self.totals
+        )
         self._sources = [store.source for store in self.stores.values()]
         self._catalog = Catalog(
             self._sources,
@@ -70,8 +72,13 @@ class Daemon:
                 file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
             ),
         )
-        self._parts = Parts(
-            self._catalog, self.staging, self.totals, self._resolvers, self._thinkers, self._selector
+        self._context = LoadContext(
+            catalog=self._catalog,
+            staging=self.staging,
+            totals=self.totals,
+            resolvers=self._resolvers,
+            cpu_pool=self._cpu_pool,
+            selector=self._selector,
         )
         self.history = History()
         fetching = FetchContext(
@@ -83,7 +90,7 @@ class Daemon:
             Quota(BUFFER_BYTES),
         )
         self._control = Control(
-            self._parts,
+            self._context,
             fetching,
             max_loads=config.max_loads,
             prefixes=config.allow,
@@ -174,7 +181,7 @@ class Daemon:
                 for store in self.stores.values():
                     store.shutdown()
                 self._catalog.shutdown()
-                for executor in (self._thinkers, self._selector, self._slab_workers):
+                for executor in (self._cpu_pool, self._selector, self._slab_workers):
                     executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())
@@ -197,7 +204,7 @@ class Daemon:
     def ask_to_stop(self) -> None:
         """Drains first; asked again, stops at once."""
         if self._stop_asked.is_set():
-            self._control.give_up_waiting()
+            self._control.stop_waiting()
         self._stop_asked.set()
 
     async def _serve(self) -> None:
@@ -214,7 +221,7 @@ class Daemon:
 
     async def _prefetch_all(self) -> None:
         """Stages what the flags name; then nothing keeps the daemon from being ready."""
-        await at_start.stage_all(self.config.prefetch, self._parts, self._control.run)
+        await at_start.stage_all(self.config.prefetch, self._context, self._control.run)
         if not self.health.draining:
             self.health.waits_for = ""
             await self._rpc.publish_health()
@@ -234,7 +241,7 @@ class Daemon:
             event(logger, "loads cut off", {"loads": len(self._control.running)}, level=logging.WARNING)
 
     async def _sample(self) -> None:
-        """Remembers what the last minutes were like, for as long as the daemon runs."""
+        """Records throughput and rates for the history, for as long as the daemon runs."""
         while True:
             read_bytes = sum(pool.read_bytes for pool in self.readers.values())
             self.history.sample(read_bytes, self.totals.delivered_bytes, self._control.running)
@@ -252,11 +259,11 @@ class Daemon:
             level=logging.ERROR,
         )
         self._broken = True
-        self._control.give_up_waiting()
+        self._control.stop_waiting()
         self.ask_to_stop()
 
     def _watch_stores(self) -> Callable[[], None]:
-        """Gives up what is warm of files that are gone, such as when a mount is unmounted. Returns what ends
+        """Gives up warm checkpoints whose files are gone, as after an unmount. Returns a function that ends
         it."""
         loop = asyncio.get_running_loop()
         watched = [events for store in self.stores.values() if (events := store.gone_events()) is not None]
@@ -273,13 +280,13 @@ class Daemon:
     def _files_gone(self, events: Events) -> None:
         events.clear()
         gone = {
-            staged
-            for staged in self.staging.stages.values()
-            if any(file.unmounted() for file in staged.checkpoint.files)
+            entry
+            for entry in self.staging.entries.values()
+            if any(file.unmounted() for file in entry.checkpoint.files)
         }
         if gone:
             event(logger, "unmounted", {"stages": len(gone)})
-            self.staging.evict(lambda staged: staged in gone)
+            self.staging.evict(lambda entry: entry in gone)
 
     def _watch_stdin(self) -> None:
         """Before anything is made: what has no end to wait for, such as /dev/null or a file, is refused."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class PenstockError(Exception):
-    """Base of all errors that are told to a client.
+    """Base of all errors that a client receives.
 
     `details` are short strings for `google.rpc.ErrorInfo.metadata`.
     """
@@ -71,7 +71,7 @@ class AccessDeniedError(PenstockError):
 
 
 class MemoryLimitTooSmallError(PenstockError):
-    """The largest tensor does not fit into what the load may take."""
+    """The largest tensor does not fit into the memory that the load may take."""
 
     reason = "MEMORY_LIMIT_TOO_SMALL"
     status = "FAILED_PRECONDITION"
@@ -117,7 +117,7 @@ class ShuttingDownError(PenstockError):
 
 
 def reasons() -> tuple[str, ...]:
-    """Every reason that a client can be told, INTERNAL included."""
+    """Every reason that a client can receive, INTERNAL included."""
     return (PenstockError.reason, *(error.reason for error in PenstockError.__subclasses__()))
 
 

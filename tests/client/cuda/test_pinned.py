@@ -27,7 +27,7 @@ def test_a_buffer_is_not_used_again_before_the_device_has_read_it() -> None:
     for value, target in enumerate(targets):
         send(device, ring, target, value)
     device.settle()
-    assert [device.read(target) for target in targets] == [bytes([value]) * 4096 for value in range(7)]
+    assert [set(device.read(target)) for target in targets] == [{value} for value in range(7)]
     assert device.peak_pinned_bytes == 8192
     ring.close()
     assert device.pinned_bytes == 0

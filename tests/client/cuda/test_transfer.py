@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from penstock.client.cuda.pinned import RingClosedError
-from penstock.client.cuda.transfer import Departures, Tensors, Transfer, run_ahead
+from penstock.client.cuda.transfer import Releases, Tensors, Transfer, run_ahead
 from penstock.client.errors import DaemonUnavailableError
 
 from ..fake_device import FakeDevice
@@ -332,14 +332,14 @@ def test_closing_gives_everything_back_with_copies_in_every_state() -> None:
     assert device.allocated_bytes == 0
 
 
-def test_departures_are_told_in_order() -> None:
-    departures = Departures()
+def test_segments_are_released_in_order() -> None:
+    releases = Releases()
     log: list[int] = []
-    departed = [departures.expect(lambda number=number: log.append(number)) for number in range(4)]  # type: ignore[misc]
-    departed[2]()
-    departed[1]()
+    read = [releases.expect(lambda number=number: log.append(number)) for number in range(4)]  # type: ignore[misc]
+    read[2]()
+    read[1]()
     assert log == []
-    departed[0]()
+    read[0]()
     assert log == [0, 1, 2]
-    departed[3]()
+    read[3]()
     assert log == [0, 1, 2, 3]

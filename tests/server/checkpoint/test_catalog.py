@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,19 +20,10 @@ from penstock.server.errors import (
 )
 from penstock.server.sources import Access
 from penstock.server.sources.file.paths import local_path
-from penstock.server.sources.file.source import FileSource
 
-from ..support import ROOT, no_objects, wait_for_tick, write_checkpoint, write_index
+from ..support import ROOT, wait_for_tick, write_checkpoint, write_index
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
-
-
-@pytest.fixture
-def catalog() -> Iterator[Catalog]:
-    with ThreadPoolExecutor(4) as workers:
-        catalog = Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
-        yield catalog
-        catalog.shutdown()
 
 
 def names(catalog: Catalog, *sources: Path | str, access: Access = ROOT) -> list[tuple[str, list[str]]]:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,19 +20,12 @@ from penstock.server.errors import (
     TooManyLoadsError,
 )
 from penstock.server.sources import Access
-from penstock.server.sources.file.source import FileSource
 
-from ..support import ROOT, checkpoint_bytes, no_objects, open_fds, write_checkpoint, write_index
+from ..support import ROOT, checkpoint_bytes, open_fds, write_checkpoint, write_index
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_leaked")
 
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture
-def catalog() -> Iterator[Catalog]:
-    with ThreadPoolExecutor(4) as workers:
-        yield Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
 
 
 def resolve(catalog: Catalog, *sources: Path | str, access: Access = ROOT, variant: str = "") -> Checkpoint:

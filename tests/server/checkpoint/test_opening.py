@@ -205,7 +205,8 @@ def test_a_read_that_trickles_ends_when_its_time_is_over(tmp_path: Path) -> None
         buffer = memoryview(bytearray(1 << 20))
         file.give_up_at = -math.inf
         with pytest.raises(
-            SourceUnavailableError, match="storage is too slow, as reading had only come to byte"
+            SourceUnavailableError,
+            match="storage is too slow: reading had reached byte",
         ):
             file._read_once(file._fd, 0, 0, [buffer])
         file.give_up_at = math.inf

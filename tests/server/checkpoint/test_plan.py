@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.pieces import Piece, WholePieces
 from penstock.server.checkpoint.plan import Selection
 from penstock.server.checkpoint.rules import parse_header
+from penstock.server.checkpoint.slices import SegmentSlice, WholeSegments
 from penstock.server.checkpoint.table import TensorTable
 from penstock.server.edge.service import _segment_ready
 from penstock.server.errors import TensorNotFoundError, TooManyLoadsError
@@ -238,7 +238,7 @@ def test_the_largest_tensor_is_the_one_that_takes_most_pages(picked: Picked) -> 
 @given(selections(), st.sampled_from([PAGE_BYTES, 1 << 20]))
 @EXAMPLES
 def test_every_segment_of_a_window_fits_where_the_largest_tensor_does(picked: Picked, room: int) -> None:
-    """What `Stage` assumes, and `Staging.demand` grants."""
+    """What `SegmentRing` assumes, and `StagingBuffer.demand` grants."""
     tables, selection = picked
     largest = plan.largest_tensor(tables, selection)
     if largest is None:
@@ -304,8 +304,12 @@ def test_the_memory_of_segments_is_asked_for_before_it_is_taken() -> None:
 def test_all_of_a_stage_is_the_pieces_of_its_segments() -> None:
     table = header_of([1 << 20] * 20).tensors
     made = plan.segments([table], Selection((range(20),)), target_bytes=4 << 20, target_tensors=4096)
-    pieces = WholePieces(made)
-    assert list(pieces) == [Piece(number, segment.tensors) for number, segment in enumerate(made)]
-    assert (len(pieces), pieces[-1], list(pieces[1:3])) == (5, Piece(4, range(16, 20)), list(pieces)[1:3])
+    slices = WholeSegments(made)
+    assert list(slices) == [SegmentSlice(number, segment.tensors) for number, segment in enumerate(made)]
+    assert (len(slices), slices[-1], list(slices[1:3])) == (
+        5,
+        SegmentSlice(4, range(16, 20)),
+        list(slices)[1:3],
+    )
     with pytest.raises(IndexError):
-        pieces[5]
+        slices[5]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,11 @@ from penstock.server.edge.service import (
     _listing,
     _manifest,
 )
-from penstock.server.loads.admission import Listing
 from penstock.server.loads.load import Manifest
-from penstock.server.sources.file.source import FileSource
+from penstock.server.loads.request import Listing
 from penstock.v1 import streamer_pb2 as pb
 
-from ..support import ROOT, no_objects
-
-
-@pytest.fixture
-def catalog() -> Iterator[Catalog]:
-    with ThreadPoolExecutor(2) as workers:
-        catalog = Catalog([FileSource(lambda path, uid: workers), no_objects(workers)])
-        yield catalog
-        catalog.shutdown()
+from ..support import ROOT
 
 
 def write(path: Path, header: dict[str, Any]) -> Path:

@@ -440,7 +440,7 @@ async def test_a_message_waits_for_memory_and_is_refused_when_it_waits_too_long(
     stream = claimed(behind, fields)
     stream.approve()
     await until(lambda: stream.starved)
-    behind.memory.give_back(uid, taken)
+    behind.memory.release(uid, taken)
     behind.gate.memory_freed()
     await until(lambda: not stream.starved)
     assert stream.messages == 1
@@ -452,7 +452,7 @@ async def test_a_message_waits_for_memory_and_is_refused_when_it_waits_too_long(
     stream = claimed(behind, (await behind_other.request())[1])
     stream.approve()
     assert isinstance(await refusal_of(stream), TooManyLoadsError)
-    behind.memory.give_back(uid, taken)
+    behind.memory.release(uid, taken)
 
 
 async def test_what_a_stream_held_comes_back_whoever_ends_it(behind: Behind) -> None:
@@ -688,7 +688,7 @@ def test_messages_are_admitted_whole_however_they_are_cut(size: int) -> None:
     said = grpc_message(b"") + grpc_message(b"abc") + grpc_message(bytes(UNAPPROVED_MESSAGE_BYTES))
     for at in range(0, len(said), size):
         part = said[at : at + size]
-        assert stream.admit(part) == len(part)
+        assert stream.accept(part) == len(part)
     assert stream.messages == 3
     stream.end()
     assert memory.used == 0

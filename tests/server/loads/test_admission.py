@@ -14,9 +14,10 @@ import pytest
 
 from penstock.server.checkpoint.catalog import Catalog, Checkpoint
 from penstock.server.errors import InvalidRequestError, SessionRequiredError
-from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE, Listing, Parts, Request
+from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
+from penstock.server.loads.request import Listing, LoadContext, Request
 from penstock.server.sources import Access
 from penstock.server.system.failure import NoThreadError
 from penstock.server.system.fair import FairExecutor
@@ -53,29 +54,34 @@ class Client:
 
 
 @asynccontextmanager
-async def parts() -> AsyncIterator[tuple[Bench, Parts]]:
+async def load_context() -> AsyncIterator[tuple[Bench, LoadContext]]:
     async with running() as bench:
         threads = FairExecutor(4, "test")
         yield (
             bench,
-            Parts(
-                bench.catalog, bench.staging, bench.totals, lambda _, uid: threads.of(uid), threads, threads
+            LoadContext(
+                catalog=bench.catalog,
+                staging=bench.staging,
+                totals=bench.totals,
+                resolvers=lambda _, uid: threads.of(uid),
+                cpu_pool=threads,
+                selector=threads,
             ),
         )
         threads.shutdown()
 
 
-def load(client: Client, made_of: Parts, path: Path, **fields: Any) -> Load:
+def load(client: Client, context: LoadContext, path: Path, **fields: Any) -> Load:
     access = Access(client.uid, privileged=not client.uid, prefixes=())
-    return Load(Request((str(path),), **fields), client, access, made_of)
+    return Load(Request((str(path),), **fields), client, access, context)
 
 
 @on_clock_loop
 async def test_a_load_whose_client_never_chooses_ends_after_a_while(make: Callable[..., Path]) -> None:
     path = make("a", 2)
-    async with parts() as (_, made_of):
+    async with load_context() as (_, context):
         client = Client()
-        one = load(client, made_of, path, list_tensors=True)
+        one = load(client, context, path, list_tensors=True)
         running = asyncio.ensure_future(one.run(client.hear))
         while not client.told:
             await turns(1)
@@ -92,12 +98,12 @@ async def test_a_load_whose_client_never_chooses_ends_after_a_while(make: Callab
 
 @on_clock_loop
 async def test_a_client_that_does_not_take_the_listing_has_no_longer(make: Callable[..., Path]) -> None:
-    async with parts() as (_, made_of):
+    async with load_context() as (_, context):
 
         async def never_takes(event: object) -> None:
             await asyncio.Event().wait()
 
-        one = load(Client(), made_of, make("a", 2), list_tensors=True)
+        one = load(Client(), context, make("a", 2), list_tensors=True)
         running = asyncio.ensure_future(one.run(never_takes))
         while one.waits_for != WAITS_FOR_CHOICE:
             await turns(1)
@@ -110,9 +116,9 @@ async def test_a_client_that_does_not_take_the_listing_has_no_longer(make: Calla
 async def test_a_client_that_takes_its_time_and_then_chooses_gets_its_tensors(
     make: Callable[..., Path],
 ) -> None:
-    async with parts() as (_, made_of):
+    async with load_context() as (_, context):
         client = Client()
-        one = load(client, made_of, make("a", 2), list_tensors=True)
+        one = load(client, context, make("a", 2), list_tensors=True)
         running = asyncio.ensure_future(one.run(client.hear))
         while not client.told:
             await turns(1)
@@ -133,13 +139,13 @@ async def test_a_client_that_goes_when_its_last_slab_was_sent_gets_nothing_more(
             self.closed = True
             self.go()
 
-    async with parts() as (bench, made_of):
+    async with load_context() as (bench, context):
         client = Leaving()
         with pytest.raises(SessionRequiredError, match="load it again"):
-            await load(client, made_of, make("a", 2)).run(client.hear)
+            await load(client, context, make("a", 2)).run(client.hear)
         assert client.fds
         assert not client.told
-        assert not any(staged.holders for staged in bench.staging.stages.values())
+        assert not any(entry.holders for entry in bench.staging.entries.values())
 
 
 # ---- who resolves -------------------------------------------------------------------------------
@@ -165,14 +171,14 @@ async def test_what_one_user_has_resolved_keeps_no_other_user_s_load_waiting(
 ) -> None:
     """Though its loads are many, take very long, and came first."""
     path = make("a", 1)
-    async with parts() as (bench, made_of):
+    async with load_context() as (bench, context):
         catalog = HangingCatalog(bench.catalog, 70001)
-        made_of = dataclasses.replace(made_of, catalog=cast(Catalog, catalog))
+        context = dataclasses.replace(context, catalog=cast(Catalog, catalog))
         greedy = [Client(70001) for _ in range(50)]
-        hanging = [asyncio.ensure_future(load(client, made_of, path).run(client.hear)) for client in greedy]
+        hanging = [asyncio.ensure_future(load(client, context, path).run(client.hear)) for client in greedy]
         await turns()
         modest = Client(70002)
-        await load(modest, made_of, path).run(modest.hear)
+        await load(modest, context, path).run(modest.hear)
         assert modest.fds
         modest.go()
         catalog.go_on.set()
@@ -190,10 +196,10 @@ async def test_prefetches_leave_nothing_at_the_session_that_asked_for_them(
 ) -> None:
     """One session may ask for any number of them."""
     path = make("a", 1)
-    async with parts() as (_, made_of):
+    async with load_context() as (_, context):
         client = Client()
         for _number in range(20):
-            await Prefetch(Request((str(path),)), client, ROOT, made_of, pin=False).run(client.hear)
+            await Prefetch(Request((str(path),)), client, ROOT, context, pin=False).run(client.hear)
         assert not client.releases
 
 
@@ -206,13 +212,13 @@ async def test_a_load_that_finds_no_thread_leaves_nothing(
     def no_thread(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async with parts() as (_, made_of):
+    async with load_context() as (_, context):
         client = Client()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             with pytest.raises(NoThreadError):
-                await load(client, made_of, path).run(client.hear)
+                await load(client, context, path).run(client.hear)
         assert not client.releases
-        await load(client, made_of, path).run(client.hear)
+        await load(client, context, path).run(client.hear)
         assert client.fds
         client.go()

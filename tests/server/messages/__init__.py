@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.sources import Access
-from penstock.server.sources.file.source import FileSource
 
 from ...error_rule import Example
-from ..support import ROOT, no_objects
+from ..support import ROOT, file_catalog
 
 
 class ToldError(Exception):
@@ -38,8 +36,8 @@ def provoked(provoke: Callable[[], object], thing: str, wrong: str, remedy: str)
 @contextlib.contextmanager
 def catalog() -> Iterator[tuple[Catalog, Path]]:
     """And an empty directory."""
-    with ThreadPoolExecutor(2) as workers, tempfile.TemporaryDirectory() as directory:
-        yield Catalog([FileSource(lambda path, uid: workers), no_objects(workers)]), Path(directory)
+    with file_catalog() as made, tempfile.TemporaryDirectory() as directory:
+        yield made, Path(directory)
 
 
 def resolved(

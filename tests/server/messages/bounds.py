@@ -78,7 +78,7 @@ def refused(size_bytes: int, *, compressed: bool = False, small: bool = False) -
         made = stream()
         if small:
             made.stay_small()
-        made.admit(bytes([compressed]) + size_bytes.to_bytes(4, "big"))
+        made.accept(bytes([compressed]) + size_bytes.to_bytes(4, "big"))
         return made.refusal
 
     return provoke
@@ -208,7 +208,11 @@ EXAMPLES = [
     said("the LoadRequest", " has more than 4096 fields; ", "send a smaller one"),
     said("the message", " is not a valid LoadRequest; ", "send one"),
     said("the EvictRequest", " is missing: the call ended before it; ", "send one"),
-    said("the LoadRequest", " did not come whole within 30 s; ", "send it at once when the call is opened"),
+    said(
+        "the LoadRequest",
+        " did not arrive completely within 30 s; ",
+        "send it at once when the call is opened",
+    ),
     said(
         "the list of tensor names",
         " is not complete: no SelectTensors follows one with `more`; ",
@@ -235,7 +239,7 @@ EXAMPLES = [
     ),
     said(
         "256 loads",
-        " run or wait already, 200 of them of uid 1000, which may have no more of the 256; ",
+        " run or wait already, 200 of them of uid 1000; this user may have no more of the 256; ",
         "try again later, or raise --max-loads",
     ),
 ]

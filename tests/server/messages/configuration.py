@@ -33,7 +33,10 @@ EXAMPLES = [
         "give a limit",
     ),
     provoked(
-        started("--max-loads", "1", "--prefetch", "/x"), "--max-loads", "leave no client any", "raise it"
+        started("--max-loads", "1", "--prefetch", "/x"),
+        "--max-loads",
+        "must be more than the number of --prefetch",
+        "raise it",
     ),
     provoked(
         started("--memory-limit", "4MiB", "--block-size", "16MiB"),

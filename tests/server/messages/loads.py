@@ -42,7 +42,7 @@ EXAMPLES = [
     said("the load's handoff connection", " was closed; ", "keep it open"),
     said(
         "the slabs",
-        " could not be handed to pid 9: its handoff connection takes nothing; ",
+        " could not be handed to pid 9: its handoff connection is not read; ",
         "read it",
     ),
     said(

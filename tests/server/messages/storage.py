@@ -144,12 +144,12 @@ EXAMPLES = [
     provoked(
         lambda: too_slow("/m/x", 9),
         "/m/x",
-        "storage is too slow, as reading had only come to byte 9",
+        "storage is too slow: reading had reached byte 9 when its time limit passed",
         "check whether it answers",
     ),
     said(
         "/m",
-        " cannot be asked: 64 other mounts are being waited for; ",
+        " cannot be opened: threads wait for 64 other mounts already; ",
         "see penstock status for those that hang, or try again later",
     ),
     said(

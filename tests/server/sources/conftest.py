@@ -84,4 +84,4 @@ def a_second_for_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_module, "time", clock)
     monkeypatch.setattr(response, "time", clock)
     monkeypatch.setattr(response._Timed, "readinto", readinto)
-    monkeypatch.setattr(connection, "moved", tick)  # what goes past the parser's buffer
+    monkeypatch.setattr(connection, "beat", tick)  # what goes past the parser's buffer

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl, quote, urlsplit
 from xml.sax.saxutils import escape
 
-from penstock.server.sources import Patient
+from penstock.server.sources import RetryingReader
 from penstock.server.sources.objects import ObjectFile
 from penstock.server.sources.objects.object import FIRST_BYTES
 from penstock.server.sources.s3.location import Location
@@ -42,7 +42,7 @@ AWKWARD = [
 def read(file: S3File, start: int, end: int) -> bytes:
     buffer = bytearray(end - start)
     half = len(buffer) // 2
-    Patient(file).read_into(start, [memoryview(buffer)[:half], memoryview(buffer)[half:]])
+    RetryingReader(file).read_into(start, [memoryview(buffer)[:half], memoryview(buffer)[half:]])
     return bytes(buffer)
 
 

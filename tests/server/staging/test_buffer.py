@@ -47,11 +47,11 @@ async def test_bytes_are_right_whole_and_through_windows(
     async with running() as bench:
         visit = bench.enter(path, memory_limit=memory_limit)
         assert await visit.read() == bytes_in(6)
-        assert visit.staged.full == (memory_limit is None)
+        assert visit.entry.full == (memory_limit is None)
         if memory_limit:
-            assert len(visit.staged.slabs) * SLAB_BYTES <= memory_limit
+            assert len(visit.entry.slabs) * SLAB_BYTES <= memory_limit
         if memory_limit == 0:
-            assert len(visit.staged.slabs) == 1
+            assert len(visit.entry.slabs) == 1
         visit.leave()
 
 
@@ -61,9 +61,9 @@ async def test_a_checkpoint_larger_than_the_buffer_passes_through_a_window(make:
     async with running(memory_limit=3 * SLAB_BYTES, capacity_bytes=3 * SLAB_BYTES) as bench:
         visit = bench.enter(path)
         await visit.read()
-        assert not visit.staged.full
+        assert not visit.entry.full
         visit.leave()
-        await until(lambda: not bench.staging.stages)
+        await until(lambda: not bench.staging.entries)
 
 
 @on_clock_loop
@@ -103,7 +103,7 @@ async def test_a_checkpoint_without_bytes_is_complete_at_once(tmp_path: Path) ->
         for path in (empty, zeros):
             visit = bench.enter(path)
             assert await visit.read() == 0
-            await visit.staged.wait_complete()
+            await visit.entry.wait_complete()
             visit.leave()
 
 
@@ -143,7 +143,7 @@ async def test_the_last_to_leave_a_queue_leaves_nothing_behind(make: Callable[..
         for visit in visits:
             visit.leave()
             visit.leave()
-        assert visits[0].staged.closed
+        assert visits[0].entry.closed
         assert bench.queued == 0
         holding.leave()
         holding.open_gates()
@@ -153,9 +153,9 @@ async def test_the_last_to_leave_a_queue_leaves_nothing_behind(make: Callable[..
 async def test_leaving_while_slabs_are_being_made_gives_them_back(make: Callable[..., Path]) -> None:
     async with running() as bench:
         visit = bench.enter(make("a", 4))
-        assert not visit.staged.started
+        assert not visit.entry.started
         visit.leave()
-        await until(lambda: visit.staged.closed)
+        await until(lambda: visit.entry.closed)
         await turns()
         bench.assert_nothing_is_left()
         assert bench.staging.pool.free_slabs == 4
@@ -168,7 +168,7 @@ async def test_a_load_that_joins_while_slabs_are_being_made_keeps_them(make: Cal
         first = bench.enter(path)
         first.leave()
         second = bench.enter(path)
-        assert second.staged is first.staged
+        assert second.entry is first.entry
         await second.read()
         second.leave()
 
@@ -180,14 +180,14 @@ async def test_leaving_during_the_reads_gives_up_once_they_ended(
 ) -> None:
     async with running() as bench:
         visit = bench.enter(make("a", 6), memory_limit=memory_limit, gated=True)
-        await visit.staged.wait_started()
+        await visit.entry.wait_started()
         await until(lambda: visit.gates[0].reads == bench.config.concurrency)
         visit.leave()
         await turns()
-        assert not visit.staged.idle
-        assert not visit.staged.closed
+        assert not visit.entry.idle
+        assert not visit.entry.closed
         visit.open_gates()
-        await until(lambda: visit.staged.idle)
+        await until(lambda: visit.entry.idle)
         await turns()
         assert visit.gates[0].reads <= bench.config.concurrency
         if memory_limit is not None:
@@ -201,19 +201,19 @@ async def test_a_stage_whose_reads_hang_is_evicted_but_for_the_slabs_they_write_
     """These must not be anybody else's, nor be unmapped: a read in the kernel cannot be called back."""
     async with running() as bench:
         visit = bench.enter(make("a", 6), gated=True)
-        await visit.staged.wait_started()
+        await visit.entry.wait_started()
         await until(lambda: visit.gates[0].reads == bench.config.concurrency)
         visit.leave()
-        slabs = list(visit.staged.slabs)
-        freed, leased = bench.staging.evict(lambda staged: True)
-        stuck = list(visit.staged.slabs)
+        slabs = list(visit.entry.slabs)
+        freed, leased = bench.staging.evict(lambda entry: True)
+        stuck = list(visit.entry.slabs)
         assert (freed, leased) == ((len(slabs) - len(stuck)) * SLAB_BYTES, len(stuck) * SLAB_BYTES)
         assert 0 < len(stuck) < len(slabs)
-        assert not bench.staging.stages
+        assert not bench.staging.entries
         assert bench.staging.usage().stuck_bytes == bench.staging.usage().reading_bytes == leased
         other = bench.enter(make("b", 4))
         await other.read()
-        assert not set(map(id, other.staged.slabs)) & set(map(id, stuck))
+        assert not set(map(id, other.entry.slabs)) & set(map(id, stuck))
         assert [bytes(slab.view[:4]) for slab in stuck]  # still mapped
         bench.assert_within_the_limit()
         other.leave()
@@ -226,10 +226,10 @@ async def test_a_stage_whose_reads_hang_is_evicted_but_for_the_slabs_they_write_
 async def test_a_load_gets_what_a_stage_whose_reads_hang_does_not_need(make: Callable[..., Path]) -> None:
     async with running() as bench:
         hung = bench.enter(make("a", 6), gated=True)
-        await hung.staged.wait_started()
+        await hung.entry.wait_started()
         await until(lambda: hung.gates[0].reads == bench.config.concurrency)
         hung.leave()
-        assert bench.staging.stages
+        assert bench.staging.entries
         other = bench.enter(make("b", 6), memory_limit=4 * MIB)
         await other.read()
         other.leave()
@@ -237,23 +237,25 @@ async def test_a_load_gets_what_a_stage_whose_reads_hang_does_not_need(make: Cal
 
 
 @on_clock_loop
-async def test_a_later_load_takes_a_parked_checkpoint_up_where_it_was_left(make: Callable[..., Path]) -> None:
+async def test_a_later_load_takes_a_cancelled_checkpoint_up_where_it_was_left(
+    make: Callable[..., Path],
+) -> None:
     async with running() as bench:
         path = make("a", 6, tensor_bytes=MIB)
         first = bench.enter(path, gated=True)
-        await first.staged.wait_started()
+        await first.entry.wait_started()
         file = first.gates[0]
         await until(lambda: file.reads == bench.config.concurrency)
         first.leave()
         first.open_gates()
-        await until(lambda: first.staged.idle)
+        await until(lambda: first.entry.idle)
         await turns()
-        assert not first.staged.complete
-        assert first.staged.state == "warm"
+        assert not first.entry.complete
+        assert first.entry.state == "warm"
         second = bench.enter(path)
-        assert second.staged is first.staged
+        assert second.entry is first.entry
         await second.read()
-        assert second.staged.complete
+        assert second.entry.complete
         second.leave()
 
 
@@ -265,11 +267,11 @@ async def test_a_load_that_comes_while_the_last_reads_of_the_one_before_end_gets
     async with running() as bench:
         path = make("a", 6)
         first = bench.enter(path, memory_limit=memory_limit, gated=True)
-        await first.staged.wait_started()
+        await first.entry.wait_started()
         await until(lambda: first.gates[0].reads == bench.config.concurrency)
         first.leave()
         second = bench.enter(path, memory_limit=memory_limit)
-        assert second.staged is first.staged
+        assert second.entry is first.entry
         first.open_gates()
         await second.read()
         second.leave()
@@ -279,7 +281,7 @@ async def test_a_load_that_comes_while_the_last_reads_of_the_one_before_end_gets
 async def test_a_checkpoint_that_has_been_read_keeps_no_file_open(make: Callable[..., Path]) -> None:
     async with running() as bench:
         visit = bench.enter(make("a", 2))
-        await visit.staged.wait_complete()
+        await visit.entry.wait_complete()
         assert not [name for name in open_fds().values() if name.endswith(".safetensors")]
         visit.leave()
 
@@ -302,7 +304,7 @@ async def test_without_a_limit_memory_goes_back_to_the_system(make: Callable[...
             return open_slabs() == 0
 
         await until(trimmed)
-        assert not bench.staging.stages
+        assert not bench.staging.entries
         keeping.cancel()
 
 
@@ -311,7 +313,7 @@ async def test_with_the_minimal_limit_nothing_stays_warm(make: Callable[..., Pat
     async with running(memory_limit=0) as bench:
         visit = bench.enter(make("a", 0.5, tensor_bytes=MIB))
         await visit.read()
-        assert visit.staged.full
+        assert visit.entry.full
         visit.leave()
         bench.assert_nothing_is_left()
 
@@ -325,14 +327,14 @@ async def test_a_file_that_changes_while_it_is_read_fails_every_load_of_it(make:
     async with running() as bench:
         visits = [bench.enter(path, gated=True)]
         visits.append(bench.enter(path))
-        await visits[0].staged.wait_started()
+        await visits[0].entry.wait_started()
         os.utime(path, ns=(1, 1))
         visits[0].open_gates()
         for visit in visits:
             with pytest.raises(CheckpointChangedError):
-                await visit.staged.wait_complete()
+                await visit.entry.wait_complete()
         anew = bench.enter(path)
-        assert anew.staged is not visits[0].staged
+        assert anew.entry is not visits[0].entry
         await anew.read()
         for visit in (*visits, anew):
             visit.leave()
@@ -348,11 +350,11 @@ async def test_a_read_that_fails_unexpectedly_fails_the_load_and_nothing_else(
         bad.gates[0].error = error
         bad.open_gates()
         with pytest.raises(SourceUnavailableError, match="reading failed"):
-            await bad.staged.wait_complete()
+            await bad.entry.wait_complete()
         await good.read()
         bad.leave()
         good.leave()
-        await until(lambda: bad.staged.closed)
+        await until(lambda: bad.entry.closed)
     assert "reading failed unexpectedly" in caplog.text
 
 
@@ -362,11 +364,11 @@ async def test_segments_read_before_a_failure_are_still_delivered(make: Callable
     async with running() as bench:
         visit = bench.enter(path, memory_limit=2 * SLAB_BYTES)
         await visit.read(1)
-        visit.staged.fail(SourceUnavailableError("storage went away"))
+        visit.entry.fail(SourceUnavailableError("storage went away"))
         with pytest.raises(SourceUnavailableError, match="storage went away"):
             await visit.read(begin=1)
         visit.leave()
-        await until(lambda: visit.staged.closed)
+        await until(lambda: visit.entry.closed)
 
 
 # ---- everything at once -------------------------------------------------------------------------
@@ -419,13 +421,13 @@ async def test_any_mixture_of_loads_stays_within_the_limit_and_leaves_nothing(
                 outcomes.append("left")
             except PenstockError as error:
                 outcomes.append(error.reason)
-            for slab in visit.staged.slabs:
-                assert slab.tenant == uid
+            for slab in visit.entry.slabs:
+                assert slab.owner_uid == uid
                 assert tenant_of.setdefault(os.fstat(slab.fd).st_ino, uid) == uid
             visit.leave()
             bench.assert_within_the_limit()
             if choose.random() < 0.1:
-                bench.staging.evict(lambda staged: staged.id % 2 == 0)
+                bench.staging.evict(lambda entry: entry.id % 2 == 0)
 
         clients = asyncio.gather(*(client() for _ in range(30)))
 

@@ -42,7 +42,7 @@ from penstock.server.errors import (
     SourceUnavailableError,
     StagingExhaustedError,
 )
-from penstock.server.staging.entry import StagedCheckpoint
+from penstock.server.staging.entry import CacheEntry
 from penstock.server.staging.sharing import Group
 from penstock.server.system.limits import is_privileged
 
@@ -77,7 +77,7 @@ class Client:
     uid: int
     since: float
     read: int = 0
-    """Pieces whose bytes were right."""
+    """Slices whose bytes were right."""
     released: int = 0
     may_fail: set[type[PenstockError]] = field(default_factory=set)
     error: PenstockError | None = None
@@ -88,14 +88,14 @@ class Client:
         return self.kind == "prefetch"
 
     @property
-    def staged(self) -> StagedCheckpoint:
-        return self.visit.staged
+    def entry(self) -> CacheEntry:
+        return self.visit.entry
 
     async def go_on(self, count: int, *, release: bool) -> None:
-        """Reads that many pieces more. Waits for them as a client does."""
+        """Reads that many slices more. Waits for them as a client does."""
         try:
-            await self.staged.wait_started()
-            end = min(self.read + count, len(self.staged.pieces(*self.visit.pieces_of)))
+            await self.entry.wait_started()
+            end = min(self.read + count, len(self.entry.contents.slices(*self.visit.slices_of)))
             while self.read < end:
                 await self.visit.read(self.read + 1, begin=self.read, release=release)
                 self.read += 1
@@ -105,21 +105,21 @@ class Client:
 
     async def look_again(self) -> None:
         """What it has not released is still there."""
-        if self.staged.started:
-            begin = 0 if self.staged.full else self.released
+        if self.entry.started:
+            begin = 0 if self.entry.full else self.released
             await asyncio.wait_for(self.visit.read(self.read, begin=begin, release=False), 10)
 
     def waits_for(self) -> str:
-        """Empty: its next piece is there, or it has all."""
-        stage = self.staged.stage
-        assert stage is not None
-        pieces = self.staged.pieces(*self.visit.pieces_of)
-        return stage.waits_for(self.visit, pieces[self.read].segment) if self.read < len(pieces) else ""
+        """Empty: its next slice is there, or it has all."""
+        ring = self.entry.ring
+        assert ring is not None
+        slices = self.entry.contents.slices(*self.visit.slices_of)
+        return ring.waits_for(self.visit, slices[self.read].segment) if self.read < len(slices) else ""
 
 
 def line_of(client: Client) -> int:
     """The user in whose line its checkpoint waits."""
-    return client.uid if client.staged.uid is None else client.staged.uid
+    return client.uid if client.entry.owner_uid is None else client.entry.owner_uid
 
 
 class StagingMachine(RuleBasedStateMachine):
@@ -137,9 +137,9 @@ class StagingMachine(RuleBasedStateMachine):
         """The first of each checkpoint that waits for slabs, in the order in which they came."""
         self.overtaken: dict[Client, Counter[int]] = {}
         """By whose loads, since the time stood still, each that is the first of its user."""
-        self.pinned: list[StagedCheckpoint] = []
+        self.pinned: list[CacheEntry] = []
         self.uid_of_slab: dict[int, int] = {}
-        self.broken: list[StagedCheckpoint] = []
+        self.broken: list[CacheEntry] = []
         """Whose storage fails, also for those who join later."""
         self.written: set[str] = set()
         self.writes = 0
@@ -173,7 +173,7 @@ class StagingMachine(RuleBasedStateMachine):
             return multiple()
         if settle:
             self.run(self._settle())
-            assert client.staged.started or not alone, "an idle system lets a load wait"
+            assert client.entry.started or not alone, "an idle system lets a load wait"
         return client
 
     @rule(target=clients, like=clients)
@@ -193,7 +193,7 @@ class StagingMachine(RuleBasedStateMachine):
         if checkpoint not in self.written:
             self._write(checkpoint)
         uid = 0 if kind == "prefetch" else uid
-        known = set(self.bench.staging.stages)
+        known = set(self.bench.staging.entries)
         try:
             visit = self.bench.enter(
                 *(self._path(file) for file in files),
@@ -207,23 +207,23 @@ class StagingMachine(RuleBasedStateMachine):
             )
         except MemoryLimitTooSmallError:
             return None
-        self._unpin_old_versions(visit.pieces_of[0])
+        self._unpin_old_versions(visit.slices_of[0])
         if not self.stands_still:
             visit.open_gates()
         client = Client(visit, checkpoint, kind, uid, self.loop.time())
-        assert client.staged.error is None, "joined one that had failed"
-        if client.staged.id not in known:
+        assert client.entry.error is None, "joined one that had failed"
+        if client.entry.id not in known:
             self.queue.append(client)
         self.all.append(client)
         return client
 
     def _unpin_old_versions(self, found: Checkpoint) -> None:
         versions = {file.uri: file.version for file in found.files}
-        for staged in list(self.pinned):
-            if any(versions.get(file.uri, file.version) != file.version for file in staged.checkpoint.files):
-                self.pinned.remove(staged)
-                assert not staged.pinned
-                assert staged.closed or staged.holders, "memory is kept for what cannot be loaded again"
+        for entry in list(self.pinned):
+            if any(versions.get(file.uri, file.version) != file.version for file in entry.checkpoint.files):
+                self.pinned.remove(entry)
+                assert not entry.pinned
+                assert entry.closed or entry.holders, "memory is kept for what cannot be loaded again"
 
     @rule(client=clients, count=st.sampled_from([1, 2, 99]), release=st.booleans())
     def go_on(self, client: Client, count: int, release: bool) -> None:
@@ -252,10 +252,10 @@ class StagingMachine(RuleBasedStateMachine):
         """A prefetch, if it gets its memory now."""
         prefetch = self.enter(checkpoint, 0, "prefetch", True)
         if isinstance(prefetch, Client):
-            staged = prefetch.staged
-            if staged.full and staged.complete:
-                staged.pinned, staged.evicted = True, False
-                self.pinned = [*(other for other in self.pinned if other is not staged), staged]
+            entry = prefetch.entry
+            if entry.full and entry.complete:
+                entry.pin(entry.names[0])
+                self.pinned = [*(other for other in self.pinned if other is not entry), entry]
             self.leave(prefetch, True)
 
     @rule(checkpoint=names_of_checkpoints)
@@ -263,17 +263,17 @@ class StagingMachine(RuleBasedStateMachine):
         """Unpins too."""
         paths = {str(self._path(file)) for file in CHECKPOINTS[checkpoint]}
 
-        def matches(staged: StagedCheckpoint) -> bool:
-            return paths == {file.uri for file in staged.checkpoint.files}
+        def matches(entry: CacheEntry) -> bool:
+            return paths == {file.uri for file in entry.checkpoint.files}
 
         async def evict() -> None:
             self.bench.staging.evict(matches)
             await self._settle()
 
-        self.pinned = [staged for staged in self.pinned if not matches(staged)]
+        self.pinned = [entry for entry in self.pinned if not matches(entry)]
         self.run(evict())
-        for staged in self.bench.staging.stages.values():
-            assert not (matches(staged) and staged.started and staged.idle)
+        for entry in self.bench.staging.entries.values():
+            assert not (matches(entry) and entry.started and entry.idle)
 
     # ---- storage and time -----------------------------------------------------------------------
 
@@ -286,9 +286,9 @@ class StagingMachine(RuleBasedStateMachine):
 
     @rule(client=clients)
     def fail_reads(self, client: Client) -> None:
-        for file in client.staged.checkpoint.files:
+        for file in client.entry.checkpoint.files:
             file.error = SourceUnavailableError("storage went away")  # type: ignore[attr-defined]
-        self.broken.append(client.staged)
+        self.broken.append(client.entry)
 
     @rule(still=st.booleans())
     def stand_still(self, still: bool) -> None:
@@ -313,7 +313,7 @@ class StagingMachine(RuleBasedStateMachine):
     @invariant()
     def memory_is_where_it_should_be(self) -> None:
         self.bench.assert_within_the_limit()
-        slabs = [slab.fd for staged in self.bench.staging.stages.values() for slab in staged.slabs]
+        slabs = [slab.fd for entry in self.bench.staging.entries.values() for slab in entry.slabs]
         assert len(slabs) == len(set(slabs)), "a slab is given twice"
         pool = self.bench.staging.pool
         assert len(slabs) <= pool.max_slabs - pool.available
@@ -322,19 +322,19 @@ class StagingMachine(RuleBasedStateMachine):
     @invariant()
     def slabs_go_to_one_user_only(self) -> None:
         for client in self.all:
-            for slab in [] if client.prefetch else client.staged.slabs:
-                assert slab.tenant == client.uid
+            for slab in [] if client.prefetch else client.entry.slabs:
+                assert slab.owner_uid == client.uid
                 assert self.uid_of_slab.setdefault(os.fstat(slab.fd).st_ino, client.uid) == client.uid
 
     @precondition(lambda self: hasattr(self, "bench"))
     @invariant()
     def what_is_pinned_stays(self) -> None:
         """Until it is evicted, or found changed."""
-        for staged in self.pinned:
-            assert self.bench.staging.stages.get(staged.id) is staged
-            assert staged.pinned
-            assert staged.complete
-            assert not staged.closed
+        for entry in self.pinned:
+            assert self.bench.staging.entries.get(entry.id) is entry
+            assert entry.pinned
+            assert entry.complete
+            assert not entry.closed
 
     @precondition(lambda self: hasattr(self, "bench"))
     @invariant()
@@ -344,7 +344,7 @@ class StagingMachine(RuleBasedStateMachine):
             if isinstance(client.error, StagingExhaustedError):
                 assert any(self.loop.time() - other.since >= timeout for other in self._sharing(client))
             elif isinstance(client.error, SourceUnavailableError):
-                assert client.staged in self.broken
+                assert client.entry in self.broken
             elif client.error is not None:
                 assert type(client.error) in client.may_fail
 
@@ -393,11 +393,11 @@ class StagingMachine(RuleBasedStateMachine):
             os.utime(to, ns=(self.writes, self.writes))  # two writes may lie in one tick of the file system
             to.rename(path)
 
-    def _reading(self) -> list[StagedCheckpoint]:
-        return [staged for staged in self.bench.staging.stages.values() if staged.reading]
+    def _reading(self) -> list[CacheEntry]:
+        return [entry for entry in self.bench.staging.entries.values() if entry.reading]
 
     def _sharing(self, client: Client) -> Sequence[Client]:
-        return [other for other in self.all if other.staged is client.staged]
+        return [other for other in self.all if other.entry is client.entry]
 
     def _at_rest(self) -> bool:
         """Only clients wait for something, and reads for storage that stands still."""
@@ -421,19 +421,19 @@ class StagingMachine(RuleBasedStateMachine):
         """First in, first out for each user, but a prefetch is no use as a window. Users in turn: the first
         of one user is overtaken once at most by each of the others, unless it gave its turn away."""
         staging = self.bench.staging
-        queue = [entry for entry in self.queue if not entry.staged.closed and entry.staged.error is None]
-        self.queue = [entry for entry in queue if not entry.staged.started]
-        places = {entry: staging.place(entry.staged) for entry in self.queue}
+        queue = [queued for queued in self.queue if not queued.entry.closed and queued.entry.error is None]
+        self.queue = [queued for queued in queue if not queued.entry.started]
+        places = {queued: staging.place(queued.entry) for queued in self.queue}
         assert sorted(places.values()) == list(range(1, self.bench.queued + 1))
-        started = [entry for entry in queue if entry.staged.started]
+        started = [queued for queued in queue if queued.entry.started]
         firsts: dict[int, Client] = {}
-        for entry in self.queue:
-            first = firsts.setdefault(line_of(entry), entry)
-            assert places[first] <= places[entry], "told a later place than one that came later"
-            if is_privileged(line_of(entry)) and not entry.prefetch:
-                later = queue[queue.index(entry) :]
-                own = [other for other in later if line_of(other) == line_of(entry)]
-                assert not any(other.staged.started for other in own), "overtaken by its own user's"
+        for queued in self.queue:
+            first = firsts.setdefault(line_of(queued), queued)
+            assert places[first] <= places[queued], "told a later place than one that came later"
+            if is_privileged(line_of(queued)) and not queued.prefetch:
+                later = queue[queue.index(queued) :]
+                own = [other for other in later if line_of(other) == line_of(queued)]
+                assert not any(other.entry.started for other in own), "overtaken by its own user's"
         self.overtaken = {first: self.overtaken.get(first, Counter()) for first in firsts.values()}
         for first, by in self.overtaken.items():
             by.update(line_of(other) for other in started if line_of(other) != line_of(first))
@@ -442,21 +442,21 @@ class StagingMachine(RuleBasedStateMachine):
 
     def _assert_the_first_waits_for_memory(self) -> None:
         staging = self.bench.staging
-        first = next((entry for entry in self.queue if staging.place(entry.staged) == 1), None)
+        first = next((queued for queued in self.queue if staging.place(queued.entry) == 1), None)
         if first is None or not is_privileged(line_of(first)):
             return
         demand = first.visit.demand
-        idle = [staged for staged in staging.stages.values() if staged.state == "warm" and staged.idle]
-        warm = sum(len(staged.slabs) for staged in idle if not staged.pinned)
+        idle = [entry for entry in staging.entries.values() if entry.state == "warm" and entry.idle]
+        warm = sum(len(entry.slabs) for entry in idle if not entry.pinned)
         assert staging.pool.available + warm < (demand.whole or demand.window), "memory lies idle"
 
     def _assert_waits_with_a_reason(self, client: Client) -> None:
         if client.task is None or client.task.done():
             return
-        if not client.staged.started:
-            assert self.bench.staging.place(client.staged) > 0
+        if not client.entry.started:
+            assert self.bench.staging.place(client.entry) > 0
             return
-        assert client.staged.error is None, "not told that it failed"
+        assert client.entry.error is None, "not told that it failed"
         reason = client.waits_for()
         assert reason, "what it waits for is there"
         assert reason != "storage", "nobody reads what it waits for"

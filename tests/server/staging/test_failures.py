@@ -17,7 +17,7 @@ import pytest
 
 from penstock.server.checkpoint import plan
 from penstock.server.errors import PenstockError, StagingExhaustedError, TooManyLoadsError
-from penstock.server.staging import entry as staged
+from penstock.server.staging import entry as entry
 from penstock.server.staging.pool import SlabPool
 from penstock.server.system import linux
 from penstock.server.system.failure import NoThreadError, explain
@@ -35,8 +35,8 @@ INJECTED: dict[str, tuple[object, str, BaseException, type[PenstockError]]] = {
     "mmap": (linux, "map_shared_aligned", NO_MEMORY, StagingExhaustedError),
     "seals": (fcntl, "fcntl", NO_MEMORY, StagingExhaustedError),
     "planning": (plan, "segments_within", MemoryError(), StagingExhaustedError),
-    "stage": (staged, "Stage", MemoryError(), StagingExhaustedError),
-    "filling": (staged, "Filling", MemoryError(), StagingExhaustedError),
+    "ring": (entry, "SegmentRing", MemoryError(), StagingExhaustedError),
+    "filling": (entry, "Filling", MemoryError(), StagingExhaustedError),
     "fault": (plan, "segments_within", ZeroDivisionError("a fault"), PenstockError),
 }
 
@@ -67,11 +67,11 @@ async def test_a_load_that_gets_no_slabs_fails_with_a_reason_and_leaves_nothing(
             visits = [bench.enter(path, uid=uid), bench.enter(path, uid=uid)]
             for visit in visits:
                 with pytest.raises(kind) as caught:
-                    await visit.staged.wait_started()
+                    await visit.entry.wait_started()
                 assert type(caught.value) is kind
             for visit in visits:
                 visit.leave()
-            await until(lambda: not bench.staging.stages)
+            await until(lambda: not bench.staging.entries)
         bench.assert_nothing_is_left()
         assert not [name for name in more_fds(before).values() if "memfd" not in name]
         again = bench.enter(path, uid=uid)
@@ -87,9 +87,9 @@ async def test_a_load_that_fails_lets_those_behind_it_go_on(
         first, behind = bench.enter(make("a", 8)), bench.enter(make("b", 8))
         with failing(monkeypatch, linux, "map_shared_aligned", NO_MEMORY):
             with pytest.raises(StagingExhaustedError):
-                await first.staged.wait_started()
+                await first.entry.wait_started()
             with pytest.raises(StagingExhaustedError):
-                await behind.staged.wait_started()
+                await behind.entry.wait_started()
         third = bench.enter(make("c", 8))
         await third.read()
         for visit in (first, behind, third):
@@ -110,8 +110,8 @@ async def test_slabs_are_given_back_although_no_thread_can_be_started_to_close_t
     pool = SlabPool(slab_bytes=SLAB_BYTES, max_slabs=4, workers=threads, on_free=lambda: None)
     slabs = await pool.take(3, 70001)
     for slab in slabs:
-        slab.tenant = 70001
-    pool.give_back(slabs)
+        slab.owner_uid = 70001
+    pool.release(slabs)
     pool._workers = NoThreads()
     with pytest.raises(NoThreadError):
         await pool.take(4, 70002)  # closes what the other user had, and can make no new ones

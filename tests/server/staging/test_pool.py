@@ -43,9 +43,9 @@ class Bench:
         assert open_slabs() == 0
 
 
-def mark(slabs: list[Slab], tenant: int) -> list[Slab]:
+def mark(slabs: list[Slab], owner_uid: int) -> list[Slab]:
     for slab in slabs:
-        slab.tenant = tenant
+        slab.owner_uid = owner_uid
     return slabs
 
 
@@ -55,11 +55,11 @@ async def test_slabs_are_made_when_first_taken_and_then_reused() -> None:
     first = await bench.pool.take(2, 1)
     assert open_slabs() == bench.pool.existing_slabs == 2
     known = identities(first)
-    bench.pool.give_back(first)
+    bench.pool.release(first)
     assert bench.pool.free_slabs == 2
     again = await bench.pool.take(2, 1)
     assert identities(again) == known
-    bench.pool.give_back(again)
+    bench.pool.release(again)
     await bench.close()
 
 
@@ -68,11 +68,11 @@ async def test_a_slab_once_held_by_one_user_is_closed_for_another() -> None:
     bench = Bench(2)
     slabs = mark(await bench.pool.take(2, 1), 1)
     known = identities(slabs)
-    bench.pool.give_back(slabs)
+    bench.pool.release(slabs)
     others = await bench.pool.take(2, 2)
     assert not identities(others) & known
     assert bench.workers.most_slabs == 2
-    bench.pool.give_back(mark(others, 2))
+    bench.pool.release(mark(others, 2))
     await bench.close()
 
 
@@ -81,10 +81,10 @@ async def test_a_slab_for_nobody_in_particular_was_never_held_by_anybody() -> No
     bench = Bench(2)
     slabs = mark(await bench.pool.take(2, 1), 1)
     known = identities(slabs)
-    bench.pool.give_back(slabs)
+    bench.pool.release(slabs)
     fresh = await bench.pool.take(1, None)
     assert not identities(fresh) & known
-    bench.pool.give_back(fresh)
+    bench.pool.release(fresh)
     await bench.close()
 
 
@@ -92,24 +92,24 @@ async def test_a_slab_for_nobody_in_particular_was_never_held_by_anybody() -> No
 async def test_two_takers_that_replace_slabs_at_once_stay_within_the_cap() -> None:
     """Three of four exist: the first needs to close one, the second must not count on the same room."""
     bench = Bench(4)
-    bench.pool.give_back(mark(await bench.pool.take(3, 1), 1))
+    bench.pool.release(mark(await bench.pool.take(3, 1), 1))
     one, other = await asyncio.gather(bench.pool.take(2, 2), bench.pool.take(2, 3))
     assert open_slabs() == bench.pool.existing_slabs == 4
     assert bench.workers.most_slabs == bench.pool.peak_slabs == 4
-    bench.pool.give_back(one + other)
+    bench.pool.release(one + other)
     await bench.close()
 
 
 @on_clock_loop
 async def test_populating_counts_on_no_room_that_a_taker_was_promised() -> None:
     bench = Bench(4)
-    bench.pool.give_back(mark(await bench.pool.take(3, 1), 1))
+    bench.pool.release(mark(await bench.pool.take(3, 1), 1))
     taking = bench.pool.take(2, 2)
     await bench.pool.populate(lambda: True)
     slabs = await taking
     assert open_slabs() == 4
     assert bench.workers.most_slabs <= 4
-    bench.pool.give_back(slabs)
+    bench.pool.release(slabs)
     await bench.close()
 
 
@@ -120,7 +120,7 @@ async def test_slabs_are_taken_before_the_first_await() -> None:
     assert bench.pool.available == 1
     with pytest.raises(AssertionError, match="2 slabs asked for, 1 available"):
         await bench.pool.take(2, 1)
-    bench.pool.give_back(await taking)
+    bench.pool.release(await taking)
     assert bench.pool.available == 4
     await bench.close()
 
@@ -128,7 +128,7 @@ async def test_slabs_are_taken_before_the_first_await() -> None:
 @on_clock_loop
 async def test_a_failure_to_make_slabs_gives_all_back() -> None:
     bench = Bench(4)
-    bench.pool.give_back(mark(await bench.pool.take(1, 1), 1))
+    bench.pool.release(mark(await bench.pool.take(1, 1), 1))
     before = open_fds()
     taking = bench.pool.take(3, 1)
     with no_more_descriptors(), pytest.raises(OSError):
@@ -136,7 +136,7 @@ async def test_a_failure_to_make_slabs_gives_all_back() -> None:
     assert bench.pool.available == bench.seen_available[-1] == 4
     assert bench.pool.existing_slabs == bench.pool.free_slabs == 1
     assert not more_fds(before)
-    bench.pool.give_back(await bench.pool.take(4, 1))
+    bench.pool.release(await bench.pool.take(4, 1))
     await bench.close()
 
 
@@ -145,21 +145,21 @@ async def test_trimming_closes_only_what_was_free_for_long() -> None:
     bench = Bench(4)
     old, new = await bench.pool.take(1, 1), await bench.pool.take(2, 1)
     kept = identities(new)
-    bench.pool.give_back(old)
+    bench.pool.release(old)
     advance(50)
-    bench.pool.give_back(new)
+    bench.pool.release(new)
     await bench.pool.trim(40)
     assert open_slabs() == bench.pool.free_slabs == 2
     left = await bench.pool.take(2, 1)
     assert identities(left) == kept
-    bench.pool.give_back(left)
+    bench.pool.release(left)
     await bench.close()
 
 
 @on_clock_loop
 async def test_slabs_that_are_being_trimmed_are_announced_when_they_may_be_taken_again() -> None:
     bench = Bench(4)
-    bench.pool.give_back(await bench.pool.take(4, 1))
+    bench.pool.release(await bench.pool.take(4, 1))
     trimming = asyncio.ensure_future(bench.pool.trim(0))
     await asyncio.sleep(0)
     assert bench.pool.available == 0
@@ -176,14 +176,14 @@ async def test_populating_fills_the_buffer_with_resident_slabs() -> None:
     slabs = await bench.pool.take(5, 1)
     assert all(slab.populated for slab in slabs)
     assert all(os.fstat(slab.fd).st_blocks * 512 == SLAB_BYTES for slab in slabs)
-    bench.pool.give_back(slabs)
+    bench.pool.release(slabs)
     await bench.close()
 
 
 @on_clock_loop
 async def test_no_more_slabs_exist_than_the_system_has_room_for() -> None:
     bench = Bench(4)
-    bench.pool.limit_room(2)
+    bench.pool.limit_headroom(2)
     populating = asyncio.ensure_future(bench.pool.populate(lambda: True))
     await until(lambda: (open_slabs(), bench.pool.available) == (2, 2))
     advance(60)
@@ -192,15 +192,15 @@ async def test_no_more_slabs_exist_than_the_system_has_room_for() -> None:
     with pytest.raises(AssertionError):
         await bench.pool.take(3, 1)
     slabs = await bench.pool.take(2, 1)
-    bench.pool.grow_room(1)
+    bench.pool.grow_headroom(1)
     assert bench.pool.available == 0
     bench.seen_available.clear()
-    bench.pool.grow_room(9)
+    bench.pool.grow_headroom(9)
     assert bench.seen_available == [2]
     advance(60)
     await populating
     assert open_slabs() == 4
-    bench.pool.give_back(slabs)
+    bench.pool.release(slabs)
     await bench.close()
 
 
@@ -229,7 +229,7 @@ async def test_a_failure_to_populate_leaves_the_room_to_others(caplog: pytest.Lo
     assert "populating the staging buffer stopped" in caplog.text
     assert bench.pool.available == bench.seen_available[-1] == 3
     assert bench.pool.existing_slabs == 0
-    bench.pool.give_back(await bench.pool.take(3, 1))
+    bench.pool.release(await bench.pool.take(3, 1))
     await bench.close()
 
 
@@ -248,13 +248,13 @@ async def test_any_mixture_of_users_stays_within_the_cap_and_keeps_tenants_apart
             slabs = await pool.take(count, uid)
             assert len(slabs) == count
             for slab in slabs:
-                assert slab.tenant in (None, uid)
+                assert slab.owner_uid in (None, uid)
                 assert tenant_of.setdefault(os.fstat(slab.fd).st_ino, uid) == uid
             mark(slabs, uid)
             assert pool.existing_slabs <= pool.max_slabs
             for _ in range(choose.randint(0, 3)):
                 await asyncio.sleep(0)
-            pool.give_back(slabs)
+            pool.release(slabs)
 
     async def trimmer() -> None:
         for _ in range(30):

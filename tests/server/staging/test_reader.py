@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
+from queue import Queue
 from types import SimpleNamespace
 
 import pytest
 
 from penstock.server.sources import RetryLater
 from penstock.server.staging import reader
-from penstock.server.staging.reader import Dropped, Job, Lane, ReaderPool
+from penstock.server.staging.reader import Cancelled, Job, ReaderPool, ReadQueue
 from penstock.server.staging.schedule import STALL_SECONDS
 from penstock.server.system import progress
-from penstock.server.system.progress import moved
+from penstock.server.system.progress import beat
 
 
 class Gate:
     """A read that says what it was asked for, and ends when told to."""
 
     def __init__(self) -> None:
-        self.begun: queue.Queue[tuple[int, int]] = queue.Queue()
-        self._go: queue.Queue[BaseException | None] = queue.Queue()
+        self.begun: Queue[tuple[int, int]] = Queue()
+        self._go: Queue[BaseException | None] = Queue()
 
     def read(self, start: int, end: int) -> None:
         self.begun.put((start, end))
@@ -95,14 +95,14 @@ def settle(pool: ReaderPool) -> None:
         barrier.wait(60)
         gate.read(start, end)
 
-    pool.lane().submit(job(outcome, read, count=len(pool.threads)))
+    pool.queue().submit(job(outcome, read, count=len(pool.threads)))
     outcome.wait()
 
 
 def test_blocks_are_read_in_order_and_done_is_called_after_the_last(pools: Pools) -> None:
     pool, outcome, read = pools(1), Outcome(), list[tuple[int, int]]()
     checked: list[int] = []
-    pool.lane().submit(
+    pool.queue().submit(
         job(outcome, lambda *block: read.append(block), count=3, check=lambda: checked.append(len(read)))
     )
     assert outcome.wait() is None
@@ -113,26 +113,26 @@ def test_blocks_are_read_in_order_and_done_is_called_after_the_last(pools: Pools
 
 def test_a_job_without_blocks_is_refused(pools: Pools) -> None:
     with pytest.raises(ValueError):
-        pools(1).lane().submit(job(Outcome(), Gate().read, count=0))
+        pools(1).queue().submit(job(Outcome(), Gate().read, count=0))
 
 
-def serve(pool: ReaderPool, lanes: dict[str, Lane], jobs: int, size: dict[str, int]) -> list[str]:
-    """Queues `jobs` of one block for every lane behind a block that holds up the pool's only thread, and
+def serve(pool: ReaderPool, queues: dict[str, ReadQueue], jobs: int, size: dict[str, int]) -> list[str]:
+    """Queues `jobs` of one block for every queue behind a block that holds up the pool's only thread, and
     returns whose were read, in order."""
     order: list[str] = []
     gate, gated = Gate(), Outcome()
-    holding = pool.lane()
+    holding = pool.queue()
     holding.submit(job(gated, gate.read, size=1))
     gate.begun.get(timeout=60)
     outcomes = []
-    for name, lane in lanes.items():
+    for name, queue in queues.items():
         for _ in range(jobs):
             outcomes.append(Outcome())
 
             def read(start: int, end: int, name: str = name) -> None:
                 order.append(name)
 
-            lane.submit(job(outcomes[-1], read, size=size[name]))
+            queue.submit(job(outcomes[-1], read, size=size[name]))
     gate.let()
     for outcome in (gated, *outcomes):
         assert outcome.wait() is None
@@ -145,88 +145,88 @@ def shares(order: list[str], size: dict[str, int], count: int) -> dict[str, floa
 
 
 @pytest.mark.parametrize("size", [{"a": 10, "b": 10}, {"a": 10, "b": 70}, {"a": 999, "b": 10}])
-def test_two_lanes_get_the_same_bytes(pools: Pools, size: dict[str, int]) -> None:
+def test_two_queues_get_the_same_bytes(pools: Pools, size: dict[str, int]) -> None:
     pool = pools(1)
-    lanes = {name: pool.lane() for name in size}
-    order = serve(pool, lanes, 1000, size)
-    until_one_is_out = min(max(i for i, name in enumerate(order) if name == lane) for lane in size)
+    queues = {name: pool.queue() for name in size}
+    order = serve(pool, queues, 1000, size)
+    until_one_is_out = min(max(i for i, name in enumerate(order) if name == queue) for queue in size)
     assert until_one_is_out > 100
     for share in shares(order, size, until_one_is_out).values():
         assert 0.4 <= share <= 0.6
 
 
-def test_a_lane_that_comes_late_is_owed_nothing_and_owes_nothing(pools: Pools) -> None:
+def test_a_queue_that_comes_late_is_owed_nothing_and_owes_nothing(pools: Pools) -> None:
     pool = pools(1)
     size = {"old": 10, "new": 10}
-    old = pool.lane()
+    old = pool.queue()
     serve(pool, {"old": old}, 500, {"old": 10})
-    order = serve(pool, {"old": old, "new": pool.lane()}, 100, size)
+    order = serve(pool, {"old": old, "new": pool.queue()}, 100, size)
     assert 0.4 <= shares(order, size, 20)["old"] <= 0.6
 
 
-def test_a_lane_that_ran_dry_is_not_starved_by_one_that_began_meanwhile(pools: Pools) -> None:
+def test_a_queue_that_ran_dry_is_not_starved_by_one_that_began_meanwhile(pools: Pools) -> None:
     """A window is dry whenever its client is slow; what it has read before must not count against it."""
     pool = pools(1)
     size = {"old": 10, "new": 10}
-    old = pool.lane()
+    old = pool.queue()
     serve(pool, {"old": old}, 500, {"old": 10})
-    order = serve(pool, {"new": pool.lane(), "old": old}, 100, size)
+    order = serve(pool, {"new": pool.queue(), "old": old}, 100, size)
     assert shares(order, size, 20)["old"] >= 0.4
 
 
-def test_dropping_forgets_what_was_not_begun(pools: Pools) -> None:
+def test_cancelling_forgets_what_was_not_begun(pools: Pools) -> None:
     pool, gate = pools(1), Gate()
-    lane, running, waiting = pool.lane(), Outcome(), Outcome()
-    lane.submit(job(running, gate.read, count=3))
-    lane.submit(second := job(waiting, gate.read))
+    queue, running, waiting = pool.queue(), Outcome(), Outcome()
+    queue.submit(job(running, gate.read, count=3))
+    queue.submit(second := job(waiting, gate.read))
     gate.begun.get(timeout=60)
-    assert lane.drop() == [second]
+    assert queue.cancel() == [second]
     assert not running.calls
     gate.let()
-    assert isinstance(running.wait(), Dropped)
+    assert isinstance(running.wait(), Cancelled)
     settle(pool)
     assert gate.begun.empty()
     assert (len(running.calls), len(waiting.calls)) == (1, 0)
 
 
-def test_dropping_between_two_blocks_of_a_job_returns_it(pools: Pools) -> None:
+def test_cancelling_between_two_blocks_of_a_job_returns_it(pools: Pools) -> None:
     """None of its reads is in flight, so nobody else would ever end it."""
     pool, gate, other_gate = pools(1), Gate(), Gate()
-    lane, outcome = pool.lane(), Outcome()
-    lane.submit(only := job(outcome, gate.read, count=2, size=100))
+    queue, outcome = pool.queue(), Outcome()
+    queue.submit(only := job(outcome, gate.read, count=2, size=100))
     gate.begun.get(timeout=60)
-    pool.lane().submit(job(Outcome(), other_gate.read, size=10))
+    pool.queue().submit(job(Outcome(), other_gate.read, size=10))
     gate.let()
     other_gate.begun.get(timeout=60)
-    assert lane.drop() == [only]
+    assert queue.cancel() == [only]
     other_gate.let()
     settle(pool)
     assert not outcome.calls
 
 
-def test_a_job_whose_last_block_is_being_read_when_dropped_ends_well(pools: Pools) -> None:
+def test_a_job_whose_last_block_is_being_read_when_cancelled_ends_well(pools: Pools) -> None:
     pool, gate, outcome = pools(1), Gate(), Outcome()
-    lane = pool.lane()
-    lane.submit(job(outcome, gate.read))
+    queue = pool.queue()
+    queue.submit(job(outcome, gate.read))
     gate.begun.get(timeout=60)
-    assert lane.drop() == []
+    assert queue.cancel() == []
     gate.let()
     assert outcome.wait() is None
 
 
-def test_a_lane_works_again_after_a_drop(pools: Pools) -> None:
+def test_a_queue_works_again_after_a_cancel(pools: Pools) -> None:
     pool = pools(2)
-    lane = pool.lane()
-    assert lane.drop() == []
+    queue = pool.queue()
+    assert queue.cancel() == []
     gate, first = Gate(), Outcome()
-    lane.submit(job(first, gate.read, count=8))
+    queue.submit(job(first, gate.read, count=8))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
-    lane.drop()
+    queue.cancel()
     gate.let(2)
-    assert isinstance(first.wait(), Dropped)
+    assert isinstance(first.wait(), Cancelled)
     second = Outcome()
-    lane.submit(job(second, lambda *_: None, count=5))
+    queue.submit(job(second, lambda *_: None, count=5))
     assert second.wait() is None
     settle(pool)
     assert len(first.calls) == len(second.calls) == 1
@@ -235,7 +235,7 @@ def test_a_lane_works_again_after_a_drop(pools: Pools) -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_error_ends_the_job_once_and_leaves_its_other_blocks_unread(pools: Pools, threads: int) -> None:
     pool, gate, outcome = pools(threads), Gate(), Outcome()
-    pool.lane().submit(job(outcome, gate.read, count=20))
+    pool.queue().submit(job(outcome, gate.read, count=20))
     for _ in range(threads):
         gate.begun.get(timeout=60)
     boom = OSError("boom")
@@ -251,12 +251,12 @@ def test_an_error_ends_the_job_once_and_leaves_its_other_blocks_unread(pools: Po
 def test_an_error_waits_for_the_reads_that_are_under_way(pools: Pools) -> None:
     """Their views are in use until then."""
     pool, gate, outcome = pools(2), Gate(), Outcome()
-    pool.lane().submit(job(outcome, gate.read, count=2))
+    pool.queue().submit(job(outcome, gate.read, count=2))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
     gate.let(error=OSError("boom"))
     probe = Outcome()
-    pool.lane().submit(job(probe, lambda *_: None))
+    pool.queue().submit(job(probe, lambda *_: None))
     probe.wait()
     assert not outcome.calls
     gate.let()
@@ -269,7 +269,7 @@ def test_a_failed_check_fails_the_job(pools: Pools) -> None:
     def check() -> None:
         raise OSError("changed")
 
-    pools(1).lane().submit(job(outcome, lambda *_: None, count=3, check=check))
+    pools(1).queue().submit(job(outcome, lambda *_: None, count=3, check=check))
     assert isinstance(outcome.wait(), OSError)
 
 
@@ -277,17 +277,17 @@ def test_a_failed_read_is_not_checked(pools: Pools) -> None:
     pool, outcome, gate = pools(1), Outcome(), Gate()
     checked = threading.Event()
     gate.let(error=OSError("boom"))
-    pool.lane().submit(job(outcome, gate.read, check=checked.set))
+    pool.queue().submit(job(outcome, gate.read, check=checked.set))
     outcome.wait()
     assert not checked.is_set()
 
 
 def test_other_jobs_go_on_after_one_failed(pools: Pools) -> None:
     pool, bad, good, gate = pools(1), Outcome(), Outcome(), Gate()
-    lane = pool.lane()
+    queue = pool.queue()
     gate.let(error=MemoryError())
-    lane.submit(job(bad, gate.read, count=3))
-    lane.submit(job(good, lambda *_: None, count=3))
+    queue.submit(job(bad, gate.read, count=3))
+    queue.submit(job(good, lambda *_: None, count=3))
     assert isinstance(bad.wait(), MemoryError)
     assert good.wait() is None
 
@@ -298,15 +298,15 @@ def test_a_done_that_finds_its_loop_closed_does_not_end_the_thread(pools: Pools)
     def closed(error: BaseException | None) -> None:
         raise RuntimeError("Event loop is closed")
 
-    lane = pool.lane()
-    lane.submit(Job([(0, 1)], read=lambda *_: None, check=nothing, done=closed))
-    lane.submit(job(outcome, lambda *_: None))
+    queue = pool.queue()
+    queue.submit(Job([(0, 1)], read=lambda *_: None, check=nothing, done=closed))
+    queue.submit(job(outcome, lambda *_: None))
     assert outcome.wait() is None
 
 
 def test_stopping_ends_the_threads_after_the_read_they_are_in(pools: Pools) -> None:
     pool, gate, outcome = pools(2), Gate(), Outcome()
-    pool.lane().submit(job(outcome, gate.read, count=10))
+    pool.queue().submit(job(outcome, gate.read, count=10))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
     pool.stop()
@@ -320,7 +320,7 @@ def test_stopping_ends_the_threads_after_the_read_they_are_in(pools: Pools) -> N
 
 def test_busy_counts_the_reads_under_way(pools: Pools) -> None:
     pool, gate, outcome = pools(3), Gate(), Outcome()
-    pool.lane().submit(job(outcome, gate.read, count=2))
+    pool.queue().submit(job(outcome, gate.read, count=2))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
     assert pool.busy == 2
@@ -349,7 +349,7 @@ class Flaky:
 
 def test_a_read_that_is_put_off_goes_on_where_it_was(pools: Pools) -> None:
     pool, outcome, flaky = pools(1), Outcome(), Flaky(3)
-    pool.lane().submit(job(outcome, flaky.read))
+    pool.queue().submit(job(outcome, flaky.read))
     assert outcome.wait() is None
     assert flaky.calls == [(0, 10), (1, 10), (2, 10), (3, 10)]
     assert pool.read_bytes == 10
@@ -357,21 +357,21 @@ def test_a_read_that_is_put_off_goes_on_where_it_was(pools: Pools) -> None:
 
 def test_a_read_that_is_put_off_holds_no_thread(pools: Pools) -> None:
     pool, put_off, other = pools(1), Outcome(), Outcome()
-    lane = pool.lane()
-    lane.submit(only := job(put_off, Flaky(1, delay_seconds=3600).read))
-    pool.lane().submit(job(other, lambda *_: None, count=100))
+    queue = pool.queue()
+    queue.submit(only := job(put_off, Flaky(1, delay_seconds=3600).read))
+    pool.queue().submit(job(other, lambda *_: None, count=100))
     assert other.wait() is None
-    assert lane.drop() == [only]
+    assert queue.cancel() == [only]
     settle(pool)
     assert not put_off.calls
 
 
-def test_a_lane_is_charged_only_for_what_was_read(pools: Pools) -> None:
+def test_a_queue_is_charged_only_for_what_was_read(pools: Pools) -> None:
     pool, outcome = pools(1), Outcome()
-    lane = pool.lane()
-    lane.submit(job(outcome, Flaky(5).read, size=100))
+    queue = pool.queue()
+    queue.submit(job(outcome, Flaky(5).read, size=100))
     outcome.wait()
-    assert lane.served_bytes == 100
+    assert queue.served_bytes == 100
 
 
 def test_a_job_that_fails_forgets_what_was_put_off(pools: Pools) -> None:
@@ -382,32 +382,32 @@ def test_a_job_that_fails_forgets_what_was_put_off(pools: Pools) -> None:
             raise OSError("boom")
         first.read(start, end)
 
-    lane = pool.lane()
-    lane.submit(job(outcome, read, count=2))
+    queue = pool.queue()
+    queue.submit(job(outcome, read, count=2))
     assert isinstance(outcome.wait(), OSError)
-    assert lane.drop() == []
+    assert queue.cancel() == []
     assert len(first.calls) <= 1
 
 
-def test_a_read_that_is_put_off_after_a_drop_ends_the_job(pools: Pools) -> None:
+def test_a_read_that_is_put_off_after_a_cancel_ends_the_job(pools: Pools) -> None:
     pool, outcome, gate = pools(1), Outcome(), Gate()
-    lane = pool.lane()
-    lane.submit(job(outcome, gate.read))
+    queue = pool.queue()
+    queue.submit(job(outcome, gate.read))
     gate.begun.get(timeout=60)
-    assert lane.drop() == []
+    assert queue.cancel() == []
     gate.let(error=RetryLater(5, 0))
-    assert isinstance(outcome.wait(), Dropped)
+    assert isinstance(outcome.wait(), Cancelled)
     settle(pool)
     assert gate.begun.empty()
 
 
-def test_stalled_reads_of_one_lane_hold_no_other_back_and_their_threads_end(pools: Pools) -> None:
+def test_stalled_reads_of_one_queue_hold_no_other_back_and_their_threads_end(pools: Pools) -> None:
     pool, gate, stalled, other = pools(2, spare_threads=2), Gate(), Outcome(), Outcome()
-    dead = pool.lane()
+    dead = pool.queue()
     dead.submit(job(stalled, gate.read, count=10))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
-    pool.lane().submit(job(other, lambda *_: None, count=100))
+    pool.queue().submit(job(other, lambda *_: None, count=100))
     assert other.wait() is None
     assert gate.begun.empty()  # its share of threads is stalled: it gets no more of them
     assert pool.busy == 2
@@ -416,7 +416,7 @@ def test_stalled_reads_of_one_lane_hold_no_other_back_and_their_threads_end(pool
     assert stalled.wait() is None
     everyone = list(pool.threads)
     settled = Outcome()
-    pool.lane().submit(job(settled, lambda *_: None, count=100))
+    pool.queue().submit(job(settled, lambda *_: None, count=100))
     settled.wait()
     while len(pool.threads) > 2:
         for thread in everyone:
@@ -433,10 +433,10 @@ def test_where_no_thread_can_be_started_reads_go_on_without(
 
     pool, gate, stalled, other = pools(2, spare_threads=2), Gate(), Outcome(), Outcome()
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    pool.lane().submit(job(stalled, gate.read, count=2))
+    pool.queue().submit(job(stalled, gate.read, count=2))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
-    pool.lane().submit(job(other, lambda *_: None, count=10))
+    pool.queue().submit(job(other, lambda *_: None, count=10))
     while "pids limit" not in caplog.text:
         assert not other.calls
     gate.let(2)
@@ -458,7 +458,7 @@ def test_a_read_that_moves_does_not_count_as_stalled(pools: Pools, monkeypatch: 
         gate.begun.put((start, end))
         while not pool_looked.is_set():
             seconds[0] += STALL_SECONDS / 2
-            moved()
+            beat()
         order.append("slow")
 
     pool_looked = threading.Event()
@@ -471,10 +471,10 @@ def test_a_read_that_moves_does_not_count_as_stalled(pools: Pools, monkeypatch: 
             pool_looked.set()
         return look(now)
 
-    pool.lane().submit(job(slow, read))
+    pool.queue().submit(job(slow, read))
     gate.begun.get(timeout=60)
     pool._until_next_look = count_looks  # type: ignore[method-assign]
-    pool.lane().submit(job(other, lambda *_: order.append("other")))
+    pool.queue().submit(job(other, lambda *_: order.append("other")))
     assert slow.wait() is None
     assert other.wait() is None
     assert order == ["slow", "other"]

@@ -1,4 +1,4 @@
-"""The stage against a naive model of a ring: a set of pages for every segment that lies in it."""
+"""The ring against a naive model of a ring: a set of pages for every segment that lies in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.server.checkpoint import plan
-from penstock.server.staging.ring import SegmentState, Stage
+from penstock.server.staging.ring import SegmentRing, SegmentState
 from penstock.server.system.linux import PAGE_BYTES
 
 from ..support import header_of
@@ -20,14 +20,14 @@ def segments_of(sizes: list[int], *, pad_bytes: int = 0, one_each: bool = True) 
     return plan.segments([table], everything, target_bytes=1, target_tensors=1 if one_each else 4096)
 
 
-def pages_of(stage: Stage, index: int) -> set[int]:
+def pages_of(ring: SegmentRing, index: int) -> set[int]:
     """Ring pages that a segment's reads write to."""
-    segment = stage.segments[index]
+    segment = ring.segments[index]
     if not segment.size_bytes:
         return set()
-    first = stage.ring_offset(index) // PAGE_BYTES
+    first = ring.ring_offset(index) // PAGE_BYTES
     count = plan.span_bytes(segment.start, segment.end) // PAGE_BYTES
-    return {(first + number) % (stage.capacity_bytes // PAGE_BYTES) for number in range(count)}
+    return {(first + number) % (ring.capacity_bytes // PAGE_BYTES) for number in range(count)}
 
 
 class StageMachine(RuleBasedStateMachine):
@@ -42,8 +42,8 @@ class StageMachine(RuleBasedStateMachine):
     def make(self, sizes: list[int], pad: int, spare_pages: int, hold_back: bool) -> None:
         self.segments = segments_of(sizes, pad_bytes=pad)
         spans = [plan.span_bytes(segment.start, segment.end) for segment in self.segments]
-        self.stage = Stage(self.segments, max([*spans, PAGE_BYTES]) + spare_pages * PAGE_BYTES)
-        self.stage.hold_back = hold_back
+        self.ring = SegmentRing(self.segments, max([*spans, PAGE_BYTES]) + spare_pages * PAGE_BYTES)
+        self.ring.hold_back = hold_back
         self.released: dict[int, int] = {}
         self.reading: set[int] = set()
         self.ready: set[int] = set()
@@ -53,24 +53,24 @@ class StageMachine(RuleBasedStateMachine):
 
     @rule()
     def join(self) -> None:
-        if self.overwritten or self.stage.recycled:
+        if self.overwritten or self.ring.recycled:
             with pytest.raises(ValueError, match="recycled"):
-                self.stage.join(self.joined)
+                self.ring.join(self.joined)
         else:
-            self.stage.join(self.joined)
+            self.ring.join(self.joined)
             self.released[self.joined] = 0
             self.joined += 1
 
     @rule()
-    def place(self) -> None:
-        for index in self.stage.place():
+    def begin_reads(self) -> None:
+        for index in self.ring.begin_reads():
             assert index not in self.reading | self.ever_ready
-            written = pages_of(self.stage, index)
+            written = pages_of(self.ring, index)
             for other in self.reading | (self.ready - self.overwritten):
-                if pages_of(self.stage, other) & written:
+                if pages_of(self.ring, other) & written:
                     assert other in self.ready, "two reads into the same page"
-                    assert not self.stage.full
-                    assert not self.stage.hold_back
+                    assert not self.ring.full
+                    assert not self.ring.hold_back
                     for count in self.released.values():
                         assert count > other, "a segment that somebody still needs is overwritten"
                     self.overwritten.add(other)
@@ -80,18 +80,18 @@ class StageMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish_reading(self, data: st.DataObject) -> None:
         index = data.draw(st.sampled_from(sorted(self.reading)))
-        self.stage.read(index)
+        self.ring.read(index)
         self.reading.remove(index)
         self.ready.add(index)
         self.ever_ready.add(index)
 
     @precondition(lambda self: self.reading)
     @rule(data=st.data())
-    def park(self, data: st.DataObject) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         index = data.draw(st.sampled_from(sorted(self.reading)))
-        self.stage.park(index)
+        self.ring.cancel(index)
         self.reading.remove(index)
-        assert self.stage.state(index) is SegmentState.PLANNED
+        assert self.ring.state(index) is SegmentState.PLANNED
 
     @precondition(lambda self: self.released)
     @rule(data=st.data())
@@ -99,54 +99,54 @@ class StageMachine(RuleBasedStateMachine):
         consumer = data.draw(st.sampled_from(sorted(self.released)))
         read = next((i for i in range(len(self.segments)) if i not in self.ever_ready), len(self.segments))
         count = data.draw(st.integers(0, read))
-        self.stage.release(consumer, count)
+        self.ring.release(consumer, count)
         self.released[consumer] = max(self.released[consumer], count)
 
     @precondition(lambda self: self.released)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         consumer = data.draw(st.sampled_from(sorted(self.released)))
-        self.stage.leave(consumer)
+        self.ring.leave(consumer)
         del self.released[consumer]
 
     @rule()
     def stop_holding_back(self) -> None:
-        self.stage.hold_back = False
-        self.stage.recycle()
+        self.ring.hold_back = False
+        self.ring.recycle()
 
     @invariant()
     def every_consumer_can_still_read_what_it_has_not_released(self) -> None:
-        if not hasattr(self, "stage"):
+        if not hasattr(self, "ring"):
             return
         for consumer, count in self.released.items():
             for index in self.ever_ready:
                 if index >= count:
-                    assert self.stage.state(index) is SegmentState.READY, (consumer, index)
+                    assert self.ring.state(index) is SegmentState.READY, (consumer, index)
 
     @invariant()
     def counts_agree(self) -> None:
-        if not hasattr(self, "stage"):
+        if not hasattr(self, "ring"):
             return
-        assert self.stage.consumers == len(self.released)
-        assert self.stage.complete == (len(self.ever_ready) == len(self.segments))
-        assert self.stage.ready_bytes == sum(self.segments[index].size_bytes for index in self.ever_ready)
+        assert self.ring.consumers == len(self.released)
+        assert self.ring.complete == (len(self.ever_ready) == len(self.segments))
+        assert self.ring.ready_bytes == sum(self.segments[index].size_bytes for index in self.ever_ready)
         for index in self.reading:
-            assert self.stage.state(index) is SegmentState.READING
+            assert self.ring.state(index) is SegmentState.READING
 
     def teardown(self) -> None:
         """Consumers that go on come to the end, whatever happened before."""
-        if not hasattr(self, "stage") or not self.released:
+        if not hasattr(self, "ring") or not self.released:
             return
         self.stop_holding_back()
-        while not self.stage.complete:
+        while not self.ring.complete:
             ready = next(i for i in range(len(self.segments)) if i not in self.ever_ready)
             for consumer in self.released:
-                self.stage.release(consumer, ready)
+                self.ring.release(consumer, ready)
                 self.released[consumer] = max(self.released[consumer], ready)
-            self.place()
+            self.begin_reads()
             assert self.reading, "nothing is being read and nothing can be: a deadlock"
             index = min(self.reading)
-            self.stage.read(index)
+            self.ring.read(index)
             self.reading.remove(index)
             self.ready.add(index)
             self.ever_ready.add(index)
@@ -166,96 +166,96 @@ def aligned(sizes: list[int]) -> list[plan.Segment]:
     return segments_of(sizes, pad_bytes=-raw_bytes % PAGE_BYTES)
 
 
-def read_all_placed(stage: Stage) -> list[int]:
-    placed = stage.place()
-    for index in placed:
-        stage.read(index)
-    return placed
+def read_all_begun(ring: SegmentRing) -> list[int]:
+    begun = ring.begin_reads()
+    for index in begun:
+        ring.read(index)
+    return begun
 
 
 def test_a_full_stage_never_recycles() -> None:
-    stage = Stage(aligned(PAGES), 4 * PAGE_BYTES)
-    stage.join("a")
-    assert stage.full
-    assert read_all_placed(stage) == [0, 1, 2, 3]
-    stage.release("a", 4)
-    assert not stage.recycled
-    stage.join("b")
-    assert [stage.state(index) for index in range(4)] == [SegmentState.READY] * 4
+    ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
+    ring.join("a")
+    assert ring.full
+    assert read_all_begun(ring) == [0, 1, 2, 3]
+    ring.release("a", 4)
+    assert not ring.recycled
+    ring.join("b")
+    assert [ring.state(index) for index in range(4)] == [SegmentState.READY] * 4
 
 
 def test_a_window_reads_on_as_the_slowest_consumer_releases() -> None:
-    stage = Stage(aligned(PAGES), 2 * PAGE_BYTES)
-    stage.join("fast")
-    stage.join("slow")
-    assert read_all_placed(stage) == [0, 1]
-    stage.release("fast", 2)
-    assert stage.place() == []
-    stage.release("slow", 1)
-    assert read_all_placed(stage) == [2]
-    stage.leave("slow")
-    assert read_all_placed(stage) == [3]
-    assert stage.complete
+    ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
+    ring.join("fast")
+    ring.join("slow")
+    assert read_all_begun(ring) == [0, 1]
+    ring.release("fast", 2)
+    assert ring.begin_reads() == []
+    ring.release("slow", 1)
+    assert read_all_begun(ring) == [2]
+    ring.leave("slow")
+    assert read_all_begun(ring) == [3]
+    assert ring.complete
 
 
 def test_a_window_that_is_held_back_recycles_only_when_let_go() -> None:
-    stage = Stage(aligned(PAGES), 2 * PAGE_BYTES)
-    stage.hold_back = True
-    stage.join("early")
-    read_all_placed(stage)
-    stage.release("early", 2)
-    assert stage.place() == []
-    assert not stage.recycled
-    stage.join("awaited")
-    stage.hold_back = False
-    stage.recycle()
-    assert stage.place() == []
-    stage.release("awaited", 2)
-    assert stage.place() == [2, 3]
+    ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
+    ring.hold_back = True
+    ring.join("early")
+    read_all_begun(ring)
+    ring.release("early", 2)
+    assert ring.begin_reads() == []
+    assert not ring.recycled
+    ring.join("awaited")
+    ring.hold_back = False
+    ring.recycle()
+    assert ring.begin_reads() == []
+    ring.release("awaited", 2)
+    assert ring.begin_reads() == [2, 3]
 
 
 def test_nothing_is_recycled_while_nobody_consumes() -> None:
-    stage = Stage(aligned(PAGES), 2 * PAGE_BYTES)
-    stage.join("a")
-    read_all_placed(stage)
-    stage.leave("a")
-    assert not stage.recycled
-    stage.join("b")
-    assert stage.state(0) is SegmentState.READY
+    ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
+    ring.join("a")
+    read_all_begun(ring)
+    ring.leave("a")
+    assert not ring.recycled
+    ring.join("b")
+    assert ring.state(0) is SegmentState.READY
 
 
-def test_a_parked_segment_is_placed_again_before_later_ones() -> None:
-    stage = Stage(aligned(PAGES), 4 * PAGE_BYTES)
-    stage.join("a")
-    assert stage.place() == [0, 1, 2, 3]
-    stage.read(0)
-    stage.park(3)
-    stage.park(1)
-    assert stage.place() == [1, 3]
+def test_a_cancelled_segment_is_read_again_before_later_ones() -> None:
+    ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
+    ring.join("a")
+    assert ring.begin_reads() == [0, 1, 2, 3]
+    ring.read(0)
+    ring.cancel(3)
+    ring.cancel(1)
+    assert ring.begin_reads() == [1, 3]
 
 
 def test_releasing_backwards_past_the_end_or_by_a_stranger_means_nothing() -> None:
-    stage = Stage(aligned(PAGES), 2 * PAGE_BYTES)
-    stage.join("a")
-    read_all_placed(stage)
-    stage.release("a", 2)
-    stage.release("a", 1)
-    stage.release("stranger", 99)
-    assert stage.place() == [2, 3]
-    stage.release("a", 99)
-    assert stage.state(2) is SegmentState.READING
+    ring = SegmentRing(aligned(PAGES), 2 * PAGE_BYTES)
+    ring.join("a")
+    read_all_begun(ring)
+    ring.release("a", 2)
+    ring.release("a", 1)
+    ring.release("stranger", 99)
+    assert ring.begin_reads() == [2, 3]
+    ring.release("a", 99)
+    assert ring.state(2) is SegmentState.READING
 
 
 def test_a_segment_cannot_become_ready_twice() -> None:
-    stage = Stage(aligned(PAGES), 4 * PAGE_BYTES)
-    stage.join("a")
-    read_all_placed(stage)
+    ring = SegmentRing(aligned(PAGES), 4 * PAGE_BYTES)
+    ring.join("a")
+    read_all_begun(ring)
     with pytest.raises(AssertionError, match="READY cannot become READY"):
-        stage.read(0)
+        ring.read(0)
 
 
 def test_a_checkpoint_without_segments_is_complete_from_the_start() -> None:
-    stage = Stage([], PAGE_BYTES)
-    assert stage.full
-    assert stage.complete
-    assert stage.place() == []
+    ring = SegmentRing([], PAGE_BYTES)
+    assert ring.full
+    assert ring.complete
+    assert ring.begin_reads() == []

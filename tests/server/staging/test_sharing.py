@@ -39,9 +39,9 @@ async def test_a_warm_checkpoint_is_not_read_again(make: Callable[..., Path]) ->
         first.leave()
         assert bench.staging.usage().warm_bytes == 3 * SLAB_BYTES
         again = bench.enter(path)
-        assert again.staged is first.staged
+        assert again.entry is first.entry
         assert await again.read() == bytes_in(3)
-        assert bench.totals.read_bytes == again.staged.read_bytes == bytes_in(3)
+        assert bench.totals.read_bytes == again.entry.read_bytes == bytes_in(3)
         assert (bench.totals.stage_hits, bench.totals.stage_misses) == (1, 1)
         again.leave()
 
@@ -53,7 +53,7 @@ async def test_a_warm_checkpoint_serves_some_of_its_tensors(make: Callable[..., 
         whole = bench.enter(path)
         await whole.read()
         part = bench.enter(path, names=["t4", "t1"])
-        assert part.staged is whole.staged
+        assert part.entry is whole.entry
         assert await part.read() == 2 * MIB
         whole.leave()
         part.leave()
@@ -66,7 +66,7 @@ async def test_a_part_does_not_serve_the_whole(make: Callable[..., Path]) -> Non
         part = bench.enter(path, names=["t4", "t1"])
         await part.read()
         whole = bench.enter(path)
-        assert whole.staged is not part.staged
+        assert whole.entry is not part.entry
         await whole.read()
         part.leave()
         whole.leave()
@@ -81,11 +81,11 @@ async def test_an_overwritten_checkpoint_is_read_anew(make: Callable[..., Path])
         old.leave()
         make("a", 2)
         new = bench.enter(path)
-        assert new.staged is not old.staged
+        assert new.entry is not old.entry
         await new.read()
         new.leave()
-        assert list(bench.staging.stages.values()) == [new.staged]
-        assert old.staged.closed
+        assert list(bench.staging.entries.values()) == [new.entry]
+        assert old.entry.closed
 
 
 @on_clock_loop
@@ -97,16 +97,16 @@ async def test_the_old_version_of_a_checkpoint_goes_when_nobody_holds_it(make: C
         other = bench.enter(paths[2])
         for load in (held, pinned, other):
             await load.read()
-        pinned.staged.pinned = True
+        pinned.entry.pin(pinned.entry.names[0])
         pinned.leave()
         other.leave()
         make("b", 1, prefix="u")
         new = bench.enter(paths[1])
-        assert pinned.staged.closed
-        assert not held.staged.closed
-        assert not other.staged.closed
+        assert pinned.entry.closed
+        assert not held.entry.closed
+        assert not other.entry.closed
         held.leave()
-        assert held.staged.closed
+        assert held.entry.closed
         await new.read()
         new.leave()
 
@@ -122,9 +122,9 @@ async def test_a_load_that_began_earlier_does_not_take_a_newer_version_for_an_ol
         advance(1)
         make("a", 1)
         new = bench.enter(path)
-        stages = bench.staging.stages.values()
-        assert superseded(stages, found, since=began) == []
-        assert superseded(stages, found, since=new.staged.made_at) == [new.staged]
+        entries = bench.staging.entries.values()
+        assert superseded(entries, found, since=began) == []
+        assert superseded(entries, found, since=new.entry.made_at) == [new.entry]
         found.close()
         await new.read()
         new.leave()
@@ -136,14 +136,14 @@ async def test_a_load_joins_one_that_still_waits_for_memory(make: Callable[..., 
     async with running() as bench:
         holding = bench.enter(big, gated=True)
         first, second = bench.enter(other), bench.enter(other)
-        assert second.staged is first.staged
+        assert second.entry is first.entry
         assert bench.queued == 1
-        assert bench.staging.place(second.staged) == 1
+        assert bench.staging.place(second.entry) == 1
         holding.open_gates()
         await holding.read()
         holding.leave()
         await asyncio.gather(first.read(), second.read())
-        assert second.staged.read_bytes == bytes_in(4)
+        assert second.entry.read_bytes == bytes_in(4)
         first.leave()
         second.leave()
 
@@ -154,7 +154,7 @@ async def test_two_loads_of_one_window_read_the_file_once(make: Callable[..., Pa
     async with running() as bench:
         first = bench.enter(path, memory_limit=WINDOW, gated=True)
         second = bench.enter(path, memory_limit=WINDOW)
-        assert second.staged is first.staged
+        assert second.entry is first.entry
         first.open_gates()
         await asyncio.gather(first.read(), second.read())
         assert bench.totals.read_bytes == bytes_in(7)
@@ -168,9 +168,9 @@ async def test_a_load_that_comes_after_a_window_recycled_gets_its_own(make: Call
     async with running() as bench:
         first = bench.enter(path, memory_limit=WINDOW)
         await first.read(3)
-        assert first.stage.recycled
+        assert first.ring.recycled
         second = bench.enter(path, memory_limit=WINDOW)
-        assert second.staged is not first.staged
+        assert second.entry is not first.entry
         await asyncio.gather(first.read(begin=3), second.read())
         first.leave()
         second.leave()
@@ -184,9 +184,9 @@ async def test_a_window_waits_for_the_slowest_and_goes_on_when_it_dies(make: Cal
         slow = bench.enter(path, memory_limit=WINDOW)
         reading = asyncio.ensure_future(fast.read())
         await slow.read(1, release=False)
-        await until(lambda: bench.readers.busy == 0 and not fast.staged.reading)
+        await until(lambda: bench.readers.busy == 0 and not fast.entry.reading)
         assert not reading.done()
-        assert slow.stage.state(0) is SegmentState.READY
+        assert slow.ring.state(0) is SegmentState.READY
         slow.leave()
         await reading
         fast.leave()
@@ -198,11 +198,11 @@ async def test_a_group_shares_a_window_and_the_first_waits_for_the_last(make: Ca
     async with running() as bench:
         first = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         reading = asyncio.ensure_future(first.read())
-        await first.staged.wait_started()
-        await until(lambda: not first.staged.reading)
-        assert not first.stage.recycled
+        await first.entry.wait_started()
+        await until(lambda: not first.entry.reading)
+        assert not first.ring.recycled
         second = bench.enter(path, memory_limit=WINDOW, group=GROUP)
-        assert second.staged is first.staged
+        assert second.entry is first.entry
         await asyncio.gather(reading, second.read())
         assert bench.totals.read_bytes == bytes_in(7)
         first.leave()
@@ -215,11 +215,11 @@ async def test_a_group_goes_on_without_a_member_that_does_not_come(make: Callabl
     async with running() as bench:
         first = bench.enter(path, memory_limit=WINDOW, group=GROUP)
         reading = asyncio.ensure_future(first.read())
-        await first.staged.wait_started()
-        await until(lambda: not first.staged.reading)
+        await first.entry.wait_started()
+        await until(lambda: not first.entry.reading)
         advance(bench.config.group_timeout_seconds - 1)
         await turns()
-        assert not first.stage.recycled
+        assert not first.ring.recycled
         advance(2)
         await reading
         late = bench.enter(path, memory_limit=WINDOW, group=GROUP)
@@ -259,7 +259,7 @@ async def test_members_who_resume_at_different_tensors_share_one_window_at_once(
         async with running() as bench:
             group = resumed(GROUP, released=1, members=2)
             visits = [bench.enter(path, memory_limit=WINDOW, group=group, skip=skip) for skip in skips]
-            assert visits[0].staged is visits[1].staged
+            assert visits[0].entry is visits[1].entry
             await asyncio.gather(*(visit.read() for visit in visits))
             assert bench.totals.read_bytes <= bytes_in(7) - MIB // 2
             for visit in visits:
@@ -273,13 +273,13 @@ async def test_a_member_who_resumes_late_finds_what_it_needs(make: Callable[...,
         group = resumed(GROUP, released=2, members=2)
         first = bench.enter(path, memory_limit=WINDOW, group=group, skip=5)
         reading = asyncio.ensure_future(first.read())
-        await first.staged.wait_started()
-        await until(lambda: not first.staged.reading)
+        await first.entry.wait_started()
+        await until(lambda: not first.entry.reading)
         await turns()
         assert not reading.done()
-        assert not first.stage.recycled
+        assert not first.ring.recycled
         late = bench.enter(path, memory_limit=WINDOW, group=group, skip=2)
-        assert late.staged is first.staged
+        assert late.entry is first.entry
         await asyncio.gather(reading, late.read())
         first.leave()
         late.leave()
@@ -309,7 +309,7 @@ async def test_members_who_shared_no_window_before_the_restart_share_none_after_
             bench.enter(path, memory_limit=WINDOW, group=resumed(GROUP, released=20, members=2), skip=skip)
             for skip in (20, 21)
         ]
-        assert ahead[0].staged is ahead[1].staged is not behind.staged
+        assert ahead[0].entry is ahead[1].entry is not behind.entry
         await asyncio.gather(*(visit.read() for visit in ahead))
         await behind.read()
         for visit in (*ahead, behind):
@@ -329,7 +329,7 @@ async def test_a_member_who_had_not_come_before_the_restart_joins_those_who_had(
                 bench.enter(path, memory_limit=WINDOW, group=which, skip=skip)
                 for which, skip in (options if comes_first else options[::-1])
             ]
-            assert visits[0].staged is visits[1].staged
+            assert visits[0].entry is visits[1].entry
             await asyncio.gather(*(visit.read() for visit in visits))
             for visit in visits:
                 visit.leave()
@@ -341,9 +341,9 @@ async def test_members_who_resume_what_fits_as_a_whole_share_it(make: Callable[.
     async with running() as bench:
         group = resumed(GROUP, released=0, members=2)
         visits = [bench.enter(path, group=group, skip=skip) for skip in (9, 3)]
-        assert visits[0].staged is visits[1].staged
+        assert visits[0].entry is visits[1].entry
         await asyncio.gather(*(visit.read() for visit in visits))
-        assert visits[0].staged.full
+        assert visits[0].entry.full
         for visit in visits:
             visit.leave()
 
@@ -358,13 +358,13 @@ async def test_a_group_that_is_told_its_progress_can_go_on_with_that(make: Calla
         async with running() as bench:
             visits = [bench.enter(path, memory_limit=WINDOW, group=group, skip=skip) for skip in counts]
             total = [
-                visit.pieces_of[1].tensor_count + skip for visit, skip in zip(visits, counts, strict=True)
+                visit.slices_of[1].tensor_count + skip for visit, skip in zip(visits, counts, strict=True)
             ]
-            assert visits[0].staged is visits[1].staged
+            assert visits[0].entry is visits[1].entry
             fast = asyncio.ensure_future(visits[0].read(stop + 1 - counts[0]))
             await visits[1].read(stop - counts[1])
             await fast
-            window, released, members = visits[0].staged.group_progress(total[0])
+            window, released, members = visits[0].entry.group_progress(total[0])
             assert (released, members) == (stop, 2)
             counts = [stop + 1, stop]
             group = Group(GROUP.name, 2, window=window, released_tensors=released, members=members)
@@ -372,7 +372,7 @@ async def test_a_group_that_is_told_its_progress_can_go_on_with_that(make: Calla
                 visit.leave()
 
 
-# ---- tenants ------------------------------------------------------------------------------------
+# ---- owners -------------------------------------------------------------------------------------
 
 
 @on_clock_loop
@@ -382,7 +382,7 @@ async def test_a_slab_that_one_user_held_never_goes_to_another(make: Callable[..
         for uid in (1, 2, 1, 2):
             visit = bench.enter(make("a", 7), uid=uid)
             await visit.read()
-            held.setdefault(uid, set()).update(identities(visit.staged.slabs))
+            held.setdefault(uid, set()).update(identities(visit.entry.slabs))
             visit.leave()
         assert not held[1] & held[2]
 
@@ -392,7 +392,7 @@ async def test_users_do_not_share_a_checkpoint(make: Callable[..., Path]) -> Non
     path = make("a", 2)
     async with running() as bench:
         one, other = bench.enter(path, uid=1), bench.enter(path, uid=2)
-        assert one.staged is not other.staged
+        assert one.entry is not other.entry
         await asyncio.gather(one.read(), other.read())
         one.leave()
         other.leave()
@@ -405,11 +405,11 @@ async def test_a_prefetched_checkpoint_is_the_first_users_who_loads_it(make: Cal
         prefetch = bench.enter(path, pin=True)
         await prefetch.read()
         prefetch.leave()
-        assert {slab.tenant for slab in prefetch.staged.slabs} == {None}
+        assert {slab.owner_uid for slab in prefetch.entry.slabs} == {None}
         first, other = bench.enter(path, uid=1), bench.enter(path, uid=2)
-        assert first.staged is prefetch.staged
-        assert other.staged is not prefetch.staged
-        assert {slab.tenant for slab in first.staged.slabs} == {1}
+        assert first.entry is prefetch.entry
+        assert other.entry is not prefetch.entry
+        assert {slab.owner_uid for slab in first.entry.slabs} == {1}
         await asyncio.gather(first.read(), other.read())
         first.leave()
         other.leave()
@@ -422,9 +422,9 @@ async def test_who_joins_a_prefetch_that_waits_for_slabs_gets_them_as_its_own(
     path = make("a", 2)
     async with running() as bench:
         prefetch, first = bench.enter(path, pin=True), bench.enter(path, uid=1)
-        assert first.staged is prefetch.staged
+        assert first.entry is prefetch.entry
         await first.read()
-        assert {slab.tenant for slab in first.staged.slabs} == {1}
+        assert {slab.owner_uid for slab in first.entry.slabs} == {1}
         prefetch.leave()
         first.leave()
 
@@ -441,9 +441,9 @@ async def test_what_was_warm_counts_in_the_share_of_the_user_who_takes_it_up(
         came.leave()
         holding = bench.enter(second, uid=1000)
         await holding.read(release=False)
-        assert came.staged.idle
+        assert came.entry.idle
         again = bench.enter(first, uid=1000)
-        assert again.staged is not came.staged
+        assert again.entry is not came.entry
         newcomer = bench.enter(make("c", 1), uid=2000)
         await newcomer.read()
         newcomer.leave()

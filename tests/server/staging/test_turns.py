@@ -64,8 +64,8 @@ async def serve(waiting: list[Visit], count: int) -> list[Visit]:
     """Reads what has been granted slabs and lets it go, until so many were served; in which order."""
     served: list[Visit] = []
     while len(served) < count:
-        await until(lambda: any(visit.staged.started for visit in waiting))
-        visit = next(visit for visit in waiting if visit.staged.started)
+        await until(lambda: any(visit.entry.started for visit in waiting))
+        visit = next(visit for visit in waiting if visit.entry.started)
         waiting.remove(visit)
         await visit.read()
         visit.leave()
@@ -133,17 +133,17 @@ async def test_places_tell_the_order_in_which_users_take_turns(make: Callable[..
             bench.enter(make(f"first{n}", ALL_A_USER_MAY, tensor_bytes=ONE_TENSOR), uid=GREEDY[0])
             for n in range(3)
         ]
-        assert [bench.staging.place(visit.staged) for visit in first] == [1, 2, 3]
-        changed = asyncio.ensure_future(first[2].staged.wait_change())
+        assert [bench.staging.place(visit.entry) for visit in first] == [1, 2, 3]
+        changed = asyncio.ensure_future(first[2].entry.wait_change())
         second = [
             bench.enter(make(f"second{n}", ALL_A_USER_MAY, tensor_bytes=ONE_TENSOR), uid=GREEDY[1])
             for n in range(2)
         ]
-        assert [bench.staging.place(visit.staged) for visit in first] == [1, 3, 5]
-        assert [bench.staging.place(visit.staged) for visit in second] == [2, 4]
+        assert [bench.staging.place(visit.entry) for visit in first] == [1, 3, 5]
+        assert [bench.staging.place(visit.entry) for visit in second] == [2, 4]
         advance(1)
         await changed  # those who wait are woken to look
-        places = sorted([*first, *second], key=lambda visit: bench.staging.place(visit.staged))
+        places = sorted([*first, *second], key=lambda visit: bench.staging.place(visit.entry))
         await holding.read()
         holding.leave()
         assert await serve([*first, *second], 5) == places
@@ -163,21 +163,21 @@ async def test_small_loads_of_other_users_do_not_starve_a_large_one(make: Callab
                 small.append(bench.enter(make(f"s{number}", 1), uid=GREEDY[number % 3]))
 
         refill()
-        await until(lambda: sum(visit.staged.started for visit in small) >= 7)
+        await until(lambda: sum(visit.entry.started for visit in small) >= 7)
         large = bench.enter(make("large", ALL_A_USER_MAY, tensor_bytes=ONE_TENSOR), uid=MODEST)
-        granted_before = [visit for visit in small if visit.staged.started]
+        granted_before = [visit for visit in small if visit.entry.started]
         overtook: list[Visit] = []
-        while not large.staged.started:
+        while not large.entry.started:
             refill()
-            await until(lambda: large.staged.started or any(visit.staged.started for visit in small))
-            for visit in [visit for visit in small if visit.staged.started]:
+            await until(lambda: large.entry.started or any(visit.entry.started for visit in small))
+            for visit in [visit for visit in small if visit.entry.started]:
                 small.remove(visit)
                 overtook += [visit] if visit not in granted_before else []
                 await visit.read()
                 visit.leave()
             assert len(overtook) <= 2 * len(GREEDY), "starved"
         await large.read()
-        assert large.staged.full
+        assert large.entry.full
         large.leave()
         leave_all(small)
 
@@ -188,26 +188,26 @@ async def test_one_who_waits_for_loads_that_stand_still_gives_its_turn_away_and_
 ) -> None:
     async with running() as bench:
         still = bench.enter(make("still", 6), uid=GREEDY[0], gated=True)
-        await still.staged.wait_started()
+        await still.entry.wait_started()
         large = bench.enter(make("large", 5, tensor_bytes=ONE_TENSOR), uid=GREEDY[1])
         small = [bench.enter(make(f"small{n}", 1), uid=MODEST) for n in range(3)]
         await turns()
-        assert not small[0].staged.started  # though it would fit
+        assert not small[0].entry.started  # though it would fit
         advance(TURN_SECONDS + 1)
         await small[0].read()
         small[0].leave()
         await turns()
-        assert not small[1].staged.started
+        assert not small[1].entry.started
         advance(TURN_SECONDS + 1)
         await turns()
-        assert not small[1].staged.started
+        assert not small[1].entry.started
         advance(TURN_SECONDS)
         await small[1].read()
         small[1].leave()
         still.leave()
         still.open_gates()
         await large.read()  # small[2] waits
-        assert large.staged.full
+        assert large.entry.full
         large.leave()
         await small[2].read()
         small[2].leave()
@@ -223,11 +223,11 @@ async def test_one_who_finds_all_memory_leased_lets_other_users_pass(make: Calla
         behind = bench.enter(make("behind", 1), uid=GREEDY[1])
         modest = bench.enter(make("modest", 1), uid=MODEST)
         await turns()
-        assert not modest.staged.started
+        assert not modest.entry.started
         advance(PATIENCE_SECONDS + 0.1)
         await modest.read()
-        assert not large.staged.started
-        assert not behind.staged.started
+        assert not large.entry.started
+        assert not behind.entry.started
         modest.leave()
         leased.leave()
         await large.read()
@@ -244,15 +244,15 @@ async def test_a_load_that_stands_still_is_waited_for_no_longer_than_a_lease(
     async with running() as bench:
         still = bench.enter(make("still", 20), uid=GREEDY[0])  # a window of 7 slabs
         await still.read(2)
-        await until(lambda: not still.staged.reading)
+        await until(lambda: not still.entry.reading)
         root = bench.enter(make("root", 7))
         await turns()
-        assert not root.staged.started
+        assert not root.entry.started
         advance(STILL_SECONDS)
-        while not root.staged.started:
+        while not root.entry.started:
             advance(PATIENCE_SECONDS)
             await turns()
-        assert not root.staged.full
+        assert not root.entry.full
         await root.read()
         leave_all([still, root])
 
@@ -264,18 +264,18 @@ async def test_one_whose_user_holds_too_much_keeps_back_its_own_until_only_lease
     """Else a user's small loads would starve a large one of the same user."""
     async with running() as bench:
         holds = bench.enter(make("holds", 5), uid=GREEDY[0], gated=True)
-        await holds.staged.wait_started()
+        await holds.entry.wait_started()
         large = bench.enter(make("large", 5, tensor_bytes=ONE_TENSOR), uid=GREEDY[0])
         small = bench.enter(make("small", 1), uid=GREEDY[0])
         other = bench.enter(make("other", 1), uid=MODEST)
         await other.read()  # waiting aside keeps nobody else
         other.leave()
         await turns()
-        assert not small.staged.started
+        assert not small.entry.started
         holds.open_gates()
         await holds.read()  # and is a lease from now on
         await small.read()
-        assert not large.staged.started
+        assert not large.entry.started
         small.leave()
         holds.leave()
         await large.read()
@@ -292,11 +292,11 @@ async def test_a_user_gets_nothing_of_what_root_prefetches_that_its_share_does_n
         holds = bench.enter(make("holds", ALL_A_USER_MAY, tensor_bytes=ONE_TENSOR), uid=GREEDY[0])
         await holds.read()
         prefetch = bench.enter(path, prefetch=True, gated=True)
-        await prefetch.staged.wait_started()
+        await prefetch.entry.wait_started()
         greedy = bench.enter(path, uid=GREEDY[0])
-        assert greedy.staged is not prefetch.staged
+        assert greedy.entry is not prefetch.entry
         modest = bench.enter(path, uid=MODEST)
-        assert modest.staged is prefetch.staged
+        assert modest.entry is prefetch.entry
         prefetch.open_gates()
         await modest.read()
         leave_all([greedy, prefetch, modest, holds])

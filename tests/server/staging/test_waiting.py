@@ -59,11 +59,11 @@ async def test_several_that_fit_start_at_once_when_memory_returns(make: Callable
     async with running() as bench:
         holding = bench.enter(big, gated=True)
         waiting = [bench.enter(path) for path in small]
-        assert [bench.staging.place(visit.staged) for visit in waiting] == [1, 2, 3]
+        assert [bench.staging.place(visit.entry) for visit in waiting] == [1, 2, 3]
         holding.leave()
         holding.open_gates()
         await asyncio.gather(waiting[0].read(), waiting[1].read())
-        assert [bench.staging.place(visit.staged) for visit in waiting] == [0, 0, 1]
+        assert [bench.staging.place(visit.entry) for visit in waiting] == [0, 0, 1]
         waiting[0].leave()
         await waiting[2].read()
         waiting[1].leave()
@@ -79,13 +79,13 @@ async def test_a_large_load_at_the_head_is_not_overtaken(make: Callable[..., Pat
         advance(PATIENCE_SECONDS + 1)
         await turns()
         assert bench.staging.pool.available == 2
-        assert [bench.staging.place(visit.staged) for visit in (head, behind)] == [1, 2]
+        assert [bench.staging.place(visit.entry) for visit in (head, behind)] == [1, 2]
         first.open_gates()
         await first.read()
         first.leave()
         await head.read()
         await behind.read()
-        assert head.staged.full
+        assert head.entry.full
         head.leave()
         behind.leave()
 
@@ -95,15 +95,15 @@ async def test_waiting_too_long_fails_with_the_numbers(make: Callable[..., Path]
     async with running() as bench:
         holding = bench.enter(make("a", 8), gated=True)
         waiting, behind = bench.enter(make("b", 5)), bench.enter(make("c", 1))
-        await holding.staged.wait_started()
+        await holding.entry.wait_started()
         advance(bench.config.queue_timeout_seconds + 1)
         with pytest.raises(StagingExhaustedError) as caught:
-            await waiting.staged.wait_started()
+            await waiting.entry.wait_started()
         assert caught.value.details == {"leased_bytes": "0", "reading_bytes": str(8 * SLAB_BYTES)}
         for text in ("600 s", "10.5 MB", "16.8 MB"):
             assert text in caught.value.message
         with pytest.raises(StagingExhaustedError):
-            await behind.staged.wait_started()
+            await behind.entry.wait_started()
         assert bench.queued == 0
         for visit in (waiting, behind):
             visit.leave()
@@ -119,7 +119,7 @@ async def test_one_that_gives_up_waiting_lets_the_next_one_go(make: Callable[...
         waiting, behind = bench.enter(make("b", 5)), bench.enter(make("c", 1))
         waiting.leave()
         await behind.read(0)
-        assert behind.staged.started
+        assert behind.entry.started
         behind.leave()
         holding.leave()
         holding.open_gates()
@@ -140,10 +140,10 @@ async def test_only_idle_checkpoints_are_evicted_least_recently_used_first(make:
         held = bench.enter(*warm["c"].paths)
         newcomer = bench.enter(make("d", 4))
         await newcomer.read()
-        assert [name for name, visit in warm.items() if not visit.staged.closed] == ["a", "c"]
+        assert [name for name, visit in warm.items() if not visit.entry.closed] == ["a", "c"]
         another = bench.enter(make("e", 2))
         await another.read()
-        assert [name for name, visit in warm.items() if not visit.staged.closed] == ["c"]
+        assert [name for name, visit in warm.items() if not visit.entry.closed] == ["c"]
         assert bench.totals.evictions == 2
         for visit in (held, newcomer, another):
             visit.leave()
@@ -158,7 +158,7 @@ async def test_nothing_is_evicted_for_a_load_that_would_not_fit_even_so(make: Ca
         held = bench.enter(make("b", 4), gated=True)
         waiting = bench.enter(make("c", 5))
         await turns()
-        assert not warm.staged.closed
+        assert not warm.entry.closed
         assert bench.queued == 1
         waiting.leave()
         held.leave()
@@ -173,10 +173,10 @@ async def test_a_pinned_checkpoint_is_not_evicted_until_it_is_asked_for(make: Ca
         pinned.leave()
         waiting = bench.enter(make("b", 8))
         assert bench.queued == 1
-        assert not pinned.staged.closed
-        assert bench.staging.evict(lambda staged: staged is pinned.staged) == (4 * SLAB_BYTES, 0)
+        assert not pinned.entry.closed
+        assert bench.staging.evict(lambda entry: entry is pinned.entry) == (4 * SLAB_BYTES, 0)
         await waiting.read()
-        assert waiting.staged.full
+        assert waiting.entry.full
         waiting.leave()
 
 
@@ -185,9 +185,9 @@ async def test_evicting_what_is_held_unpins_it_and_says_so(make: Callable[..., P
     async with running() as bench:
         held = bench.enter(make("a", 4), pin=True)
         await held.read()
-        assert bench.staging.evict(lambda staged: True) == (0, 4 * SLAB_BYTES)
-        assert not held.staged.closed
-        assert not held.staged.pinned
+        assert bench.staging.evict(lambda entry: True) == (0, 4 * SLAB_BYTES)
+        assert not held.entry.closed
+        assert not held.entry.pinned
         held.leave()
 
 
@@ -203,12 +203,12 @@ async def test_a_load_makes_do_with_a_window_when_the_memory_is_with_reads_that_
         advance(PATIENCE_SECONDS + 0.1)
         bench.staging.reconsider()
         await turns()
-        assert not waiting.staged.started  # storage may just be slow
+        assert not waiting.entry.started  # storage may just be slow
         advance(STILL_SECONDS)
         bench.staging.reconsider()
         advance(PATIENCE_SECONDS + 0.1)
         await waiting.read()
-        assert not waiting.staged.full
+        assert not waiting.entry.full
         waiting.leave()
         hung.open_gates()
         await hung.read()
@@ -224,11 +224,11 @@ async def test_a_load_makes_do_with_a_window_when_leased_memory_does_not_return(
         await leased.read()
         waiting = bench.enter(make("b", 5))
         await turns()
-        assert not waiting.staged.started
+        assert not waiting.entry.started
         advance(PATIENCE_SECONDS + 0.1)
         await waiting.read()
-        assert not waiting.staged.full
-        assert len(waiting.staged.slabs) <= 2
+        assert not waiting.entry.full
+        assert len(waiting.entry.slabs) <= 2
         waiting.leave()
         leased.leave()
 
@@ -240,18 +240,18 @@ async def test_a_load_makes_do_with_a_window_also_when_the_other_was_read_for_lo
     """Patience ended while that was still being read; when it is complete, somebody has to notice."""
     async with running() as bench:
         leased = bench.enter(make("a", 6), gated=True)
-        await leased.staged.wait_started()
+        await leased.entry.wait_started()
         waiting = bench.enter(make("b", 5))
         advance(PATIENCE_SECONDS + 1)
         await turns()
-        assert not waiting.staged.started
+        assert not waiting.entry.started
         leased.open_gates()
         await leased.read()
         await turns()
-        assert not waiting.staged.started
+        assert not waiting.entry.started
         advance(PATIENCE_SECONDS + 1)
         await waiting.read()
-        assert not waiting.staged.full
+        assert not waiting.entry.full
         waiting.leave()
         leased.leave()
 
@@ -268,7 +268,7 @@ async def test_a_load_does_not_settle_for_a_window_while_memory_is_about_to_retu
         other.leave()
         other.open_gates()
         await waiting.read()
-        assert waiting.staged.full
+        assert waiting.entry.full
         waiting.leave()
 
 
@@ -280,7 +280,7 @@ async def test_a_load_fails_and_gives_all_back_when_the_system_has_no_descriptor
     async with running() as bench:
         visit = bench.enter(path)
         with no_more_descriptors(), pytest.raises(TooManyLoadsError, match=r"4 slabs .*ulimit -n"):
-            await visit.staged.wait_started()
+            await visit.entry.wait_started()
         visit.leave()
         bench.assert_nothing_is_left()
         again = bench.enter(path)
@@ -296,7 +296,7 @@ async def test_one_that_leaves_before_the_system_refuses_it_slabs_leaves_nothing
         visit = bench.enter(make("a", 4))
         visit.leave()
         with no_more_descriptors():
-            await until(lambda: visit.staged.error)
+            await until(lambda: visit.entry.error)
             await turns()
         bench.assert_nothing_is_left()
 
@@ -311,17 +311,17 @@ async def test_stopping_lets_no_one_begin(make: Callable[..., Path], gone: bool)
         await holding.read()
         holding.leave()  # which grants
         assert bench.queued == 0
-        assert not waiting.staged.started
+        assert not waiting.entry.started
         if gone:
             waiting.leave()
         await bench.staging.stop()
         bench.workers.shutdown()
         if not gone:
             with pytest.raises(ShuttingDownError):
-                await waiting.staged.wait_started()
+                await waiting.entry.wait_started()
             waiting.leave()
         await turns()
-        assert not bench.staging.stages
+        assert not bench.staging.entries
         assert bench.staging.pool.available == bench.staging.pool.max_slabs
 
 
@@ -332,12 +332,12 @@ async def test_stopping_tells_those_who_wait(make: Callable[..., Path]) -> None:
         waiting = bench.enter(make("b", 4))
         await bench.staging.stop()
         with pytest.raises(ShuttingDownError):
-            await waiting.staged.wait_started()
+            await waiting.entry.wait_started()
         assert bench.queued == 0
         waiting.leave()
         holding.leave()
         holding.open_gates()
-        await until(lambda: holding.staged.idle)
+        await until(lambda: holding.entry.idle)
         await turns()
-        bench.staging.evict(lambda staged: True)
+        bench.staging.evict(lambda entry: True)
         await bench.staging.pool.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.system.headroom import buffer_room
+from penstock.server.system.headroom import buffer_headroom
 from penstock.server.system.limits import OVERHEAD_BYTES
 
 from ..support import MIB
@@ -45,23 +45,23 @@ def v2(limit: int, used: int, cached: int = 0) -> dict[str, str | int]:
 
 def test_an_empty_container_has_room_for_all_that_it_was_made_for(tmp_path: Path) -> None:
     root = machine(tmp_path, files=v2(GIB + OVERHEAD_BYTES, 50 * MIB))
-    assert buffer_room(GIB, root) == GIB
+    assert buffer_headroom(GIB, root) == GIB
 
 
 def test_what_others_hold_of_the_container_is_missing(tmp_path: Path) -> None:
     root = machine(tmp_path, files=v2(GIB + OVERHEAD_BYTES, 400 * MIB))
-    assert buffer_room(GIB, root) == GIB + OVERHEAD_BYTES - 400 * MIB - RESERVE
+    assert buffer_headroom(GIB, root) == GIB + OVERHEAD_BYTES - 400 * MIB - RESERVE
 
 
 def test_page_cache_and_what_the_buffer_has_itself_count_as_free(tmp_path: Path) -> None:
     files = v2(GIB + OVERHEAD_BYTES, GIB + OVERHEAD_BYTES - 10 * MIB, cached=100 * MIB)
     root = machine(tmp_path, shm=600 * MIB, files=files)
-    assert buffer_room(GIB, root) == 710 * MIB - RESERVE
+    assert buffer_headroom(GIB, root) == 710 * MIB - RESERVE
 
 
 def test_a_container_that_leaves_little_beside_the_limit_gives_the_limit_all_the_same(tmp_path: Path) -> None:
     root = machine(tmp_path, files=v2(GIB + 64 * MIB, 10 * MIB))
-    assert buffer_room(GIB, root) == GIB
+    assert buffer_headroom(GIB, root) == GIB
 
 
 def test_an_ancestor_s_limit_counts(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_an_ancestor_s_limit_counts(tmp_path: Path) -> None:
         "pod/memory.current": 2 * GIB - 300 * MIB,
         "pod/memory.stat": "inactive_file 0\nactive_file 0",
     }
-    assert buffer_room(GIB, machine(tmp_path, files=files)) == 300 * MIB - RESERVE
+    assert buffer_headroom(GIB, machine(tmp_path, files=files)) == 300 * MIB - RESERVE
 
 
 def test_version_1_counts_with_its_descendants(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_version_1_counts_with_its_descendants(tmp_path: Path) -> None:
         "memory/pod/a/memory.stat": f"active_file 7\ntotal_inactive_file {200 * MIB}\ntotal_active_file 0",
     }
     root = machine(tmp_path, cgroup=V1, files=files)
-    assert buffer_room(GIB, root) == OVERHEAD_BYTES + 200 * MIB - RESERVE
+    assert buffer_headroom(GIB, root) == OVERHEAD_BYTES + 200 * MIB - RESERVE
 
 
 @pytest.mark.parametrize(("available", "room"), [(16 * GIB, GIB), (GIB, GIB - RESERVE), (0, 0)])
 def test_the_machine_s_memory_counts(tmp_path: Path, available: int, room: int) -> None:
-    assert buffer_room(GIB, machine(tmp_path, cgroup="0::/\n", available=available, files={})) == room
+    assert buffer_headroom(GIB, machine(tmp_path, cgroup="0::/\n", available=available, files={})) == room
 
 
 def test_this_machine_has_room_for_a_slab() -> None:
-    assert buffer_room(2 * MIB) == 2 * MIB
+    assert buffer_headroom(2 * MIB) == 2 * MIB

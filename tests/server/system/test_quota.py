@@ -34,7 +34,7 @@ def test_one_user_gets_seven_eighths_of_what_the_others_leave_besides_its_first_
     quota = Quota(64)  # of which 8 are the reserve, and 7 are first units, one for each user
     assert take_all(quota, STRANGERS[0]) == 1 + 42 == quota.most(STRANGERS[0])
     assert take_all(quota, STRANGERS[1]) == 1 + 6
-    quota.give_back(STRANGERS[0], 43)
+    quota.release(STRANGERS[0], 43)
     assert quota.left(STRANGERS[1]) == 43 - 7
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_set_aside_where_no_newcomers_are_expected() -> None:
 def test_privileged_users_may_have_everything_and_use_their_reserve_first() -> None:
     quota = Quota(16)
     assert take_all(quota, os.geteuid()) == 16
-    quota.give_back(os.geteuid(), 14)
+    quota.release(os.geteuid(), 14)
     assert take_all(quota, STRANGERS[0]) == 12  # as if nobody had anything: those two are of the reserve
     assert quota.left(0) == 2
 
@@ -73,7 +73,7 @@ def test_an_amount_is_taken_whole_or_not_at_all() -> None:
     assert not quota.take(STRANGERS[0], most + 1)
     assert quota.used == 0
     assert quota.take(STRANGERS[0], most)
-    quota.give_back(STRANGERS[0], most)
+    quota.release(STRANGERS[0], most)
     assert quota.used_by(STRANGERS[0]) == 0
 
 
@@ -100,7 +100,7 @@ def test_it_never_gives_out_more_than_there_is() -> None:
             held[uid] += amount if amount <= allowed else 0
         elif held[uid]:
             amount = chance.randint(1, held[uid])
-            quota.give_back(uid, amount)
+            quota.release(uid, amount)
             held[uid] -= amount
         assert quota.used == sum(held.values()) <= quota.total
         assert sum(held[user] for user in STRANGERS) <= 35

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.staging.entry import MAX_NAMES, Holder
+from penstock.server.staging.entry import MAX_NAMES
+from penstock.server.staging.members import Holder
 from penstock.server.system.shown import SHOWN_BYTES, SHOWN_SOURCES, shown_sources, utf8_bytes
 from penstock.server.watch.status import SHOWN_HOLDERS, SHOWN_HOLDERS_OF_A_STAGE, _stage
 
@@ -36,18 +37,18 @@ def test_sources_that_are_shown_are_few_and_short(sources: list[str]) -> None:
 
 @on_clock_loop
 async def test_holders_that_status_tells_are_bounded(make: Callable[..., Path]) -> None:
-    """Each session may hold as many stages as it has loads."""
+    """Each session may hold as many entries as it has loads."""
     async with running() as bench:
         visits = [bench.enter(make(name, 1)) for name in "abcd"]
         now = asyncio.get_running_loop().time()
         keys = [(visit, number) for visit in visits for number in range(400)]
         for visit, number in keys:
-            visit.staged.hold((visit, number), Holder(70001, number, "n" * 200, now))
-        told = [_stage(visit.staged, now, None, SHOWN_HOLDERS_OF_A_STAGE) for visit in visits]
+            visit.entry.hold((visit, number), Holder(70001, number, "n" * 200, now))
+        told = [_stage(visit.entry, now, None, SHOWN_HOLDERS_OF_A_STAGE) for visit in visits]
         assert [len(stage.holders) for stage in told] == [SHOWN_HOLDERS_OF_A_STAGE] * 4
         assert len(visits) * SHOWN_HOLDERS_OF_A_STAGE < SHOWN_HOLDERS
         for visit, number in keys:
-            visit.staged.leave((visit, number))
+            visit.entry.leave((visit, number))
         for visit in visits:
             visit.leave()
 
@@ -59,9 +60,9 @@ async def test_names_of_a_pinned_checkpoint_are_bounded_and_the_newest_is_among_
     async with running() as bench:
         visit = bench.enter(make("a", 1))
         for number in range(100):
-            visit.staged.pin((f"/name/{number}",))
-        assert len(visit.staged.names) == MAX_NAMES
-        assert visit.staged.names[0] == visit.staged.checkpoint.sources
-        assert visit.staged.names[-1] == ("/name/99",)
-        visit.staged.pinned = False
+            visit.entry.pin((f"/name/{number}",))
+        assert len(visit.entry.names) == MAX_NAMES
+        assert visit.entry.names[0] == visit.entry.checkpoint.sources
+        assert visit.entry.names[-1] == ("/name/99",)
+        visit.entry.unpin()
         visit.leave()

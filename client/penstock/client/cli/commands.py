@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _places_on_stderr() -> Iterator[None]:
-    """Whoever waits for memory sees for what, and at which place."""
+    """Shows on a terminal what a load waits for, and its place in the queue."""
     logger, handler = logging.getLogger(QUEUE_LOG), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("penstock: %(message)s"))
     logger.addHandler(handler)
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--variant", metavar="NAME", help=_VARIANT)
     load.add_argument("--no-progress", action="store_true", help="no bar on stderr")
 
-    status = command("status", _status, "Tells what the daemon holds and does.")
+    status = command("status", _status, "Shows the daemon's memory, loads and checkpoints.")
     status.add_argument("--json", action="store_true", help="every field, as JSON")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
 
@@ -215,8 +215,8 @@ def _load(options: argparse.Namespace) -> None:
 
 
 def _client_or_embedded(options: argparse.Namespace) -> StreamerClient:
-    """The daemon that runs, else a private one; says which. A directory that was named must have one, and
-    one that hangs is no reason for a second one beside it."""
+    """A client of the daemon that runs, else of a private one; prints which. If a directory was named, it
+    must have a daemon. A daemon that hangs is not replaced by a private one."""
     from ..embedded import accepts
     from ..ring.handoff import socket_path
 

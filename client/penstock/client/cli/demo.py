@@ -51,7 +51,7 @@ def run() -> None:
     )
     for limit in LIMITS:
         with StreamerClient.embedded(memory_limit=limit) as client:
-            client.load_state_dict(model, tensors=[])  # imports gRPC, which is not what is measured
+            client.load_state_dict(model, tensors=[])  # imports gRPC, which is not to be measured
             seconds = []
             for _ in range(2):
                 started = time.monotonic()

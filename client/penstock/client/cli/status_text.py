@@ -1,4 +1,4 @@
-"""What `penstock status` prints: the daemon's status as tables for people."""
+"""The output of `penstock status`: the daemon's status as tables for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ERRORS = 5
 
 
 def show(status: dict[str, Any]) -> str:
-    """Lines for a terminal. What clients chose is made printable."""
+    """Lines for a terminal. Text that clients chose is made printable."""
     parts = [_head(status), _stages(status), _holders(status), _loads(status), _errors(status)]
     return "\n\n".join(part for part in parts if part)
 
@@ -140,7 +140,7 @@ def _sources(sources: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A client's choice of characters must not steer the terminal."""
+    """Control characters that a client chose must not reach the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

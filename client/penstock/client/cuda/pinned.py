@@ -60,7 +60,7 @@ class PinnedRing:
 
     def __init__(self, device: Device, *, buffer_bytes: int, count: int) -> None:
         self.buffer_bytes = buffer_bytes
-        self._device = device
+        self.device = device
         self._unmade = count
         self._idle: list[torch.Tensor] = []
         self._on_their_way: deque[tuple[Event, torch.Tensor]] = deque()
@@ -86,7 +86,7 @@ class PinnedRing:
                     break
                 self._changed.wait()
         if oldest is None:
-            return self._device.pin(self.buffer_bytes)
+            return self.device.pin(self.buffer_bytes)
         event, buffer = oldest
         try:
             event.synchronize()
@@ -105,8 +105,8 @@ class PinnedRing:
                     self._on_their_way.append((event, buffer))
                 self._changed.notify()
                 return
-        self._device.settle()
-        self._device.unpin(buffer)
+        self.device.settle()
+        self.device.unpin(buffer)
 
     def close(self) -> None:
         """Unpins all buffers, those that are taken when they are put back. May be called again."""
@@ -117,6 +117,6 @@ class PinnedRing:
             self._on_their_way.clear()
             self._changed.notify_all()
         if buffers:
-            self._device.settle()
+            self.device.settle()
         while buffers:
-            self._device.unpin(buffers.pop())
+            self.device.unpin(buffers.pop())

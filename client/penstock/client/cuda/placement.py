@@ -1,4 +1,4 @@
-"""Where the tensors of a segment lie on a device, and in which pieces they get there (pure).
+"""Where the tensors of a segment lie on a device, and in which batches they get there (pure).
 
 Every tensor starts at a multiple of 512 bytes, as if the device's allocator had placed it alone. A tensor of
 more than a mebibyte has an allocation of its own. Smaller ones that follow each other share one of at most 2
@@ -6,7 +6,7 @@ MiB, since allocating and copying each alone would cost more than its bytes do. 
 kept, keeps its neighbours' memory: no more than torch's allocator takes from the device for a single small
 tensor.
 
-A piece is what one pinned buffer carries at once: whole batches and parts of large tensors.
+A batch is what one pinned buffer carries at once: whole groups of small tensors and parts of large tensors.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 ALIGN_BYTES = 512
-BATCH_BYTES = 2 << 20
+GROUP_BYTES = 2 << 20
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """A tensor's index among the allocations, and its offset there."""
 
     allocation: int
@@ -45,7 +45,7 @@ class Copy(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CopyBatch:
     moves: list[Move] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
 
@@ -53,58 +53,58 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Plan:
     # One for each tensor, in their order.
-    places: list[Place]
+    slots: list[Slot]
     # Bytes of each allocation.
     allocations: list[int]
-    pieces: list[Piece]
-    # The pieces that fill an allocation: from the first number up to, not including, the second.
+    batches: list[CopyBatch]
+    # The batches that fill an allocation: from the first number up to, not including, the second.
     filled_by: list[tuple[int, int]]
 
 
 def plan(sizes: Sequence[int], *, buffer_bytes: int) -> Plan:
     """Places tensors of these sizes, for pinned buffers of `buffer_bytes`, a multiple of 512."""
-    batch_bytes = min(BATCH_BYTES, buffer_bytes)
-    places: list[Place] = []
+    group_bytes = min(GROUP_BYTES, buffer_bytes)
+    slots: list[Slot] = []
     allocations: list[int] = []
-    batches: list[list[int]] = []
-    open_batch = False
+    groups: list[list[int]] = []
+    open_group = False
     for tensor, size_bytes in enumerate(sizes):
-        if 2 * size_bytes > batch_bytes:
-            open_batch = False
-        elif open_batch and (start := _aligned(allocations[-1])) + size_bytes <= batch_bytes:
-            places.append(Place(len(allocations) - 1, start))
+        if 2 * size_bytes > group_bytes:
+            open_group = False
+        elif open_group and (start := _aligned(allocations[-1])) + size_bytes <= group_bytes:
+            slots.append(Slot(len(allocations) - 1, start))
             allocations[-1] = start + size_bytes
-            batches[-1].append(tensor)
+            groups[-1].append(tensor)
             continue
         else:
-            open_batch = True
-        places.append(Place(len(allocations), 0))
+            open_group = True
+        slots.append(Slot(len(allocations), 0))
         allocations.append(size_bytes)
-        batches.append([tensor])
-    pieces: list[Piece] = []
+        groups.append([tensor])
+    batches: list[CopyBatch] = []
     filled_by = []
     used_bytes = buffer_bytes
-    for allocation, tensors in enumerate(batches):
-        first = last = len(pieces)
+    for allocation, tensors in enumerate(groups):
+        first = last = len(batches)
         for start in range(0, allocations[allocation], buffer_bytes):
             part_bytes = min(buffer_bytes, allocations[allocation] - start)
             if used_bytes + part_bytes > buffer_bytes:
-                pieces.append(Piece())
+                batches.append(CopyBatch())
                 used_bytes = 0
-            first, last = min(first, len(pieces) - 1), len(pieces)
-            piece = pieces[-1]
-            piece.copies.append(Copy(used_bytes, allocation, start, part_bytes))
+            first, last = min(first, len(batches) - 1), len(batches)
+            batch = batches[-1]
+            batch.copies.append(Copy(used_bytes, allocation, start, part_bytes))
             if len(tensors) == 1:
-                piece.moves.append(Move(tensors[0], start, used_bytes, part_bytes))
-            else:  # a batch is never parted
-                piece.moves.extend(
-                    Move(tensor, 0, used_bytes + places[tensor].offset, sizes[tensor])
+                batch.moves.append(Move(tensors[0], start, used_bytes, part_bytes))
+            else:  # a group is never parted
+                batch.moves.extend(
+                    Move(tensor, 0, used_bytes + slots[tensor].offset, sizes[tensor])
                     for tensor in tensors
                     if sizes[tensor]
                 )
             used_bytes = _aligned(used_bytes + part_bytes)
         filled_by.append((first, last))
-    return Plan(places, allocations, pieces, filled_by)
+    return Plan(slots, allocations, batches, filled_by)
 
 
 def _aligned(size_bytes: int) -> int:

@@ -2,9 +2,9 @@
 
     run_ahead()       takes segments while earlier ones are delivered               caller's thread
     submit(tensors)   plans them, takes memory on the device                       placement.py
-    each piece        waits for a pinned buffer, fills it, starts its copies,
+    each batch        waits for a pinned buffer, fills it, starts its copies,
                       records an event behind them                                 copy threads, pinned.py
-    the last piece    `departed`: nothing here reads the ring for these tensors any more
+    the last batch    `on_read`: nothing here reads the ring for these tensors any more
     deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream
                       wait for their events; so it is right there, and the host waited for nothing
     close()           nothing new is started, the buffers are given back; at once, or when the threads that
@@ -29,7 +29,7 @@ import torch
 
 from .. import errors
 from .pinned import Device, Event, PinnedRing, RingClosedError
-from .placement import Piece, Plan, plan
+from .placement import CopyBatch, Plan, plan
 
 _BUFFER_BYTES = 16 << 20
 # More do not copy faster than the memory of one socket can be read and written.
@@ -46,7 +46,7 @@ Tensors = list[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _Submission:
     """Tensors that were submitted together, on their way."""
 
     # Name, dtype and shape of each.
@@ -100,7 +100,7 @@ def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.
         failure = waiting = None  # its traceback refers to this frame, and further up to the mapping
 
 
-class Departures:
+class Releases:
     """Releases segments in their order, in whichever order their bytes have been read."""
 
     def __init__(self) -> None:
@@ -112,19 +112,19 @@ class Departures:
         expected = _Expected(release)
         with self._lock:
             self._expected.append(expected)
-        return partial(self._depart, expected)
+        return partial(self._read, expected)
 
-    def _depart(self, expected: _Expected) -> None:
+    def _read(self, expected: _Expected) -> None:
         with self._lock:
-            expected.departed = True
-            while self._expected and self._expected[0].departed:
+            expected.read = True
+            while self._expected and self._expected[0].read:
                 self._expected.popleft().release()
 
 
 @dataclass(slots=True, eq=False)
 class _Expected:
     release: Callable[[], None]
-    departed: bool = False
+    read: bool = False
 
 
 class Transfer:
@@ -141,7 +141,7 @@ class Transfer:
         self._device = device
         self._ring = PinnedRing(device, buffer_bytes=buffer_bytes, count=buffers)
         self._threads = ThreadPoolExecutor(min(count, buffers), thread_name_prefix=_THREAD_NAME)
-        self._batches: deque[_Batch] = deque()
+        self._submissions: deque[_Submission] = deque()
         self._limit_bytes = pinned_bytes
         self._submitted_bytes = 0
         self._closed = False
@@ -150,59 +150,55 @@ class Transfer:
     @property
     def busy(self) -> bool:
         """Something is submitted and not delivered."""
-        return bool(self._batches)
+        return bool(self._submissions)
 
     @property
     def has_room(self) -> bool:
         """False when so much is under way that more would only take memory of the device."""
-        return not self._batches or self._submitted_bytes < self._limit_bytes
+        return not self._submissions or self._submitted_bytes < self._limit_bytes
 
-    def submit(self, tensors: Tensors, departed: Callable[[], None]) -> None:
+    def submit(self, tensors: Tensors, on_read: Callable[[], None]) -> None:
         """Starts copying these tensors of the host, and keeps them until they are copied.
 
-        `departed` is called by a copy thread when their bytes have been read. Raises what the device raises
+        `on_read` is called by a copy thread when their bytes have been read. Raises what the device raises
         when it is out of memory; nothing was started then.
         """
         sizes = [tensor.nbytes for _, tensor in tensors]
         planned = plan(sizes, buffer_bytes=self._ring.buffer_bytes)
         allocations = [self._device.allocate(size_bytes) for size_bytes in planned.allocations]
-        addresses = [tensor.data_ptr() for _, tensor in tensors]
-        # The tensors keep the mapping, and `departed` must not be called while one is still read.
-        left = _Countdown(len(planned.pieces), departed, tensors)
-        # A thread lets go of what it did only after it said so: by then the caller may want the memory again.
-        targets = list(allocations)
-        ended = _Countdown(len(planned.pieces), targets.clear)
-        send = partial(_send, self._device, self._ring, addresses, targets, left, ended)
+        job = _Job(self._ring, tensors, allocations, len(planned.batches), on_read)
         try:
-            events = [self._threads.submit(send, piece) for piece in planned.pieces]
+            events = [self._threads.submit(job.carry, batch) for batch in planned.batches]
         except RuntimeError:
             if self._closed:
                 raise RingClosedError from None
             raise
         heads = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors]
-        self._batches.append(_Batch(heads, planned, allocations, events, sum(sizes)))
+        self._submissions.append(_Submission(heads, planned, allocations, events, sum(sizes)))
         self._submitted_bytes += sum(sizes)
         if not events:
-            departed()
+            on_read()
 
     def deliver(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors that were submitted first, on the device, good on the caller's current stream.
 
         Raises what went wrong with their copies; RingClosedError when the transfer was closed meanwhile.
         """
-        batch = self._batches.popleft()
+        submission = self._submissions.popleft()
         try:
-            for (name, dtype, shape, size_bytes), place in zip(batch.heads, batch.plan.places, strict=True):
-                start = place.offset
-                tensor = batch.allocations[place.allocation][start : start + size_bytes]
+            for (name, dtype, shape, size_bytes), slot in zip(
+                submission.heads, submission.plan.slots, strict=True
+            ):
+                start = slot.offset
+                tensor = submission.allocations[slot.allocation][start : start + size_bytes]
                 tensor = tensor.view(dtype).view(shape)
                 if size_bytes:
-                    for number in range(*batch.plan.filled_by[place.allocation]):
-                        self._device.hand_over(tensor, _result(batch.events[number]))
+                    for number in range(*submission.plan.filled_by[slot.allocation]):
+                        self._device.hand_over(tensor, _result(submission.events[number]))
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
         finally:
-            self._submitted_bytes -= batch.size_bytes
+            self._submitted_bytes -= submission.size_bytes
 
     def close(self) -> None:
         """Ends copying without waiting for the threads. May be called again."""
@@ -221,65 +217,67 @@ class Transfer:
             self._threads.shutdown(wait=True)
 
 
-class _Countdown:
-    """Calls `done` when `step` was called `count` times, and lets go of `kept`."""
+class _Job:
+    """The copies of one submission, as the threads see them. Keeps no more than what they still need."""
 
-    def __init__(self, count: int, done: Callable[[], None], kept: Sequence[object] = ()) -> None:
-        self._count = count
-        self._done = done
-        self._kept = kept
+    def __init__(
+        self,
+        ring: PinnedRing,
+        tensors: Tensors,
+        targets: Sequence[torch.Tensor],
+        batch_count: int,
+        on_read: Callable[[], None],
+    ) -> None:
+        self._device = ring.device
+        self._ring = ring
+        self._tensors = tensors
+        """They keep the mapping until the last is read, and no longer: `on_read` may release it."""
+        self._addresses = [tensor.data_ptr() for _, tensor in tensors]
+        self._targets = list(targets)
+        """A thread lets go of what it did only after it said so, when the caller may want the memory again:
+        so this list is cleared."""
+        self._on_read = on_read
+        self._unread = self._unfinished = batch_count
         self._lock = threading.Lock()
 
-    def step(self) -> None:
-        with self._lock:
-            self._count -= 1
-            last = not self._count
-        if last:
-            self._kept = ()
-            self._done()
+    def carry(self, batch: CopyBatch) -> Event:
+        """Moves a batch through a pinned buffer; the event behind its copies."""
+        try:
+            return self._carry(batch)
+        finally:
+            with self._lock:
+                self._unfinished -= 1
+                last = not self._unfinished
+            if last:
+                self._targets.clear()
 
+    def _carry(self, batch: CopyBatch) -> Event:
+        buffer = self._ring.take()
+        event = None
+        try:
+            self._fill(buffer, batch)
+            try:
+                self._device.copy(
+                    (self._targets[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
+                    for at, allocation, offset, size_bytes in batch.copies
+                )
+            finally:
+                event = self._device.record()
+        finally:
+            self._ring.put(buffer, event)
+        return event
 
-def _send(
-    device: Device,
-    ring: PinnedRing,
-    addresses: list[int],
-    targets: list[torch.Tensor],
-    left: _Countdown,
-    ended: _Countdown,
-    piece: Piece,
-) -> Event:
-    try:
-        return _carry(device, ring, addresses, targets, left, piece)
-    finally:
-        ended.step()
-
-
-def _carry(
-    device: Device,
-    ring: PinnedRing,
-    addresses: list[int],
-    targets: list[torch.Tensor],
-    left: _Countdown,
-    piece: Piece,
-) -> Event:
-    buffer = ring.take()
-    event = None
-    try:
-        start = buffer.data_ptr()
-        for tensor, offset, to, size_bytes in piece.moves:
+    def _fill(self, buffer: torch.Tensor, batch: CopyBatch) -> None:
+        start, addresses = buffer.data_ptr(), self._addresses
+        for tensor, offset, to, size_bytes in batch.moves:
             move = _move_locked if size_bytes < _SMALL_BYTES else ctypes.memmove
             move(start + to, addresses[tensor] + offset, size_bytes)
-        left.step()
-        try:
-            device.copy(
-                (targets[allocation][offset : offset + size_bytes], buffer[at : at + size_bytes])
-                for at, allocation, offset, size_bytes in piece.copies
-            )
-        finally:
-            event = device.record()
-    finally:
-        ring.put(buffer, event)
-    return event
+        with self._lock:
+            self._unread -= 1
+            last = not self._unread
+        if last:
+            self._tensors = []
+            self._on_read()
 
 
 def _result(event: Future[Event]) -> Event:

@@ -2,7 +2,7 @@
 
 Most of what such a copy costs is the kernel giving fresh pages. A caller that copies every tensor on, into
 a module say, lets go of each before it takes the next: the memory of one is then used for another, as long
-as the load lasts. Memory of a tensor that lives is never touched, and what is fresh asks for huge pages.
+as the load lasts. Memory of a living tensor is never touched, and fresh memory asks for huge pages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from .mapping import map_anonymous, unmap
 
 SMALL_BYTES = 1 << 20
-"""Below this the allocator of torch is as good."""
+"""For smaller tensors torch's allocator is as fast."""
 SPARE_BYTES = 512 << 20
 """Most that is kept for reuse."""
 
@@ -45,11 +45,11 @@ class CopyPool:
         start, room = self._take(size_bytes)
         ctypes.memmove(start, address, size_bytes)
         array = (ctypes.c_ubyte * size_bytes).from_address(start)
-        weakref.finalize(array, self._give_back, start, room).atexit = False
+        weakref.finalize(array, self._release, start, room).atexit = False
         return torch.frombuffer(array, dtype=dtype).view(shape)
 
     def close(self) -> None:
-        """Gives what nobody uses back to the system; the rest follows when its tensors die."""
+        """Returns unused memory to the system; the rest follows when its tensors die."""
         self._closed = True
         while self._spares:
             unmap(*self._spares.pop())
@@ -65,7 +65,7 @@ class CopyPool:
             unmap(*self._spares.popleft())
         return map_anonymous(room), room
 
-    def _give_back(self, address: int, size_bytes: int) -> None:
+    def _release(self, address: int, size_bytes: int) -> None:
         if self._closed:
             unmap(address, size_bytes)
         else:

@@ -1,7 +1,7 @@
 """The client's end of handoff.sock: a session token first, then the slabs of a load.
 
 The connection is the lease: the daemon counts the client among the holders of the slabs for as long as
-it is open. So it outlives the load: whoever mapped the slabs closes it after unmapping them.
+it is open. So it outlives the load: the owner of the mapping closes it after unmapping the slabs.
 
 `socket.recv_fds` ignores its flags, and would leak slabs into child processes: hence recvmsg.
 """
@@ -48,7 +48,7 @@ class Handoff:
     """One connection to handoff.sock, and owner of its file descriptor until `close()`."""
 
     def __init__(self, connection: socket.socket, where: str) -> None:
-        """Takes `connection`, closes it on failure. Raises what the daemon refused it with."""
+        """Takes `connection`, and closes it on failure. Raises the error with which the daemon refused it."""
         self._connection = connection
         self._where = where
         self._lease_fd = -1

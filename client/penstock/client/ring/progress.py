@@ -1,4 +1,4 @@
-"""What people see while they wait: a bar of bytes, and a line in the log for the queue."""
+"""Progress for people: a bar of bytes, and a line in the log while a load waits in the queue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Bar:
 
 
 def tell_queued(queued: pb.Queued) -> None:
-    """Whoever waits for memory that it holds itself should know."""
+    """Warns a process that waits for memory which it holds itself."""
     own = leased_bytes()
     _log.log(
         logging.WARNING if own else logging.INFO,

@@ -1,6 +1,6 @@
 """Starts a module of this installation in a process of its own.
 
-The new process imports what this one would: the same interpreter, virtual environment, user site,
+The new process imports the same modules as this one: by the same interpreter, virtual environment, user site,
 PYTHONPATH, `.pth` files, zip files, and what the program added to `sys.path`. It never imports from the
 working directory, where files of strangers may lie: `python -m` and `python -c` would put it first.
 

@@ -1,4 +1,4 @@
-"""Sizes and sources as people write them, to what the wire takes."""
+"""From sizes and sources as people write them to the values of the wire."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Source = str | os.PathLike[str]
 
 
 def parse_memory_limit(limit: int | str | None) -> int | None:
-    """Bytes, 0 for as little as the largest tensor needs, None for what the daemon allows.
+    """Bytes, 0 for just enough for the largest tensor, None for as much as the daemon allows.
 
     `limit` is a number of bytes or text such as "4GB", "4GiB", "4000000000"; -1 is no wish; None takes
     PENSTOCK_MEMORY_LIMIT, else RUNAI_STREAMER_MEMORY_LIMIT, else -1. Raises ValueError.
@@ -79,9 +79,9 @@ def parse_size(argument: str, size: int | str | None) -> int | None:
 
 
 def pinned_bytes() -> int:
-    """What a load to a CUDA device may pin of the host's memory: $PENSTOCK_PINNED_BYTES, else 512 MiB.
+    """The most host memory that a load to a CUDA device may pin: $PENSTOCK_PINNED_BYTES, else 512 MiB.
 
-    Raises ValueError for what is no size or too small to copy through.
+    Raises ValueError for a text that is no size, and for a size too small to copy through.
     """
     text = os.environ.get(_PINNED_VARIABLE, "").strip()
     if not text:
@@ -98,7 +98,7 @@ def pinned_bytes() -> int:
 
 
 def absolute_sources(source: Source | Iterable[Source]) -> list[str]:
-    """What the daemon is asked for: URIs as they are, paths made absolute (symlinks and `~` kept).
+    """The sources of a request: URIs as they are, paths made absolute (symlinks and `~` kept).
 
     Raises ValueError for no source, an empty one, or a name that is not UTF-8.
     """

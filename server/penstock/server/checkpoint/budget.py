@@ -65,7 +65,7 @@ class Budget:
             f"{show_size(self.total_bytes)}; try again when other loads have ended"
         )
 
-    def _give_back(self, uid: int, size_bytes: int) -> None:
+    def _release(self, uid: int, size_bytes: int) -> None:
         # Takes no lock: a charge may end wherever Python frees an object, and so also within `Quota`.
         self._returned.append((uid, size_bytes))
 
@@ -75,7 +75,7 @@ class Budget:
                 uid, size_bytes = self._returned.popleft()
             except IndexError:  # another thread was faster
                 return
-            self._quota.give_back(uid, size_bytes)
+            self._quota.release(uid, size_bytes)
 
 
 class Charge:
@@ -96,9 +96,9 @@ class Charge:
         if more_bytes > 0:
             self._budget._take(self._uid, more_bytes, self.size_bytes)
         elif more_bytes < 0:
-            self._budget._give_back(self._uid, -more_bytes)
+            self._budget._release(self._uid, -more_bytes)
         self.size_bytes = size_bytes
 
     def __del__(self) -> None:
         if self.size_bytes:
-            self._budget._give_back(self._uid, self.size_bytes)
+            self._budget._release(self._uid, self.size_bytes)

@@ -20,8 +20,8 @@ from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
-from ..sources import Access, Patient, Source, SourceFile, choose, join, parent
-from ..sources.resuming import Place
+from ..sources import Access, RetryingReader, Source, SourceFile, choose, join, parent
+from ..sources.resuming import MountSet
 from ..system.quota import Quota
 from ..system.statx import root_mount
 from . import plan, recognise
@@ -96,8 +96,8 @@ class Checkpoint:
         if self.delivered is not None:
             state.update(Selection(self.delivered).digest().encode())
         root = root_mount()
-        place = Place.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
-        return f"{state.hexdigest()[:32]}{place}"
+        mounts = MountSet.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
+        return f"{state.hexdigest()[:32]}{mounts}"
 
     def without_headers(self) -> Checkpoint:
         """The same files, for who needs no headers any more. Closing either closes both."""
@@ -108,7 +108,7 @@ class Checkpoint:
         for file in set(self.files):
             file.close()
         if self.descriptors is not None:
-            self.descriptors.give_back()
+            self.descriptors.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +251,13 @@ class Catalog:
         descriptors = Descriptors(self.descriptors, access.uid)
         opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
         total_bytes = 0
-        places = iter(unique)
+        keys = iter(unique)
         try:
             descriptors.take(needed, len(unique))
-            while some := list(islice(places, HEADERS_AT_ONCE)):
-                openings = [self._opening(unique[place], access) for place in some]
+            while some := list(islice(keys, HEADERS_AT_ONCE)):
+                openings = [self._opening(unique[key], access) for key in some]
                 opened.update(zip(some, open_together(openings, descriptors), strict=True))
-                total_bytes += sum(times[place] * opened[place][1].parsed.size_bytes for place in some)
+                total_bytes += sum(times[key] * opened[key][1].parsed.size_bytes for key in some)
                 if total_bytes > HEADER_BYTES:
                     raise CheckpointInvalidError(
                         f"the headers of the first {len(opened)} of {len(unique)} files take "
@@ -267,7 +267,7 @@ class Catalog:
         except BaseException:
             for file, _ in opened.values():
                 file.close()
-            descriptors.give_back()
+            descriptors.release()
             lists.resize(0)  # rather than when the error is forgotten
             raise
         ordered = [opened[member.source.kind, member.location] for member in members]
@@ -311,7 +311,7 @@ class Catalog:
 
         reading = Reading(uid, file.version, self.keep, self.parsers, give_up_at, read)
         try:
-            return read_header(Patient(file, give_up_at), reading)
+            return read_header(RetryingReader(file, give_up_at), reading)
         except InvalidHeaderError as error:
             raise _refused(file, error, give_up_at) from error
 
@@ -334,7 +334,7 @@ class Catalog:
                 descriptors,
             )
         finally:
-            descriptors.give_back()
+            descriptors.release()
         return found
 
     def _index(
@@ -352,7 +352,7 @@ class Catalog:
             if kept is None:
                 give_up_at = opening.give_up_at
                 reading = Reading(access.uid, version, self.keep, self.parsers, give_up_at, read)
-                kept = read_index(Patient(file, give_up_at), reading)
+                kept = read_index(RetryingReader(file, give_up_at), reading)
             return kept, version
         except InvalidIndexError as error:
             raise _refused_index(file, error, opening.give_up_at) from error
@@ -457,5 +457,5 @@ def _part(file: SourceFile, start: int, give_up_at: float) -> bytes:
     """Some bytes of a file from there on."""
     part = bytearray(min(recognise.FIRST_BYTES, file.size_bytes - start))
     if part:
-        Patient(file, give_up_at).read_into(start, [memoryview(part)])
+        RetryingReader(file, give_up_at).read_into(start, [memoryview(part)])
     return bytes(part)

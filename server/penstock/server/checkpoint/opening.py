@@ -52,13 +52,13 @@ class Descriptors:
             f"loads {quota.used} of {quota.total}; try again when other loads have ended, or {remedy}"
         )
 
-    def give_back(self, count: int | None = None) -> None:
+    def release(self, count: int | None = None) -> None:
         """So many, or all that are left. Those that were given back are not given back again."""
         with self._lock:
             count = self._count if count is None else min(count, self._count)
             self._count -= count
         if count:
-            self._quota.give_back(self._uid, count)
+            self._quota.release(self._uid, count)
 
     def lend(self, count: int) -> Descriptors:
         """A part that is given back by itself."""
@@ -113,11 +113,11 @@ class Opening(Generic[_T]):
         """Storage has not given all bytes in time."""
         return self._waits and time.monotonic() > self.give_up_at
 
-    def give_up(self, descriptors: Descriptors) -> None:
+    def cancel(self, descriptors: Descriptors) -> None:
         """Undoes it: at once, or when the thread that hangs in it comes back. `descriptors` are those that
         the open file takes."""
         if self.future is None:
-            descriptors.give_back()
+            descriptors.release()
         else:
             self.future.cancel()
             self.future.add_done_callback(lambda future: self._undo(future, descriptors))
@@ -142,7 +142,7 @@ class Opening(Generic[_T]):
             if not future.cancelled() and future.exception() is None:
                 self._close(future.result())
         finally:
-            descriptors.give_back()
+            descriptors.release()
 
 
 def open_together(openings: Sequence[Opening[_T]], descriptors: Descriptors) -> list[_T]:
@@ -157,7 +157,7 @@ def open_together(openings: Sequence[Opening[_T]], descriptors: Descriptors) -> 
         while any(not _done(opening) and not opening.overdue for opening in running):
             wait([opening.future for opening in running if opening.future], timeout=_LOOK_SECONDS)
         for opening in openings:
-            opening.give_up(descriptors.lend(opening.descriptors))
+            opening.cancel(descriptors.lend(opening.descriptors))
         raise
     finally:
         # An error, its future and this frame would keep each other, and a header, until gc comes.

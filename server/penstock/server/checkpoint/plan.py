@@ -32,7 +32,7 @@ SEGMENT_DESCRIPTION_BYTES = 512 << 10
 """Most that describing the tensors of one segment takes, if it has more than one
 (`TensorTable.described_bytes`)."""
 SEGMENT_OBJECT_BYTES = 256
-"""What a segment takes in the daemon, its place in a stage's ring included. Measured: 230."""
+"""What a segment takes in the daemon, its place in a ring included. Measured: 230."""
 _RESERVED_SEGMENTS = 256
 GAP_BYTES = 128 << 10
 """Unselected bytes between two selected tensors that are read along rather than begin a new segment."""
@@ -250,7 +250,7 @@ def segments_within(
     capacity_bytes: int,
     reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """As large as good for a full stage, if that fits; else for a window of that capacity. `reserve` is as
+    """As large as good for a full ring, if that fits; else for a window of that capacity. `reserve` is as
     for `segments`."""
     made = segments(
         tables,

@@ -66,8 +66,8 @@ class Spools:
                 os.close(fd)
         finally:
             with self._changed:
-                self._quota.give_back(uid, size_bytes)
-                self._forget(uid)
+                self._quota.release(uid, size_bytes)
+                self._remove_idle(uid)
                 self._changed.notify_all()
 
     def _take(self, uid: int, size_bytes: int, give_up_at: float) -> None:
@@ -86,10 +86,10 @@ class Spools:
                 self._turns[uid] = max(self._turns.values(), default=0) + 1
             finally:
                 self._waiting.remove(me)
-                self._forget(uid)
+                self._remove_idle(uid)
                 self._changed.notify_all()
 
-    def _forget(self, uid: int) -> None:
+    def _remove_idle(self, uid: int) -> None:
         """A user that has nothing and waits for nothing."""
         if not self._quota.used_by(uid) and all(waiting != uid for _, waiting in self._waiting):
             self._turns.pop(uid, None)

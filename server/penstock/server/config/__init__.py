@@ -1,6 +1,6 @@
-"""What the daemon was told: flags and variables to one frozen `Config`.
+"""From flags and environment variables to one frozen `Config`.
 
-Start with `options` for every flag, `settings` for what they become.
+Start with `options`, which declares every flag, and `settings`, which has `Config`.
 
 May import: system.
 """

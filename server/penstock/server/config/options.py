@@ -45,7 +45,7 @@ def _nothing_to_check(_: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoreFlags:
-    """What the command line has to know of one kind of storage."""
+    """The part of the command line that belongs to one kind of storage."""
 
     locators: values.Locators
     options: tuple[Option, ...] = ()

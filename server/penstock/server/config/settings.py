@@ -25,13 +25,13 @@ UNIX_PATH_BYTES = 107
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the daemon runs with. Sizes in bytes, times in seconds."""
+    """The daemon's configuration. Sizes in bytes, times in seconds."""
 
     socket_dir: Path
     memory_limit: int
     """As asked for: -1 unlimited, 0 minimal, else bytes."""
     capacity_bytes: int
-    """What the staging buffer may never exceed, whatever the mode: the limit, or what the machine bears."""
+    """The staging buffer never exceeds this: the limit, or without one the memory that the machine has."""
     slab_bytes: int
     concurrency: int
     block_bytes: int
@@ -56,7 +56,7 @@ class Config:
     object_retries: int
     object_timeout_seconds: float
     store_options: Mapping[str, Any]
-    """What only one kind of storage has flags for: by the flag's name, without dashes."""
+    """Flags of one kind of storage alone: by the flag's name, without dashes."""
 
     @property
     def max_slabs(self) -> int:
@@ -136,8 +136,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         )
     if len(values["prefetch"]) >= values["max_loads"]:
         raise ConfigError(
-            f"--max-loads: {values['max_loads']} loads leave no client any beside {len(values['prefetch'])} "
-            "--prefetch, which are loads too; raise it"
+            f"--max-loads: {values['max_loads']} must be more than the number of --prefetch entries "
+            f"({len(values['prefetch'])}), which are loads too; raise it"
         )
     if limit > 0 and values["block_size"] > max(limit, DEFAULT_BLOCK_BYTES):
         raise ConfigError(

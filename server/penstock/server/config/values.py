@@ -1,4 +1,4 @@
-"""What the text of a flag or variable means. Each raises ValueError with a sentence for people."""
+"""Parsers for the text of a flag or variable. Each raises ValueError with a sentence for people."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ class Locators:
     """How locations in one kind of storage are written on the command line."""
 
     beginnings: tuple[str, ...]
-    """What they begin with."""
+    """The texts that such locations begin with."""
     name: str
     """In error messages, such as "an s3:// URI"."""
     prefix: Callable[[str], str] = _as_it_is
-    """What such a location is as a prefix of `--allow`, which locations are compared with."""
+    """Turns such a location into a prefix of `--allow`, with which locations are compared."""
 
 
 def locations(text: str, stores: Sequence[Locators]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 PREFIX = "PENSTOCK_"
 _OF_CLIENTS = ("PENSTOCK_PINNED_BYTES", "PENSTOCK_REPLACE_RUNAI")
-"""What only the client reads: both may share an environment."""
+"""Variables that only the client reads: both may share an environment."""
 _LIKENESS = 0.8
 """As difflib counts, the prefix included: typing errors are above, other words mostly below."""
 _OF_KUBERNETES = re.compile(r"PENSTOCK_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)", re.ASCII)

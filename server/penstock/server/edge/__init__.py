@@ -1,10 +1,10 @@
-"""The edge: who may speak, and protobuf.
+"""The edge: the sockets that clients open, and protobuf.
 
-Here are the sockets that clients open, the bounds on what their bytes may cost, and the translation between
-messages of the wire and the requests and events of `loads`. No policy of memory or storage, and nothing that
-people or probes look at.
+It bounds the cost of what clients send, and translates between messages of the wire and the requests and
+events of `loads`. It has no policy of memory or storage, and nothing that people or probes look at.
 
-Start with `service` for what a call does, `gate` for what a connection may do, `handoff` for who somebody is.
+Start with `service` for the calls, `gate` for the bounds of connections, `handoff` for sessions and tokens,
+`unix` for the uid of a peer.
 
 May import: watch, loads, and what lies below them.
 """

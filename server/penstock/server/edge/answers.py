@@ -1,9 +1,9 @@
-"""What answers hold that their clients have not taken yet, bounded for each user and in all.
+"""The memory of answers that their clients have not received yet, bounded for each user and in all.
 
-gRPC keeps one message of a call until the client has room for it, for as long as that takes: a client may
-stop for hours, in a debugger for one. So before a message is made, what it may cost is taken from the user's
-share. Where calls whose clients do not read have used the share up, the next message waits for one of them:
-that holds up nobody but the same user. No call is ever cut off because its client reads slowly.
+gRPC keeps one message of a call until the client reads, however long that takes: a client in a debugger may
+stop for hours. So before a message is made, its largest cost is charged to the user's share. When calls whose
+clients do not read have used up the share, the next message waits for one of them. That holds up only the
+same user. No call is ever cut off because its client reads slowly.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Answers:
 
     @contextlib.asynccontextmanager
     async def room(self, uid: int, most_bytes: int) -> AsyncIterator[Callable[[int], None]]:
-        """Room for a message of at most `most_bytes`, until it was taken. Waits for it if need be, in the
-        order in which a user's came. Yields what is to be told the message's size."""
+        """Memory for a message of at most `most_bytes`, until the client received it. Waits if there is too
+        little; messages of one user wait in order. Yields a function that takes the message's real size."""
         cost = COPIES * most_bytes
         beyond = self._take(uid, cost)
         if beyond is None:
@@ -44,12 +44,12 @@ class Answers:
             left_over = cost - COPIES * size_bytes
             if left_over > 0 and not beyond:
                 cost -= left_over
-                self._give_back(uid, left_over, False)
+                self._release(uid, left_over, False)
 
         try:
             yield settle
         finally:
-            self._give_back(uid, cost, beyond)
+            self._release(uid, cost, beyond)
 
     def _take(self, uid: int, cost: int) -> bool | None:
         """Whether it goes beyond the quota; None: it has to wait."""
@@ -73,17 +73,17 @@ class Answers:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._give_back(uid, cost, turn.result())
+                self._release(uid, cost, turn.result())
             else:
                 self._waiting.remove(entry)
                 self._serve()
             raise
 
-    def _give_back(self, uid: int, cost: int, beyond: bool) -> None:
+    def _release(self, uid: int, cost: int, beyond: bool) -> None:
         if beyond:
             self._beyond.discard(uid)
         else:
-            self._quota.give_back(uid, cost)
+            self._quota.release(uid, cost)
         self._serve()
 
     def _serve(self) -> None:

@@ -1,8 +1,8 @@
 """How a handler takes the messages of a call and sends its answers: raw, one by one, and with bounds.
 
-gRPC calls a handler of a method that takes a stream as soon as the headers are there, whatever the client
-says the method is; so all methods are registered as such (`rpc.py`), and a handler can check the token before
-a message of full size may pass the gate.
+gRPC calls the handler of a method that takes a stream as soon as the headers are there. So all methods are
+registered as such (`rpc.py`), and a handler can check the token before a message of full size may pass the
+gate.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .streams import RequestStream
 FIRST_MESSAGE_SECONDS = 30.0
 """A client that has opened a call has its request ready; so has one that sends a list in parts."""
 MAX_FIELDS = 4096
-"""In one message, not counting those of messages in it. A field that a later one replaces costs memory all
-the same while a message is parsed."""
+"""Fields of one message, without those of messages in it. A field that a later one replaces costs memory
+too while the message is parsed."""
 LARGEST_BYTES = (1 << 20) + (64 << 10)
 """Of an answer, unless its sender says otherwise."""
 WRITE_TIMEOUT_SECONDS = 5.0
@@ -44,8 +44,8 @@ class Call:
     async def next(self, kind: type[_M], *, seconds: float | None = FIRST_MESSAGE_SECONDS) -> _M | None:
         """The next message; None after the last. None for `seconds` waits for ever.
 
-        Raises what the gate refused the message with, and InvalidRequestError for one that does not come or
-        cannot be parsed.
+        Raises the error with which the gate refused the message, and InvalidRequestError for a message that
+        does not come or cannot be parsed.
         """
         raw = await self._read(kind, seconds)
         if raw is None:
@@ -123,8 +123,8 @@ class Call:
             if stream.refusal is not None:
                 raise stream.refusal from None
             raise InvalidRequestError(
-                f"the {kind.__name__} did not come whole within {seconds:g} s; send it at once when the call "
-                "is opened"
+                f"the {kind.__name__} did not arrive completely within {seconds:g} s; send it at once "
+                "when the call is opened"
             ) from None
         finally:
             stream.on_refused = None
@@ -137,7 +137,7 @@ class Call:
 
 
 def _fields_within(raw: bytes, most: int) -> bool:
-    """Whether a message has at most so many fields. What is malformed is for the parser to find."""
+    """Whether a message has at most so many fields. Malformed messages are left to the parser."""
     position, end = 0, len(raw)
     for _ in range(most):
         if position >= end:

@@ -2,7 +2,7 @@
 
 Its server decodes the path of a method as UTF-8 in the task that accepts calls. A path that is not UTF-8 ends
 that task, and nobody is served any more. Such a value of another header makes it log a traceback. So the gate
-checks every string of a block. That takes no dynamic table: what a table holds came as a string before.
+checks every string of a block. That takes no dynamic table: all strings in such a table were sent before.
 """
 
 from __future__ import annotations

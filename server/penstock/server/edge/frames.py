@@ -71,7 +71,7 @@ def fragment(flags: int, payload: bytes) -> bytes | None:
 
 
 class EndedStreams:
-    """Finds in what a server sends which streams it ends. Passes over all else by length."""
+    """Finds in a server's frames which streams it ends. Skips all other frames by length."""
 
     def __init__(self) -> None:
         self._skip = 0

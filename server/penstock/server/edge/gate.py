@@ -1,15 +1,15 @@
-"""The door before gRPC: who may connect how often, and what their connections may make gRPC hold and do.
+"""The gate before gRPC: how many connections a user may have, and how much memory and work they may cause.
 
-gRPC takes whoever connects, is not told who that is, and bounds neither its memory nor its work. So it
-listens where nobody else can connect, and every connection to `penstock.sock` comes through here:
+gRPC accepts every connection, does not learn the peer's uid, and bounds neither its memory nor its work. So
+it listens where nobody else can connect, and every connection to `penstock.sock` passes this gate:
 
-    accept   counted for the uid that the kernel names; one too many is closed at once
-    frames   of the client are read one by one (`passage.py`): what breaks HTTP/2, or floods, ends the
-    connection requests carry a header that the gate adds, by which a handler finds its stream here (`claim`)
-    messages pass once their memory is taken from the user's share (`streams.py`)
-    answers  pass as they come, no faster than the client takes them
+    accept    the connection counts for the uid that the kernel names; one too many is closed at once
+    frames    are read one by one (`passage.py`); broken HTTP/2 or a flood ends the connection
+    requests  get a header, by which a handler finds its stream here (`claim`)
+    messages  pass once their memory is charged to the user's share (`streams.py`)
+    answers   pass as they come, no faster than the client takes them
 
-It knows nothing of tokens: a handler checks them and says so.
+It knows nothing of tokens: a handler checks them, and approves its stream.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
 """No more than a twelfth of the descriptors that this process may have, as each connection takes three."""
 CONNECTION_BYTES = 32 << 10
-"""What a connection costs gRPC and the gate before it asks for anything: measured, 19 KiB with gRPC 1.85."""
+"""The cost of a connection to gRPC and the gate before any request: measured, 19 KiB with gRPC 1.85."""
 WORK_PER_SECOND = 10_000.0
-"""What the connections of one user may cause, in frames (`passage.py` has the prices); more has to wait. A
-frame costs about 20 microseconds of one core, so this is a fifth of it."""
+"""The work that all connections of one user may cause, in frames (`passage.py` has the prices). More has to
+wait. A frame costs about 20 microseconds of one core, so this is a fifth of the core."""
 WORK_AT_ONCE = 20_000.0
 CONNECTION_WORK = 20
 FLUSH_SECONDS = 1.0
-"""How long the last words of a daemon that stops may take to be taken."""
+"""How long a daemon that stops waits for its clients to receive its last answers."""
 IDLE_SECONDS = 60.0
 """A connection that never had a call with a valid token is closed after so long without any call."""
 CALLS_TO_TAKE = 16
-"""Of one user, that were passed on and that gRPC has not given to a handler. gRPC takes the calls of all
-users in the order in which they came, about a thousand a second, and cancels some when a thousand wait. So
-the queue has to be here, where it is known whose they are."""
+"""Calls of one user that were passed on and that gRPC has not given to a handler. gRPC takes the calls of all
+users in the order of their arrival, about a thousand a second, and cancels some when a thousand wait. So
+the queue has to be here, where the uid of each call is known."""
 STARVED_SECONDS = 10.0
-"""A message waits so long for memory that other requests of its user have; then it is refused."""
+"""A message waits so long for memory that other requests of its user hold. Then it is refused."""
 SWEEP_SECONDS = 1.0
 
 
@@ -68,7 +68,8 @@ class Gate:
         starved_seconds: float = STARVED_SECONDS,
     ) -> None:
         """`memory` has the bytes that requests may hold, `allows` says whether a uid may connect at all.
-        `on_closed` is told why the gate closed a connection: one of `counts.CLOSED_REASONS`."""
+        `on_closed` gets the reason for which the gate closed a connection: one of
+        `counts.CLOSED_REASONS`."""
         self._path = path
         self._memory = memory
         self._allows = allows
@@ -129,7 +130,7 @@ class Gate:
         return self._read_buffer
 
     def may_open(self, passage: Passage) -> bool:
-        """Whether it may pass on a call now; otherwise it is told when it may."""
+        """Whether it may pass on a call now. If not, `passage.may_open` is called when it may."""
         if self._to_take[passage.uid] < CALLS_TO_TAKE:
             return True
         self._queues.setdefault(passage.uid, {})[passage] = None
@@ -157,8 +158,8 @@ class Gate:
         del self._passages[passage]
         self._starved.pop(passage, None)
         self._queues.get(passage.uid, {}).pop(passage, None)
-        self._connections.give_back(passage.uid)
-        self._memory.give_back(passage.uid, CONNECTION_BYTES)
+        self._connections.release(passage.uid)
+        self._memory.release(passage.uid, CONNECTION_BYTES)
         self.memory_freed()
         if reason:
             self._on_closed(reason)
@@ -180,7 +181,7 @@ class Gate:
         self._start_task(passage.run(connection, self._inner))
 
     def _admits(self, uid: int) -> bool:
-        """Takes what a connection needs, if it may be had."""
+        """Takes the quotas that a connection needs; whether it got them."""
         if not is_privileged(uid) and not self._allows(uid):
             return False
         now = asyncio.get_running_loop().time()
@@ -188,7 +189,7 @@ class Gate:
         if work.wait_seconds(now) or not self._connections.take(uid):
             return False
         if not self._memory.take(uid, CONNECTION_BYTES):
-            self._connections.give_back(uid)
+            self._connections.release(uid)
             return False
         work.spend(CONNECTION_WORK, now)
         return True
@@ -215,7 +216,7 @@ class Gate:
                 self._starved.pop(passage, None)
 
     async def _sweep(self) -> None:
-        """Ends what waits too long."""
+        """Ends connections and messages that wait too long."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_SECONDS)

@@ -1,9 +1,9 @@
 """The handoff socket: who a client is, its token, its slabs, and the end of its leases.
 
-Every connection is a session: the kernel says who is at the other end (SO_PEERCRED), the daemon answers
-with a token that only this peer sees, and a gRPC call that carries the token is that peer's. The slabs of
-a load go out on the connection its token came from. When it closes, for whatever reason, the client is
-gone or done, and everything the session holds is released.
+Every connection is a session. The kernel names the peer's uid and pid (SO_PEERCRED). The daemon answers
+with a token that only this peer sees. A gRPC call that carries the token is that peer's. The slabs of
+a load are sent on the connection that its token came from. When the connection closes, the client has ended
+or is done, and everything that the session holds is released.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Session:
         self._writable: asyncio.Future[None] | None = None
 
     def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
-        """Runs `release` when the connection ends; at once if it has. Returns how to forget `release`."""
+        """Runs `release` when the connection ends; at once if it has. Returns what takes that back."""
         number = next(self._numbers)
         if self.closed:
             release()
@@ -68,7 +68,7 @@ class Session:
 
     async def send_slabs(self, fds: Sequence[int]) -> None:
         """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if the client is
-        gone or takes nothing for `SEND_TIMEOUT_SECONDS`."""
+        gone or reads nothing for `SEND_TIMEOUT_SECONDS`."""
         try:
             for first in range(0, len(fds), MAX_FDS_PER_PACKET):
                 part = fds[first : first + MAX_FDS_PER_PACKET]
@@ -77,7 +77,7 @@ class Session:
         except (OSError, asyncio.TimeoutError) as error:
             raise SessionRequiredError(
                 f"the slabs could not be handed to pid {self.pid}: its handoff connection "
-                f"{'takes nothing' if isinstance(error, asyncio.TimeoutError) else 'is closed'}; read it"
+                f"{'is not read' if isinstance(error, asyncio.TimeoutError) else 'is closed'}; read it"
             ) from error
 
     def send_now(self, frame: pb.HandoffFrame) -> None:
@@ -130,7 +130,8 @@ class HandoffServer:
         allows: Callable[[int], bool],
         on_refused: Callable[[PenstockError], None],
     ) -> None:
-        """`allows` says whether a uid may connect at all; `on_refused` is told of who is not served."""
+        """`allows` says whether a uid may connect at all; `on_refused` gets the error of each refused
+        client."""
         self._path = path
         self._version = version
         self._allows = allows
@@ -181,14 +182,14 @@ class HandoffServer:
             token=session.token, daemon_version=self._version, max_request_bytes=MAX_MESSAGE_BYTES
         )
         if not self._try_send(session, pb.HandoffFrame(hello=hello)):
-            self._quota.give_back(uid)
+            self._quota.release(uid)
             session.close()
             return
         self._sessions[session.token] = session
         asyncio.get_running_loop().add_reader(connection, self._readable, session, connection)
 
     def _take(self, uid: int) -> None:
-        """Takes one session of the user's share. Raises what a client is told that gets none."""
+        """Takes one session of the user's share. Raises the error for a client that gets none."""
         if not self._allows(uid):
             raise AccessDeniedError(
                 f"uid {uid} may load nothing: penstockd (uid {os.geteuid()}) was started without "
@@ -209,7 +210,7 @@ class HandoffServer:
         return True
 
     def _readable(self, session: Session, connection: socket.socket) -> None:
-        """Clients send nothing: this is the end of the connection, or somebody who breaks the protocol."""
+        """Clients send nothing: this is the end of the connection, or a breach of the protocol."""
         try:
             connection.recv(1)
         except BlockingIOError:
@@ -220,5 +221,5 @@ class HandoffServer:
 
     def _end(self, session: Session) -> None:
         if self._sessions.pop(session.token, None) is not None:
-            self._quota.give_back(session.uid)
+            self._quota.release(session.uid)
         session.close()

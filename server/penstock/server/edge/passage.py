@@ -1,11 +1,11 @@
-"""One connection on its way through the gate, both ways.
+"""One connection through the gate, in both directions.
 
     client -> _ClientEnd -> Passage: frames, one by one -> gRPC
     client <- Passage: which streams end <- _ServerEnd <- gRPC
 
-What a client sends is held until it is a whole frame, and longer while something keeps it back: the stream's
-message may not pass yet, the user has caused too much work, or gRPC takes nothing. The connection is not read
-meanwhile, so that no more than `MAX_BUFFERED_BYTES` and a frame are held, which count as the user's memory.
+The client's bytes are held until a frame is complete. They are held longer if the stream's message may not
+pass yet, if the user has caused too much work, or if gRPC reads nothing. The connection is not read
+meanwhile. So at most `MAX_BUFFERED_BYTES` and a frame are held, and they are charged to the user.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_BUFFERED_BYTES = 16 << 10
-"""Read at once, either way; the client's end is not read from while so much waits to be taken."""
+"""Bytes of one read, in either direction. While so many wait to be passed on, the client's end is not
+read."""
 STREAM_HEADER = b"penstock-stream"
 MAX_HEADER_BLOCK_BYTES = frames.MAX_PAYLOAD_BYTES - 64
-"""Compressed, in all its frames; with the gate's own header it fits into one."""
+"""A request's headers, compressed, in all their frames. With the gate's own header they fit into one
+frame."""
 MAX_CONTINUATIONS = 8
 CONTROL_PER_SECOND = 500.0
 CONTROL_AT_ONCE = 2000.0
@@ -37,7 +39,7 @@ CONTROL_AT_ONCE = 2000.0
 tensors in a second sends about 120 of them, nearly all WINDOW_UPDATE."""
 
 FRAME_WORK, MESSAGE_WORK, CALL_WORK, RESET_WORK = 1, 3, 20, 10
-"""What each costs of the user's work (`gate.WORK_PER_SECOND`)."""
+"""The price of each in the user's work (`gate.WORK_PER_SECOND`)."""
 _BYTES_A_WORK = 64
 _WAITS_FOR_STREAM, _WAITS_FOR_WORK, _WAITS_FOR_GRPC, _WAITS_FOR_TURN = "stream", "work", "grpc", "turn"
 
@@ -51,7 +53,7 @@ class _Violation(Exception):
 
 
 class Passage:
-    """Made by the gate, which has taken what a connection costs and is told when it is gone."""
+    """Made by the gate, which has charged the cost of a connection. `gate.gone` is called at its end."""
 
     def __init__(self, gate: Gate, uid: int, memory: Quota, work: Allowance) -> None:
         self.uid = uid
@@ -67,7 +69,7 @@ class Passage:
         self._last_stream = 0
         self._held = bytearray()
         self._charged = 0
-        """Memory taken for what is held."""
+        """Memory charged for the bytes that are held."""
         self._preface_seen = False
         self._block: bytearray | None = None
         """The header block that is being received."""
@@ -81,7 +83,7 @@ class Passage:
         self._since = loop.time()
         """When it came, or its last call ended."""
         self._early = b""
-        """What gRPC said before the client's end was made."""
+        """Bytes that gRPC sent before the client's end was made."""
         self._client_lost = False
         self._server_lost = True
         self._ending = self._gone = False
@@ -213,7 +215,7 @@ class Passage:
     # ---- frames of the client -------------------------------------------------------------------
 
     def _process(self) -> None:
-        """Passes on what may pass of what is held."""
+        """Passes on those of the held bytes that may pass."""
         if self._processing or self._ending or self._server is None or self._waits_for:
             return
         self._processing = True
@@ -308,7 +310,7 @@ class Passage:
             return len(payload)
         if not payload and not flags & frames.END_STREAM:
             self._count_control(frames.DATA, payload, now)
-        messages, passed = stream.messages, stream.admit(payload)
+        messages, passed = stream.messages, stream.accept(payload)
         self._work.spend(FRAME_WORK + MESSAGE_WORK * (stream.messages - messages), now)
         if passed == len(payload):
             passing.append(frames.frame(frames.DATA, flags, number, payload))
@@ -411,18 +413,18 @@ class Passage:
         self._wake_stream()
 
     def _charge_held(self) -> bool:
-        """Makes what is held count as the user's memory; False: there is too little left."""
+        """Charges the held bytes to the user; False if the user has too little left."""
         size = len(self._held) + len(self._block or b"")
         if size > self._charged and not self._memory.take(self.uid, size - self._charged):
             return False
         if size < self._charged:
-            self._memory.give_back(self.uid, self._charged - size)
+            self._memory.release(self.uid, self._charged - size)
         self._charged = size
         return True
 
     def _lost(self) -> None:
-        """One end is closed: the other is too, after what was said last, and gRPC's only when it has taken
-        all calls. Gone only when both are."""
+        """One end is closed. The other end is closed too, after its last bytes; gRPC's end only when gRPC has
+        taken all calls. The connection is gone when both are."""
         if not self._ending:
             self._ending = True
             self._since = self._loop.time()

@@ -1,6 +1,6 @@
 """The gRPC server: the service, health and reflection, on a socket of its own behind the gate.
 
-gRPC's own bounds are set here as far as it has any. What it cannot bound the gate does (`gate.py`).
+gRPC's own bounds are set here. The gate has all others (`gate.py`).
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ REASON_KEY = "penstock-reason"
 """In the trailing metadata of an answer that it is not: why, in words."""
 MAX_CALLS_PER_CONNECTION = 16
 REQUEST_BYTES = 48 << 20
-"""What the requests of all users may hold in memory, from a frame that is not complete to names that wait to
-be looked up. An eighth is kept for privileged users."""
+"""Memory that the requests of all users may hold, from an incomplete frame to names that wait to be looked
+up. An eighth is kept for privileged users."""
 REQUEST_BYTES_PER_USER = 32 << 20
 METADATA_BYTES = 8 << 10
 """Of a request's headers, when they are unpacked."""
 IDLE_SECONDS = 600
 """A connection without calls is closed after so long, in the way that its client just connects again."""
 LOOK_SECONDS = 1.0
-"""How often it is looked whether gRPC's server runs: it does not tell when it has ended by a fault."""
+"""How often gRPC's server is checked: it does not report that it ended by a fault."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
     ("grpc.max_metadata_size", METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_HEADER_BLOCK_BYTES),
     ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity
-    # What clients send is little: a window that does not grow with their speed.
+    # Clients send little: a window that does not grow with their speed is enough.
     ("grpc.http2.lookahead_bytes", 65_535),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
@@ -106,8 +106,8 @@ class RpcServer:
             self._inner_fd = -1
 
     async def ended(self) -> str:
-        """Waits until gRPC's server has ended, and says why. It may end by itself: what it cannot cope with
-        in the headers of one call ends it for all."""
+        """Waits until gRPC's server has ended, and says why. It may end by itself: headers of one call
+        that it cannot handle end it for all."""
         assert self._server is not None
         try:
             while await self._server.wait_for_termination(LOOK_SECONDS):
@@ -117,9 +117,9 @@ class RpcServer:
         return "it was stopped"
 
     async def _listen(self, server: grpc.aio.Server) -> None:
-        """gRPC listens on a path, and removes what is there when it stops, be it another daemon's. So the
-        path is gone as soon as gRPC listens: from then on only a descriptor leads there, which nobody else
-        has."""
+        """gRPC listens on a path, and when it stops it removes whatever file is there, even another daemon's.
+        So the path is removed as soon as gRPC listens. From then on only this process's descriptor leads
+        there."""
         path = self._directory / f".{secrets.token_hex(4)}"
         umask = os.umask(0o177)
         try:
@@ -174,7 +174,7 @@ class RpcServer:
         task.add_done_callback(self._publishing.discard)
 
     async def publish_health(self) -> None:
-        """Tells whoever watches grpc.health.v1 how it is now."""
+        """Sends the present state to the watchers of grpc.health.v1."""
         answer = health_pb2.HealthCheckResponse
         ready, live = self._health.ready, self._health.live
         for name, good in (("", ready), (SERVICE_NAME, ready), (LIVENESS_NAME, live)):

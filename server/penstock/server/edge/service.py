@@ -16,11 +16,11 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..checkpoint.catalog import MAX_SOURCES
 from ..errors import InvalidRequestError, PenstockError, SessionRequiredError
-from ..loads.admission import Listing, Queued, Request
 from ..loads.control import Control
 from ..loads.load import Event, Finished, Load, Manifest, SegmentReady
 from ..loads.names import Names
 from ..loads.prefetch import Progress
+from ..loads.request import Listing, Queued, Request
 from ..staging.sharing import Group
 from ..system.shown import cut, encodable
 from . import fetching
@@ -194,7 +194,7 @@ async def _listen(call: Call, load: Load) -> None:
 
 
 def _first_names(call: Call, part: pb.SelectTensors) -> Names:
-    names = Names(call.stream.keep, call.stream.forget)
+    names = Names(call.stream.keep, call.stream.release)
     names.add(part)
     return names
 

@@ -1,14 +1,14 @@
-"""One request's stream at the gate: which of its bytes may pass to gRPC, and what memory they hold there.
+"""One request's stream at the gate: which of its bytes may pass to gRPC, and how much memory they hold there.
 
-gRPC cannot be told how much memory requests may take, and a handler sees a message only when all of it is
-there. So the gate reads the prefix of each message (a flag, and its length in four bytes), takes what the
-message will cost from the user's share of `memory` (quota.py), and only then lets it pass:
+gRPC has no bound for the memory of requests, and a handler sees a message only when it is complete. So the
+gate reads the prefix of each message (a flag, and its length in four bytes). It charges the cost of the
+message to the user's share of `memory` (quota.py), and only then lets the message pass:
 
-    gate.admit(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what is made of it
+    gate: accept(bytes) -> gRPC -> handler: took() -> finish_message(), or keep() for what it makes of it
                                  approve(), once the token is known
 
 A message that breaks a rule is refused: nothing more of the stream passes, and the handler ends the call with
-the error. What can only not pass now is held, and with it the connection, until `wake`.
+the error. A message that has to wait is held, and with it the connection, until `wake`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ UNAPPROVED_MESSAGE_BYTES = 4096
 """Of a call without a token: health checks and reflection never need more."""
 UNAPPROVED_MESSAGES = 4
 MAX_WAITING_MESSAGES = 16
-"""That passed and that the handler has not taken."""
+"""Messages that passed and that the handler has not taken."""
 STREAM_BYTES = 16 << 10
-"""What a call costs gRPC and Python: measured, 15 KiB with gRPC 1.85."""
+"""The cost of a call to gRPC and Python: measured, 15 KiB with gRPC 1.85."""
 MESSAGE_OVERHEAD_BYTES = 512
 FRAME_OVERHEAD_BYTES = 64
 """A frame is a slice of 32 bytes to gRPC until its message is taken, however few bytes are in it."""
@@ -42,17 +42,17 @@ class RequestStream:
         memory was given back."""
         self.uid = uid
         self.key = secrets.token_hex(16)
-        """Names the stream to its handler; nobody else is told."""
+        """By this the handler finds the stream. Nobody else knows it."""
         self.approved = False
         self.taken_up = False
         """gRPC has given the call to its handler. Until then the client can neither end nor reset it: gRPC
-        would keep what is left of it in its queue, and tell nobody when that is gone."""
+        would keep the rest of it in its queue, and not report when it is gone."""
         self.ended = False
         self.refusal: PenstockError | None = None
         self.starved = False
-        """It waits for memory that the user's other requests have."""
+        """It waits for memory that other requests of the user hold."""
         self.messages = 0
-        """Admitted ever."""
+        """All that were ever admitted."""
         self.on_refused: Callable[[], None] | None = None
         self._memory = memory
         self._wake = wake
@@ -67,7 +67,7 @@ class RequestStream:
 
     # ---- for the gate ---------------------------------------------------------------------------
 
-    def admit(self, payload: bytes) -> int:
+    def accept(self, payload: bytes) -> int:
         """How many bytes of a DATA frame may pass now, from its beginning."""
         passed, size = 0, len(payload)
         if self._remaining and not self._charge_frame():
@@ -97,11 +97,11 @@ class RequestStream:
                 self.on_refused()
 
     def end(self) -> None:
-        """Gives everything back; what the handler does from now on costs nobody."""
+        """Gives everything back. The handler's later calls charge nobody."""
         if self.ended:
             return
         self.ended = True
-        self._give_back(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
+        self._release(STREAM_BYTES + sum(self._waiting) + self._in_hand + self._kept)
         self._waiting.clear()
         self._in_hand = self._kept = 0
 
@@ -129,22 +129,23 @@ class RequestStream:
         self._wake()
 
     def finish_message(self) -> None:
-        """Nothing of the message that was taken is left, but for what was kept of it."""
+        """The handler is done with the message that it took. Only what it kept stays charged."""
         cost, self._in_hand = self._in_hand, 0
-        self._give_back(cost)
+        self._release(cost)
 
     def keep(self, size_bytes: int) -> None:
-        """Takes memory for what is made of a message, until `forget` or the end. Raises TooManyLoadsError."""
+        """Charges memory for objects made from a message, until `release` or the end. Raises
+        TooManyLoadsError."""
         if self.ended:
             return
         if not self._memory.take(self.uid, size_bytes):
             raise self.no_memory()
         self._kept += size_bytes
 
-    def forget(self, size_bytes: int) -> None:
+    def release(self, size_bytes: int) -> None:
         if not self.ended:
             self._kept -= size_bytes
-            self._give_back(size_bytes)
+            self._release(size_bytes)
 
     def no_memory(self) -> TooManyLoadsError:
         return TooManyLoadsError(
@@ -201,10 +202,10 @@ class RequestStream:
         if not self._memory.take(self.uid, FRAME_OVERHEAD_BYTES):
             self.refuse(self.no_memory())
             return False
-        self._waiting[-1] += FRAME_OVERHEAD_BYTES  # the handler cannot have taken what is not complete
+        self._waiting[-1] += FRAME_OVERHEAD_BYTES  # it is not complete, so the handler has not taken it
         return True
 
-    def _give_back(self, size_bytes: int) -> None:
+    def _release(self, size_bytes: int) -> None:
         if size_bytes:
-            self._memory.give_back(self.uid, size_bytes)
+            self._memory.release(self.uid, size_bytes)
             self._freed()

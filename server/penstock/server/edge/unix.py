@@ -18,12 +18,13 @@ from ..system.own_files import file_id, unlink_own
 logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
-"""Or what the system allows (net.core.somaxconn), which is as much by default. Whoever connects while so many
-wait to be accepted has to wait, or gets EAGAIN, which gRPC's clients take for the end of the daemon."""
+"""Connections that wait to be accepted, or as many as the system allows (net.core.somaxconn, 4096 by
+default). When so many wait, the next client has to wait, or gets EAGAIN, which gRPC's clients take for the
+end of the daemon."""
 ACCEPT_AT_ONCE = 256
-"""A flood of connections must not starve the event loop: so many take about 5 ms."""
+"""Connections accepted in one turn of the event loop, so that a flood does not starve it: about 5 ms."""
 ACCEPT_PAUSE_SECONDS = 1.0
-"""How long nothing is accepted where no descriptor is left."""
+"""The pause after no descriptor was left."""
 _PEER = struct.Struct("iII")
 _SO_PEERGROUPS = 59
 """Not in `socket`."""
@@ -32,8 +33,8 @@ _MOST_GROUPS_BYTES = 1024
 
 
 class Listener:
-    """Listens at `path`, in place of a socket that nobody listens on any more. The mode lets everybody in:
-    who may stay is for the caller to decide. Lives on the event loop."""
+    """Listens at `path`, in place of a socket that nobody listens on any more. The mode lets everybody
+    connect; the caller decides whom to serve. Lives on the event loop."""
 
     def __init__(
         self, path: Path, kind: socket.SocketKind, on_connection: Callable[[socket.socket], None]
@@ -47,7 +48,7 @@ class Listener:
         self.socket = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self.socket.bind(str(path))
-            # Between these two calls somebody who may write in the directory could put another in its place.
+            # Between these two calls a user who may write in the directory could replace the socket.
             self._id = file_id(path)
             os.chmod(path, stat.S_IRUSR | stat.S_IWUSR | 0o066)
             self.socket.listen(BACKLOG)

@@ -1,10 +1,11 @@
-"""The stories: a load, a prefetch, and the way into the staging buffer that they share.
+"""Loads and prefetches, from the request to the end, and their common way into the staging buffer.
 
-A story is told in events, which the edge puts on the wire. Here is no protobuf, no socket and no thread of
-its own; who the caller is comes in by a protocol (`admission.Caller`).
+They report by events, which the edge puts on the wire. There is no protobuf, no socket and no thread here.
+The caller comes in by a protocol (`request.Caller`).
 
-Start with `load`, which reads from top to bottom; `admission` resolves, chooses and admits; `control`
-decides who may and how many at once, and counts what came of it.
+Start with `load`, which reads from top to bottom. `request` is its input,
+`admission` resolves, chooses and admits. `control` decides
+who may load, pin and evict, and how many loads run at once, and counts their results.
 
 May import: staging, checkpoint, sources, config, system.
 """

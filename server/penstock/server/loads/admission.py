@@ -9,13 +9,12 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import ClassVar, TypeVar
 
 from ..checkpoint import plan
-from ..checkpoint.catalog import Catalog, Checkpoint
+from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Indices, Selection
 from ..checkpoint.table import TensorTable
 from ..config.units import show_size
@@ -23,14 +22,12 @@ from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
-from ..staging.buffer import Staging
-from ..staging.entry import Holder, StagedCheckpoint
-from ..staging.sharing import Group
-from ..system.counts import Totals
-from ..system.fair import FairExecutor
+from ..staging.entry import CacheEntry
+from ..staging.members import Holder
 from ..system.log import event
 from ..system.shown import shown_source
 from .names import Names
+from .request import Caller, Emit, Listing, LoadContext, Queued, Request
 
 _T = TypeVar("_T")
 
@@ -46,79 +43,18 @@ WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
-class Caller(Protocol):
-    """Who asks, and how to learn that it is gone: a client, or the daemon itself."""
-
-    uid: int
-    pid: int
-    closed: bool
-
-    def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
-        """Calls `release` when it goes away, unless what this returns was called before."""
-
-
-class Client(Caller, Protocol):
-    """A caller that slabs can be handed to."""
-
-    async def send_slabs(self, fds: Sequence[int]) -> None:
-        """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if it is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the client asked for."""
-
-    sources: tuple[str, ...]
-    names: Names | Sequence[str] | None = None
-    list_tensors: bool = False
-    memory_limit: int | None = None
-    group: Group | None = None
-    skip_tensors: int = 0
-    expect_version: str = ""
-    client_name: str = ""
-    variant: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    load_id: str
-    place: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    tables: tuple[TensorTable, ...]
-    delivered: tuple[Indices, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What every load of the daemon works with. `resolvers` gives what resolves certain sources for a uid,
-    where it may hang with their storage; `thinkers` runs what only takes long, `selector` looks up names. All
-    serve users in turn."""
-
-    catalog: Catalog
-    staging: Staging
-    totals: Totals
-    resolvers: Callable[[Sequence[str], int], Executor]
-    thinkers: FairExecutor
-    selector: FairExecutor
-
-
-Emit = Callable[[Any], Awaitable[None]]
-"""Passes an event on to the client."""
-
-
 class Admission:
     """One client's way into the staging buffer. `state` and the figures are for status and log."""
 
-    def __init__(self, request: Request, caller: Caller, access: Access, parts: Parts) -> None:
+    kind: ClassVar[str]
+    """What log and status call it: load or prefetch."""
+
+    def __init__(self, request: Request, caller: Caller, access: Access, context: LoadContext) -> None:
         self.id = secrets.token_hex(4)
         self.request = request
         self.caller = caller
         self.state = "resolving"
-        self.staged: StagedCheckpoint | None = None
+        self.entry: CacheEntry | None = None
         self.delivered_bytes = 0
         self.total_bytes = 0
         self.began = asyncio.get_running_loop().time()
@@ -134,15 +70,10 @@ class Admission:
         self.finished = False
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
-        self._parts = parts
+        self._context = context
         self._choosing = False
-        self._forget_leaving: Callable[[], object] = lambda: None
+        self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
-
-    @property
-    def kind(self) -> str:
-        """What log and status call it: load or prefetch."""
-        return type(self).__name__.lower()
 
     @property
     def source(self) -> str:
@@ -166,24 +97,24 @@ class Admission:
             self._choice.set_result(names)
 
     async def _enter(
-        self, emit: Emit, *, tenant: int | None, whole: bool = False
-    ) -> tuple[Checkpoint, Selection, StagedCheckpoint]:
+        self, emit: Emit, *, owner_uid: int | None, whole: bool = False
+    ) -> tuple[Checkpoint, Selection, CacheEntry]:
         """Holds a staged checkpoint that has its slabs, under the key `self`; the caller must see to it
-        that it is left. `tenant` is the uid that gets the slabs, if that is known. `whole` does not join
+        that it is left. `owner_uid` is the uid that gets the slabs, if that is known. `whole` does not join
         or make a window; but it may have joined a load that waited and then became one."""
         checkpoint = await self._resolve()
         try:
             selection, made_for = await self._select(checkpoint, emit)
-            staged = await self._admit(checkpoint, selection, made_for, tenant=tenant, whole=whole)
+            entry = await self._admit(checkpoint, selection, made_for, owner_uid=owner_uid, whole=whole)
         finally:
-            if self.staged is None or self.staged.checkpoint is not checkpoint:
+            if self.entry is None or self.entry.checkpoint is not checkpoint:
                 checkpoint.close()
-        await self._wait_for_memory(staged, emit)
-        return checkpoint, selection, staged
+        await self._wait_for_memory(entry, emit)
+        return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
-        catalog, request = self._parts.catalog, self.request
-        resolvers = self._parts.resolvers(request.sources, self.caller.uid)
+        catalog, request = self._context.catalog, self.request
+        resolvers = self._context.resolvers(request.sources, self.caller.uid)
         resolving = resolvers.submit(catalog.resolve, request.sources, self._access, variant=request.variant)
         try:
             checkpoint = await asyncio.wrap_future(resolving)
@@ -207,9 +138,7 @@ class Admission:
         if self.request.list_tensors:
             everything = plan.select(checkpoint.tables, None, delivered).files
             names = await self._ask(Listing(checkpoint.tables, everything), emit)
-        # One selection at a time, and users in turn: names take many times their space while they are looked
-        # up.
-        selecting = self._parts.selector.of(self.caller.uid)
+        selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(selecting, self._choose_among, checkpoint.tables, names, delivered)
 
@@ -219,7 +148,7 @@ class Admission:
         names: Names | Sequence[str] | None,
         delivered: Sequence[Indices] | None,
     ) -> tuple[Selection, Selection]:
-        """What is left to this load, and what a stage is made for if none serves it: of a group that goes on
+        """What is left to this load, and what an entry is made for if none serves it: of a group that goes on
         after a restart, all that any member may still need."""
         skipped, group = self.request.skip_tensors, self.request.group
         selection = plan.select(tables, names, delivered)
@@ -248,7 +177,7 @@ class Admission:
         finally:
             self._choosing = False
 
-    def _forget_names(self) -> None:
+    def _release_names(self) -> None:
         """They have been looked up, and will not be again."""
         chosen = self._choice.result() if self._choice.done() and not self._choice.cancelled() else None
         for names in (self.request.names, chosen):
@@ -261,10 +190,10 @@ class Admission:
         selection: Selection,
         made_for: Selection,
         *,
-        tenant: int | None,
+        owner_uid: int | None,
         whole: bool,
-    ) -> StagedCheckpoint:
-        staging, request = self._parts.staging, self.request
+    ) -> CacheEntry:
+        staging, request = self._context.staging, self.request
         demand = await self._in_thread(
             staging.demand, checkpoint, made_for, request.memory_limit, self.caller.uid
         )
@@ -273,57 +202,53 @@ class Admission:
         if self.caller.closed:
             raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
         holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
-        self.staged = staged = staging.enter(
+        self.entry = entry = staging.enter(
             checkpoint,
             selection,
             demand,
             key=self,
             holder=holder,
             group=request.group,
-            tenant=tenant,
+            owner_uid=owner_uid,
             made_for=made_for,
         )
-        self.warm_segments = staged.ready_segments()
-        self.read_before = staged.read_bytes
-        self._forget_leaving = self.caller.on_close(functools.partial(staged.leave, self))
-        return staged
+        self.warm_segments = entry.ready_segments()
+        self.read_before = entry.read_bytes
+        self._unsubscribe = self.caller.on_close(functools.partial(entry.leave, self))
+        return entry
 
     def _leave(self) -> None:
         """Gives up its hold on the staging buffer, if it has one, before its caller goes away."""
-        if self.staged is not None:
-            self.staged.leave(self)
-            self._forget_leaving()
+        if self.entry is not None:
+            self.entry.leave(self)
+            self._unsubscribe()
 
-    async def _wait_for_memory(self, staged: StagedCheckpoint, emit: Emit) -> None:
+    async def _wait_for_memory(self, entry: CacheEntry, emit: Emit) -> None:
         self.queued_since = asyncio.get_running_loop().time()
         self.state = "waiting"
         told = 0
         try:
-            while not staged.started and staged.error is None:
-                place = self._parts.staging.place(staged)
+            while not entry.started and entry.error is None:
+                place = self._context.staging.place(entry)
                 if place not in (0, told):
                     await emit(Queued(self.id, place, WAITS_FOR_MEMORY))
                     told = place
                 else:
-                    await staged.wait_change()
-            await staged.wait_started()
+                    await entry.wait_change()
+            await entry.wait_started()
         finally:
             self.waited_seconds = asyncio.get_running_loop().time() - self.queued_since
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        thinkers = self._parts.thinkers.of(self.caller.uid)
-        return await asyncio.get_running_loop().run_in_executor(thinkers, call, *arguments)
+        cpu_pool = self._context.cpu_pool.of(self.caller.uid)
+        return await asyncio.get_running_loop().run_in_executor(cpu_pool, call, *arguments)
 
     def count(self, result: str) -> None:
         """How it ended: "ok", "failed" or "cancelled"."""
-        totals = self._parts.totals
+        totals = self._context.totals
         totals.loads[self.source, result] += 1
         if self.state != "resolving":
             totals.load_wait_seconds.observe(self.waited_seconds)
-        if result == "ok" and self.kind == "load":
-            cache = "hit" if self.was_warm else "miss"
-            seconds = asyncio.get_running_loop().time() - self.began
-            totals.load_seconds[self.source, cache].observe(seconds)
 
     def first_line(self) -> dict[str, object]:
         """What the log says of it when it begins."""
@@ -350,7 +275,7 @@ class Admission:
             "seconds": round(seconds, 4),
             "gb_per_second": round(rate, 2),
             "waited_seconds": round(self.waited_seconds, 4),
-            "stage": self.staged.id if self.staged else 0,
+            "stage": self.entry.id if self.entry else 0,
         }
 
 

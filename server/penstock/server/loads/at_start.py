@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ..errors import PenstockError
 from ..sources import Access
 from ..system.log import event
-from .admission import Emit, Parts, Request
 from .prefetch import Prefetch
+from .request import Emit, LoadContext, Request
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ Run = Callable[[Prefetch, Emit], Awaitable[None]]
 
 @dataclass(slots=True)
 class DaemonItself:
-    """The caller of what the daemon was told to do by its flags."""
+    """The caller of the prefetches that the daemon's flags name."""
 
     uid: int
     pid: int
@@ -36,17 +36,17 @@ class DaemonItself:
         return lambda: None
 
 
-async def stage_all(sources: Sequence[str], parts: Parts, run: Run) -> None:
+async def stage_all(sources: Sequence[str], context: LoadContext, run: Run) -> None:
     """Stages each as a whole and pins it. `run` is what every load and prefetch is run by."""
-    await asyncio.gather(*(_stage(source, parts, run) for source in sources))
+    await asyncio.gather(*(_stage(source, context, run) for source in sources))
 
 
-async def _stage(source: str, parts: Parts, run: Run) -> None:
+async def _stage(source: str, context: LoadContext, run: Run) -> None:
     caller = DaemonItself(os.geteuid(), os.getpid())
     access = Access(caller.uid, privileged=True, prefixes=())
     delay = RETRY_SECONDS
     while True:
-        prefetch = Prefetch(Request((source,)), caller, access, parts, pin=True)
+        prefetch = Prefetch(Request((source,)), caller, access, context, pin=True)
         try:
             await run(prefetch, _ignore)
             return

@@ -1,5 +1,5 @@
-"""Who may load, prefetch, pin and evict, and how many at once; and what becomes of each load: it is counted,
-logged, and ended when its caller goes."""
+"""Who may load, prefetch, pin and evict, and how many loads run at once. Each load is counted, logged, and
+ended when its caller goes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..system.limits import is_privileged
 from ..system.log import event
 from ..system.quota import Quota
 from ..system.shown import shown_source
-from .admission import Caller, Client, Emit, Parts, Request
 from .fetch import Fetch, FetchContext, FetchRequest
 from .load import Load
 from .prefetch import Prefetch
+from .request import Caller, Client, Emit, LoadContext, Request
 from .running import Running
 
 logger = logging.getLogger(__name__)
@@ -44,22 +44,22 @@ class Control:
 
     def __init__(
         self,
-        parts: Parts,
+        context: LoadContext,
         fetching: FetchContext,
         *,
         max_loads: int,
         prefixes: tuple[str, ...],
         on_failed: OnFailed,
     ) -> None:
-        """`prefixes` are what users who are not privileged may load."""
+        """Users who are not privileged may load what lies below `prefixes`."""
         self.draining = False
         """No new ones are taken."""
-        self._parts = parts
+        self._context = context
         self._fetching = fetching
         self._prefixes = prefixes
         self._on_failed = on_failed
         self._running: dict[Running, asyncio.Task[None]] = {}
-        self._places = Quota(max_loads)
+        self._load_quota = Quota(max_loads)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -72,7 +72,7 @@ class Control:
         """Until none runs, or nobody is to wait any longer for them."""
         await self._idle.wait()
 
-    def give_up_waiting(self) -> None:
+    def stop_waiting(self) -> None:
         self._idle.set()
 
     def allows(self, uid: int) -> bool:
@@ -80,7 +80,7 @@ class Control:
         return is_privileged(uid) or bool(self._prefixes)
 
     def new_load(self, request: Request, client: Client) -> Load:
-        return Load(request, client, self._access_of(client), self._parts)
+        return Load(request, client, self._access_of(client), self._context)
 
     def new_prefetch(self, request: Request, client: Client, *, pin: bool) -> Prefetch:
         access = self._access_of(client)
@@ -89,7 +89,7 @@ class Control:
                 f"uid {client.uid} may prefetch but not pin: that is for root and penstockd's own user; ask "
                 "one of them"
             )
-        return Prefetch(request, client, access, self._parts, pin=pin)
+        return Prefetch(request, client, access, self._context, pin=pin)
 
     def new_fetch(self, request: FetchRequest, client: Client, gids: frozenset[int]) -> Fetch:
         """`gids` are the client's groups: of what is no checkpoint it gets only what it may read itself."""
@@ -104,31 +104,31 @@ class Control:
             )
         if sources:
             wanted = self._locations(sources)
-            freed, leased = self._parts.staging.evict(
-                lambda staged: any(self._locations(names) == wanted for names in staged.names)
+            freed, leased = self._context.staging.evict(
+                lambda entry: any(self._locations(names) == wanted for names in entry.names)
             )
         else:
-            freed, leased = self._parts.staging.evict(lambda staged: staged.started and staged.idle)
+            freed, leased = self._context.staging.evict(lambda entry: entry.started and entry.idle)
         event(logger, "evict", {"source": shown_source(sources), "freed": freed, "leased": leased})
         return freed, leased
 
     def _locations(self, sources: Sequence[str]) -> list[str]:
         """To compare names: a directory is the same with and without a slash at its end."""
-        return [self._parts.catalog.location(source).rstrip("/") for source in sources]
+        return [self._context.catalog.location(source).rstrip("/") for source in sources]
 
     def _access_of(self, client: Client) -> Access:
         """What the caller may read. Raises if the daemon takes nothing more."""
         if self.draining:
             raise ShuttingDownError("penstockd is stopping and takes no new loads; try again in a moment")
-        if not self._places.left(client.uid):
+        if not self._load_quota.left(client.uid):
             raise self._too_many_loads(client.uid)
         return Access(client.uid, is_privileged(client.uid), self._prefixes)
 
     def _too_many_loads(self, uid: int) -> TooManyLoadsError:
-        places = self._places
+        quota = self._load_quota
         return TooManyLoadsError(
-            f"{places.used} loads run or wait already, {places.used_by(uid)} of them of uid {uid}, which may "
-            f"have no more of the {places.total}; try again later, or raise --max-loads"
+            f"{quota.used} loads run or wait already, {quota.used_by(uid)} of them of uid {uid}; this "
+            f"user may have no more of the {quota.total}; try again later, or raise --max-loads"
         )
 
     async def run(self, load: Running, emit: Emit) -> None:
@@ -136,7 +136,7 @@ class Control:
         all that goes wrong in it."""
         task = asyncio.current_task()
         assert task is not None
-        if not self._places.take(load.caller.uid):
+        if not self._load_quota.take(load.caller.uid):
             raise self._too_many_loads(load.caller.uid)
         self._running[load] = task
         self._idle.clear()
@@ -146,7 +146,7 @@ class Control:
             if not load.finished:
                 task.cancel()
 
-        forget = load.caller.on_close(caller_gone)
+        unsubscribe = load.caller.on_close(caller_gone)
         outcome = result = "cancelled"
         try:
             await load.run(emit)
@@ -169,9 +169,9 @@ class Control:
             finally:
                 del error  # or it and this frame would keep each other, and a header, until gc comes
         finally:
-            forget()
+            unsubscribe()
             del self._running[load]
-            self._places.give_back(load.caller.uid)
+            self._load_quota.release(load.caller.uid)
             if not self._running:
                 self._idle.set()
             load.count(result)
@@ -182,6 +182,6 @@ class Control:
         self, error: PenstockError, caller: Caller | None, load_id: str = "", sources: Sequence[str] = ()
     ) -> None:
         """Counts an answer that is an error, and remembers it if it is known whose it is."""
-        self._parts.totals.rejected[error.reason] += 1
+        self._context.totals.rejected[error.reason] += 1
         if caller is not None:
             self._on_failed(error, uid=caller.uid, pid=caller.pid, load_id=load_id, sources=tuple(sources))

@@ -25,9 +25,9 @@ from ..sources.stores import kind_of
 from ..system.counts import Totals
 from ..system.quota import Quota
 from ..system.shown import shown_source
-from .admission import Caller, Emit
 from .choice import Choice, check_name, check_together
 from .readahead import Part, ReadAhead
+from .request import Caller, Emit
 
 MAX_FILES = 10_000
 MAX_BYTES = 1 << 30
@@ -96,7 +96,7 @@ class Fetch:
     """One client's copy of a directory. `run` it once; see `running.Running`."""
 
     kind = "fetch"
-    staged = None
+    entry = None
     waited_seconds = queued_since = 0.0
 
     def __init__(self, request: FetchRequest, caller: Caller, access: Access, context: FetchContext) -> None:

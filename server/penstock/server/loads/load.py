@@ -1,26 +1,28 @@
-"""The story of one load, from the request to the last segment.
+"""One load, from the request to the last segment.
 
     enter (admission.py: resolve, choose, admit) -> hand off -> deliver
 
-It speaks to its client in events, which `service.py` puts on the wire, and is told of releases by
-`release`. What it holds in the staging buffer it holds until the client's handoff connection closes,
+It reports to its client by events, which `service.py` puts on the wire. `release` is called for the client's
+releases. The load holds its place in the staging buffer until the client's handoff connection closes,
 because until then the client may have the slabs mapped.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import plan
 from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.pieces import Piece
 from ..checkpoint.plan import Indices, Selection
+from ..checkpoint.slices import SegmentSlice
 from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
-from ..staging.entry import StagedCheckpoint
-from .admission import Admission, Client, Emit, Listing, Parts, Queued, Request
+from ..staging.entry import CacheEntry
+from .admission import Admission
+from .request import Client, Emit, Listing, LoadContext, Queued, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class GroupProgress:
-    """What a member needs to go on together with the others at another daemon; see `sharing.Group`."""
+    """With this a member goes on together with the others at another daemon; see `sharing.Group`."""
 
     window: str
     released_tensors: int
@@ -70,45 +72,56 @@ Event = Queued | Listing | Manifest | SegmentReady | Finished
 class Load(Admission):
     """One client's pass over one checkpoint. `run` it once."""
 
-    def __init__(self, request: Request, client: Client, access: Access, parts: Parts) -> None:
-        super().__init__(request, client, access, parts)
+    kind = "load"
+
+    def __init__(self, request: Request, client: Client, access: Access, context: LoadContext) -> None:
+        super().__init__(request, client, access, context)
         self._client = client
-        self._pieces: Sequence[Piece] = ()
+        self._slices: Sequence[SegmentSlice] = ()
         self._announced = 0
         self._handed_off = False
         self._awaited: int | None = None
-        """The segment of the stage that it waits for."""
+        """The segment of the entry that it waits for."""
 
     @property
     def waits_for(self) -> str:
-        if self._awaited is None or self.staged is None or self.staged.stage is None:
+        if self._awaited is None or self.entry is None or self.entry.ring is None:
             return super().waits_for
-        return self.staged.stage.waits_for(self, self._awaited)
+        return self.entry.ring.waits_for(self, self._awaited)
 
     def release(self, count: int) -> None:
-        """The client needs no segment below `count` any more, of those it has been told of."""
+        """The client needs no announced segment below `count` any more."""
         count = min(count, self._announced)
-        if self.staged is not None and count > 0:
-            self.staged.release(self, self._pieces[count - 1].segment + 1)
+        if self.entry is not None and count > 0:
+            self.entry.release(self, self._slices[count - 1].segment + 1)
+
+    def count(self, result: str) -> None:
+        super().count(result)
+        if result == "ok":
+            cache = "hit" if self.was_warm else "miss"
+            seconds = asyncio.get_running_loop().time() - self.began
+            self._context.totals.load_seconds[self.source, cache].observe(seconds)
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
         try:
-            checkpoint, selection, staged = await self._enter(emit, tenant=self.caller.uid)
-            self._forget_names()
-            self._pieces = pieces = staged.pieces(checkpoint, selection)
-            await self._hand_off(staged)
-            await emit(await self._manifest(staged, checkpoint, selection, pieces))
-            await self._deliver(staged, staged.tables(checkpoint), pieces, selection.tensor_count, emit)
+            checkpoint, selection, entry = await self._enter(emit, owner_uid=self.caller.uid)
+            self._release_names()
+            self._slices = slices = entry.contents.slices(checkpoint, selection)
+            await self._hand_off(entry)
+            await emit(await self._manifest(entry, checkpoint, selection, slices))
+            await self._deliver(
+                entry, entry.contents.tables(checkpoint), slices, selection.tensor_count, emit
+            )
             self.finished = True
-            await emit(Finished(self.waited_seconds, staged.read_bytes - self.read_before))
+            await emit(Finished(self.waited_seconds, entry.read_bytes - self.read_before))
         finally:
             if not self._handed_off:
                 self._leave()
 
-    async def _hand_off(self, staged: StagedCheckpoint) -> None:
+    async def _hand_off(self, entry: CacheEntry) -> None:
         self._handed_off = True
-        await self._client.send_slabs([slab.fd for slab in staged.slabs])
+        await self._client.send_slabs([slab.fd for slab in entry.slabs])
         # Before Python 3.12 `asyncio.wait_for` can swallow the cancellation of a load whose client goes away
         # just when the last slabs were sent. The load holds no slabs any more then.
         if self.caller.closed:
@@ -118,33 +131,33 @@ class Load(Admission):
 
     async def _manifest(
         self,
-        staged: StagedCheckpoint,
+        entry: CacheEntry,
         checkpoint: Checkpoint,
         selection: Selection,
-        pieces: Sequence[Piece],
+        slices: Sequence[SegmentSlice],
     ) -> Manifest:
-        stage = staged.stage
-        assert stage is not None
+        ring = entry.ring
+        assert ring is not None
         self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
-        if self.warm_segments.issuperset(piece.segment for piece in pieces):
+        if self.warm_segments.issuperset(part.segment for part in slices):
             warm = self.total_bytes
             self.was_warm = True
         else:
             warm = sum(
-                stage.segments[piece.segment].size_bytes
-                for piece in pieces
-                if piece.segment in self.warm_segments
+                ring.segments[part.segment].size_bytes
+                for part in slices
+                if part.segment in self.warm_segments
             )
         self.state = "streaming"
         return Manifest(
             load_id=self.id,
             checkpoint=checkpoint,
             version=checkpoint.version,
-            slab_count=len(staged.slabs),
-            slab_bytes=staged.slabs[0].size_bytes,
-            full=stage.full,
+            slab_count=len(entry.slabs),
+            slab_bytes=entry.slabs[0].size_bytes,
+            full=ring.full,
             tensor_count=selection.tensor_count,
-            segment_count=len(pieces),
+            segment_count=len(slices),
             total_bytes=self.total_bytes,
             warm_bytes=min(warm, self.total_bytes),
             variant=self.request.variant,
@@ -152,39 +165,39 @@ class Load(Admission):
 
     async def _deliver(
         self,
-        staged: StagedCheckpoint,
+        entry: CacheEntry,
         tables: Sequence[TensorTable | None],
-        pieces: Sequence[Piece],
+        slices: Sequence[SegmentSlice],
         tensor_count: int,
         emit: Emit,
     ) -> None:
-        stage = staged.stage
-        assert stage is not None
-        for index, piece in enumerate(pieces):
-            self._awaited = piece.segment
-            await staged.wait_ready(piece.segment, self)
+        ring = entry.ring
+        assert ring is not None
+        for index, part in enumerate(slices):
+            self._awaited = part.segment
+            await entry.wait_ready(part.segment, self)
             self._awaited = None
-            segment = stage.segments[piece.segment]
+            segment = ring.segments[part.segment]
             table = tables[segment.file]
             assert table is not None
-            start, end = table.start(piece.tensors[0]), table.end(piece.tensors[-1])
+            start, end = table.start(part.tensors[0]), table.end(part.tensors[-1])
             self._announced = index + 1
             await emit(
                 SegmentReady(
                     index=index,
-                    ring_offset=stage.ring_offset(piece.segment) + start - segment.start,
+                    ring_offset=ring.ring_offset(part.segment) + start - segment.start,
                     start=start,
                     end=end,
                     table=table,
-                    tensors=piece.tensors,
-                    group=self._group_progress(staged, tensor_count),
+                    tensors=part.tensors,
+                    group=self._group_progress(entry, tensor_count),
                 )
             )
             self.delivered_bytes += end - start
-            self._parts.totals.delivered_bytes += end - start
+            self._context.totals.delivered_bytes += end - start
 
-    def _group_progress(self, staged: StagedCheckpoint, tensor_count: int) -> GroupProgress | None:
+    def _group_progress(self, entry: CacheEntry, tensor_count: int) -> GroupProgress | None:
         if self.request.group is None:
             return None
-        window, released, members = staged.group_progress(self.request.skip_tensors + tensor_count)
+        window, released, members = entry.group_progress(self.request.skip_tensors + tensor_count)
         return GroupProgress(window, released, members)

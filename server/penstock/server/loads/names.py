@@ -13,17 +13,17 @@ from penstock.v1 import streamer_pb2 as pb
 from ..errors import InvalidRequestError
 
 NAME_COST_BYTES = 160
-"""What a name takes in a set of Python, besides its own bytes."""
+"""The bytes of a name in a set of Python, besides its own."""
 MAX_UNPACKED_BYTES = 24 << 20
 
 
 class Names:
-    """Grows by `add`, and is iterated any number of times. Counts its packed bytes by `keep` and `forget`."""
+    """Grows by `add`, is iterated any number of times. Counts its packed bytes by `keep` and `release`."""
 
-    def __init__(self, keep: Callable[[int], None], forget: Callable[[int], None]) -> None:
+    def __init__(self, keep: Callable[[int], None], release: Callable[[int], None]) -> None:
         """`keep` takes bytes from the user's share of memory, or raises a PenstockError."""
         self._keep = keep
-        self._forget = forget
+        self._release = release
         self._parts: list[bytes] = []
         self._packed_bytes = 0
         self._unpacked_bytes = 0
@@ -52,7 +52,7 @@ class Names:
         """They have been looked up. May be called again."""
         self._parts.clear()
         packed_bytes, self._packed_bytes = self._packed_bytes, 0
-        self._forget(packed_bytes)
+        self._release(packed_bytes)
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:

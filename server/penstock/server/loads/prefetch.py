@@ -7,8 +7,9 @@ import contextlib
 from dataclasses import dataclass
 
 from ..sources import Access
-from ..staging.entry import StagedCheckpoint
-from .admission import Admission, Caller, Emit, Parts, Request
+from ..staging.entry import CacheEntry
+from .admission import Admission
+from .request import Caller, Emit, LoadContext, Request
 
 PROGRESS_SECONDS = 0.5
 
@@ -23,10 +24,14 @@ class Progress:
 class Prefetch(Admission):
     """Stages one checkpoint whole. `run` it once."""
 
-    def __init__(self, request: Request, caller: Caller, access: Access, parts: Parts, *, pin: bool) -> None:
-        super().__init__(request, caller, access, parts)
+    kind = "prefetch"
+
+    def __init__(
+        self, request: Request, caller: Caller, access: Access, context: LoadContext, *, pin: bool
+    ) -> None:
+        super().__init__(request, caller, access, context)
         self._pin = pin
-        self._tenant = None if access.privileged else caller.uid
+        self._owner_uid = None if access.privileged else caller.uid
 
     @property
     def waits_for(self) -> str:
@@ -36,33 +41,33 @@ class Prefetch(Admission):
         """Raises PenstockError, and CancelledError when the caller goes."""
         try:
             while True:
-                _, _, staged = await self._enter(emit, tenant=self._tenant, whole=True)
-                if staged.full:
+                _, _, entry = await self._enter(emit, owner_uid=self._owner_uid, whole=True)
+                if entry.full:
                     break
                 self._leave()  # else the window would wait for this to release what it holds
             self.state = "streaming"
-            await self._follow(staged, emit)
+            await self._follow(entry, emit)
         finally:
             self._leave()
 
-    async def _follow(self, staged: StagedCheckpoint, emit: Emit) -> None:
-        stage = staged.stage
-        assert stage is not None
-        self.total_bytes = stage.total_bytes
-        self.delivered_bytes = sum(stage.segments[index].size_bytes for index in self.warm_segments)
-        waiting = asyncio.ensure_future(staged.wait_complete())
+    async def _follow(self, entry: CacheEntry, emit: Emit) -> None:
+        ring = entry.ring
+        assert ring is not None
+        self.total_bytes = ring.total_bytes
+        self.delivered_bytes = sum(ring.segments[index].size_bytes for index in self.warm_segments)
+        waiting = asyncio.ensure_future(entry.wait_complete())
         try:
             while not waiting.done():
-                await emit(Progress(self.delivered_bytes, stage.total_bytes, done=False))
+                await emit(Progress(self.delivered_bytes, ring.total_bytes, done=False))
                 await asyncio.wait([waiting], timeout=PROGRESS_SECONDS)
-                self.delivered_bytes = stage.ready_bytes
+                self.delivered_bytes = ring.ready_bytes
             await waiting
         finally:
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await waiting
-        self.delivered_bytes = stage.ready_bytes
+        self.delivered_bytes = ring.ready_bytes
         if self._pin:
-            staged.pin(self.request.sources)
+            entry.pin(self.request.sources)
         self.finished = True
-        await emit(Progress(stage.ready_bytes, stage.total_bytes, done=True))
+        await emit(Progress(ring.ready_bytes, ring.total_bytes, done=True))

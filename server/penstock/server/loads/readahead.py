@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.opening import Descriptors
 from ..errors import CheckpointChangedError, SourceUnavailableError, TooManyLoadsError
-from ..sources import Access, Listed, Patient, Source, SourceFile, join
+from ..sources import Access, Listed, RetryingReader, Source, SourceFile, join
 from ..system.quota import Quota
 
 PART_BYTES = 512 << 10
@@ -109,11 +109,11 @@ class ReadAhead:
                 file.descriptors.take(self.source.descriptors_per_file, files=1)
             future = file.begin(size_bytes)
         except BaseException as error:
-            self._buffers.give_back(self.access.uid, charged)
+            self._buffers.release(self.access.uid, charged)
             if isinstance(error, TooManyLoadsError) and self._window:
                 return False
             raise
-        self._window.append(_Reading(future, lambda: self._buffers.give_back(self.access.uid, charged)))
+        self._window.append(_Reading(future, lambda: self._buffers.release(self.access.uid, charged)))
         if not file.left_bytes:
             file.close_when_read()
             self._current = None
@@ -205,7 +205,7 @@ class _File:
         buffer = bytearray(size_bytes)
         if size_bytes:
             give_up_at = time.monotonic() + self._ahead.source.patience_seconds
-            Patient(file, give_up_at).read_into(offset, [memoryview(buffer)])
+            RetryingReader(file, give_up_at).read_into(offset, [memoryview(buffer)])
         with self._lock:
             self._unread_bytes -= size_bytes
             all_read = not self._unread_bytes
@@ -235,4 +235,4 @@ class _File:
         if file is not None:
             file.close()
         if done:
-            self.descriptors.give_back()
+            self.descriptors.release()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..staging.entry import StagedCheckpoint
-from .admission import Caller, Emit
+from ..staging.entry import CacheEntry
+from .request import Caller, Emit
 
 
 class Asked(Protocol):
@@ -43,7 +43,7 @@ class Running(Protocol):
     def request(self) -> Asked: ...
 
     @property
-    def staged(self) -> StagedCheckpoint | None: ...
+    def entry(self) -> CacheEntry | None: ...
 
     @property
     def waits_for(self) -> str:

@@ -25,14 +25,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def scheme_of(uri: str) -> str:
-    """As it is written; empty for what has none, such as a path."""
+    """The scheme as it is written; empty for a path, which has none."""
     match = _SCHEME.match(uri)
     return match[1] if match else ""
 
 
 def choose(sources: Sequence[Source], uri: str) -> Source:
-    """The one that a URI is of; the first has all that have no scheme, and no case matters in its own. Raises
-    InvalidRequestError for a scheme that none has."""
+    """The source of a URI's scheme. A path without a scheme belongs to the first source, whose own scheme may
+    be written in any case. Raises InvalidRequestError for a scheme that no source has."""
     scheme = scheme_of(uri)
     for source in sources:
         if scheme in source.schemes:
@@ -65,7 +65,7 @@ class SourceFile(Protocol):
 
     @property
     def portable_version(self) -> str:
-        """The same without what only this mount namespace knows."""
+        """The same without the mount, which only this mount namespace knows."""
 
     @property
     def listed_version(self) -> str:
@@ -74,11 +74,11 @@ class SourceFile(Protocol):
 
     @property
     def mount(self) -> str:
-        """Which mount it was opened through; empty for what is not mounted."""
+        """The identity of the mount that it was opened through; empty for objects."""
 
     @property
     def mount_point(self) -> str:
-        """Where that is; empty for what is not mounted. What hangs, hangs with all that has the same one."""
+        """Where that mount is; empty for objects. If one file hangs, all files of its mount point do."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -105,7 +105,7 @@ class SourceFile(Protocol):
         """Whether the mount that it was opened through is gone, closed or not. Does not block."""
 
     def close(self) -> None:
-        """Gives back what it holds open. No read may be under way."""
+        """Closes its descriptors. No read may be under way."""
 
 
 class Source(Protocol):
@@ -113,19 +113,19 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """What metrics call it."""
+        """Its name in metrics."""
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """Of the URIs that name what is in it, without `://`."""
+        """The schemes of its URIs, without `://`."""
 
     descriptors_per_file: int
-    """What a file takes while it is open."""
+    """Descriptors that an open file takes."""
     patience_seconds: float
     """How long opening a file and reading its header may wait for storage."""
 
     def workers(self, location: str, uid: int) -> Executor:
-        """Runs what opens the file there and reads its header, for that user."""
+        """Threads that open the file there and read its header, for that user."""
 
     def location(self, source: str) -> str:
         """The one way to write what `source` names. Raises InvalidRequestError. Does not block."""
@@ -169,7 +169,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a caller may read: everything, or what begins with one of `prefixes`."""
+    """What a caller may read: everything, or locations that begin with one of `prefixes`."""
 
     uid: int
     privileged: bool
@@ -196,7 +196,7 @@ class RetryLater(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class RetryingReader:
     """Reads a file on a thread that may sleep until the rest can be asked for again, but not beyond
     `give_up_at` of the monotonic clock. Raises SourceUnavailableError then."""
 
@@ -226,7 +226,7 @@ class Patient:
 def too_slow(uri: str, reached: int) -> SourceUnavailableError:
     """Storage took longer than a read may take."""
     return SourceUnavailableError(
-        f"{uri}: storage is too slow, as reading had only come to byte {reached} when its time was over; "
+        f"{uri}: storage is too slow: reading had reached byte {reached} when its time limit passed; "
         "check whether it answers, and load it again",
         file=uri,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MountSet:
     """The mounts that a load's files were opened through, as a suffix of the version that clients are told.
 
     Within one mount namespace, which `root` stands for, the same mounts must be there for a load to go on at
@@ -20,7 +20,7 @@ class Place:
     mounts: str
 
     @classmethod
-    def of(cls, root: str, mounts: list[str]) -> Place:
+    def of(cls, root: str, mounts: list[str]) -> MountSet:
         """`mounts` of each file in order; empty for those that are not local."""
         if not any(mounts):
             return cls("", "")
@@ -32,10 +32,10 @@ class Place:
 
 def continues(before: str, now: str) -> bool:
     """Whether a load that began with the version `before` may go on with `now`, both as clients are told."""
-    old_content, _, old_place = before.partition(".")
-    content, _, place = now.partition(".")
+    old_content, _, old_set = before.partition(".")
+    content, _, mount_set = now.partition(".")
     if old_content != content or not content:
         return False
-    old_root, _, old_mounts = old_place.partition(".")
-    root, _, mounts = place.partition(".")
+    old_root, _, old_mounts = old_set.partition(".")
+    root, _, mounts = mount_set.partition(".")
     return not root or old_root != root or old_mounts == mounts

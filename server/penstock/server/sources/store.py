@@ -19,9 +19,9 @@ class Reading:
 
     threads: int
     spare_threads: int
-    """Most that take the place of those whose reads stall."""
+    """The most threads that take the place of those whose reads stall."""
     block_bytes: int
-    """What one thread reads at once."""
+    """Bytes that one thread reads in one call."""
     may_hang: bool
     """A read may last for ever: nothing ends it when storage does not answer."""
     thread_name: str = "reader"
@@ -45,7 +45,7 @@ class Store(ABC):
     kind: ClassVar[str]
     """The label of metrics, and what status calls it."""
     schemes: ClassVar[tuple[str, ...]]
-    """Of the URIs that name what is in it, without `://`."""
+    """The schemes of its URIs, without `://`."""
     flags: ClassVar[StoreFlags]
     """Its own, and how locations in it are written."""
     resolver_threads: ClassVar[int]

@@ -8,12 +8,12 @@ from .s3.store import S3Store
 from .store import Store
 
 STORES: tuple[type[Store], ...] = (FileStore, S3Store)
-"""The first is also asked for what has no scheme."""
+"""The first also has the sources without a scheme, such as paths."""
 FLAGS = tuple(store.flags for store in STORES)
 KINDS = tuple(store.kind for store in STORES)
 _KIND_OF = {scheme: store.kind for store in STORES for scheme in store.schemes}
 
 
 def kind_of(uri: str) -> str:
-    """What `source` is in metrics and status, for what a client named."""
+    """The name of a source's store, as `source` in metrics and status."""
     return _KIND_OF.get(scheme_of(uri), KINDS[0])

@@ -1,8 +1,10 @@
 """The staging buffer: who gets memory, who shares a checkpoint, and the reads that fill it.
 
-buffer    which checkpoints are staged, who shares them, what is given up for others
+buffer    which checkpoints are staged, who shares them, what is evicted for others
 waiting   who gets memory next
-entry     one staged checkpoint: its slabs, its ring, who holds it
+entry     one checkpoint in the buffer: its slabs, its ring, who holds it
+phase     what an entry lives through; `contents` is what it holds, `members` who shares it (pure)
+shares    who holds how much of the buffer, and how much more each user may have (pure)
 ring      where its segments lie, what state each is in, who still needs it (pure)
 filling   the reads that fill the ring; `reader` has the threads, fair between users
 pool      the slabs that exist; `slab` is one of them; `headroom` is how many the system bears

@@ -28,9 +28,9 @@ class Demand:
     whole: int
     """0: it does not fit."""
     window: int
-    least: int
+    start: int
     """What it starts with while more is sure to come back."""
-    bare: int = 0
+    minimum: int = 0
     """What it starts with when nothing will come back by itself."""
     whole_only: bool = False
 
@@ -60,7 +60,7 @@ def measure(
     slab = config.slab_bytes
     largest = plan.largest_tensor(checkpoint.tables, selection)
     if largest is None:
-        return Demand(whole=1, window=1, least=1, bare=1)
+        return Demand(whole=1, window=1, start=1, minimum=1)
     needed = max(1, -(-largest.ring_bytes // slab))
     allowed = config.max_slabs if is_privileged(uid) else user_share(config.max_slabs)
     if MINIMAL in (memory_limit, config.memory_limit):
@@ -81,8 +81,8 @@ def measure(
     return Demand(
         whole=whole if whole <= allowed else 0,
         window=window,
-        least=min(window, max(needed, window // 4)),
-        bare=needed,
+        start=min(window, max(needed, window // 4)),
+        minimum=needed,
     )
 
 

@@ -1,30 +1,32 @@
-"""One staged checkpoint: a ring of slabs, the stage in it, and who holds it.
+"""One checkpoint in the staging buffer: its slabs, the ring of segments in them, and who holds it.
 
-    admitted --> start: plan against the capacity, read the first segments (filling.py) --> complete
-        consumers wait for segments, release them; a window places more as it is released
-        the last holder leaves --> warm (full), parked (full, not complete), or closed
+    queued --> start: plan against the capacity, read the first segments (filling.py) --> complete
+        consumers wait for segments, release them; a window reads more in as it is released
+        the last holder leaves --> warm (full, whether or not it is complete), or closed
 
-Lives on the event loop.
+`phase.py` has the whole life, `contents.py` what is in it, `members.py` who shares it. All of it is on the
+event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ..checkpoint import plan
 from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.pieces import Piece, WholePieces, cut
-from ..checkpoint.plan import Selection
-from ..checkpoint.table import TensorTable
+from ..checkpoint.plan import Segment
 from ..config.units import show_size
 from ..errors import PenstockError, StagingExhaustedError
+from ..system.counts import Totals
+from .contents import Contents
 from .filling import Filling
-from .reader import Dropped, ReaderPool
-from .ring import SegmentState, Stage
+from .members import GroupTerms, Holder, Members
+from .phase import Phase, moved
+from .reader import Cancelled, ReaderPool
+from .ring import SegmentRing, SegmentState
 from .slab import Slab
 
 _ids = itertools.count(1)
@@ -33,101 +35,91 @@ MAX_NAMES = 16
 """Different ways of naming the same files that are remembered of one checkpoint."""
 
 
+class EntryListener(Protocol):
+    """What an entry tells the staging buffer."""
+
+    def entry_idle(self, entry: CacheEntry) -> None:
+        """Nobody holds it and no read is under way."""
+
+    def entry_read(self, entry: CacheEntry) -> None:
+        """One more of its segments is there."""
+
+    def entry_drained(self, entry: CacheEntry, slabs: list[Slab]) -> None:
+        """The last read ended of one that was evicted before; the slabs that it kept are the listener's."""
+
+
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds the slabs, for people. Times are of the loop's clock."""
+class EntryContext:
+    """What every entry of a buffer works with."""
 
-    uid: int
-    pid: int
-    name: str
-    since: float
+    listener: EntryListener
+    readers: Mapping[str, ReaderPool]
+    """By kind of source."""
+    totals: Totals
+    patience_seconds: float
+    """How long others of a window may keep a load waiting."""
 
 
-class StagedCheckpoint:
-    """Owns the checkpoint's files and, once started, the slabs: `on_idle` is told when nobody holds them."""
+class CacheEntry:
+    """Owns the checkpoint's files and, once started, the slabs."""
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        selection: Selection,
-        *,
-        uid: int | None,
-        readers: Mapping[str, ReaderPool],
-        block_bytes: Mapping[str, int],
-        patience_seconds: float,
-        group: str,
-        window: str,
-        expected_members: int,
-        on_idle: Callable[[StagedCheckpoint], None],
-        on_read: Callable[[str, int], None],
-        on_block: Callable[[str, float], None],
+        self, contents: Contents, terms: GroupTerms, context: EntryContext, *, owner_uid: int | None
     ) -> None:
-        """`on_read` is told of each segment's source and bytes, on the event loop; `on_block` of each block's
-        source and seconds, on a reader thread."""
         self.id = next(_ids)
-        self.checkpoint = checkpoint
-        self.selection = selection
-        self.version = checkpoint.version
-        self.digest = selection.digest()
-        self._uid = uid
-        self.group = group
-        self.window = window
-        """Of a group that goes on after a restart: what its window was called; else empty."""
-        self._window_name = secrets.token_hex(8)
-        self.expected_members = expected_members
-        """A window is not recycled before so many loads joined, or `let_go`."""
-        self.members = 0
-        self.pinned = False
-        self.names = [checkpoint.sources]
-        """What it was staged as, and pinned as, which may name the same files in other ways."""
-        self.evicted = False
-        """To be given up as soon as nobody holds it."""
+        self.contents = contents
+        self.members = Members(terms)
+        self.phase = Phase.QUEUED
         self.slabs: list[Slab] = []
-        self.stage: Stage | None = None
+        self.ring: SegmentRing | None = None
         self.error: PenstockError | None = None
-        self.closed = False
-        self.holders: dict[Hashable, Holder] = {}
-        self._skipped: dict[Hashable, int] = {}
-        """How many tensors of the selection each holder does not need, from the first one on."""
-        self.made_at = self.last_used = asyncio.get_running_loop().time()
+        self.pinned = False
+        self.names = [contents.checkpoint.sources]
+        """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.read_bytes = 0
-        self._loop = asyncio.get_running_loop()
-        self._readers = readers
-        self._block_bytes = block_bytes
-        self._patience_seconds = patience_seconds
-        self._on_idle = on_idle
-        self._on_read = on_read
-        self._on_block = on_block
+        self.owner_uid = owner_uid
+        """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
+        self._context = context
+        self._evict_when_left = False
+        self._granted_slabs = 0
         self._filling: Filling | None = None
-        self._on_abandoned: Callable[[list[Slab]], None] | None = None
+        self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] = self._loop.create_future()
-        self._moved = self._loop.time()
-        """When somebody last joined, left or released something, or a segment came."""
+        self.made_at = self.last_used = self._moved = self._loop.time()
+        """When it was made; when somebody last joined or left; when somebody last joined, left or released
+        something, or a segment came."""
 
     # ---- what it is -----------------------------------------------------------------------------
 
     @property
-    def uid(self) -> int | None:
-        """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
-        return self._uid
+    def checkpoint(self) -> Checkpoint:
+        return self.contents.checkpoint
 
-    @uid.setter
-    def uid(self, uid: int | None) -> None:
-        self._uid = uid
-        if self._filling is not None:
-            self._filling.give_to(uid)
+    @property
+    def version(self) -> str:
+        return self.contents.version
+
+    @property
+    def holders(self) -> Mapping[Hashable, Holder]:
+        return self.members.holders
 
     @property
     def started(self) -> bool:
-        return self.stage is not None
+        """It has its slabs, or had them."""
+        return self.ring is not None
 
     @property
     def complete(self) -> bool:
-        return self.stage is not None and self.stage.complete
+        return self.ring is not None and self.ring.complete
 
     @property
     def full(self) -> bool:
-        return self.stage is not None and self.stage.full
+        return self.ring is not None and self.ring.full
+
+    @property
+    def closed(self) -> bool:
+        """It is in the buffer no more."""
+        return self.phase in (Phase.DRAINING, Phase.CLOSED)
 
     @property
     def reading(self) -> bool:
@@ -145,24 +137,39 @@ class StagedCheckpoint:
         return not self.holders and not self.reading
 
     @property
-    def released_tensors(self) -> int:
-        """So many of the selection, from the first one on, are gone: it serves nobody who needs them."""
-        return self.stage.released_tensors if self.stage is not None else 0
-
-    @property
-    def forsaken(self) -> bool:
-        """Nobody holds it, and all that keeps it from being idle are reads that were given up and have not
+    def stuck(self) -> bool:
+        """Nobody holds it, and all that keeps it from being idle are reads that were cancelled and have not
         ended: storage is slow, or hangs."""
         return self.started and not self.closed and not self.holders and self.reading
 
     @property
+    def evictable(self) -> bool:
+        """Nobody holds the slabs that it has."""
+        return self.started and not self.closed and not self.holders
+
+    @property
+    def keeps_warm(self) -> bool:
+        """It is of use to later loads when nobody holds it."""
+        return self.full and self.error is None and not self._evict_when_left
+
+    @property
+    def slab_count(self) -> int:
+        """Slabs that it has, or that are being made for it."""
+        return self._granted_slabs if self.phase is Phase.STARTING else len(self.slabs)
+
+    @property
     def unused_slabs(self) -> int:
-        """How many slabs giving it up would free at once, when nobody holds it."""
-        in_use = self._filling.slabs_in_use() if self._filling is not None else []
-        return len(self.slabs) - len(in_use)
+        """How many slabs evicting it would free at once, when nobody holds it."""
+        return len(self.slabs) - len(self._slabs_in_use())
+
+    @property
+    def released_tensors(self) -> int:
+        """So many of the selection, from the first one on, are gone: it serves nobody who needs them."""
+        return self.ring.released_tensors if self.ring is not None else 0
 
     @property
     def state(self) -> str:
+        """In a word, for people."""
         if self.error is not None:
             return "failed"
         if not self.started:
@@ -172,167 +179,141 @@ class StagedCheckpoint:
         return "leased" if self.holders else "warm"
 
     def __repr__(self) -> str:
-        ready, total = (self.stage.ready_bytes, self.stage.total_bytes) if self.stage else (0, 0)
+        ready, total = (self.ring.ready_bytes, self.ring.total_bytes) if self.ring else (0, 0)
         return (
-            f"<StagedCheckpoint {self.id} {self.state}, {'full' if self.full else 'window'}: "
+            f"<CacheEntry {self.id} {self.state}, {'full' if self.full else 'window'}: "
             f"{show_size(ready)} of {show_size(total)}, {len(self.holders)} holders>"
         )
 
-    def serves(self, checkpoint: Checkpoint, selection: Selection) -> bool:
-        """It holds, or will hold, every byte that the selection of that checkpoint needs."""
-        if self._was_made_for(checkpoint, selection):
-            return True
-        return self.full and self._pieces(checkpoint, selection) is not None
-
-    def skipped_by(self, checkpoint: Checkpoint, selection: Selection) -> int | None:
-        """How many tensors have to be left out at the beginning of its own selection to get that one. None if
-        that does not make it."""
-        skipped = self.selection.tensor_count - selection.tensor_count
-        if self.version != checkpoint.version or skipped < 0:
-            return None
-        digest = plan.skip(self.selection, skipped).digest() if skipped else self.digest
-        return skipped if digest == selection.digest() else None
+    def ready_segments(self) -> frozenset[int]:
+        """Whose bytes are in the ring now."""
+        if self.ring is None:
+            return frozenset()
+        ring = self.ring
+        return frozenset(
+            index for index in range(len(ring.segments)) if ring.state(index) is SegmentState.READY
+        )
 
     def group_progress(self, tensor_count: int) -> tuple[str, int, int]:
         """What a load of so many tensors is told of its group: its window's name, how many of the tensors
         all members have released, how many members have not left."""
-        unreleased = self.selection.tensor_count - self.released_tensors
-        members = max(self.expected_members, self.members) - (self.members - len(self.holders))
-        return self.window or self._window_name, max(0, tensor_count - unreleased), members
+        window, members = self.members.progress()
+        unreleased = self.contents.selection.tensor_count - self.released_tensors
+        return window, max(0, tensor_count - unreleased), members
 
-    def ready_segments(self) -> frozenset[int]:
-        """Whose bytes are in the ring now."""
-        if self.stage is None:
-            return frozenset()
-        stage = self.stage
-        return frozenset(
-            index for index in range(len(stage.segments)) if stage.state(index) is SegmentState.READY
-        )
+    # ---- its life, for the buffer ---------------------------------------------------------------
 
-    # ---- its life -------------------------------------------------------------------------------
+    def grant(self, slab_count: int) -> None:
+        """So many slabs are being made for it."""
+        self.phase = moved(self.phase, Phase.STARTING)
+        self._granted_slabs = slab_count
 
-    def start(self, slabs: list[Slab], segments: Sequence[plan.Segment]) -> None:
+    def start(self, slabs: list[Slab], segments: Sequence[Segment]) -> None:
         """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
         if this raises before they are in `slabs`."""
-        stage = Stage(segments, sum(slab.size_bytes for slab in slabs))
+        ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
         self._filling = Filling(
-            stage,
+            ring,
             slabs,
             self.checkpoint.files,
-            uid=self._uid,
-            readers=self._readers,
-            block_bytes=self._block_bytes,
+            uid=self.owner_uid,
+            readers=self._context.readers,
             on_end=self._read_ended,
-            on_block=self._on_block,
+            on_block=self._context.totals.observe_read,
         )
-        self.slabs, self.stage = slabs, stage
-        # Loads bring headers of their own: those of a stage that is warm for days would take room from
-        # others.
-        self.checkpoint = self.checkpoint.without_headers()
-        for key in self.holders:
-            self.stage.join(key, self.stage.segment_of(self._skipped[key]))
+        self.phase = moved(self.phase, Phase.STARTED)
+        self.slabs, self.ring = slabs, ring
+        self.assign(self.owner_uid)
+        self.contents.lay_out(segments)
+        for key, skipped in self.members.skipped.items():
+            ring.join(key, ring.segment_of(skipped))
         self._update_hold_back()
         self._pump()
         self.notify()
 
+    def assign(self, uid: int | None) -> None:
+        """From now on only `uid` may ever hold its slabs."""
+        self.owner_uid = uid
+        if self._filling is not None:
+            self._filling.give_to(uid)
+        if uid is not None:
+            for slab in self.slabs:
+                slab.owner_uid = uid
+
     def pin(self, name: tuple[str, ...]) -> None:
         """Keeps it until it is evicted, under that name too."""
-        self.pinned, self.evicted = True, False
+        self.pinned, self._evict_when_left = True, False
         if name not in self.names:
             self.names = [*self.names[: MAX_NAMES - 1], name]
+
+    def unpin(self) -> None:
+        """From now on it may be evicted for others, and is when nobody holds it any more."""
+        self.pinned, self._evict_when_left = False, True
 
     def fail(self, error: PenstockError) -> None:
         """Everybody waiting, now or later, gets the error."""
         if self.error is None:
+            self.phase = moved(self.phase, Phase.FAILED)
             self.error = error
-            self._give_up_reading()
+            self._cancel_reads()
             self.notify()
 
-    def hold(self, key: Hashable, holder: Holder, *, skipped: int = 0) -> None:
+    def stop_expecting(self) -> None:
+        """Waits for no more members of the group."""
+        self.members.stop_expecting()
+        self._update_hold_back()
+        self._pump()
+
+    def close(self) -> list[Slab]:
+        """Only when nobody holds it. Returns the slabs that no read is writing into, which are the caller's
+        from now on. The listener gets the others when the reads have ended, and nobody does before: one that
+        hangs in the kernel cannot be called back. Until then the files stay open too."""
+        assert not self.holders
+        if self.reading:
+            self._cancel_reads()
+        stuck = self._slabs_in_use()
+        free = [slab for slab in self.slabs if slab not in stuck]
+        self.slabs = stuck
+        if self.reading:
+            self.phase = moved(self.phase, Phase.DRAINING)
+        else:
+            self._end()
+        return free
+
+    # ---- for those who hold it ------------------------------------------------------------------
+
+    def hold(self, key: Hashable, holder: Holder, *, skipped: int = 0, window: str = "") -> None:
         """From now on, until `leave`, the slabs stay and no segment is recycled that `key` has not released.
-        It does not need the first `skipped` tensors, which have to be `released_tensors` or more."""
-        self.holders[key] = holder
-        self._skipped[key] = skipped
+        It does not need the first `skipped` tensors, which have to be `released_tensors` or more. `window` is
+        what its window was called before a restart, if it knows."""
+        self.members.join(key, holder, skipped, window)
         self.last_used = self._moved = self._loop.time()
-        self.members += 1
-        if self.stage is not None:
-            self.stage.join(key, self.stage.segment_of(skipped))
+        if self.ring is not None:
+            self.ring.join(key, self.ring.segment_of(skipped))
             self._update_hold_back()
             self._pump()
 
     def release(self, key: Hashable, count: int) -> None:
         """`key` needs no segment below `count` any more."""
-        if self.stage is not None:
+        if self.ring is not None:
             self._moved = self._loop.time()
-            self.stage.release(key, count)
+            self.ring.release(key, count)
             self._pump()
 
-    def let_go(self) -> None:
-        """Stops waiting for more members of the group."""
-        self.expected_members = self.members
-        self._update_hold_back()
-        self._pump()
-
     def leave(self, key: Hashable) -> None:
-        """Undoes `hold` and `join`. Leaving twice is leaving once."""
-        if self.holders.pop(key, None) is None:
+        """Undoes `hold`. Leaving twice is leaving once."""
+        if not self.members.leave(key):
             return
-        del self._skipped[key]
         self.last_used = self._moved = self._loop.time()
-        if self.stage is not None:
-            self.stage.leave(key)
+        if self.ring is not None:
+            self.ring.leave(key)
         if self.holders:
             self._pump()
             return
         if not self.complete:
-            self._give_up_reading()
+            self._cancel_reads()
         if self.idle:
-            self._on_idle(self)
-
-    def close(self) -> list[Slab]:
-        """Only when idle. Closes the files; returns the slabs, which are the caller's from now on."""
-        assert self.idle
-        assert not self.closed
-        self.closed = True
-        self.checkpoint.close()
-        self._filling = None
-        slabs, self.slabs = self.slabs, []
-        return slabs
-
-    def abandon(self, on_end: Callable[[list[Slab]], None]) -> list[Slab]:
-        """Only when forsaken. Returns the slabs that no read is writing into, which are the caller's from now
-        on; `on_end` gets the others, once the last of the reads is over. Those are never given to anybody
-        before, as a read that hangs in the kernel cannot be called back."""
-        assert self.forsaken
-        assert self._filling is not None
-        self._give_up_reading()
-        self.closed = True
-        if not self.reading:  # what was given up had not begun
-            self.checkpoint.close()
-            free, self.slabs = self.slabs, []
-            return free
-        self._on_abandoned = on_end
-        stuck = self._filling.slabs_in_use()
-        free = [slab for slab in self.slabs if slab not in stuck]
-        self.slabs = stuck
-        return free
-
-    # ---- what consumers see ---------------------------------------------------------------------
-
-    def pieces(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[Piece]:
-        """What a load of that selection gets, in order. Only when it `serves` it."""
-        assert self.stage is not None
-        if self._was_made_for(checkpoint, selection):
-            return WholePieces(self.stage.segments)
-        pieces = self._pieces(checkpoint, selection)
-        assert pieces is not None
-        return pieces
-
-    def tables(self, checkpoint: Checkpoint) -> list[TensorTable | None]:
-        """Of each staged file, by the number that segments have it by, as a checkpoint that it `serves` says;
-        None where that has no such file."""
-        known = {file.version: table for file, table in zip(checkpoint.files, checkpoint.tables, strict=True)}
-        return [known.get(file.version) for file in self.checkpoint.files]
+            self._context.listener.entry_idle(self)
 
     async def wait_change(self) -> None:
         """Until anything about it is different."""
@@ -348,91 +329,91 @@ class StagedCheckpoint:
         """Until the bytes of that segment are in the ring. Raises the error that ended the reading, and
         StagingExhaustedError when others who share the window keep `key` waiting and release nothing for as
         long as a load may wait for memory: they may have stopped, or wait for `key` themselves."""
-        assert self.stage is not None
-        while self.stage.state(segment) is not SegmentState.READY:
+        assert self.ring is not None
+        while self.ring.state(segment) is not SegmentState.READY:
             self._raise_error()
+            patience_seconds = self._context.patience_seconds
             waited = self._loop.time() - self._moved
-            if waited >= self._patience_seconds:
+            if waited >= patience_seconds:
                 self._raise_if_blocked(key, segment)
                 waited = 0.0
-            await asyncio.wait([self._changed], timeout=self._patience_seconds - waited)
+            await asyncio.wait([self._changed], timeout=patience_seconds - waited)
 
     async def wait_complete(self) -> None:
         while not self.complete:
             self._raise_error()
             await self.wait_change()
 
-    # ---- inside ---------------------------------------------------------------------------------
-
     def notify(self) -> None:
+        """Something about it is different."""
         self._moved = self._loop.time()
         changed, self._changed = self._changed, self._loop.create_future()
         changed.set_result(None)
+
+    # ---- inside ---------------------------------------------------------------------------------
 
     def _raise_error(self) -> None:
         if self.error is not None:
             raise self.error
 
     def _raise_if_blocked(self, key: Hashable, segment: int) -> None:
-        assert self.stage is not None
-        blockers = self.stage.in_the_way(key, segment)
+        assert self.ring is not None
+        blockers = self.ring.in_the_way(key, segment)
         if blockers:
             pids = sorted({self.holders[blocker].pid for blocker in blockers})
             raise StagingExhaustedError(
-                f"waited {self._patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, which loads "
-                "the same checkpoint through the same window, to go on; end it, keep no load waiting inside "
-                "another of the same checkpoint, raise --memory-limit, or raise --queue-timeout"
+                f"waited {self._context.patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, "
+                "which loads the same checkpoint through the same window, to go on; end it, keep no load "
+                "waiting inside another of the same checkpoint, raise --memory-limit, or raise "
+                "--queue-timeout"
             )
 
-    def _was_made_for(self, checkpoint: Checkpoint, selection: Selection) -> bool:
-        return self.version == checkpoint.version and self.digest == selection.digest()
-
-    def _pieces(self, checkpoint: Checkpoint, selection: Selection) -> list[Piece] | None:
-        assert self.stage is not None
-        return cut(
-            self.stage.segments,
-            [file.version for file in self.checkpoint.files],
-            selection,
-            [file.version for file in checkpoint.files],
-        )
-
     def _update_hold_back(self) -> None:
-        if self.stage is not None:
-            self.stage.hold_back = self.members < self.expected_members
-            self.stage.recycle()
+        if self.ring is not None:
+            self.ring.hold_back = self.members.expecting
+            self.ring.recycle()
 
     def _pump(self) -> None:
         """Reads what has room, as long as somebody wants it."""
         if self._filling is not None and self.error is None and self.holders:
             self._filling.submit()
 
-    def _read_ended(self, index: int, error: PenstockError | Dropped | None) -> None:
-        assert self.stage is not None
+    def _read_ended(self, index: int, error: PenstockError | Cancelled | None) -> None:
+        assert self.ring is not None
         if self.closed:
-            self._abandoned_read_ended()
+            self._drained()
             return
         if error is None:
-            segment = self.stage.segments[index]
+            segment = self.ring.segments[index]
             self.read_bytes += segment.size_bytes
-            self._on_read(self.checkpoint.files[segment.file].kind, segment.size_bytes)
+            source = self.checkpoint.files[segment.file].kind
+            self._context.totals.source_bytes[source] += segment.size_bytes
+            self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
                 self.checkpoint.close()
             self.notify()
-        elif not isinstance(error, Dropped):
+        elif not isinstance(error, Cancelled):
             self.fail(error)
         elif self.holders:
             self._pump()
         if not self.holders and self.idle:
-            self._on_idle(self)
+            self._context.listener.entry_idle(self)
 
-    def _abandoned_read_ended(self) -> None:
-        if not self.reading and self._on_abandoned is not None:
-            on_end, self._on_abandoned = self._on_abandoned, None
-            self.checkpoint.close()
+    def _drained(self) -> None:
+        if not self.reading:
             slabs, self.slabs = self.slabs, []
-            on_end(slabs)
+            self._end()
+            self._context.listener.entry_drained(self, slabs)
 
-    def _give_up_reading(self) -> None:
+    def _end(self) -> None:
+        self.phase = moved(self.phase, Phase.CLOSED)
+        self._filling = None
+        self.checkpoint.close()
+
+    def _slabs_in_use(self) -> list[Slab]:
+        return self._filling.slabs_in_use() if self._filling is not None else []
+
+    def _cancel_reads(self) -> None:
         if self._filling is not None:
-            self._filling.give_up()
+            self._filling.cancel()

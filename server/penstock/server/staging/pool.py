@@ -4,7 +4,7 @@ Writing to a fresh page costs several times what writing to a used one does, so 
 user has held goes only to that user again; for another user it is closed and a new one is made.
 
 All methods run on the event loop and decide at once over plain state; making, populating and closing
-slabs, which is slow, runs on `workers`. It knows nothing of stages and queues: `buffer.py` does.
+slabs, which is slow, runs on `workers`. It knows nothing of entries and queues: `buffer.py` does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SlabPool:
         """`on_free` is called whenever more slabs may be taken than before."""
         self.slab_bytes = slab_bytes
         self.max_slabs = max_slabs
-        self._room_slabs = max_slabs
+        self._headroom_slabs = max_slabs
         self._workers = workers
         self._on_free = on_free
         self._free: list[tuple[Slab, float]] = []
@@ -55,21 +55,21 @@ class SlabPool:
     @property
     def available(self) -> int:
         """How many slabs may be taken now."""
-        return self._room_slabs - self._taken - self._working
+        return self._headroom_slabs - self._taken - self._working
 
     @property
-    def room_slabs(self) -> int:
+    def headroom_slabs(self) -> int:
         """How many the system has room for: at most `max_slabs`, and never fewer than before."""
-        return self._room_slabs
+        return self._headroom_slabs
 
-    def limit_room(self, slabs: int) -> None:
-        """Before any exist: no more than so many can, until `grow_room`."""
+    def limit_headroom(self, slabs: int) -> None:
+        """Before any exist: no more than so many can, until `grow_headroom`."""
         assert not self.existing_slabs
-        self._room_slabs = min(slabs, self.max_slabs)
+        self._headroom_slabs = min(slabs, self.max_slabs)
 
-    def grow_room(self, slabs: int) -> None:
-        if slabs > self._room_slabs:
-            self._room_slabs = min(slabs, self.max_slabs)
+    def grow_headroom(self, slabs: int) -> None:
+        if slabs > self._headroom_slabs:
+            self._headroom_slabs = min(slabs, self.max_slabs)
             self._on_free()
 
     @property
@@ -81,24 +81,24 @@ class SlabPool:
         """Those that exist or are being made."""
         return self._taken + self._working + len(self._free)
 
-    def take(self, count: int, tenant: int | None) -> Coroutine[Any, Any, list[Slab]]:
-        """`count` slabs, at most `available`, that no one but `tenant` ever held: the caller's until
-        `give_back`. They are taken at once; awaiting the result brings them, and must not be left out or
+    def take(self, count: int, owner_uid: int | None) -> Coroutine[Any, Any, list[Slab]]:
+        """`count` slabs, at most `available`, that no one but `owner_uid` ever held: the caller's until
+        `release`. They are taken at once; awaiting the result brings them, and must not be left out or
         cancelled: slabs that are being made would be lost. Raises OSError, MemoryError or NoThreadError when
         the system has no more; nothing is taken then."""
         if count > self.available:
             raise AssertionError(f"{count} slabs asked for, {self.available} available")
         self._taken += count
-        slabs, foreign = self._pick(count, tenant)
+        slabs, foreign = self._pick(count, owner_uid)
         # What is promised here counts already, so that whoever comes next, before these are closed and
         # those made, closes as many more as it needs.
-        doomed = foreign[: max(0, self.existing_slabs - self._room_slabs)]
+        doomed = foreign[: max(0, self.existing_slabs - self._headroom_slabs)]
         doomed_ids = {id(slab) for slab in doomed}
         self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
         self.peak_slabs = max(self.peak_slabs, self.existing_slabs)
-        return self._bring(slabs, doomed, count - len(slabs), tenant)
+        return self._bring(slabs, doomed, count - len(slabs), owner_uid)
 
-    def give_back(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
+    def release(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
         """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when
         they were last of use, if not just now."""
         since = asyncio.get_running_loop().time() if idle_since is None else idle_since
@@ -123,15 +123,15 @@ class SlabPool:
         free, self._free = [slab for slab, _ in self._free], []
         await self._retire(free)
 
-    def _pick(self, count: int, tenant: int | None) -> tuple[list[Slab], list[Slab]]:
-        """Up to `count` free slabs fit for `tenant`, taken off the list, latest used first; and the unfit
+    def _pick(self, count: int, owner_uid: int | None) -> tuple[list[Slab], list[Slab]]:
+        """Up to `count` free slabs fit for `owner_uid`, taken off the list, latest used first; and the unfit
         ones, left on it."""
         picked: list[Slab] = []
         rest: list[tuple[Slab, float]] = []
         foreign: list[Slab] = []
         for entry in reversed(self._free):
             slab = entry[0]
-            if slab.tenant not in (None, tenant):
+            if slab.owner_uid not in (None, owner_uid):
                 foreign.append(slab)
                 rest.append(entry)
             elif len(picked) < count:
@@ -144,7 +144,7 @@ class SlabPool:
 
     async def _populate(self, may_go_on: Callable[[], bool]) -> None:
         while not self._stopped and self.existing_slabs < self.max_slabs:
-            if not may_go_on() or self.existing_slabs >= self._room_slabs:
+            if not may_go_on() or self.existing_slabs >= self._headroom_slabs:
                 await asyncio.sleep(0.05)
                 continue
             self._working += 1
@@ -161,16 +161,16 @@ class SlabPool:
                 self._on_free()
 
     async def _bring(
-        self, slabs: list[Slab], doomed: Sequence[Slab], missing: int, tenant: int | None
+        self, slabs: list[Slab], doomed: Sequence[Slab], missing: int, owner_uid: int | None
     ) -> list[Slab]:
-        uid = os.geteuid() if tenant is None else tenant
+        uid = os.geteuid() if owner_uid is None else owner_uid
         try:
             if doomed:
                 await self._close(uid, doomed)
             if missing:
                 slabs += await self._run(uid, _make, missing, self.slab_bytes)
         except BaseException:
-            self.give_back(slabs, missing=missing)
+            self.release(slabs, missing=missing)
             raise
         return slabs
 

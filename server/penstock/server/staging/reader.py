@@ -13,22 +13,22 @@ import threading
 import time
 
 from ..sources import RetryLater
-from ..system.progress import moved, watch
-from .schedule import STALL_SECONDS, Dropped, Job, LaneState, Read, Schedule
+from ..system.progress import beat, watch
+from .schedule import STALL_SECONDS, Cancelled, Job, QueueState, Read, Schedule
 
-__all__ = ["Dropped", "Job", "Lane", "ReaderPool"]
+__all__ = ["Cancelled", "Job", "ReadQueue", "ReaderPool"]
 
 logger = logging.getLogger(__name__)
 
 SPARE_THREADS = 64
 
 
-class Lane:
-    """The queue of one stage. Made by `ReaderPool.lane`."""
+class ReadQueue:
+    """The queue of one entry. Made by `ReaderPool.queue`."""
 
     def __init__(self, pool: ReaderPool, uid: int | None) -> None:
         self._pool = pool
-        self.state = LaneState(uid)
+        self.state = QueueState(uid)
 
     @property
     def served_bytes(self) -> int:
@@ -41,10 +41,10 @@ class Lane:
         """From now on it is served as one of that user's."""
         self._pool._give_to(self.state, uid)
 
-    def drop(self) -> list[Job]:
+    def cancel(self) -> list[Job]:
         """Forgets every block not begun; returns the jobs of which none is in flight. The others end
-        with `done(Dropped())` when their last read does."""
-        return self._pool._drop(self.state)
+        with `done(Cancelled())` when their last read does."""
+        return self._pool._cancel(self.state)
 
 
 class ReaderPool:
@@ -78,14 +78,14 @@ class ReaderPool:
     def busy(self) -> int:
         return len(self._schedule.reading)
 
-    def lane(self, uid: int | None = None) -> Lane:
-        """For a stage that is read for that user; None is the daemon itself."""
-        return Lane(self, uid)
+    def queue(self, uid: int | None = None) -> ReadQueue:
+        """For an entry that is read for that user; None is the daemon itself."""
+        return ReadQueue(self, uid)
 
     def reads_since(self) -> tuple[float, ...]:
         """When each read that is under way last moved, by the monotonic clock. From any thread."""
         with self._lock:
-            return tuple(read.pulse.at for read in self._schedule.reading)
+            return tuple(read.heartbeat.at for read in self._schedule.reading)
 
     def idle_since(self) -> float | None:
         """Since when no thread has begun or ended a read, though a block waits that may be begun; None while
@@ -100,22 +100,22 @@ class ReaderPool:
             self._wake.notify_all()
             self._watched.notify_all()
 
-    # ---- lanes and jobs -------------------------------------------------------------------------
+    # ---- queues and jobs -------------------------------------------------------------------------
 
-    def _submit(self, lane: LaneState, job: Job) -> None:
+    def _submit(self, queue: QueueState, job: Job) -> None:
         with self._lock:
-            self._schedule.submit(lane, job, time.monotonic())
+            self._schedule.submit(queue, job, time.monotonic())
             self._wake.notify(len(job.blocks))
             self._watched.notify()
 
-    def _give_to(self, lane: LaneState, uid: int | None) -> None:
+    def _give_to(self, queue: QueueState, uid: int | None) -> None:
         with self._lock:
-            self._schedule.give_to(lane, uid)
+            self._schedule.give_to(queue, uid)
             self._wake.notify()
 
-    def _drop(self, lane: LaneState) -> list[Job]:
+    def _cancel(self, queue: QueueState) -> list[Job]:
         with self._lock:
-            return self._schedule.drop(lane)
+            return self._schedule.cancel(queue)
 
     # ---- reading threads ------------------------------------------------------------------------
 
@@ -143,14 +143,14 @@ class ReaderPool:
                     return None
                 read = self._schedule.begin(time.monotonic())
                 if read is not None:
-                    self._add_spares()  # what a place in trouble is asked for counts as stalled at once
+                    self._add_spares()  # what a domain in trouble is asked for counts as stalled at once
                     return read
                 self._wake.wait()
             return None
 
     def _run(self) -> None:
         while (read := self._next()) is not None:
-            watch(read.pulse)
+            watch(read.heartbeat)
             error: BaseException | None = None
             try:
                 read.job.read(read.start, read.end)
@@ -176,7 +176,7 @@ class ReaderPool:
                 self._leave(read)
         if checks:
             # It asks the storage too, and may hang as a read may: so it counts as one.
-            moved()
+            beat()
             try:
                 job.check()
             except BaseException as caught:

@@ -1,12 +1,12 @@
 """Where segments live in a ring of slabs, what state each is in, and who still needs it. Pure.
 
-    PLANNED --place--> READING --read--> READY --all consumers released--> FREE
+    PLANNED --begin--> READING --read--> READY --all consumers released--> FREE
        ^                  |
-       +------park--------+            (reading stopped because nobody was left to want it)
+       +-----cancel-------+            (reading stopped because nobody was left to want it)
        +--nobody who joined needs it--> FREE
 
-Position p of the endless ring lives at p mod capacity. A window stage places a segment only where it
-overwrites nothing but FREE ones; a full stage has room for all and frees none.
+Position p of the endless ring lives at p mod capacity. A window reads a segment in only where it
+overwrites nothing but FREE ones; a full ring has room for all and frees none.
 
 It does no I/O, wakes nobody and knows no clocks; `entry.py` does all that.
 """
@@ -38,7 +38,7 @@ _TRANSITIONS = {
 }
 
 
-class Stage:
+class SegmentRing:
     """The life of one checkpoint's segments in a ring of `capacity_bytes`.
 
     Assumes that no single segment needs more than the capacity. `hold_back` keeps a window from being
@@ -109,17 +109,17 @@ class Stage:
             self._released[consumer] = max(self._released[consumer], min(count, len(self.segments)))
             self.recycle()
 
-    def place(self) -> list[int]:
+    def begin_reads(self) -> list[int]:
         """Moves every segment that has room now to READING; returns their indices, earliest first. In a full
-        stage that all consumers joined in the middle, those that they need come before the others."""
-        placed = []
+        ring that all consumers joined in the middle, those that they need come before the others."""
+        begun = []
         while self._next < len(self.segments) and self._fits(self._next):
             if self._states[self._next] is SegmentState.PLANNED:
                 self._move(self._next, SegmentState.READING)
-                placed.append(self._next)
+                begun.append(self._next)
             self._next += 1
         wanted_from = min(self._released.values(), default=0)
-        return sorted(placed, key=lambda index: (index < wanted_from, index))
+        return sorted(begun, key=lambda index: (index < wanted_from, index))
 
     def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
         """Who has not released what `consumer` has, so that there is no room for segment `index`, all before
@@ -145,8 +145,8 @@ class Stage:
         self.ready_bytes += self.segments[index].size_bytes
         self.recycle()
 
-    def park(self, index: int) -> None:
-        """Reading the segment was given up before it was complete."""
+    def cancel(self, index: int) -> None:
+        """Reading the segment was cancelled before it was complete."""
         self._move(index, SegmentState.PLANNED)
         self._next = min(self._next, index)
 

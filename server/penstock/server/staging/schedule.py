@@ -1,21 +1,20 @@
 """Which block is read next, and by how many threads. Pure: it is told the time, and starts and wakes nothing.
 
-    user --has--> lanes, one for each stage --hold--> jobs, one for each segment --of--> blocks
-    place: what hangs as one, such as a mount; each job reads from one
+    user --has--> queues, one for each entry --hold--> jobs, one for each segment --of--> blocks
+    fault domain: what hangs as one, such as a mount; each job reads from one
 
-Fair between users, then between the lanes of one user, then earliest first within a lane. With n users at
+Fair between users, then between the queues of one user, then earliest first within a queue. With n users at
 work each may use an n-th of the threads before others, and gets the next block while it has been served the
 fewest bytes; so each gets about an n-th of the bytes, and one whose storage is slow holds no more than its
-threads. A user or lane that joins, or comes back after having had nothing to read, starts level with the one
+threads. A user or queue that joins, or comes back after having had nothing to read, starts level with the one
 that was served last: it is owed nothing and owes nothing.
 
-No place holds up the others when it fails or hangs:
+No fault domain holds up the others when it fails or hangs:
 
 - A read that has not moved for `STALL_SECONDS` does not count as one of the threads: a spare one takes its
-  place. A read from a place in trouble counts as stalled until it moves.
-- A place in trouble has at most `threads` reads under way, and any place at most half of the threads that
-  others
-  have not stalled. So several may hang, and there are threads for the next.
+  place. A read from a domain in trouble counts as stalled until it moves.
+- A domain in trouble has at most `threads` reads under way, and any domain at most half of the threads that
+  others have not stalled. So several may hang, and there are threads for the next.
 - All that one user has under way is a quota of all threads, spare ones included (`quota.py`).
 """
 
@@ -26,7 +25,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 
-from ..system.progress import Pulse
+from ..system.progress import Heartbeat
 from ..system.quota import Quota
 
 STALL_SECONDS = 1.0
@@ -37,11 +36,11 @@ class Job:
 
     `read(start, end)` reads one block, `check()` runs after the last one; both block, are called on
     reader threads and raise what fails the job, or RetryLater. `done` is called once, on a reader thread,
-    with None or the error, after the last of its reads ended. Jobs with the same `place` hang together; by
-    default each lane is a place of its own.
+    with None or the error, after the last of its reads ended. Jobs with the same `domain` hang together; by
+    default each queue is a domain of its own.
     """
 
-    __slots__ = ("blocks", "check", "delayed", "done", "error", "in_flight", "place", "read", "under_way")
+    __slots__ = ("blocks", "check", "delayed", "domain", "done", "error", "in_flight", "read", "under_way")
 
     def __init__(
         self,
@@ -50,13 +49,13 @@ class Job:
         read: Callable[[int, int], None],
         check: Callable[[], None],
         done: Callable[[BaseException | None], None],
-        place: Hashable = None,
+        domain: Hashable = None,
     ) -> None:
         self.blocks = deque(blocks)
         self.read = read
         self.check = check
         self.done = done
-        self.place = place
+        self.domain = domain
         self.in_flight = 0
         self.under_way: set[tuple[int, int]] = set()
         """The blocks that threads are reading."""
@@ -64,11 +63,11 @@ class Job:
         self.error: BaseException | None = None
 
 
-class Dropped(Exception):
-    """A job whose remaining blocks were dropped."""
+class Cancelled(Exception):
+    """A job whose remaining blocks were cancelled."""
 
 
-class Place:
+class FaultDomain:
     """What hangs as one."""
 
     __slots__ = ("delayed", "in_flight", "key", "stalled", "troubled")
@@ -86,11 +85,11 @@ class Place:
 class User:
     """What one uid reads; None is the daemon itself."""
 
-    __slots__ = ("active", "delayed", "in_flight", "lanes", "level_bytes", "served_bytes", "uid")
+    __slots__ = ("active", "delayed", "in_flight", "level_bytes", "queues", "served_bytes", "uid")
 
     def __init__(self, uid: int | None, served_bytes: int) -> None:
         self.uid = uid
-        self.lanes: list[LaneState] = []
+        self.queues: list[QueueState] = []
         """Those with jobs."""
         self.in_flight = 0
         self.delayed = 0
@@ -98,13 +97,13 @@ class User:
         """Of those in flight, the ones that are not stalled."""
         self.served_bytes = served_bytes
         self.level_bytes = 0
-        """What its lane that was served last had been served before."""
+        """What its queue that was served last had been served before."""
 
 
-class LaneState:
-    """The queue of one stage."""
+class QueueState:
+    """The queue of one entry."""
 
-    __slots__ = ("active", "delayed", "drops", "in_flight", "jobs", "place", "served_bytes", "uid", "user")
+    __slots__ = ("active", "cancels", "delayed", "domain", "in_flight", "jobs", "served_bytes", "uid", "user")
 
     def __init__(self, uid: int | None) -> None:
         self.uid = uid
@@ -116,8 +115,8 @@ class LaneState:
         self.in_flight = 0
         self.active = 0
         self.delayed = 0
-        self.drops = 0
-        self.place = Place(None)
+        self.cancels = 0
+        self.domain = FaultDomain(None)
 
 
 class Read:
@@ -125,14 +124,14 @@ class Read:
 
     __slots__ = (
         "began",
+        "cancels",
         "charged",
-        "drops",
+        "domain",
         "end",
+        "heartbeat",
         "job",
-        "lane",
-        "place",
-        "pulse",
         "put_off",
+        "queue",
         "slow",
         "stalled",
         "start",
@@ -140,24 +139,26 @@ class Read:
         "user",
     )
 
-    def __init__(self, user: User, lane: LaneState, place: Place, job: Job, start: int, end: int) -> None:
+    def __init__(
+        self, user: User, queue: QueueState, domain: FaultDomain, job: Job, start: int, end: int
+    ) -> None:
         self.user = user
-        self.lane = lane
-        self.place = place
+        self.queue = queue
+        self.domain = domain
         self.job = job
         self.start = start
         self.end = end
-        self.drops = lane.drops
-        self.pulse = Pulse()
-        self.began = self.pulse.at
+        self.cancels = queue.cancels
+        self.heartbeat = Heartbeat()
+        self.began = self.heartbeat.at
         self.charged = self.put_off = self.slow = False
         self.stalled = False
-        self.suspect = place.troubled
+        self.suspect = domain.troubled
 
     def is_stalled(self, now: float) -> bool:
-        if self.suspect and self.pulse.at == self.began:
+        if self.suspect and self.heartbeat.at == self.began:
             return True
-        return now - self.pulse.at >= STALL_SECONDS
+        return now - self.heartbeat.at >= STALL_SECONDS
 
 
 class Schedule:
@@ -171,9 +172,9 @@ class Schedule:
         """Those with jobs or reads under way."""
         self._level_bytes = 0
         """What the user that was served last had been served before."""
-        self._places: dict[Hashable, Place] = {}
+        self._domains: dict[Hashable, FaultDomain] = {}
         """Those with reads under way that have a key."""
-        self._delayed: list[tuple[float, int, LaneState, Read, int, int]] = []
+        self._delayed: list[tuple[float, int, QueueState, Read, int, int]] = []
         """A heap of blocks to be read no sooner than a time, with a number to tell equal times apart."""
         self._numbers = itertools.count()
         self._stalled = 0
@@ -183,8 +184,8 @@ class Schedule:
 
     @property
     def waiting(self) -> bool:
-        """Some lane has a block to be begun, be it that it may not be begun now."""
-        return any(user.lanes for user in self._users.values())
+        """Some queue has a block to be begun, be it that it may not be begun now."""
+        return any(user.queues for user in self._users.values())
 
     @property
     def wanted_threads(self) -> int:
@@ -197,65 +198,65 @@ class Schedule:
 
     def able_since(self) -> float | None:
         """Since when a block has waited that may be begun, while no read began or ended. None: there is none,
-        be it that all that is left waits for places in trouble."""
+        be it that all that is left waits for domains in trouble."""
         return None if self._choose() is None else self._moved_at
 
     # ---- what is to be read ---------------------------------------------------------------------
 
-    def submit(self, lane: LaneState, job: Job, now: float) -> None:
+    def submit(self, queue: QueueState, job: Job, now: float) -> None:
         if not job.blocks:
             raise ValueError("a job needs a block")
         if self._choose() is None:
             self._moved_at = now
-        if not lane.jobs:
-            self._enlist(lane)
-        lane.jobs.append(job)
+        if not queue.jobs:
+            self._enlist(queue)
+        queue.jobs.append(job)
 
-    def give_to(self, lane: LaneState, uid: int | None) -> None:
-        """What the lane reads from now on is another user's."""
-        if lane.uid == uid:
+    def give_to(self, queue: QueueState, uid: int | None) -> None:
+        """What the queue reads from now on is another user's."""
+        if queue.uid == uid:
             return
-        waits = bool(lane.jobs)
+        waits = bool(queue.jobs)
         if waits:
-            self._leave(lane)
-        lane.uid = uid
+            self._leave(queue)
+        queue.uid = uid
         if waits:
-            self._enlist(lane)
+            self._enlist(queue)
 
-    def drop(self, lane: LaneState) -> list[Job]:
+    def cancel(self, queue: QueueState) -> list[Job]:
         """Forgets every block not begun; returns the jobs of which none is in flight."""
-        lane.drops += 1
-        delayed = [read.job for _, _, other, read, _, _ in self._delayed if other is lane]
-        dropped = dict.fromkeys((*lane.jobs, *delayed))
-        for job in dropped:
-            job.error = job.error or Dropped()
-            self._forget_delayed(lane, job)
-            self._delist(lane, job)
-        return [job for job in dropped if not job.in_flight]
+        queue.cancels += 1
+        delayed = [read.job for _, _, other, read, _, _ in self._delayed if other is queue]
+        cancelled = dict.fromkeys((*queue.jobs, *delayed))
+        for job in cancelled:
+            job.error = job.error or Cancelled()
+            self._cancel_delayed(queue, job)
+            self._delist(queue, job)
+        return [job for job in cancelled if not job.in_flight]
 
     # ---- what is being read ---------------------------------------------------------------------
 
     def begin(self, now: float) -> Read | None:
         """The next block. None: there is none that may be begun."""
-        lane = self._choose()
-        if lane is None:
+        queue = self._choose()
+        if queue is None:
             return None
-        job, user, place = lane.jobs[0], self._users[lane.uid], self._place(lane, lane.jobs[0])
+        job, user, domain = queue.jobs[0], self._users[queue.uid], self._domain(queue, queue.jobs[0])
         start, end = job.blocks.popleft()
-        self._level_bytes, user.level_bytes = user.served_bytes, lane.served_bytes
+        self._level_bytes, user.level_bytes = user.served_bytes, queue.served_bytes
         user.served_bytes += end - start
-        lane.served_bytes += end - start
-        read = Read(user, lane, place, job, start, end)
-        if place.key is not None:
-            self._places[place.key] = place
-        for counted in (user, lane, job, place):
+        queue.served_bytes += end - start
+        read = Read(user, queue, domain, job, start, end)
+        if domain.key is not None:
+            self._domains[domain.key] = domain
+        for counted in (user, queue, job, domain):
             counted.in_flight += 1
         job.under_way.add((start, end))
         user.active += 1
-        lane.active += 1
+        queue.active += 1
         read.charged = self._quota.take(_payer(user.uid))
         if not job.blocks:
-            self._delist(lane, job)
+            self._delist(queue, job)
         self.reading.add(read)
         self._set_stalled(read, read.suspect)
         self._moved_at = now
@@ -264,132 +265,132 @@ class Schedule:
     def read_over(self, read: Read, error: BaseException | None, now: float) -> bool:
         """The block is read, or failed, which fails the job. Whether it was the last of its job, which then
         has to be checked; until `leave` the thread counts as reading."""
-        lane, job = read.lane, read.job
-        read.slow = now - read.pulse.at >= STALL_SECONDS
+        queue, job = read.queue, read.job
+        read.slow = now - read.heartbeat.at >= STALL_SECONDS
         if error is not None:
             job.error = job.error or error
-            self._forget_delayed(lane, job)
-            self._delist(lane, job)
+            self._cancel_delayed(queue, job)
+            self._delist(queue, job)
         return self._block_over(read)
 
     def put_off(self, read: Read, reached: int, delay_seconds: float, now: float) -> bool:
         """The read failed for now: what lies behind `reached` is to be read after a while. Whether it was the
-        last of its job all the same, because that was dropped or failed."""
-        lane, job = read.lane, read.job
-        for served in (read.user, lane):
+        last of its job all the same, because that was cancelled or failed."""
+        queue, job = read.queue, read.job
+        for served in (read.user, queue):
             served.served_bytes -= read.end - reached
-        if read.drops != lane.drops:
-            job.error = job.error or Dropped()
+        if read.cancels != queue.cancels:
+            job.error = job.error or Cancelled()
         elif job.error is None:
-            entry = (now + delay_seconds, next(self._numbers), lane, read, reached, read.end)
+            entry = (now + delay_seconds, next(self._numbers), queue, read, reached, read.end)
             heapq.heappush(self._delayed, entry)
-            for counted in (read.user, lane, job, read.place):
+            for counted in (read.user, queue, job, read.domain):
                 counted.delayed += 1
         read.put_off = True
         return self._block_over(read)
 
     def leave(self, read: Read, now: float) -> None:
         """The thread is done with the read, and with the check of its job if that was due."""
-        slow = read.slow or now - read.pulse.at >= STALL_SECONDS
-        read.place.troubled = read.put_off or (read.place.troubled and slow)
+        slow = read.slow or now - read.heartbeat.at >= STALL_SECONDS
+        read.domain.troubled = read.put_off or (read.domain.troubled and slow)
         self.reading.remove(read)
         self._set_stalled(read, False)
-        for counted in (read.user, read.lane, read.place):
+        for counted in (read.user, read.queue, read.domain):
             counted.in_flight -= 1
         read.user.active -= 1
-        read.lane.active -= 1
+        read.queue.active -= 1
         if read.charged:
-            self._quota.give_back(_payer(read.user.uid))
-        if read.place.key is not None and not read.place.in_flight and not read.place.delayed:
-            self._places.pop(read.place.key, None)
-        self._forget_idle(read.user)
+            self._quota.release(_payer(read.user.uid))
+        if read.domain.key is not None and not read.domain.in_flight and not read.domain.delayed:
+            self._domains.pop(read.domain.key, None)
+        self._remove_idle(read.user)
         self._moved_at = now
 
     def look(self, now: float) -> None:
         """Lets blocks go on that were put off, and finds the reads that stall while more is to be begun."""
         while self._delayed and self._delayed[0][0] <= now:
-            _, _, lane, read, start, end = heapq.heappop(self._delayed)
+            _, _, queue, read, start, end = heapq.heappop(self._delayed)
             job = read.job
-            if not lane.jobs:
-                self._enlist(lane)
-            for counted in (read.user, lane, job, read.place):
+            if not queue.jobs:
+                self._enlist(queue)
+            for counted in (read.user, queue, job, read.domain):
                 counted.delayed -= 1
             job.blocks.appendleft((start, end))
-            if job not in lane.jobs:
-                lane.jobs.appendleft(job)
+            if job not in queue.jobs:
+                queue.jobs.appendleft(job)
         if self.waiting:
             for read in self.reading:
                 self._set_stalled(read, read.is_stalled(now))
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _choose(self) -> LaneState | None:
-        """The lane that is served next."""
+    def _choose(self) -> QueueState | None:
+        """The queue that is served next."""
         user_share = -(-self._threads // max(1, len(self._users)))
-        best: tuple[tuple[bool, int, bool, int], LaneState] | None = None
+        best: tuple[tuple[bool, int, bool, int], QueueState] | None = None
         for user in self._users.values():
             # Without a read that stalls there are no more than may be at once, which everybody may have.
-            if not user.lanes or (self._stalled and not self._quota.left(_payer(user.uid))):
+            if not user.queues or (self._stalled and not self._quota.left(_payer(user.uid))):
                 continue
-            lane_share = -(-user_share // len(user.lanes))
-            for lane in user.lanes:
-                if self._has_room(self._place(lane, lane.jobs[0])):
+            queue_share = -(-user_share // len(user.queues))
+            for queue in user.queues:
+                if self._has_room(self._domain(queue, queue.jobs[0])):
                     key = (
                         user.active >= user_share,
                         user.served_bytes,
-                        lane.active >= lane_share,
-                        lane.served_bytes,
+                        queue.active >= queue_share,
+                        queue.served_bytes,
                     )
                     if best is None or key < best[0]:
-                        best = key, lane
+                        best = key, queue
         return best[1] if best else None
 
-    def _has_room(self, place: Place) -> bool:
-        limit = self._threads if place.troubled else 2 * self._threads
-        elsewhere = self._stalled - place.stalled
+    def _has_room(self, domain: FaultDomain) -> bool:
+        limit = self._threads if domain.troubled else 2 * self._threads
+        elsewhere = self._stalled - domain.stalled
         if elsewhere:
             left = self._threads + self._spare_threads - elsewhere
             limit = min(limit, max(1, left // 2))
-        return place.in_flight + place.delayed < limit
+        return domain.in_flight + domain.delayed < limit
 
-    def _place(self, lane: LaneState, job: Job) -> Place:
-        if job.place is None:
-            return lane.place
-        return self._places.get(job.place) or Place(job.place)
+    def _domain(self, queue: QueueState, job: Job) -> FaultDomain:
+        if job.domain is None:
+            return queue.domain
+        return self._domains.get(job.domain) or FaultDomain(job.domain)
 
-    def _enlist(self, lane: LaneState) -> None:
-        """Lists the lane, which is not listed, with its user."""
-        user = self._users.get(lane.uid)
+    def _enlist(self, queue: QueueState) -> None:
+        """Lists the queue, which is not listed, with its user."""
+        user = self._users.get(queue.uid)
         if user is None:
-            user = self._users[lane.uid] = User(lane.uid, self._level_bytes)
-        if not user.lanes:
+            user = self._users[queue.uid] = User(queue.uid, self._level_bytes)
+        if not user.queues:
             user.served_bytes = max(user.served_bytes, self._level_bytes)
-        if lane.user is not user:
-            lane.user, lane.served_bytes = user, user.level_bytes
-        lane.served_bytes = max(lane.served_bytes, user.level_bytes)
-        user.lanes.append(lane)
+        if queue.user is not user:
+            queue.user, queue.served_bytes = user, user.level_bytes
+        queue.served_bytes = max(queue.served_bytes, user.level_bytes)
+        user.queues.append(queue)
 
-    def _leave(self, lane: LaneState) -> None:
-        user = self._users[lane.uid]
-        user.lanes.remove(lane)
-        self._forget_idle(user)
+    def _leave(self, queue: QueueState) -> None:
+        user = self._users[queue.uid]
+        user.queues.remove(queue)
+        self._remove_idle(user)
 
-    def _delist(self, lane: LaneState, job: Job) -> None:
+    def _delist(self, queue: QueueState, job: Job) -> None:
         """The job has no more blocks to begin."""
         job.blocks.clear()
-        if job in lane.jobs:
-            lane.jobs.remove(job)
-            if not lane.jobs:
-                self._leave(lane)
+        if job in queue.jobs:
+            queue.jobs.remove(job)
+            if not queue.jobs:
+                self._leave(queue)
 
-    def _forget_delayed(self, lane: LaneState, job: Job) -> None:
+    def _cancel_delayed(self, queue: QueueState, job: Job) -> None:
         if not job.delayed:
             return
         for _, _, _, read, _, _ in self._delayed:
             if read.job is job:
-                for counted in (read.user, lane, job, read.place):
+                for counted in (read.user, queue, job, read.domain):
                     counted.delayed -= 1
-                self._forget_idle(read.user)
+                self._remove_idle(read.user)
         self._delayed = [entry for entry in self._delayed if entry[3].job is not job]
         heapq.heapify(self._delayed)
 
@@ -399,8 +400,8 @@ class Schedule:
         job.in_flight -= 1
         return not job.in_flight and not job.blocks and not job.delayed
 
-    def _forget_idle(self, user: User) -> None:
-        if not user.lanes and not user.in_flight and not user.delayed:
+    def _remove_idle(self, user: User) -> None:
+        if not user.queues and not user.in_flight and not user.delayed:
             self._users.pop(user.uid, None)
 
     def _set_stalled(self, read: Read, stalled: bool) -> None:
@@ -409,11 +410,11 @@ class Schedule:
         read.stalled = stalled
         step = 1 if stalled else -1
         self._stalled += step
-        read.place.stalled += step
+        read.domain.stalled += step
         read.user.active -= step
-        read.lane.active -= step
+        read.queue.active -= step
         if stalled:
-            read.place.troubled = True
+            read.domain.troubled = True
 
 
 def _payer(uid: int | None) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Selection
-from .entry import StagedCheckpoint
+from .entry import CacheEntry
+from .members import GroupTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,64 +27,65 @@ class Group:
 
 
 def find(
-    stages: Iterable[StagedCheckpoint],
+    entries: Iterable[CacheEntry],
     checkpoint: Checkpoint,
     selection: Selection,
     *,
     uid: int,
     group: Group | None,
     whole_only: bool,
-) -> tuple[StagedCheckpoint, int] | None:
+) -> tuple[CacheEntry, int] | None:
     """The first that serves a load of `uid` from its beginning, and how many of the tensors that it was made
     for the load does not need. `whole_only` means no window."""
-    for staged in stages:
-        if staged.uid not in (None, uid) or staged.closed or staged.error is not None:
+    for entry in entries:
+        if entry.owner_uid not in (None, uid) or entry.closed or entry.error is not None:
             continue
-        if whole_only and staged.started and not staged.full:
+        if whole_only and entry.started and not entry.full:
             continue
-        if staged.full:
-            if staged.serves(checkpoint, selection):
-                return staged, 0
-        elif _together(staged, group):
-            skipped = staged.skipped_by(checkpoint, selection)
-            if skipped is not None and skipped >= staged.released_tensors and (group or not skipped):
-                return staged, skipped
+        if entry.full:
+            if entry.contents.serves(checkpoint, selection):
+                return entry, 0
+        elif _together(entry, group):
+            skipped = entry.contents.skipped_by(checkpoint, selection)
+            if skipped is not None and skipped >= entry.released_tensors and (group or not skipped):
+                return entry, skipped
     return None
 
 
-def _together(staged: StagedCheckpoint, group: Group | None) -> bool:
+def _together(entry: CacheEntry, group: Group | None) -> bool:
     """Members of one group, and of those that go on after a restart only such as shared a window before."""
+    members = entry.members
     if group is None:
-        return not staged.group
-    return staged.group == group.name and (not group.window or staged.window in ("", group.window))
+        return not members.group
+    return members.group == group.name and (not group.window or members.window in ("", group.window))
 
 
-def superseded(
-    stages: Iterable[StagedCheckpoint], checkpoint: Checkpoint, *, since: float
-) -> list[StagedCheckpoint]:
+def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: float) -> list[CacheEntry]:
     """Those with a file of which `checkpoint`, for a load that began at `since`, found another version: no
     later load can be served by them. One made after `since` may be the newer one."""
     now = {file.uri: file.version for file in checkpoint.files}
     return [
-        staged
-        for staged in stages
-        if staged.made_at <= since
-        and any(now.get(file.uri, file.version) != file.version for file in staged.checkpoint.files)
+        entry
+        for entry in entries
+        if entry.made_at <= since
+        and any(now.get(file.uri, file.version) != file.version for file in entry.checkpoint.files)
     ]
 
 
-def expected_members(
-    stages: Iterable[StagedCheckpoint], checkpoint: Checkpoint, *, tenant: int | None, group: Group | None
-) -> int:
-    """Members that a new window waits for: not those of the group that share an earlier one, nor those that
-    had left before a restart."""
+def terms_of(
+    group: Group | None, entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, owner_uid: int | None
+) -> GroupTerms:
+    """What a new window is shared by. It does not wait for those of the group that share an earlier one, nor
+    for those that had left before a restart."""
     if group is None:
-        return 1
+        return GroupTerms()
     if group.window:
-        return min(max(1, group.members), group.size)
+        return GroupTerms(group.name, group.window, min(max(1, group.members), group.size))
     earlier = sum(
-        staged.members
-        for staged in stages
-        if staged.group == group.name and staged.uid == tenant and staged.version == checkpoint.version
+        entry.members.joined
+        for entry in entries
+        if entry.members.group == group.name
+        and entry.owner_uid == owner_uid
+        and entry.version == checkpoint.version
     )
-    return max(1, group.size - earlier)
+    return GroupTerms(group.name, expected=max(1, group.size - earlier))

@@ -16,14 +16,14 @@ class Slab:
 
     After construction nobody, the daemon included, can resize the memfd, punch holes into it or map it
     shared and writable again; only the mapping made here still writes. A descriptor that was handed out
-    cannot be taken back, which is why `tenant` never changes from one uid to another.
+    cannot be taken back, which is why `owner_uid` never changes from one uid to another.
     """
 
-    __slots__ = ("_address", "fd", "populated", "size_bytes", "tenant", "view")
+    __slots__ = ("_address", "fd", "owner_uid", "populated", "size_bytes", "view")
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.tenant: int | None = None
+        self.owner_uid: int | None = None
         """uid of the only user that may ever hold this slab; None while nobody has."""
         self.populated = False
         self.fd = _memfd("penstock")

@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .demand import Demand
-from .entry import StagedCheckpoint
+from .entry import CacheEntry
+from .shares import Shares
 from .turns import Turns
 
 PATIENCE_SECONDS = 2.0
@@ -52,12 +53,6 @@ class Buffer(Protocol):
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes to have `count` available, or none at all."""
 
-    def share_left(self, uid: int | None) -> int:
-        """Slabs that loads of `uid` may take beyond what they hold."""
-
-    def holds_too_much(self, uid: int | None, count: int) -> bool:
-        """With `count` slabs more, `uid` would have more than its share even if other users had none."""
-
     def memory_will_return(self, uid: int | None = None) -> bool:
         """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
         still, with tensors that clients hold, or with pins."""
@@ -65,7 +60,7 @@ class Buffer(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    staged: StagedCheckpoint
+    entry: CacheEntry
     demand: Demand
     owner: int
     """The uid of the load that it was made for."""
@@ -81,7 +76,7 @@ class _Waiting:
     @property
     def uid(self) -> int:
         """Whose turn it waits for: who joins what root prefetches gets it as its own."""
-        return self.owner if self.staged.uid is None else self.staged.uid
+        return self.owner if self.entry.owner_uid is None else self.entry.owner_uid
 
 
 class WaitingLine:
@@ -90,14 +85,16 @@ class WaitingLine:
     def __init__(
         self,
         buffer: Buffer,
+        shares: Shares,
         *,
         timeout_seconds: float,
-        on_expire: Callable[[StagedCheckpoint, Demand], None],
+        on_expire: Callable[[CacheEntry, Demand], None],
         on_patience: Callable[[], None],
     ) -> None:
         """`on_expire` is told who waited too long, and does not wait any more. `on_patience` is called when
         somebody may be granted slabs who could not before, though none were freed."""
         self._buffer = buffer
+        self._shares = shares
         self._timeout_seconds = timeout_seconds
         self._on_expire = on_expire
         self._on_patience = on_patience
@@ -105,7 +102,7 @@ class WaitingLine:
         """In the order in which they came."""
         self._numbers = itertools.count()
         self._turns = Turns()
-        self._places: dict[StagedCheckpoint, int] | None = None
+        self._places: dict[CacheEntry, int] | None = None
         """None: to be made anew."""
         self._telling: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
@@ -113,19 +110,19 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def __iter__(self) -> Iterator[StagedCheckpoint]:
-        return iter([waiting.staged for waiting in self._queue])
+    def __iter__(self) -> Iterator[CacheEntry]:
+        return iter([waiting.entry for waiting in self._queue])
 
-    def join(self, staged: StagedCheckpoint, demand: Demand, owner: int) -> None:
+    def join(self, entry: CacheEntry, demand: Demand, owner: int) -> None:
         """`owner` is the uid of the load that it was made for."""
-        timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self._expire, staged)
-        self._queue.append(_Waiting(staged, demand, owner, next(self._numbers), timer))
+        timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self._expire, entry)
+        self._queue.append(_Waiting(entry, demand, owner, next(self._numbers), timer))
         self.reorder()
 
-    def leave(self, staged: StagedCheckpoint) -> None:
+    def leave(self, entry: CacheEntry) -> None:
         """Also one that does not wait."""
         for waiting in list(self._queue):
-            if waiting.staged is staged:
+            if waiting.entry is entry:
                 self._remove(waiting)
 
     def reorder(self) -> None:
@@ -136,18 +133,18 @@ class WaitingLine:
             loop = asyncio.get_running_loop()
             self._telling = loop.call_later(TELL_PLACES_SECONDS, self._tell_places)
 
-    def place(self, staged: StagedCheckpoint) -> int:
+    def place(self, entry: CacheEntry) -> int:
         """In the order in which they get slabs if nobody else comes: 1 is next, 0 is not waiting."""
         if self._places is None:
             turns = sorted(
-                (self._turns.next_of(uid) + behind, waiting.number, waiting.staged)
+                (self._turns.next_of(uid) + behind, waiting.number, waiting.entry)
                 for uid, line in self._lines().items()
                 for behind, waiting in enumerate(line)
             )
-            self._places = {staged: place for place, (_, _, staged) in enumerate(turns, start=1)}
-        return self._places.get(staged, 0)
+            self._places = {entry: place for place, (_, _, entry) in enumerate(turns, start=1)}
+        return self._places.get(entry, 0)
 
-    def next_granted(self) -> tuple[StagedCheckpoint, int] | None:
+    def next_granted(self) -> tuple[CacheEntry, int] | None:
         """Takes out the one that gets slabs now, with how many, for which there is room then."""
         lines = self._lines()
         for uid in sorted(lines, key=lambda uid: (self._turns.next_of(uid), lines[uid][0].number)):
@@ -157,7 +154,7 @@ class WaitingLine:
             if count:
                 self._turns.take(uid)
                 self._remove(waiting)
-                return waiting.staged, count
+                return waiting.entry, count
             if self._keeps_waiting(waiting, alone=len(lines) == 1):
                 break
         if self._queue and self._looking is None:  # loads come to stand still without a word
@@ -177,11 +174,13 @@ class WaitingLine:
 
     def _first_of(self, line: list[_Waiting]) -> tuple[_Waiting | None, int]:
         """Of one user, the one who is next and how many slabs it gets now. None: all wait aside."""
-        buffer, tenant = self._buffer, line[0].staged.uid
-        share = buffer.share_left(tenant)
+        buffer, owner_uid = self._buffer, line[0].entry.owner_uid
+        share = self._shares.left(owner_uid)
         for waiting in line:
-            if share < waiting.demand.bare and buffer.holds_too_much(tenant, waiting.demand.bare):
-                if buffer.memory_will_return(tenant):
+            if share < waiting.demand.minimum and self._shares.would_exceed(
+                owner_uid, waiting.demand.minimum
+            ):
+                if buffer.memory_will_return(owner_uid):
                     return None, 0
                 continue
             count = self._grantable(waiting, share)
@@ -215,13 +214,13 @@ class WaitingLine:
     def _tell_places(self) -> None:
         self._telling = None
         for waiting in self._queue:
-            waiting.staged.notify()
+            waiting.entry.notify()
 
-    def _expire(self, staged: StagedCheckpoint) -> None:
+    def _expire(self, entry: CacheEntry) -> None:
         for waiting in self._queue:
-            if waiting.staged is staged:
+            if waiting.entry is entry:
                 self._remove(waiting)
-                self._on_expire(staged, waiting.demand)
+                self._on_expire(entry, waiting.demand)
                 return
 
     def _grantable(self, first: _Waiting, share: int) -> int:
@@ -229,7 +228,7 @@ class WaitingLine:
         buffer, demand = self._buffer, first.demand
         window = min(demand.window, share)
         whole = demand.whole if demand.whole <= share else 0
-        if share >= demand.bare and buffer.make_room(whole or window):
+        if share >= demand.minimum and buffer.make_room(whole or window):
             return whole or window
         if buffer.memory_will_return():
             first.patient_since = None
@@ -238,12 +237,12 @@ class WaitingLine:
             first.patient_since = loop.time()
             loop.call_later(PATIENCE_SECONDS + 0.01, self._on_patience)
         if self._out_of_patience(first):
-            least = demand.bare
+            least = demand.minimum
         elif whole:
             return 0
         else:
-            least = min(demand.least, window)
-        return min(buffer.available(), window) if share >= demand.bare and buffer.make_room(least) else 0
+            least = min(demand.start, window)
+        return min(buffer.available(), window) if share >= demand.minimum and buffer.make_room(least) else 0
 
     def _out_of_patience(self, first: _Waiting) -> bool:
         since = first.patient_since

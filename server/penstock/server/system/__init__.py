@@ -1,5 +1,5 @@
-"""What the machine allows, and what every part needs: system calls, limits, shares by user, threads,
-counting, the log.
+"""Plain helpers of every part: system calls, limits of the machine, shares by user, threads, counting, the
+log.
 
 Knows nothing of checkpoints, of loads or of the wire.
 

@@ -1,4 +1,4 @@
-"""What the daemon counts since its start, as plain numbers. `metrics.py` shows them."""
+"""The daemon's counters since its start, as plain numbers. `metrics.py` shows them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Distribution:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        place = bisect_left(self.bounds, value)
+        index = bisect_left(self.bounds, value)
         with self._lock:
-            self._counts[place] += 1
+            self._counts[index] += 1
             self._sum += value
 
     def cumulated(self) -> tuple[list[int], float]:

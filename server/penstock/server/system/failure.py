@@ -1,7 +1,7 @@
 """Any exception as an error of the tree.
 
 Threads, descriptors and memory run out as RuntimeError, OSError and MemoryError, which do not say what to do.
-What nobody expected becomes INTERNAL, and its traceback goes to the log.
+Any other unexpected exception becomes INTERNAL, and its traceback goes to the log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class NoThreadError(RuntimeError):
 
 
 def explain(error: BaseException, doing: str) -> PenstockError:
-    """What a client is told when `error` ended what penstockd was `doing`, such as "making 4 slabs"."""
+    """The error for a client when `error` ended what penstockd was `doing`, such as "making 4 slabs"."""
     if isinstance(error, PenstockError):
         return error
     code = error.errno if isinstance(error, OSError) else None

@@ -39,7 +39,7 @@ class FairExecutor:
         self._served_seconds: dict[int, float] = {}
         """Of users with calls that wait or are under way."""
         self._level_seconds = 0.0
-        """What the user that was served last had been served before."""
+        """The seconds that the user who was served last had been served before."""
         self._began: dict[int, float] = {}
         """By thread with a call under way: when that began, by the monotonic clock."""
         self._threads = 0
@@ -73,7 +73,7 @@ class FairExecutor:
             return not self._queues and not self._began
 
     def shutdown(self) -> None:
-        """Cancels what waits and begins nothing more. Does not wait: a call may hang in the kernel."""
+        """Cancels waiting calls and begins no others. Does not wait: a call may hang in the kernel."""
         with self._wake:
             self._stopped = True
             waiting = [call for queue in self._queues.values() for call in queue]
@@ -127,7 +127,7 @@ class FairExecutor:
             finally:
                 del taken, call  # else an idle thread would keep what it was called with
                 with self._wake:
-                    self._quota.give_back(uid)
+                    self._quota.release(uid)
                     began = self._began.pop(threading.get_ident())
                     self._served_seconds[uid] += time.monotonic() - began
                     if uid not in self._queues and not self._quota.used_by(uid):

@@ -1,9 +1,9 @@
-"""How much of the staging buffer the system can give now.
+"""How much memory the system has for the staging buffer now.
 
-Less than the limit where others hold what the limit counts on: on a node whose memory is used up, or in a
-container whose earlier penstockd died while clients held its slabs, which stay charged until they let go.
-Taking it all the same would end in a kill. Of a container that starts anew the kernel shows no older
-charges; there the limits of the container have to leave room (docs/deploy.md).
+It may be less than the limit: on a node whose memory is used up, or in a container whose earlier penstockd
+died while clients held its slabs. These stay charged until the clients unmap them, and a daemon that took
+more would be killed. In a container that is started anew the kernel does not show older charges. There the
+container's limit has to be large enough (docs/deploy.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 _ROOT = Path("/")
 
 
-def buffer_room(capacity_bytes: int, root: Path = _ROOT) -> int:
+def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
     """Bytes of a buffer of `capacity_bytes` that can exist, those included that do. Blocks for a moment."""
     own = proc_sizes(root / "proc/self/status")
     beside_bytes = max(0, memory_bound(root).limit_bytes - capacity_bytes)
-    # What the daemon may come to need for itself, but never what the limits leave no room for anyway.
+    # Memory that the daemon may need for itself, as far as the limits have any beside the buffer.
     reserve_bytes = min(OVERHEAD_BYTES, beside_bytes) * 3 // 4 - own.get("RssAnon", 0)
     left = min(left_bytes(root))
     room_bytes = left + own.get("RssShmem", 0) - max(0, reserve_bytes)
@@ -28,7 +28,7 @@ def buffer_room(capacity_bytes: int, root: Path = _ROOT) -> int:
 
 
 def left_bytes(root: Path = _ROOT) -> Iterator[int]:
-    """What the machine and each cgroup have left, page cache counted as free."""
+    """The bytes that the machine and each cgroup have left. Page cache counts as free."""
     machine = proc_sizes(root / "proc/meminfo")
     yield machine.get("MemAvailable", machine["MemTotal"])
     for directory, name in cgroup_limits(root):

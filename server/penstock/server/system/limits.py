@@ -1,4 +1,4 @@
-"""What the machine and the container allow this process."""
+"""The limits that the machine and the container set for this process, and which users are privileged."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 FileId = tuple[int, int]
-"""Device and inode. No other file has them as long as this one is open, be it unlinked."""
+"""Device and inode. No other file has them as long as this one is open, even if it is unlinked."""
 
 
 def file_id(path: Path) -> FileId | None:

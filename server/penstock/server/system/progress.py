@@ -6,8 +6,8 @@ import threading
 import time
 
 
-class Pulse:
-    """When the read on one thread last moved, by the monotonic clock."""
+class Heartbeat:
+    """When bytes of the read on one thread last came, by the monotonic clock."""
 
     __slots__ = ("at",)
 
@@ -18,13 +18,13 @@ class Pulse:
 _local = threading.local()
 
 
-def watch(pulse: Pulse) -> None:
-    """From now on `moved` on this thread is for `pulse`."""
-    _local.pulse = pulse
+def watch(heartbeat: Heartbeat) -> None:
+    """From now on `beat` on this thread is for `heartbeat`."""
+    _local.heartbeat = heartbeat
 
 
-def moved() -> None:
+def beat() -> None:
     """Bytes came. Cheap; does nothing on threads that nobody watches."""
-    pulse: Pulse | None = getattr(_local, "pulse", None)
-    if pulse is not None:
-        pulse.at = time.monotonic()
+    heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
+    if heartbeat is not None:
+        heartbeat.at = time.monotonic()

@@ -9,7 +9,7 @@ before left. So an eighth is set aside for first units: each of the first `NEWCO
 few of its own, whatever the others hold. Root and the daemon's own user may have all that is left, and the
 reserve is theirs alone, so nobody can keep them out.
 
-It counts and decides, and neither waits nor raises: what a refusal means is for the caller to say.
+It counts and decides. It neither waits nor raises: the caller says what a refusal means.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ class Quota:
             return self._used[uid]
 
     def most(self, uid: int) -> int:
-        """What the user may have when there is no other."""
+        """The most that the user may have when there is no other user."""
         if is_privileged(uid):
             return self.total
         return min(min(self._first_per_user, self._first) + user_share(self._shared), self._most_per_user)
 
     def left(self, uid: int) -> int:
-        """What the user may take now, beyond what it has."""
+        """How much more the user may take now."""
         with self._lock:
             return self._left(uid)
 
     def take(self, uid: int, amount: int = 1) -> bool:
-        """Takes all of it or nothing; whether it did. What was taken must be given back."""
+        """Takes all of it or nothing; whether it did. The caller must give it back."""
         with self._lock:
             if amount > self._left(uid):
                 return False
             self._used[uid] += amount
             return True
 
-    def give_back(self, uid: int, amount: int = 1) -> None:
+    def release(self, uid: int, amount: int = 1) -> None:
         with self._lock:
             self._used[uid] -= amount
             assert self._used[uid] >= 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 SHOWN_BYTES = 1024
 SHOWN_SOURCES = 16
-"""Of a load or a stage: a request may name very many."""
+"""Of a load or an entry of the buffer: a request may name very many."""
 
 
 def utf8_bytes(text: str) -> int:

@@ -1,9 +1,8 @@
-"""What people, probes and Prometheus see: HTTP, metrics, status, health, the page.
+"""The views for people, probes and Prometheus: HTTP, metrics, status, health, the page.
 
-It looks and never decides: nothing in `loads` or below knows of it. What the logic counts is in
-`system/counts`; here is how it is shown.
+It shows and never decides: nothing in `loads` or below knows of it. The logic counts in `system/counts`.
 
-Start with `endpoints` for what answers `/metrics`, `/status`, `/healthz`; `metrics` declares every metric.
+Start with `endpoints`, which answers `/metrics`, `/status` and `/healthz`. `metrics` declares every metric.
 
 May import: loads, and what lies below it.
 """

@@ -1,8 +1,8 @@
-"""What the HTTP port answers: metrics, health, status, and the page that draws it.
+"""The answers of the HTTP port: `/metrics`, `/healthz`, `/readyz`, `/status`, and the page that draws it.
 
-Runs in the HTTP thread. What only the main event loop knows is asked of it, by one question at a time however
-many clients ask here, and is good for a moment: nobody can keep that loop busy from here. Where it does not
-answer in time, metrics show what was last known, with `penstock_stalled`, and `/status` says so.
+Runs in the HTTP thread. Some answers need the main event loop. It is asked one question at a time, however
+many clients ask here, and its answer is cached for a moment, so clients cannot keep that loop busy. If it
+does not answer in time, metrics show the last known values, with `penstock_stalled`, and `/status` says so.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     starting -> serving -> draining      what the daemon does; `ready` only while serving
     live                                 the event loop turns, and what can be read is read
 
-A mount that hangs is told (`penstock_hung_mounts`, status, the log), however many threads wait for it, and
-does not make the daemon hang: it costs its own loads, storage may come back, and a restart would throw away
-everything that is warm. The daemon is not live, and has to be restarted, when the event loop hangs, as nobody
-is answered then; or when a block waits that may be read, and no thread is left to begin it, though none ends
-one either.
+A mount that hangs is reported (`penstock_hung_mounts`, status, the log), however many threads wait for it,
+and does not make the daemon hang: it costs its own loads, storage may come back, and a restart would throw
+away everything that is warm. The daemon is not live, and has to be restarted, when the event loop hangs, as
+nobody is answered then; or when a block waits that may be read, and no thread is left to begin it, though
+none ends one either.
 
 Everything here may be asked from any thread, above all while the event loop hangs.
 """
@@ -113,9 +113,11 @@ class Health:
     def hang(self) -> str:
         """Why the daemon is not live, in words; empty when it is."""
         if self.loop_stalled:
-            return f"the event loop has not turned for {self._stall_seconds:g} s"
+            return f"the event loop has made no progress for {self._stall_seconds:g} s"
         if self.readers_stalled:
-            return f"no reader is left for what waits to be read; {self.stalled_readers} hang in one read"
+            return (
+                f"no reader thread is left for the blocks that wait; {self.stalled_readers} hang in one read"
+            )
         return ""
 
     @property
@@ -184,7 +186,7 @@ class Health:
         self._told_mounts = set(hung)
 
     def _where(self) -> str:
-        """What the event loop is doing, innermost call last."""
+        """The calls that the event loop is in, innermost last."""
         frame = sys._current_frames().get(self._loop_thread)
         calls = traceback.extract_stack(frame)[-5:] if frame else []
         return " > ".join(f"{call.name} ({call.filename.rpartition('/')[2]}:{call.lineno})" for call in calls)

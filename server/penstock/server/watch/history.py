@@ -1,4 +1,4 @@
-"""What the daemon remembers of the last minutes, for people: throughput, rates, errors. All of it bounded."""
+"""The last minutes, for people: throughput, rates, errors. All of it bounded."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Answer:
 
 
 Respond = Callable[[str, str], Awaitable[Answer]]
-"""Answers for a path and the header Accept. Must not raise, nor take long."""
+"""Answers for a path and the header Accept. Must not raise, and must be quick."""
 
 
 class HttpServer:
@@ -179,7 +179,8 @@ def _has_body(request: h11.Request) -> bool:
 
 
 def _names_no_site(request: h11.Request) -> bool:
-    """So no web site can have its own name resolved to the loopback and read what is for this machine."""
+    """Whether the request names no host of the web. A web site could have its own name resolved to the
+    loopback, to read this port through a browser."""
     for name, value in request.headers:
         if name == b"host" and value:
             host = ""
@@ -232,7 +233,7 @@ async def _refuse(connection: socket.socket, protocol: h11.Connection, answer: A
 
 def _bind(address: HttpAddress) -> socket.socket:
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, bound = socket.getaddrinfo(
             address.host,
             address.port,
             type=socket.SOCK_STREAM,
@@ -241,7 +242,7 @@ def _bind(address: HttpAddress) -> socket.socket:
         listener = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
+            listener.bind(bound)
             listener.listen(MAX_CONNECTIONS)
         except BaseException:
             listener.close()

@@ -1,6 +1,6 @@
-"""Every metric: its name, unit, labels and meaning; and how what was counted is written out.
+"""Every metric: its name, unit, labels and meaning; and how the counts are written out.
 
-What the logic counts is in `counts.py`. What has a present value is passed in as `Gauges`, so that a scrape
+The logic's counters are in `counts.py`. Present values are passed in as `Gauges`, so that a scrape
 needs nothing of the event loop. No label takes a model's name, a path or a client's id. `docs/metrics.md` is
 made from `METRICS`.
 """
@@ -63,7 +63,7 @@ METRICS = (
     Metric(
         "staging_limit_bytes",
         "gauge",
-        "What the staging buffer never exceeds; without a limit, what the machine or the container bears.",
+        "The most that the staging buffer may have; without a limit, what the machine or the container has.",
     ),
     Metric(
         "staging_bytes",
@@ -74,7 +74,7 @@ METRICS = (
     Metric("staging_peak_bytes", "gauge", "Most bytes that the staging buffer has had since the start."),
     Metric("oldest_lease_seconds", "gauge", "For how long the oldest holder of staging memory has held it."),
     Metric("loads_active", "gauge", "Loads, prefetches and fetches that run or wait."),
-    Metric("loads_waiting", "gauge", "Stages that wait for memory, each for one load or more."),
+    Metric("loads_waiting", "gauge", "Checkpoints that wait for memory, each for one load or more."),
     Metric(
         "loads_total",
         "counter",
@@ -127,11 +127,13 @@ METRICS = (
         {"source": KINDS},
     ),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
-    Metric("stage_misses_total", "counter", "Loads and prefetches for which a new stage was made."),
+    Metric(
+        "stage_misses_total", "counter", "Loads and prefetches for which a new entry of the buffer was made."
+    ),
     Metric(
         "evictions_total",
         "counter",
-        "Idle checkpoints given up: for their memory, on demand, or changed in storage.",
+        "Idle checkpoints evicted: for their memory, on demand, or changed in storage.",
     ),
     Metric("readers", "gauge", "Reader threads."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
@@ -144,7 +146,7 @@ METRICS = (
     Metric(
         "stuck_bytes",
         "gauge",
-        "Of the bytes being read into, those of stages that were given up, and whose reads hang.",
+        "Of the bytes being read into, those of checkpoints that were evicted, and whose reads hang.",
     ),
     Metric(
         "rejected_total",
@@ -163,7 +165,7 @@ METRICS = (
     Metric(
         "stalled",
         "gauge",
-        "1 while the event loop does not turn, or no reader is left for what waits, for --stall-timeout.",
+        "1 while the event loop, or all readers, made no progress for --stall-timeout.",
         {"part": PARTS},
     ),
     Metric("resident_bytes", "gauge", "Private memory of the daemon, beside the staging buffer."),
@@ -178,7 +180,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What the event loop knows of the present."""
+    """The present values that the event loop knows."""
 
     limit_bytes: int = 0
     free_bytes: int = 0

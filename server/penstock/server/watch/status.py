@@ -21,8 +21,8 @@ from ..config.settings import Config
 from ..config.values import UNLIMITED
 from ..loads.running import Running
 from ..sources.stores import kind_of
-from ..staging.buffer import Staging
-from ..staging.entry import StagedCheckpoint
+from ..staging.buffer import StagingBuffer
+from ..staging.entry import CacheEntry
 from ..staging.reader import ReaderPool
 from ..system.counts import Totals
 from ..system.shown import encodable, shown_sources
@@ -42,7 +42,7 @@ class Status:
     config: Config
     version: str
     began: float
-    staging: Staging
+    staging: StagingBuffer
     readers: Collection[ReaderPool]
     totals: Totals
     loads: Collection[Running]
@@ -105,10 +105,10 @@ class Status:
             else [],
         )
         holders_left = SHOWN_HOLDERS
-        for staged in self.staging.stages.values():
-            if all_of_it or any(holder.uid == only_uid for holder in staged.holders.values()):
+        for entry in self.staging.entries.values():
+            if all_of_it or any(holder.uid == only_uid for holder in entry.holders.values()):
                 most = min(SHOWN_HOLDERS_OF_A_STAGE, max(1, holders_left))
-                answer.stages.append(_stage(staged, now, only_uid, most))
+                answer.stages.append(_stage(entry, now, only_uid, most))
                 holders_left -= len(answer.stages[-1].holders)
         for load in self.loads:
             if all_of_it or load.caller.uid == only_uid:
@@ -138,14 +138,14 @@ class Status:
         now = asyncio.get_running_loop().time()
         since = [
             holder.since
-            for staged in self.staging.stages.values()
-            if staged.slabs
-            for holder in staged.holders.values()
+            for entry in self.staging.entries.values()
+            if entry.slabs
+            for holder in entry.holders.values()
         ]
         return now - min(since, default=now)
 
     def _load(self, load: Running, now: float) -> pb.LoadStatus:
-        place = self.staging.place(load.staged) if load.staged else 0
+        place = self.staging.place(load.entry) if load.entry else 0
         return pb.LoadStatus(
             load_id=load.id,
             sources=shown_sources(load.request.sources),
@@ -156,7 +156,7 @@ class Status:
             total_bytes=load.total_bytes,
             running_seconds=now - load.began,
             queue_place=place,
-            stage_id=load.staged.id if load.staged else 0,
+            stage_id=load.entry.id if load.entry else 0,
             client_name=load.request.client_name,
             kind=load.kind,
             bytes_per_second=self.history.load_rate(load),
@@ -194,26 +194,26 @@ def _failure(failure: Failure) -> pb.RecentError:
     )
 
 
-def _stage(staged: StagedCheckpoint, now: float, only_uid: int | None, most_holders: int) -> pb.StageStatus:
-    stage = staged.stage
-    sources = staged.checkpoint.sources
+def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: int) -> pb.StageStatus:
+    ring = entry.ring
+    sources = entry.checkpoint.sources
     message = pb.StageStatus(
-        id=staged.id,
+        id=entry.id,
         sources=shown_sources(sources),
-        version=staged.version,
-        capacity_bytes=stage.capacity_bytes if stage else 0,
-        ready_bytes=stage.ready_bytes if stage else 0,
-        total_bytes=stage.total_bytes if stage else 0,
-        full=staged.full,
-        state=staged.state,
-        pinned=staged.pinned,
-        idle_seconds=0 if staged.holders else now - staged.last_used,
-        slab_count=len(staged.slabs),
-        uid=staged.uid,
-        read_bytes=staged.read_bytes,
+        version=entry.version,
+        capacity_bytes=ring.capacity_bytes if ring else 0,
+        ready_bytes=ring.ready_bytes if ring else 0,
+        total_bytes=ring.total_bytes if ring else 0,
+        full=entry.full,
+        state=entry.state,
+        pinned=entry.pinned,
+        idle_seconds=0 if entry.holders else now - entry.last_used,
+        slab_count=len(entry.slabs),
+        uid=entry.owner_uid,
+        read_bytes=entry.read_bytes,
         source=kind_of(sources[0]),
     )
-    holders = (holder for holder in staged.holders.values() if only_uid in (None, holder.uid))
+    holders = (holder for holder in entry.holders.values() if only_uid in (None, holder.uid))
     for holder in islice(holders, most_holders):
         message.holders.add(
             uid=holder.uid, pid=holder.pid, held_seconds=now - holder.since, client_name=holder.name

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.server.sources.file.identity import Look, change, portable_version
-from penstock.server.sources.resuming import Place, continues
+from penstock.server.sources.resuming import MountSet, continues
 from penstock.server.system.statx import FileStatus, Mount
 
 STATUS = FileStatus(
@@ -80,7 +80,7 @@ def test_versions_stay_through_what_is_no_change() -> None:
 
 
 def version(content: str, root: str, *mounts: str) -> str:
-    return content + str(Place.of(root, list(mounts)))
+    return content + str(MountSet.of(root, list(mounts)))
 
 
 def test_a_load_goes_on_in_the_same_namespace_only_through_the_same_mounts() -> None:

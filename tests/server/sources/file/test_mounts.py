@@ -85,7 +85,9 @@ def test_only_so_many_mounts_have_threads_and_those_without_a_call_make_room(tab
             while not threads._executors[mount].idle:
                 time.sleep(0)
         also = threads.submit("/e", ROOT_UID, hung.wait, 60)
-        with pytest.raises(SourceUnavailableError, match=r"/f cannot be asked: 2 other mounts"):
+        with pytest.raises(
+            SourceUnavailableError, match=r"/f cannot be opened: threads wait for 2 other mounts"
+        ):
             threads.submit("/f", ROOT_UID, print)
         hung.set()
         waiting.result(timeout=60)

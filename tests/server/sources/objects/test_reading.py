@@ -11,7 +11,7 @@ from penstock.server.errors import (
     CheckpointChangedError,
     SourceUnavailableError,
 )
-from penstock.server.sources import Patient
+from penstock.server.sources import RetryingReader
 from penstock.server.sources.objects.object import FIRST_BYTES
 
 from ...objects import Asked, ObjectServer
@@ -100,7 +100,7 @@ def test_an_empty_object_has_no_bytes(server: ObjectServer, sources: Sources) ->
     server.put("k", b"")
     file = sources().open("s3://bucket/k", ROOT)
     assert file.size_bytes == 0
-    Patient(file).read_into(0, [])
+    RetryingReader(file).read_into(0, [])
 
 
 def test_of_what_is_fetched_the_first_answer_has_the_first_bytes_each_time(

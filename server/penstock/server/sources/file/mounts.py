@@ -1,4 +1,4 @@
-"""What is mounted, and threads for each mount, so that one that does not answer holds up only itself."""
+"""The table of mounts, and threads for each, so that a mount that does not answer holds up only itself."""
 
 from __future__ import annotations
 
@@ -200,8 +200,8 @@ class MountThreads:
         idle = next((name for name, executor in self._executors.items() if executor.idle), None)
         if idle is None:
             raise SourceUnavailableError(
-                f"{mount} cannot be asked: {len(self._executors)} other mounts are being waited for; see "
-                "penstock status for those that hang, or try again later"
+                f"{mount} cannot be opened: threads wait for {len(self._executors)} other mounts already; "
+                "see penstock status for those that hang, or try again later"
             )
         self._executors.pop(idle).shutdown()
 

@@ -1,4 +1,4 @@
-"""Paths and `file://` URIs: what they name, and who may open it."""
+"""Paths and `file://` URIs: how they are parsed, and which of them a uid may open."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Files on a disk or any mounted file system.
 
-How a block is read: first `RWF_NOWAIT`, which copies what is in the page cache and never waits (buffered
-where the file system has none and all is there); the rest by `O_DIRECT` into the slab, which costs a tenth
-of the CPU and leaves the page cache alone; buffered where the file system refuses direct reads.
+A block is first read with `RWF_NOWAIT`, which copies the pages that are cached and never waits. (Where the
+file system has no `RWF_NOWAIT`, and all pages are cached, the read is buffered.) The rest is read with
+`O_DIRECT` into the slab, which costs a tenth of the CPU and leaves the page cache alone. Where the file
+system refuses direct reads, they are buffered.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class FileContext:
-    """What files know of the machine around them. What is missing makes them less certain whether they change
-    or hang."""
+    """What files know of the machine around them. Without a part of it, changes and hangs are noticed less
+    surely."""
 
     mounts: MountTable | None = None
     watches: Watches | None = None

@@ -1,9 +1,9 @@
-"""Notices that files are written to, by inotify: the only evidence that a write whose time was put back
-leaves besides ctime, which other things change too.
+"""Notices by inotify that files are written to. If a write's time is put back, only ctime shows it too, and
+other changes move ctime as well.
 
-A watch is of an inode and keeps neither a file nor a mount busy. The kernel tells of writes, truncation,
-hole punching and reflinks on this machine; not of stores through a mapping, nor of what others do to a
-network file system, nor of what is done to the layers beneath an overlay.
+A watch is of an inode and keeps neither a file nor a mount busy. The kernel reports writes, truncation, hole
+punching and reflinks on this machine. It does not report stores through a mapping, writes of other machines
+to a network file system, or writes to the layers beneath an overlay.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The engine that every object store shares: how objects are asked for, whoever keeps them.
+"""The engine that every object store shares: how objects are listed and read by ranges.
 
-service     what a store has to say for itself: addresses, signatures, versions, what its answers mean
-faults      failures that are asked again, and after how long (pure)
+service     the protocol of a store: addresses, signatures, versions, the meaning of its answers
+faults      failures after which a request is repeated, and after how long (pure)
 connection  keep-alive HTTP connections whose bytes go into the caller's memory
-proxies     the proxies between, and what it means when they refuse
+proxies     proxies, and the errors when they refuse
 response    answers that must come within a time
-requests    all of these, put together to requests that are answered or fail for good
-listing     what lies directly below a prefix
+requests    all of these together: requests that are answered or fail for good
+listing     the objects directly below a prefix
 object      one version of one object as a SourceFile
-source      the Source that a kind of object store is
+source      the Source of an object store
 store       such a source with its threads
 
-It knows no store by name. What is a store's own stands in a package beside this one.
+It knows no store by name. Each store has a package beside this one.
 """
 
 from .object import ObjectFile

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from ...errors import SourceUnavailableError
-from ...system.progress import moved
+from ...system.progress import beat
 from . import proxies
 from .faults import Transient
 from .response import Response, TooSlow
@@ -52,7 +52,7 @@ class Connections:
         """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
         within, and SourceUnavailableError, which names `what`."""
         parts = urlsplit(url)
-        origin = f"{parts.scheme}://{proxies.place(parts)}"
+        origin = f"{parts.scheme}://{proxies.authority(parts)}"
         connection = self._take(origin) or self._new(parts)
         reusable = False
         try:
@@ -87,10 +87,10 @@ class Connections:
     def _take(self, origin: str) -> http.client.HTTPConnection | None:
         while True:
             with self._lock:
-                place = next((at for at, idle in enumerate(self._idle) if idle[0] == origin), None)
-                if place is None:
+                position = next((at for at, idle in enumerate(self._idle) if idle[0] == origin), None)
+                if position is None:
                     return None
-                connection = self._idle.pop(place)[1]
+                connection = self._idle.pop(position)[1]
                 self._busy.add(connection)
             if not _readable(connection):
                 return connection
@@ -187,7 +187,7 @@ class Exchange:
             if not self._left:
                 self._response.close()
         if count:
-            moved()
+            beat()
         return count
 
     def finish(self) -> None:
@@ -258,7 +258,7 @@ def _send(
     target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
     sent = dict(headers)
     if isinstance(connection, proxies.Forwarded):
-        target = f"{parts.scheme}://{proxies.place(parts)}{target}"
+        target = f"{parts.scheme}://{proxies.authority(parts)}{target}"
         sent.update(connection.proxy_headers)
     try:
         connection.request(method, target, headers=sent)
@@ -266,10 +266,10 @@ def _send(
         raise
     except ValueError as error:  # an ETag that cannot be said in a header
         raise Transient("bad_response", "what the store said of the object is no valid header") from error
-    moved()
+    beat()
     response = connection.getresponse()
     assert isinstance(response, Response)
-    moved()
+    beat()
     return Exchange(connection, response)
 
 

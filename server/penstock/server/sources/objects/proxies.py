@@ -29,7 +29,7 @@ class Forwarded(http.client.HTTPConnection):
 
 def find(parts: SplitResult) -> SplitResult | None:
     """The one for a URL. Raises SourceUnavailableError."""
-    named = {} if proxy_bypass(place(parts)) else getproxies()
+    named = {} if proxy_bypass(authority(parts)) else getproxies()
     proxy = named.get(parts.scheme) or named.get("all")
     if not proxy:
         return None
@@ -61,7 +61,7 @@ def headers(proxy: SplitResult) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
 
 
-def place(parts: SplitResult) -> str:
+def authority(parts: SplitResult) -> str:
     """Host and port of a URL, as it says them."""
     return parts.netloc.rpartition("@")[2]
 
@@ -70,8 +70,8 @@ def way(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
     """Where a request goes, for errors."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     if (connection.host, connection.port) == (parts.hostname, port):
-        return place(parts)
-    return f"{place(parts)} through the proxy {connection.host}:{connection.port}"
+        return authority(parts)
+    return f"{authority(parts)} through the proxy {connection.host}:{connection.port}"
 
 
 def tunnel_status(error: OSError) -> int | None:
@@ -86,10 +86,10 @@ def refusal(
     """A proxy answered that itself, before the store was asked."""
     said = f"the proxy {connection.host}:{connection.port} answered {status}"
     if 400 <= status < 500 and status not in _TRANSIENT:
-        remedy = "its user and password" if status == 407 else f"and that it lets {place(parts)} through"
+        remedy = "its user and password" if status == 407 else f"and that it lets {authority(parts)} through"
         return SourceUnavailableError(f"{what}: {said}; check {_variable(parts)}, {remedy}")
     reason = _TRANSIENT.get(status, "server_error" if status >= 500 else "bad_response")
-    return Transient(reason, f"{said} when asked for {place(parts)}")
+    return Transient(reason, f"{said} when asked for {authority(parts)}")
 
 
 def _variable(parts: SplitResult) -> str:

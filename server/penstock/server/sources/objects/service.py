@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...config.settings import Config
 
 
-class Place(Protocol):
+class Location(Protocol):
     """Where something lies in a store: an object, or what begins with the same key."""
 
     @property
@@ -25,7 +25,7 @@ class Place(Protocol):
         """Of a directory it ends in `/`, or is empty."""
 
 
-L = TypeVar("L", bound=Place)
+L = TypeVar("L", bound=Location)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from .requests import Requests
 from .service import L, ObjectService, ObjectSettings
 
 OBJECT_SUFFIX = ".safetensors"
-"""What ends so is taken for an object; anything else may be the prefix of several."""
+"""A key that ends so is taken for an object; any other may be the prefix of several."""
 KNOWN_OBJECTS = 10_000
 
 
@@ -37,8 +37,8 @@ class ObjectSource(ABC, Generic[L]):
     def __init__(
         self, settings: ObjectSettings, workers: Callable[[int], Executor], on_retry: Callable[[str], None]
     ) -> None:
-        """`workers` gives, for a uid, what opens objects and reads their headers. `on_retry` is told the
-        reason of whatever is tried again, by one thread at a time."""
+        """`workers` gives, for a uid, the threads that open objects and read their headers. `on_retry` gets
+        the reason of each repeated request, from one thread at a time."""
         # Requests end by themselves, when `retries` of them have failed in a row.
         self.patience_seconds = max(600.0, 2 * settings.retries * settings.timeout_seconds)
         self._workers = workers
@@ -120,7 +120,7 @@ class ObjectSource(ABC, Generic[L]):
         return ObjectFile(self.kind, requests, named, state, first)
 
     def stop(self) -> None:
-        """Ends what is under way, with an error."""
+        """Ends the requests under way, with an error."""
         with self._lock:
             if self._made is not None:
                 self._made.stop()

@@ -1,4 +1,4 @@
-"""Which parts of a stage's segments a load gets whose selection is another than the stage's. Pure."""
+"""Which parts of an entry's segments a load gets whose selection is another than the entry's. Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .plan import Indices, Segment, Selection
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SegmentSlice:
     """What one load gets of one segment: the segment's index, and the tensors wanted of it."""
 
     segment: int
     tensors: Indices
 
 
-class WholePieces(Sequence[Piece]):
-    """All tensors of all segments, each piece made when it is asked for: every load of a stage has a list of
+class WholeSegments(Sequence[SegmentSlice]):
+    """All tensors of all segments, each slice made when it is asked for: every load of an entry has a list of
     them."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -29,16 +29,16 @@ class WholePieces(Sequence[Piece]):
         return len(self._segments)
 
     @overload
-    def __getitem__(self, index: int) -> Piece: ...
+    def __getitem__(self, index: int) -> SegmentSlice: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Piece]: ...
+    def __getitem__(self, index: slice) -> Sequence[SegmentSlice]: ...
 
-    def __getitem__(self, index: int | slice) -> Piece | Sequence[Piece]:
+    def __getitem__(self, index: int | slice) -> SegmentSlice | Sequence[SegmentSlice]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        return Piece(number, self._segments[number].tensors)
+        return SegmentSlice(number, self._segments[number].tensors)
 
 
 def cut(
@@ -46,8 +46,8 @@ def cut(
     staged_versions: Sequence[str],
     selection: Selection,
     wanted_versions: Sequence[str],
-) -> list[Piece] | None:
-    """The pieces of `segments` that make up the selection, in its order; None if a tensor is in none.
+) -> list[SegmentSlice] | None:
+    """The slices of `segments` that make up the selection, in its order; None if a tensor is in none.
 
     Files are the same if their versions are: `staged_versions` are those of the segments' file numbers,
     `wanted_versions` those of the selection's files.
@@ -56,15 +56,15 @@ def cut(
     named = [pair for pair in zip(wanted_versions, selection.files, strict=True) if len(pair[1])]
     if any(version not in number_of for version, _ in named):
         return None
-    pieces: list[Piece] = []
+    slices: list[SegmentSlice] = []
     for version, wanted in named:
         number = number_of[version]
         first = bisect_left(segments, number, key=_file)
         found = _cut_file(segments, range(first, bisect_right(segments, number, first, key=_file)), wanted)
         if found is None:
             return None
-        pieces += found
-    return pieces
+        slices += found
+    return slices
 
 
 def _file(segment: Segment) -> int:
@@ -72,9 +72,11 @@ def _file(segment: Segment) -> int:
     return segment.file
 
 
-def _cut_file(segments: Sequence[Segment], indices: Sequence[int], wanted: Indices) -> list[Piece] | None:
+def _cut_file(
+    segments: Sequence[Segment], indices: Sequence[int], wanted: Indices
+) -> list[SegmentSlice] | None:
     """The same for one file, of which `indices` are the segments in order."""
-    pieces = []
+    slices = []
     position = 0
     for index in indices:
         tensors = segments[index].tensors
@@ -83,6 +85,6 @@ def _cut_file(segments: Sequence[Segment], indices: Sequence[int], wanted: Indic
             part = wanted[position:end]
             if part[0] < tensors[0] or not (isinstance(tensors, range) or set(part) <= set(tensors)):
                 return None
-            pieces.append(Piece(index, part))
+            slices.append(SegmentSlice(index, part))
             position = end
-    return pieces if position == len(wanted) else None
+    return slices if position == len(wanted) else None

@@ -1,0 +1,73 @@
+"""What one load has delivered, and when: for its stats, its bar, and to go on at another daemon."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .ring.progress import Bar
+from .summary import LoadStats
+
+
+class Account:
+    """Starts with the request. Written by the thread that iterates, read by any."""
+
+    def __init__(self, *, progress: bool) -> None:
+        """Raises ImportError that says what to install for `progress`."""
+        self.tensors = 0
+        self.bytes = 0
+        self.total_bytes = 0
+        self._waited_seconds = 0.0
+        self._read_bytes = 0
+        self._started = time.monotonic()
+        self._first_tensor: float | None = None
+        self._ended: float | None = None
+        self._pid = os.getpid()
+        self._bar = Bar("load") if progress else None
+
+    @property
+    def seconds(self) -> float:
+        """From the request to the end, or to now."""
+        return (self._ended or time.monotonic()) - self._started
+
+    def begin(self) -> None:
+        """The bytes of the next tensors are there; of those that come at once with `add`, not needed."""
+        if self._first_tensor is None:
+            self._first_tensor = time.monotonic()
+
+    def add(self, tensors: int, size_bytes: int) -> None:
+        """So many were delivered."""
+        if self._first_tensor is None:
+            self._first_tensor = time.monotonic()
+        self.tensors += tensors
+        self.bytes += size_bytes
+        if self._bar is not None:
+            self.show()
+
+    def finish(self, waited_seconds: float, read_bytes: int) -> None:
+        """A daemon has told what the load, or its part of it, took."""
+        self._waited_seconds += waited_seconds
+        self._read_bytes += read_bytes
+
+    def show(self) -> None:
+        if self._bar is not None and self._pid == os.getpid():
+            self._bar.show(self.bytes, self.total_bytes)
+
+    def close(self) -> None:
+        """The load has ended. May be called again."""
+        if self._ended is None:
+            self._ended = time.monotonic()
+        if self._bar is not None and self._pid == os.getpid():  # its lock may be held for ever elsewhere
+            self._bar.close()
+
+    def stats(self, *, cache_hit: bool) -> LoadStats:
+        first = self._first_tensor
+        return LoadStats(
+            bytes=self.bytes,
+            tensors=self.tensors,
+            seconds=self.seconds,
+            waited_seconds=self._waited_seconds,
+            first_tensor_seconds=None if first is None else first - self._started,
+            cache_hit=cache_hit,
+            read_bytes=self._read_bytes,
+        )

@@ -1,0 +1,125 @@
+"""Two ways from the segments of a load to the tensors that it yields.
+
+HostDelivery    segment by segment: wait until its bytes are there, wrap its tensors
+                    full ring            views, which keep the slabs leased
+                    window, owned        copies
+                    window, not owned    views, good until the next iteration
+                    other device         copies there
+                yield them one by one, and from a window release the segment, so that its space is read into
+                again
+AheadDelivery   copies to a CUDA device, segments ahead of what is yielded              (cuda/transfer.py)
+
+Both count what they yield in the load's account, and keep nothing of the load itself alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Protocol
+
+import torch
+
+from penstock.v1 import streamer_pb2 as pb
+
+from . import errors
+from .cuda.pinned import RingClosedError
+from .cuda.transfer import Releases, Tensors, Transfer, run_ahead
+from .ring.copies import CopyPool
+from .ring.stream import Stream
+from .segments import Segments
+
+
+class Delivery(Protocol):
+    def run(self, segments: Segments) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields every tensor, once."""
+
+    def close(self) -> None:
+        """Nothing more is delivered. Does not wait; may be called again, by any thread."""
+
+    def join(self) -> None:
+        """After `close()`: returns when nothing is under way any more."""
+
+
+class HostDelivery:
+    def __init__(self, device: torch.device | None, *, owned: bool) -> None:
+        """`device` is where tensors are moved to by torch; None leaves them in the host's memory."""
+        self._device = device
+        self._owned = owned
+        self._copies = CopyPool()
+
+    def run(self, segments: Segments) -> Iterator[tuple[str, torch.Tensor]]:
+        device, account = self._device, segments.account
+        while (segment := segments.next()) is not None:
+            stream = segments.stream
+            window = not stream.manifest.full
+            copies = self._copies if window and self._owned and device is None else None
+            # Nothing that is yielded refers to the ring: its space can go before the last tensor does.
+            detached = copies is not None or device is not None
+            account.begin()
+            count, done = len(segment.tensors), 0
+            try:
+                for name, tensor in stream.wrap(segment, copies=copies):
+                    if device is not None:
+                        tensor = tensor.to(device)
+                    # By another thread: the daemon may have reused the space while it was copied.
+                    if stream.closed or segments.closed.is_set():
+                        raise errors.closed(segments.load_id)
+                    done += 1
+                    if window and detached and done == count:
+                        stream.release(segment, written=False)
+                    yield name, tensor
+                    del tensor  # or it would live on while the next one is made
+                    segments.check_process()
+            finally:
+                account.add(done, sum(entry.size_bytes for entry in islice(segment.tensors, done)))
+            if window and not (detached and count):
+                stream.release(segment, written=True)
+
+    def close(self) -> None:
+        self._copies.close()
+
+    def join(self) -> None:
+        """Nothing is under way between two tensors."""
+
+
+class AheadDelivery:
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        self._releases = Releases()
+
+    def run(self, segments: Segments) -> Iterator[tuple[str, torch.Tensor]]:
+        account = segments.account
+        try:
+            for name, tensor in run_ahead(self._transfer, partial(self._next_tensors, segments)):
+                # By another thread: the window may have been given up while it was copied.
+                if segments.closed.is_set():
+                    raise RingClosedError
+                account.add(1, tensor.nbytes)
+                yield name, tensor
+                del tensor  # or it would live on while the next one is made
+                segments.check_process()
+        except Exception as error:
+            if isinstance(error, RingClosedError) or segments.closed.is_set():
+                raise errors.closed(segments.load_id) from None
+            raise
+
+    def close(self) -> None:
+        self._transfer.close()
+
+    def join(self) -> None:
+        self._transfer.join()
+
+    def _next_tensors(self, segments: Segments, ahead: bool) -> tuple[Tensors, Callable[[], None]] | None:
+        segment = segments.next(ahead=ahead)
+        if segment is None:
+            return None
+        stream = segments.stream
+        on_read = self._releases.expect(partial(_release, stream, segment))
+        return list(stream.wrap(segment, copies=None)), on_read
+
+
+def _release(stream: Stream, segment: pb.SegmentReady) -> None:
+    if not stream.manifest.full:
+        stream.release(segment, written=False)
