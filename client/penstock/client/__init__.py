@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .adopt.ambient import S3Credentials as S3Credentials
     from .adopt.run_ai import SafetensorsStreamer as SafetensorsStreamer
     from .adopt.run_ai import list_safetensors as list_safetensors
+    from .adopt.run_ai_files import ObjectStorageModel as ObjectStorageModel
+    from .adopt.run_ai_files import pull_files as pull_files
     from .adopt.safe_patch import SafetensorsPatch as SafetensorsPatch
     from .adopt.safe_patch import patch_safetensors as patch_safetensors
     from .client import Evicted as Evicted
@@ -62,6 +64,8 @@ _HOMES = {
     "list_safetensors": "adopt.run_ai",
     "SafetensorsPatch": "adopt.safe_patch",
     "patch_safetensors": "adopt.safe_patch",
+    "ObjectStorageModel": "adopt.run_ai_files",
+    "pull_files": "adopt.run_ai_files",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",

@@ -5,13 +5,18 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Generic
 
-from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
-from .. import Access
-from .listing import list_names
+from ...errors import (
+    AccessDeniedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    SourceUnavailableError,
+)
+from .. import Access, Listed, Wanted
+from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
 from .requests import Requests
 from .service import L, ObjectService, ObjectSettings
@@ -82,10 +87,18 @@ class ObjectSource(ABC, Generic[L]):
         self.check_access(named, access)
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
-        is_directory = not named.key or named.key.endswith("/")
-        directory = named if is_directory else self.as_directory(named)
+        directory = self._directory(named)
         names = [name for name in list_names(self._requests(), directory) if name]
-        return names if names or is_directory else None
+        return names if names or directory is named else None
+
+    def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+        named = self.parse(location)
+        self.check_access(named, access)
+        if self.is_version(named):
+            raise CheckpointInvalidError(
+                f"{location} is a version of one object, and no directory; name a directory", file=location
+            )
+        return list_tree(self._requests(), self._directory(named), wanted)
 
     def dangles(self, location: str, access: Access) -> bool:
         return False
@@ -96,7 +109,8 @@ class ObjectSource(ABC, Generic[L]):
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()
-        if self._was_known(location):
+        # A fetch wants the bytes, and never a header that may be kept.
+        if not access.for_fetch and self._was_known(location):
             try:
                 state = requests.patiently(named, lambda: ask_state(requests, named))
                 return ObjectFile(self.kind, requests, named, state, b"")
@@ -110,6 +124,9 @@ class ObjectSource(ABC, Generic[L]):
         with self._lock:
             if self._made is not None:
                 self._made.stop()
+
+    def _directory(self, named: L) -> L:
+        return named if not named.key or named.key.endswith("/") else self.as_directory(named)
 
     def _requests(self) -> Requests[L]:
         with self._lock:
