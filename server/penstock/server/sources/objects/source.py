@@ -16,6 +16,7 @@ from ...errors import (
     SourceUnavailableError,
 )
 from .. import Access, Listed, Wanted
+from .keys import check_access
 from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
 from .requests import Requests
@@ -27,8 +28,8 @@ KNOWN_OBJECTS = 10_000
 
 
 class ObjectSource(ABC, Generic[L]):
-    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are read
-    and who may read what."""
+    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are
+    read."""
 
     kind: str
     schemes: tuple[str, ...]
@@ -56,10 +57,6 @@ class ObjectSource(ABC, Generic[L]):
         """Raises InvalidRequestError."""
 
     @abstractmethod
-    def check_access(self, location: L, access: Access) -> None:
-        """Raises AccessDeniedError unless the caller may read there."""
-
-    @abstractmethod
     def is_version(self, location: L) -> bool:
         """It names one version of an object, and so no directory."""
 
@@ -84,7 +81,7 @@ class ObjectSource(ABC, Generic[L]):
 
     def list(self, location: str, access: Access) -> list[str] | None:
         named = self.parse(location)
-        self.check_access(named, access)
+        check_access(named, access)
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
         directory = self._directory(named)
@@ -93,7 +90,7 @@ class ObjectSource(ABC, Generic[L]):
 
     def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
         named = self.parse(location)
-        self.check_access(named, access)
+        check_access(named, access)
         if self.is_version(named):
             raise CheckpointInvalidError(
                 f"{location} is a version of one object, and no directory; name a directory", file=location
@@ -105,7 +102,7 @@ class ObjectSource(ABC, Generic[L]):
 
     def open(self, location: str, access: Access) -> ObjectFile[L]:
         named = self.parse(location)
-        self.check_access(named, access)
+        check_access(named, access)
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()
