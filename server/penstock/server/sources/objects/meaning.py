@@ -52,7 +52,7 @@ class Words:
     missing: Mapping[str, str]
     """By code: what does not exist, where it is not the object itself."""
     container: str
-    """What details call that which holds objects, and what `missing` says when it is that which is missing."""
+    """What errors call that which holds objects."""
 
 
 def failure(
