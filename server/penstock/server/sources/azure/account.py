@@ -21,7 +21,7 @@ from .signatures import Anonymous, Bearer, Credential, SharedAccessSignature, Sh
 API_VERSION = "2023-11-03"
 MAX_RENEWALS = 2
 """Of tokens, for a request: a store may call all of them expired."""
-_PAGE_NAMES = 1000
+PAGE_NAMES = 1000
 """With their metadata of up to 8 KiB each, these fit into a page's bound."""
 
 
@@ -82,7 +82,7 @@ class Account:
             "restype": "container",
             "comp": "list",
             "include": "metadata",  # which tells directories
-            "maxresults": str(_PAGE_NAMES),
+            "maxresults": str(PAGE_NAMES),
             "prefix": location.key,
         }
         if not ask.deep:

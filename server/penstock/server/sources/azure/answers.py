@@ -26,20 +26,15 @@ _WORDS = Words(
     store="Azure",
     throttled=frozenset({"ServerBusy", "TooManyRequests", "IngressLimitExceeded", "EgressLimitExceeded"}),
     remedies={
-        "AuthorizationPermissionMismatch": f"give penstockd's identity the {_ROLE} for the container",
-        "AuthorizationFailure": "the account's firewall lets this node not through, or forbids its kind of "
-        "credentials; allow it there",
         "AuthorizationSourceIPMismatch": "the SAS of penstockd is for other addresses; make one for it",
         "AuthorizationProtocolMismatch": _SAS,
         "AuthorizationServiceMismatch": _SAS,
-        "AuthorizationResourceTypeMismatch": _SAS,
         "KeyBasedAuthenticationNotPermitted": "the account forbids account keys and the SAS made with them; "
         f"give penstockd an identity with the {_ROLE}",
         "AccountIsDisabled": "the account is disabled; check its subscription",
-        "InsufficientAccountPermissions": f"give penstockd's identity the {_ROLE}",
         "BlobArchived": "it is archived; move it to another tier first",
     },
-    may_not_read=f"give penstockd's identity the {_ROLE} for the container",
+    may_not_read=f"give penstockd's identity the {_ROLE} for the container, or a SAS that allows to read",
     may_not_list=f"give penstockd's identity the {_ROLE} for the container, or a SAS that allows to list, or "
     "name the files or their index",
     missing={
@@ -66,5 +61,10 @@ def said(answer: Answer) -> Said:
 def failure(answer: Said, location: Location, *, listing: bool, unknown: str) -> PenstockError | Transient:
     """What an error answer to a GET or HEAD means, or to a request for a list. `unknown` is what to do where
     the store does not know who asks."""
-    words = replace(_WORDS, remedies={**_WORDS.remedies, **dict.fromkeys(_UNKNOWN, unknown)})
+    remedies = {
+        **_WORDS.remedies,
+        **dict.fromkeys(_UNKNOWN, unknown),
+        "AuthorizationFailure": f"{unknown}; if that is right, allow this node in the account's firewall",
+    }
+    words = replace(_WORDS, remedies=remedies)
     return meaning.failure(answer, location, words, container=location.container, listing=listing)
