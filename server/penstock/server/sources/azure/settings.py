@@ -23,13 +23,13 @@ _SUFFIX = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,198}[a-z0-9])?", re.ASCII)
 
 def _account(text: str) -> str:
     if text and not _ACCOUNT.fullmatch(text):
-        raise ValueError("it is no name of a storage account (3 to 24 of a-z and 0-9); write one")
+        raise ValueError(f"{text[:50]!r} is no name of a storage account (3 to 24 of a-z and 0-9); write one")
     return text
 
 
 def _suffix(text: str) -> str:
     if not _SUFFIX.fullmatch(text):
-        raise ValueError("it is no domain such as core.windows.net; write one")
+        raise ValueError(f"{text[:50]!r} is no domain such as core.windows.net; write one")
     return text
 
 

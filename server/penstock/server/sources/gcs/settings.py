@@ -27,7 +27,8 @@ def _endpoint(text: str) -> str:
     except ValueError:
         usable = False
     if not usable or parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("it is no URL of the form https://HOST or https://HOST:PORT; write one")
+        shown = text.rpartition("@")[2][:100]  # without a password
+        raise ValueError(f"{shown!r} is no URL of the form https://HOST or https://HOST:PORT; write one")
     return url
 
 
