@@ -40,18 +40,19 @@ class AzureIdentity:
                 "or give it an account key, a SAS or a connection string, or set --azure-anonymous 1"
             ) from error
         set_ = os.environ.get
+        # Few attempts: the engine makes more, and can be stopped between them.
         try:
             if set_("AZURE_FEDERATED_TOKEN_FILE"):
                 self._kind = "workload identity"
                 self._variables = "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_FEDERATED_TOKEN_FILE"
-                self._credential: Any = azure.identity.WorkloadIdentityCredential()
+                self._credential: Any = azure.identity.WorkloadIdentityCredential(retry_total=1)
             elif set_("AZURE_CLIENT_SECRET") or set_("AZURE_CLIENT_CERTIFICATE_PATH"):
                 self._kind = "a client's secret or certificate"
                 self._variables = (
                     "AZURE_CLIENT_ID, AZURE_TENANT_ID, and AZURE_CLIENT_SECRET or "
                     "AZURE_CLIENT_CERTIFICATE_PATH"
                 )
-                self._credential = azure.identity.EnvironmentCredential()
+                self._credential = azure.identity.EnvironmentCredential(retry_total=1)
             else:
                 self._kind = "a managed identity"
                 self._variables = "AZURE_CLIENT_ID, where the node has several identities"
@@ -79,6 +80,8 @@ class AzureIdentity:
         except (exceptions.ServiceRequestError, exceptions.ServiceResponseError) as error:
             raise Transient("connection", self._no_token(error)) from error
         except exceptions.ClientAuthenticationError as error:
+            if error.response is None and self._kind == "a managed identity":  # nor the login of `az`
+                raise self._none(error) from error
             if (error.status_code or 0) >= 500 or error.status_code == 429:
                 raise Transient("server_error", self._no_token(error)) from error
             raise AccessDeniedError(f"Azure: {self._no_token(error)}; check {self._variables}") from error
@@ -97,9 +100,9 @@ class AzureIdentity:
     def _none(self, error: Exception) -> PenstockError:
         if self._kind == "a managed identity":
             return AccessDeniedError(
-                "Azure: penstockd has no Azure credentials (no variable names any, and no managed identity "
-                "answers); give it some in any way that docs/stores.md lists, or set --azure-anonymous 1 for "
-                "public containers"
+                "Azure: penstockd has no Azure credentials (no variable names any, and the node has no "
+                "managed identity that answers); give it some in any way that docs/stores.md lists, or set "
+                "--azure-anonymous 1 for public containers"
             )
         return AccessDeniedError(
             f"Azure: {self._kind} cannot be used ({type(error).__name__}); check {self._variables}, and that "

@@ -129,7 +129,7 @@ class GoogleCredentials:
             return "an impersonated account"
         if ".service_account" in module:
             return "a service account's key"
-        return "its credentials"
+        return "the credentials that it has"
 
     def _remedy(self) -> str:
         if self._file:
