@@ -53,7 +53,7 @@ def test_prefixes_are_no_blobs() -> None:
     assert [entry.key for entry in parse_page(body).entries] == ["p/a"]
 
 
-@pytest.mark.parametrize("size", ["", "-1", "x", "٣", "1" * 30])
+@pytest.mark.parametrize("size", ["", "-1", "x", "\u0663", "1" * 30])
 def test_a_size_that_is_none_is_not_believed(size: str) -> None:
     assert parse_page(page(blob("p/a", size=size))).entries[0].size_bytes is None
 
