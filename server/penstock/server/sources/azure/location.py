@@ -17,7 +17,7 @@ SHORT, LONG = "az://", "abfss://"
 SUFFIXES = ("core.windows.net", "core.chinacloudapi.cn", "core.usgovcloudapi.net", "storage.azure.net")
 """Microsoft's: only to these, and to a configured one, do credentials go."""
 _CONTAINER = re.compile(r"\$(?:root|web|logs)|[a-z0-9](?:[a-z0-9-]{0,62})", re.ASCII)
-_HOST = re.compile(r"([a-z0-9]{3,24}(?:\.z[0-9]{1,3})?)\.(?:dfs|blob)\.([a-z0-9.-]{1,200})", re.ASCII)
+_HOST = re.compile(r"[a-z0-9]{3,24}(?:\.z[0-9]{1,3})?\.dfs\.([a-z0-9.-]{1,200})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ def parse(uri: str, suffixes: Collection[str] = SUFFIXES) -> Location:
         place, _, key = uri.removeprefix(LONG).partition("/")
         container, _, host = place.partition("@")
         match = _HOST.fullmatch(host)
-        if match is None or match[2] not in suffixes or not _CONTAINER.fullmatch(container):
+        if match is None or match[1] not in suffixes or not _CONTAINER.fullmatch(container):
             raise InvalidRequestError(
                 f"sources: {uri[:200]!r} is not of the form "
                 "abfss://container@account.dfs.core.windows.net/key; write it so, and name a domain that is "
                 "not Microsoft's in AZURE_STORAGE_ENDPOINT_SUFFIX where penstockd runs"
             )
         check_key(uri, key, "Azure")
-        return Location(container, key, f"{match[1]}.dfs.{match[2]}")
+        return Location(container, key, host)
     container, _, key = uri.removeprefix(SHORT).partition("/")
     if not uri.startswith(SHORT) or not _CONTAINER.fullmatch(container):
         raise InvalidRequestError(

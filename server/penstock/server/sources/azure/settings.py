@@ -28,6 +28,7 @@ def _account(text: str) -> str:
 
 
 def _suffix(text: str) -> str:
+    text = text.removeprefix("blob.")  # which Run:ai's variable has in front
     if not _SUFFIX.fullmatch(text):
         raise ValueError(f"{text[:50]!r} is no domain such as core.windows.net; write one")
     return text

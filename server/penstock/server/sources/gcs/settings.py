@@ -17,10 +17,10 @@ ENDPOINT = "https://storage.googleapis.com"
 
 def _endpoint(text: str) -> str:
     """Empty, or a URL without a slash at its end. An emulator's may lack its scheme."""
-    text = text.strip().rstrip("/")
+    text = text.strip()
     if not text:
         return ""
-    url = text if "://" in text else f"http://{text}"
+    url = (text if "://" in text else f"http://{text}").rstrip("/")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
