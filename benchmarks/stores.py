@@ -164,8 +164,8 @@ class Bare:
 
 
 class NotRunningError(Exception):
-    """Run:ai's loader does not read from this server. (Its package for Azure takes no connection string, and no
-    endpoint but Azure's, so that it cannot be asked to read from Azurite.)"""
+    """Run:ai's loader does not read from this server. (Its package for Azure takes no connection string and
+    no endpoint but Azure's own, so that it cannot be asked to read from Azurite.)"""
 
 
 class Runai:

@@ -36,6 +36,7 @@ INTERNAL = {
     "not a packed index": "between the daemon and its children",
     "another kind of answer": "caught where a list is parsed",
     "more elements than a list has": "caught where a list is parsed",
+    "a longer tag than a list has": "caught where a list is parsed",
     "a longer text than a list has": "caught where a list is parsed",
     "a list declares no types": "caught where a list is parsed",
     "a header block is cut off": "gRPC's libraries send none; closes the connection",

@@ -32,6 +32,10 @@ def test_a_list_gives_names_sizes_versions_and_where_it_goes_on() -> None:
     assert parse_page(body) == Page([Entry("p/a & b", 3, "0x8D"), Entry("p/ c ", 0, "0x9")], "2!92!x")
 
 
+def test_the_mark_that_azure_begins_its_lists_with_is_no_part_of_them() -> None:
+    assert parse_page(b"\xef\xbb\xbf" + page(blob("p/\u00e9"))).entries[0].key == "p/\u00e9"
+
+
 def test_names_that_xml_cannot_hold_are_encoded() -> None:
     body = page(blob("p/%EF%BF%BE%25", attribute=' Encoded="true"'), blob("p/%25"))
     assert [entry.key for entry in parse_page(body).entries] == ["p/\ufffe%", "p/%25"]
@@ -73,7 +77,8 @@ LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
         page(blob("p/a"))[:-5],
         page("<Blob><Properties/></Blob>"),
         page(blob("p/%FF", attribute=' Encoded="true"')),
-        b'<?xml version="1.0" encoding="nonsense"?><EnumerationResults/>',
+        page(blob("p/a")).decode().replace("utf-8", "utf-16").encode("utf-16"),
+        page("<x " + " ".join(f'a{number}=""' for number in range(20_000)) + "/>"),
         f'{HEAD}<!DOCTYPE x [<!ENTITY l0 "ha">{LAUGHS}]><EnumerationResults>&l9;'.encode(),
         f'{HEAD}<!DOCTYPE x SYSTEM "file:///etc/passwd"><EnumerationResults/>'.encode(),
         page(blob("p/" + "x" * (listing.MAX_TEXT_CHARACTERS + 1))),

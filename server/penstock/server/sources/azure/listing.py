@@ -3,20 +3,23 @@ document types and entities here, and elements, their depth and their texts are 
 
 from __future__ import annotations
 
+import re
 import xml.parsers.expat
 from dataclasses import dataclass, field
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from ..objects.faults import Transient
 from ..objects.service import Entry, Page
 
-MAX_ELEMENTS = 200_000
-"""A page of 1000 blobs has about 40,000, and as many of metadata as these may have."""
+MAX_ELEMENTS = 100_000
+"""A page of 1000 blobs has about 30,000, and as many of metadata as these have."""
 MAX_DEPTH = 10
-MAX_TEXT_CHARACTERS = 16 << 10
-"""A name has 1024, each written as up to nine; metadata 8 KiB."""
-_ROOT = ("EnumerationResults",)
-_BLOB = ("EnumerationResults", "Blobs", "Blob")
+MAX_TEXT_CHARACTERS = 12 << 10
+"""A name has 1024, each written as up to twelve; metadata 8 KiB."""
+_ROOT = "/EnumerationResults"
+_BLOB = f"{_ROOT}/Blobs/Blob"
+_LONG_TAG = re.compile(rb"<[^<]{100000}")
+"""With its attributes, and the text after it. The parser would make objects of all of them at once."""
 _PIECE_BYTES = 64 << 10
 """Between pieces other threads get their turn."""
 
@@ -24,7 +27,7 @@ _PIECE_BYTES = 64 << 10
 def parse_page(body: bytes) -> Page:
     """Directories, where an account has some, are left out. Raises Transient."""
     reader = _Reader()
-    parser = xml.parsers.expat.ParserCreate()
+    parser = xml.parsers.expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
@@ -32,6 +35,8 @@ def parse_page(body: bytes) -> Page:
     parser.StartDoctypeDeclHandler = _refuse
     parser.EntityDeclHandler = _refuse
     try:
+        if b"\0" in body or _LONG_TAG.search(body):  # in UTF-16 tags would look otherwise
+            raise ValueError("a longer tag than a list has, or another encoding")
         for start in range(0, len(body), _PIECE_BYTES):
             parser.Parse(body[start : start + _PIECE_BYTES], False)
         parser.Parse(b"", True)
@@ -50,7 +55,8 @@ class _Reader:
     next: str = ""
     whole: bool = False
     """The root was closed, and it is that of a list."""
-    _path: list[str] = field(default_factory=list)
+    _paths: list[str] = field(default_factory=lambda: [""])
+    """Of the open elements, from the outermost to the innermost."""
     _elements: int = 0
     _text: list[str] = field(default_factory=list)
     _characters: int = 0
@@ -59,11 +65,12 @@ class _Reader:
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         self._elements += 1
-        self._path.append(name)
-        if self._elements > MAX_ELEMENTS or len(self._path) > MAX_DEPTH:
+        if self._elements > MAX_ELEMENTS or len(self._paths) > MAX_DEPTH:
             raise ValueError("more elements than a list has")
+        path = f"{self._paths[-1]}/{name}"
+        self._paths.append(path)
         self._text, self._characters = [], 0
-        if tuple(self._path) == _BLOB:
+        if path == _BLOB:
             self._blob = {}
         elif name == "Name":
             self._encoded = attributes.get("Encoded") == "true"
@@ -75,16 +82,15 @@ class _Reader:
         self._text.append(text)
 
     def end(self, name: str) -> None:
-        path, text = tuple(self._path), "".join(self._text)
-        self._path.pop()
+        path, text = self._paths.pop(), "".join(self._text)
         self._text, self._characters = [], 0
-        if path == (*_BLOB, "Name"):
-            self._blob["name"] = unquote(text, errors="strict") if self._encoded else text
-        elif path[: len(_BLOB)] == _BLOB and path[len(_BLOB) : -1] in (("Properties",), ("Metadata",)):
+        if path == f"{_BLOB}/Name":
+            self._blob["name"] = unquote_to_bytes(text).decode() if self._encoded else text
+        elif path in (f"{_BLOB}/Properties/{name}", f"{_BLOB}/Metadata/{name}"):
             self._blob[name.lower()] = text.strip()
         elif path == _BLOB:
             self._end_blob()
-        elif path == (*_ROOT, "NextMarker"):
+        elif path == f"{_ROOT}/NextMarker":
             self.next = text.strip()
         elif path == _ROOT:
             self.whole = True
