@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -307,3 +308,14 @@ def test_key_and_sas_are_for_the_configured_account_alone(
 def test_without_credentials_none_are_sent_anywhere(node: object) -> None:
     for uri in ("az://c/k", "abfss://c@other.dfs.core.windows.net/k"):
         assert "Authorization" not in signed(uri, AzureSettings(anonymous=True))[1]
+
+
+def test_a_missing_library_is_named_with_what_to_install_and_keys_do_without(
+    node: object, source: AzureSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    with pytest.raises(SourceUnavailableError, match=r"tokens need azure-identity.*penstock\[azure\]"):
+        read(source)
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    assert "SharedKey" in str(signed("az://c/k", AzureSettings(account="acc")))

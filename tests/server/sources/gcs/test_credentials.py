@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -316,3 +317,12 @@ def test_a_file_that_cannot_be_used_is_told_by_the_setting_that_names_it(
 def test_where_there_are_no_credentials_the_ways_to_give_some_are_named(google: Google, source: Make) -> None:
     with pytest.raises(AccessDeniedError, match=r"has no Google credentials.*--gcs-anonymous 1"):
         source().open("gs://bucket/k", ROOT)
+
+
+def test_a_missing_library_is_named_with_what_to_install(
+    google: Google, source: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.auth.transport.requests", None)
+    with pytest.raises(SourceUnavailableError, match=r"need google-auth and requests.*penstock\[gcs\]"):
+        source().open("gs://bucket/k", ROOT)
+    read(source(anonymous=True))
