@@ -11,7 +11,7 @@ from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed
 from ..objects.tokens import Tokens
-from ..objects.trust import CA_VARIABLE, tls_context
+from ..objects.trust import tls_context
 from .answers import failure, said
 from .listing import parse_page
 from .location import Location
@@ -27,8 +27,6 @@ PAGE_NAMES = 1000
 
 class Account:
     """Methods block, since tokens come from a network."""
-
-    ca_variable = CA_VARIABLE
 
     def __init__(self, settings: AzureSettings) -> None:
         """Raises PenstockError."""

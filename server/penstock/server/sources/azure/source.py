@@ -6,7 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
+from .. import Access
 from ..objects import ObjectSettings, ObjectSource
+from ..objects.keys import check_access
 from ..objects.service import ObjectService
 from .location import SUFFIXES, Location, parse
 from .settings import AzureSettings
@@ -32,6 +34,9 @@ class AzureSource(ObjectSource[Location]):
 
     def parse(self, uri: str) -> Location:
         return parse(uri, self._suffixes)
+
+    def check_access(self, location: Location, access: Access) -> None:
+        check_access(location, access)
 
     def is_version(self, location: Location) -> bool:
         return False

@@ -15,7 +15,7 @@ from ...errors import PenstockError, SourceUnavailableError
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from ..objects.tokens import Tokens
-from ..objects.trust import CA_VARIABLE, tls_context
+from ..objects.trust import tls_context
 from .answers import failure, said
 from .location import Location
 from .settings import GcsSettings
@@ -43,8 +43,6 @@ class _List(msgspec.Struct):
 
 class Account:
     """Methods block, since tokens come from a network."""
-
-    ca_variable = CA_VARIABLE
 
     def __init__(self, settings: GcsSettings, timeout_seconds: float) -> None:
         """Raises SourceUnavailableError where google-auth is missing, and for a CA bundle that is no such."""

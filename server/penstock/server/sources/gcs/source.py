@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from .. import Access
 from ..objects import ObjectSettings, ObjectSource
+from ..objects.keys import check_access
 from ..objects.service import ObjectService
 from .location import Location, parse
 from .settings import GcsSettings
@@ -30,6 +32,9 @@ class GcsSource(ObjectSource[Location]):
 
     def parse(self, uri: str) -> Location:
         return parse(uri)
+
+    def check_access(self, location: Location, access: Access) -> None:
+        check_access(location, access)
 
     def is_version(self, location: Location) -> bool:
         return location.generation is not None

@@ -37,10 +37,8 @@ _decrypting = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
 class Connections:
     """Idle connections by origin. Made once; every thread may use it."""
 
-    def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext, ca_variable: str) -> None:
-        """At most `idle` connections are kept while nothing is asked. `ca_variable` is what errors say of
-        certificates that are not trusted."""
-        self._ca_variable = ca_variable
+    def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext) -> None:
+        """At most `idle` connections are kept while nothing is asked."""
         self._timeout_seconds = timeout_seconds
         self._max_idle = idle
         self._tls = tls
@@ -58,7 +56,7 @@ class Connections:
         connection = self._take(origin) or self._new(parts)
         reusable = False
         try:
-            with _network_errors(what, parts, connection, self._ca_variable):
+            with _network_errors(what, parts, connection):
                 self._connect(connection)
                 exchange = _send(connection, method, parts, headers)
                 if exchange.status == 407:  # which only proxies say
@@ -294,9 +292,7 @@ def _readable(connection: http.client.HTTPConnection) -> bool:
 
 
 @contextlib.contextmanager
-def _network_errors(
-    what: str, parts: SplitResult, connection: http.client.HTTPConnection, ca_variable: str
-) -> Iterator[None]:
+def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPConnection) -> Iterator[None]:
     """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
     where = proxies.way(parts, connection)
     try:
@@ -304,7 +300,7 @@ def _network_errors(
     except ssl.SSLCertVerificationError as error:
         raise SourceUnavailableError(
             f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
-            f"private, name its bundle in {ca_variable}"
+            "private, name its bundle in AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE"
         ) from error
     except TooSlow as error:
         raise Transient("timeout", f"the answer of {where} comes too slowly for --object-timeout") from error

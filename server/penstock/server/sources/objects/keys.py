@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from ...errors import AccessDeniedError, InvalidRequestError
 from .. import Access
@@ -12,6 +13,14 @@ MAX_KEY_BYTES = 1024
 """Of S3 and GCS. Azure counts characters, of which a key with so many bytes has no more."""
 _SEPARATORS = re.compile(r"[/\\]")
 """Some stores, and some proxies before them, take a backslash for a slash."""
+
+
+class Kept(Place, Protocol):
+    """In a bucket or container."""
+
+    @property
+    def root(self) -> str:
+        """The URI of that, ending in `/`."""
 
 
 def check_key(uri: str, key: str, store: str) -> None:
@@ -30,7 +39,7 @@ def check_key(uri: str, key: str, store: str) -> None:
         )
 
 
-def check_access(location: Place, access: Access) -> None:
+def check_access(location: Kept, access: Access) -> None:
     """Raises AccessDeniedError unless the caller may read there.
 
     A prefix allows the key that it is and what lies below it, at a `/`, compared as text. Keys with a `.` or
@@ -53,7 +62,7 @@ def check_access(location: Place, access: Access) -> None:
         )
 
 
-def _holds(prefix: str, location: Place) -> bool:
+def _holds(prefix: str, location: Kept) -> bool:
     if prefix == location.root.rstrip("/"):
         return True
     if not prefix.startswith(location.root):

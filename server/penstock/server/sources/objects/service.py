@@ -21,10 +21,6 @@ class Place(Protocol):
     def uri(self) -> str: ...
 
     @property
-    def root(self) -> str:
-        """The URI of the bucket or container that it is in, ending in `/`."""
-
-    @property
     def key(self) -> str:
         """Of a directory it ends in `/`, or is empty."""
 
@@ -135,9 +131,6 @@ class Page:
 class ObjectService(Protocol[L]):
     """One account of one kind of store. Every thread may use it; methods block, as credentials may come from
     a network."""
-
-    ca_variable: str
-    """Which variable names the bundle of a private authority, for errors."""
 
     @property
     def tls(self) -> ssl.SSLContext:

@@ -16,7 +16,6 @@ from ...errors import (
     SourceUnavailableError,
 )
 from .. import Access, Listed, Wanted
-from .keys import check_access
 from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
 from .requests import Requests
@@ -28,8 +27,8 @@ KNOWN_OBJECTS = 10_000
 
 
 class ObjectSource(ABC, Generic[L]):
-    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are
-    read."""
+    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are read
+    and who may read what."""
 
     kind: str
     schemes: tuple[str, ...]
@@ -57,6 +56,10 @@ class ObjectSource(ABC, Generic[L]):
         """Raises InvalidRequestError."""
 
     @abstractmethod
+    def check_access(self, location: L, access: Access) -> None:
+        """Raises AccessDeniedError unless the caller may read there."""
+
+    @abstractmethod
     def is_version(self, location: L) -> bool:
         """It names one version of an object, and so no directory."""
 
@@ -81,7 +84,7 @@ class ObjectSource(ABC, Generic[L]):
 
     def list(self, location: str, access: Access) -> list[str] | None:
         named = self.parse(location)
-        check_access(named, access)
+        self.check_access(named, access)
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
         directory = self._directory(named)
@@ -90,7 +93,7 @@ class ObjectSource(ABC, Generic[L]):
 
     def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
         named = self.parse(location)
-        check_access(named, access)
+        self.check_access(named, access)
         if self.is_version(named):
             raise CheckpointInvalidError(
                 f"{location} is a version of one object, and no directory; name a directory", file=location
@@ -102,7 +105,7 @@ class ObjectSource(ABC, Generic[L]):
 
     def open(self, location: str, access: Access) -> ObjectFile[L]:
         named = self.parse(location)
-        check_access(named, access)
+        self.check_access(named, access)
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()

@@ -7,14 +7,14 @@ import ssl
 
 from ...errors import SourceUnavailableError
 
-CA_VARIABLE = "REQUESTS_CA_BUNDLE"
+_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Which the libraries that fetch tokens read, too."""
 
 
 def tls_context(store: str) -> ssl.SSLContext:
     """By REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, a file or a directory; else by what the system trusts, which
     SSL_CERT_FILE and SSL_CERT_DIR replace; else by certifi. Raises SourceUnavailableError."""
-    variable = next((name for name in (CA_VARIABLE, "CURL_CA_BUNDLE") if os.environ.get(name)), "")
+    variable = next((name for name in _VARIABLES if os.environ.get(name)), "")
     path = os.environ[variable] if variable else None
     try:
         if path and os.path.isdir(path):

@@ -44,8 +44,6 @@ logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
 class Account:
     """One botocore session. Methods block, since credentials may come from a network."""
 
-    ca_variable = "AWS_CA_BUNDLE"
-
     def __init__(self, settings: S3Settings) -> None:
         """Raises SourceUnavailableError."""
         self._settings = settings
