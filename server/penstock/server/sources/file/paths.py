@@ -17,8 +17,7 @@ from ...errors import (
     SourceUnavailableError,
     TooManyLoadsError,
 )
-from ...system import linux, statx
-from ...system.statx import FileStatus
+from ...system import linux
 from .. import Access
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
@@ -90,42 +89,44 @@ def listing_error(path: str, error: OSError) -> PenstockError:
     )
 
 
-def check_way(path: str, access: Access) -> None:
-    """Raises AccessDeniedError where modes count (`Access.by_mode`) and those of the directories between the
-    prefix that allows a path and the path itself do not let the caller through."""
-    if access.privileged or not access.by_mode:
+def check_modes(fd: int, path: str, access: Access) -> None:
+    """Raises AccessDeniedError where modes count (`Access.for_fetch`) and do not let the caller read the open
+    file or directory, or go through the directories between it and the prefix that allows `path`: those where
+    it lies, by whatever links it was named."""
+    if access.privileged or not access.for_fetch:
         return
-    top = _allowing(path, access).rstrip("/")
-    parts = path[len(top) :].strip("/").split("/")
-    for count in range(1, len(parts)):
-        above = "/".join((top, *parts[:count]))
-        fd = open_path(above, access, os.O_PATH)
-        try:
-            _check_mode(above, statx.file_status(fd), access, _SEARCH)
-        finally:
-            os.close(fd)
+    top = os.path.realpath(_allowing(path, access)).rstrip("/")
+    real = _real_path(fd, path)
+    if real != top and not real.startswith(top + "/"):
+        raise path_error(path, access, OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
+    above = real[: real.rfind("/")] if real != top else top
+    while above != top:
+        _check_mode(above, os.stat(above), access, _SEARCH)
+        above = above[: above.rfind("/")]
+    status = os.fstat(fd)
+    _check_mode(path, status, access, _READ | _SEARCH if stat.S_ISDIR(status.st_mode) else _READ)
 
 
-def check_mode(path: str, status: FileStatus, access: Access) -> None:
-    """Raises AccessDeniedError where modes count and that of a file or a directory does not let the caller
-    read it."""
-    _check_mode(path, status, access, _READ | _SEARCH if stat.S_ISDIR(status.mode) else _READ)
+def _real_path(fd: int, path: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:  # /proc is not mounted
+        return os.path.realpath(path)
 
 
-def _check_mode(path: str, status: FileStatus, access: Access, needed: int) -> None:
-    if access.privileged or not access.by_mode:
-        return
-    if status.uid == access.uid:
-        granted = status.mode >> 6
-    elif status.gid in access.gids:
-        granted = status.mode >> 3
+def _check_mode(path: str, status: os.stat_result, access: Access, needed: int) -> None:
+    if status.st_uid == access.uid:
+        granted = status.st_mode >> 6
+    elif status.st_gid in access.gids:
+        granted = status.st_mode >> 3
     else:
-        granted = status.mode
+        granted = status.st_mode
     if granted & needed != needed:
+        mode = stat.S_IMODE(status.st_mode)
         raise AccessDeniedError(
-            f"uid {access.uid} may not read {path}: its mode {stat.S_IMODE(status.mode):04o} does not let it "
-            f"(the owner is {status.uid}:{status.gid}), which counts for all but weights; change the mode, "
-            "or leave it out",
+            f"uid {access.uid} may not read {path}: its mode {mode:04o} does not let it (the owner is "
+            f"{status.st_uid}:{status.st_gid}), which counts for all but weights; change the mode, or leave "
+            "it out",
             file=path,
         )
 

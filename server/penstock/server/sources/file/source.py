@@ -171,8 +171,8 @@ class LocalFile:
             self._seen = now
 
     def check_access(self, access: Access) -> None:
-        """Raises AccessDeniedError where modes count and its own does not let the caller read it."""
-        paths.check_mode(self.uri, self._seen.status, access)
+        """Raises AccessDeniedError where modes count and do not let the caller read it."""
+        paths.check_modes(self._fd, self.uri, access)
 
     def unmounted(self) -> bool:
         """Whether the mount that it was opened through is gone."""
@@ -307,11 +307,11 @@ def open_file(path: str, access: Access, context: FileContext | None = None) -> 
     fd = paths.open_path(path, access, os.O_RDONLY)
     try:
         file = LocalFile(path, fd, context)
+        try:
+            file.check_access(access)
+        except BaseException:
+            file.close()
+            raise
     except OSError as error:
         raise paths.path_error(path, access, error) from error
-    try:
-        file.check_access(access)
-    except BaseException:
-        file.close()
-        raise
     return file

@@ -35,8 +35,6 @@ class _Directory:
 
 def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[Listed]:
     """What `Source.tree` gives. `asking` is entered, with a path, while its mount may keep this thread."""
-    with asking(top):
-        paths.check_way(top, access)
     left, left_bytes = MAX_TREE_NAMES, MAX_TREE_NAME_BYTES
     waiting = [_Directory("")]
     while waiting:
@@ -78,7 +76,7 @@ def _list(path: str, access: Access, most: int) -> tuple[_Inode, list[str]]:
         status = statx.file_status(fd)
         if not stat.S_ISDIR(status.mode):
             raise CheckpointInvalidError(f"{path} is a file, and no directory; name a directory", file=path)
-        paths.check_mode(path, status, access)
+        paths.check_modes(fd, path, access)
         with os.scandir(fd) as entries:
             names = [entry.name for entry in itertools.islice(entries, most + 1)]
     except OSError as error:
