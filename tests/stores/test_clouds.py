@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from penstock.client import SafetensorsStreamer, errors, list_safetensors
+from penstock.client import S3Credentials, SafetensorsStreamer, errors, list_safetensors
 
 from ..e2e.support import DaemonProcess, random_tensors, running_daemon, same, write_checkpoint
 from .servers import ACCOUNT, ACCOUNT_KEY, BUCKET, KEY_ID, SECRET_KEY, azurite, fake_gcs, seaweed
@@ -74,6 +74,7 @@ def stored(puts: tuple[dict[str, Put], dict[str, str]]) -> dict[str, dict[str, t
             put(f"model/{name}", safetensors.torch.save(part))
             weight_map |= dict.fromkeys(part, name)
         put("model/model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+        put("model/config.json", f'{{"store": "{scheme}"}}'.encode())
         put("model/consolidated.safetensors", safetensors.torch.save(mine))
         tensors[scheme] = mine
     return tensors
@@ -153,6 +154,28 @@ def test_the_drop_in_lists_and_streams(
     assert list_safetensors(f"{scheme}://{BUCKET}/nothing") == []
     with pytest.raises(ValueError, match="no-such-place"):
         list_safetensors(f"{scheme}://no-such-place/model")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_lies_beside_the_weights_is_fetched(scheme: str, daemon: DaemonProcess, tmp_path: Path) -> None:
+    with daemon.client() as client:
+        directory = client.fetch(top(scheme), tmp_path / "model")
+    assert sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")) == [
+        "config.json",
+        "model.safetensors.index.json",
+    ]
+    assert json.loads((directory / "config.json").read_text()) == {"store": scheme}
+
+
+@pytest.mark.usefixtures("stored")
+def test_credentials_for_s3_are_nobody_s_business_elsewhere(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", str(daemon.socket_dir))
+    given = S3Credentials("id", "secret")
+    assert list_safetensors(top("gs"), given)
+    with pytest.raises(ValueError, match="cannot be given"):
+        list_safetensors(top("s3"), given)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

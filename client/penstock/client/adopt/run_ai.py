@@ -132,7 +132,7 @@ class SafetensorsStreamer:
                     "that have them"
                 )
             return
-        client = ambient_client(_credentials_for(sources[0], s3_credentials))
+        client = ambient_client(S3Credentials.for_source(sources[0], s3_credentials))
         private = is_private(client)
         group = None
         if distributed and not private:
@@ -182,7 +182,7 @@ def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
     """
     if not _object_scheme(path):
         return _safetensors_in(path)
-    client = ambient_client(_credentials_for(path, s3_credentials))
+    client = ambient_client(S3Credentials.for_source(path, s3_credentials))
     try:
         # With a slash, as the name alone may be an object's.
         with _as_value_error(), client.load(os.path.join(path, ""), tensors=[]) as load:
@@ -238,10 +238,6 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
         if not path or path.endswith("/"):
             raise ValueError(f"{path!r} is no path of a file: name a safetensors file")
     return [os.path.abspath(path) for path in paths]
-
-
-def _credentials_for(path: str, s3_credentials: Any) -> S3Credentials | None:
-    return S3Credentials.of(s3_credentials) if path.startswith("s3://") else None
 
 
 def _object_scheme(path: str) -> str:
