@@ -81,7 +81,7 @@ def no_credentials_of_google() -> PenstockError:
 
 
 def no_credentials_of_azure() -> PenstockError:
-    return AzureIdentity()._none(ValueError())
+    return AzureIdentity(1.0)._none(ValueError())
 
 
 EXAMPLES = [
@@ -161,13 +161,15 @@ EXAMPLES = [
     ),
     provoked(lambda: SharedKey("a", "?"), "the account key", "is no Base64", "copy it again"),
     provoked(
-        lambda: AzureAccount(AzureSettings(anonymous=True)).sign(Ask("GET", parse_azure("az://c/k"), {})),
+        lambda: AzureAccount(AzureSettings(anonymous=True), 1.0).sign(
+            Ask("GET", parse_azure("az://c/k"), {})
+        ),
         "az://c/k",
         "is in no account",
         "set AZURE_STORAGE_ACCOUNT_NAME",
     ),
     provoked(
-        lambda: AzureAccount(AzureSettings()).state(parse_azure("az://c/k"), {"etag": 'W/"x"'}, 1),
+        lambda: AzureAccount(AzureSettings(), 1.0).state(parse_azure("az://c/k"), {"etag": 'W/"x"'}, 1),
         "az://c/k",
         "gives it no strong ETag",
         "use a store that does",

@@ -198,7 +198,7 @@ def test_one_kind_of_identity_is_asked_alone_where_variables_name_it(
     monkeypatch.setenv("AZURE_CLIENT_ID", CLIENT)
     if variable:
         monkeypatch.setenv(variable, "x")
-    assert type(AzureIdentity()._credential).__name__ == kind
+    assert type(AzureIdentity(20.0)._credential).__name__ == kind
 
 
 @pytest.mark.usefixtures("workload_identity")
@@ -263,15 +263,15 @@ def test_a_connection_string_that_is_none_is_not_told(
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
     if "c2VjcmV0" in text:  # which is one
-        Account(AzureSettings())
+        Account(AzureSettings(), 20.0)
         return
     with pytest.raises((SourceUnavailableError, AccessDeniedError), match=parts) as raised:
-        Account(AzureSettings())
+        Account(AzureSettings(), 20.0)
     assert "hunter2" not in str(raised.value)
 
 
 def signed(uri: str, settings: AzureSettings | None = None) -> tuple[str, dict[str, str]]:
-    request = Account(settings or AzureSettings()).sign(Ask("GET", parse(uri), {}))
+    request = Account(settings or AzureSettings(), 20.0).sign(Ask("GET", parse(uri), {}))
     return request.url, dict(request.headers)
 
 

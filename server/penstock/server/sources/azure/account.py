@@ -28,8 +28,9 @@ PAGE_NAMES = 1000
 class Account:
     """Methods block, since tokens come from a network."""
 
-    def __init__(self, settings: AzureSettings) -> None:
+    def __init__(self, settings: AzureSettings, timeout_seconds: float) -> None:
         """Raises PenstockError."""
+        self._timeout_seconds = timeout_seconds
         self.tls = tls_context("Azure")
         self._configured = configured(settings, os.environ)
         self._lock = threading.Lock()
@@ -46,7 +47,8 @@ class Account:
 
     def sign(self, ask: Ask[Location]) -> Signed:
         headers = {"x-ms-version": API_VERSION, **ask.headers}
-        return self._credential(ask.location).sign(ask.method, self._url(ask), headers)
+        url = self._url(ask)  # first: where there is no account, nobody need ask for a token
+        return self._credential(ask.location).sign(ask.method, url, headers)
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
         """What is refused for its token is asked again with a new one."""
@@ -109,5 +111,5 @@ class Account:
             if self._identity is None:
                 from .identity import AzureIdentity
 
-                self._identity = Bearer(Tokens(AzureIdentity().fetch))
+                self._identity = Bearer(Tokens(AzureIdentity(self._timeout_seconds).fetch))
             return self._identity

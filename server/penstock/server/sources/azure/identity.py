@@ -30,7 +30,7 @@ for _name in ("azure", "msal", "urllib3"):
 class AzureIdentity:
     """One thread at a time may use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_seconds: float) -> None:
         """Asks nobody anything. Raises PenstockError."""
         try:
             import azure.identity
@@ -39,20 +39,22 @@ class AzureIdentity:
                 f"Azure: tokens need azure-identity ({error}); install penstock[azure] where penstockd runs, "
                 "or give it an account key, a SAS or a connection string, or set --azure-anonymous 1"
             ) from error
-        set_ = os.environ.get
+        named = os.environ.get
+        timeouts = {"connection_timeout": timeout_seconds, "read_timeout": timeout_seconds}
         # Few attempts: the engine makes more, and can be stopped between them.
+        brief: dict[str, Any] = {"retry_total": 1, **timeouts}
         try:
-            if set_("AZURE_FEDERATED_TOKEN_FILE"):
+            if named("AZURE_FEDERATED_TOKEN_FILE"):
                 self._kind = "workload identity"
                 self._variables = "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_FEDERATED_TOKEN_FILE"
-                self._credential: Any = azure.identity.WorkloadIdentityCredential(retry_total=1)
-            elif set_("AZURE_CLIENT_SECRET") or set_("AZURE_CLIENT_CERTIFICATE_PATH"):
+                self._credential: Any = azure.identity.WorkloadIdentityCredential(**brief)
+            elif named("AZURE_CLIENT_SECRET") or named("AZURE_CLIENT_CERTIFICATE_PATH"):
                 self._kind = "a client's secret or certificate"
                 self._variables = (
                     "AZURE_CLIENT_ID, AZURE_TENANT_ID, and AZURE_CLIENT_SECRET or "
                     "AZURE_CLIENT_CERTIFICATE_PATH"
                 )
-                self._credential = azure.identity.EnvironmentCredential(retry_total=1)
+                self._credential = azure.identity.EnvironmentCredential(**brief)
             else:
                 self._kind = "a managed identity"
                 self._variables = "AZURE_CLIENT_ID, where the node has several identities"
@@ -64,6 +66,7 @@ class AzureIdentity:
                     exclude_developer_cli_credential=True,
                     exclude_powershell_credential=True,
                     exclude_broker_credential=True,
+                    **timeouts,
                 )
         except (ValueError, OSError) as error:
             raise self._none(error) from error

@@ -47,4 +47,4 @@ class AzureSource(ObjectSource[Location]):
     def connect(self) -> ObjectService[Location]:
         from .account import Account
 
-        return Account(self._own)
+        return Account(self._own, self._settings.timeout_seconds)

@@ -1,5 +1,5 @@
-"""Addresses, signed headers, versions and lists of GCS: objects come from its XML interface, lists from its
-JSON interface, as only that pages with names that are bytes alone."""
+"""Addresses, signed headers, versions and lists of GCS. Objects come from its XML interface, where a path is
+a bucket and a key. Lists come from its JSON interface, which can be asked for some fields alone."""
 
 from __future__ import annotations
 
