@@ -8,6 +8,10 @@ response    answers that must come within a time
 requests    all of these, put together to requests that are answered or fail for good
 listing     what lies directly below a prefix
 object      one version of one object as a SourceFile
+keys        which keys make sense, and who may read what lies under them (pure)
+meaning     what error answers mean that stores word alike (pure)
+tokens      bearer tokens, renewed before they end
+trust       whom TLS trusts
 source      the Source that a kind of object store is
 store       such a source with its threads
 
