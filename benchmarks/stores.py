@@ -1,6 +1,6 @@
 """Each store of objects beside a bare loop over the same server, and beside Run:ai's package, in turns.
 
-python -m benchmarks.stores [--size-mb 512] [--rounds 5] [--runai-python PATH]
+python -m benchmarks.stores [--size-mb 512] [--rounds 5] [--runai-python PATH] [--store gcs]
 
 The servers are those of the tests: fake-gcs-server, Azurite and SeaweedFS on the loopback. They share the
 machine with the readers, and none is fast: the ratios count, not the rates. The bare loop has as many threads
@@ -115,6 +115,9 @@ def in_s3(content: bytes) -> Iterator[Stored]:
             **{name.upper(): value for name, value in keys.items()},
         }
         yield Stored("S3 (SeaweedFS)", f"s3://{servers.BUCKET}/{KEY}", url, environment)
+
+
+STORES = {"gcs": in_gcs, "azure": in_azure, "s3": in_s3}
 
 
 class Bare:
@@ -256,7 +259,8 @@ def measured(stored: Stored, size_bytes: int, rounds: int, runai_python: Path | 
                 seconds[name].append(run())
     row = [stored.name]
     row += [f"{size_bytes / statistics.median(each) / 1e9:.2f}" for each in seconds.values()]
-    row += ["does not run"] * ("runai" not in seconds)
+    if "runai" not in seconds:
+        row.append("" if runai_python is None else "does not run")
     row.append(_ratio(seconds["bare"], seconds["staged"]))
     row.append(_ratio(seconds["runai"], seconds["loaded"]) if "runai" in seconds else "")
     return row
@@ -274,6 +278,7 @@ def main() -> None:
     parser.add_argument("--size-mb", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runai-python", type=Path, help="of an environment that has Run:ai's packages")
+    parser.add_argument("--store", choices=STORES, action="append", help="only this one; repeatable")
     options = parser.parse_args()
     tensors = {f"t{number}": torch.rand(1 << 20) for number in range(max(1, options.size_mb // 4))}
     with tempfile.TemporaryDirectory() as directory:
@@ -285,8 +290,8 @@ def main() -> None:
         f"{len(content) / 1e6:.0f} MB, {options.rounds} rounds; GB/s by medians, ratios by rounds (range)\n"
     )
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for store in (in_gcs, in_azure, in_s3):
-        with store(content) as stored:
+    for name in options.store or STORES:
+        with STORES[name](content) as stored:
             print(
                 f"| {' | '.join(measured(stored, len(content), options.rounds, options.runai_python))} |",
                 flush=True,

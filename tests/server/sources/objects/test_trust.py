@@ -1,4 +1,4 @@
-"""Whom TLS trusts, where a store's library does not say: a server with a certificate of a private authority."""
+"""Whom TLS trusts, where a store's library does not say: a server whose authority is private."""
 
 from __future__ import annotations
 
