@@ -51,7 +51,7 @@ def pull_files(
     allow = ["*"] if allow_pattern is None else list(_relative(allow_pattern, base))
     if not allow:
         return
-    client = ambient_client(S3Credentials.of(s3_credentials))
+    client = ambient_client(S3Credentials.for_source(model_path, s3_credentials))
     try:
         with _as_value_error():
             client.fetch_into(

@@ -8,6 +8,10 @@ response    answers that must come within a time
 requests    all of these together: requests that are answered or fail for good
 listing     the objects directly below a prefix
 object      one version of one object as a SourceFile
+keys        which keys make sense, and who may read below them (pure)
+meaning     the meaning of error answers that stores word alike (pure)
+tokens      bearer tokens, renewed before they end
+trust       the authorities that TLS trusts
 source      the Source of an object store
 store       such a source with its threads
 

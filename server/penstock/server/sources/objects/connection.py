@@ -151,7 +151,7 @@ class Exchange:
     def __init__(self, connection: http.client.HTTPConnection, response: Response) -> None:
         self.connection = connection
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.headers = _by_name(response)
         self.length = response.length
         """What the body has; None where the server does not say."""
         self._response = response
@@ -212,6 +212,15 @@ class Exchange:
         """The body of an error answer, or the beginning of a long one."""
         self._response.hurry()
         return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+def _by_name(response: http.client.HTTPResponse) -> dict[str, str]:
+    """Headers by their names in lower case; what is there several times is one list (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in response.getheaders():
+        before = headers.get(name.lower())
+        headers[name.lower()] = value if before is None else f"{before}, {value}"
+    return headers
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
@@ -291,7 +300,7 @@ def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPC
     except ssl.SSLCertVerificationError as error:
         raise SourceUnavailableError(
             f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
-            "private, name its bundle in AWS_CA_BUNDLE"
+            "private, name its bundle in AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE"
         ) from error
     except TooSlow as error:
         raise Transient("timeout", f"the answer of {where} comes too slowly for --object-timeout") from error

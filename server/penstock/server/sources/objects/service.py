@@ -95,6 +95,8 @@ class ObjectState:
     """Headers of requests that make them fail for any other version."""
     listed: str = ""
     """What lists say of this version (`Entry.version`); empty where they say nothing."""
+    crc32c: int | None = None
+    """Of the whole object, where the store says it."""
 
     @property
     def version(self) -> str:

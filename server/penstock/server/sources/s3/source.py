@@ -7,8 +7,9 @@ from concurrent.futures import Executor
 
 from .. import Access
 from ..objects import ObjectSettings, ObjectSource
+from ..objects.keys import check_access
 from ..objects.service import ObjectService
-from .location import Location, check_access, parse
+from .location import Location, parse
 from .settings import S3Settings
 
 
