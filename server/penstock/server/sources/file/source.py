@@ -25,7 +25,7 @@ from ...errors import (
     SourceUnavailableError,
 )
 from ...system import linux, statx
-from .. import Access, too_slow, without
+from .. import Access, join, too_slow, without
 from . import paths
 from .identity import Look, change, portable_version
 from .mounts import MountTable
@@ -62,6 +62,9 @@ class FileSource:
 
     def name(self, location: str) -> str:
         return os.path.basename(location)
+
+    def join(self, directory: str, name: str) -> str:
+        return join(directory, name)
 
     def list(self, location: str, access: Access) -> list[str] | None:
         with self._context.asking(location):

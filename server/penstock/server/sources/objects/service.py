@@ -71,6 +71,9 @@ class Signed:
     headers: Mapping[str, str]
     identity: tuple[str, ...] = ()
     """Who signed it and for where, to be compared and told to nobody."""
+    public_only: bool = False
+    """Refused unless the host is on public addresses alone (`addresses.py`): nobody whom the daemon trusts
+    chose it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class ObjectState:
     """Headers of answers, by name, that are the same for the same version."""
     conditions: Mapping[str, str]
     """Headers of requests that make them fail for any other version."""
+    sha256: str = ""
+    """Of the whole content, in hexadecimal digits, where the store says it."""
 
     @property
     def version(self) -> str:

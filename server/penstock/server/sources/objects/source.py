@@ -9,11 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic
 
-from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
-from .. import Access
+from ...errors import AccessDeniedError, CheckpointNotFoundError, PenstockError, SourceUnavailableError
+from .. import Access, join
+from .faults import Transient
 from .listing import list_names
 from .object import ObjectFile, ask_first, ask_state
-from .requests import Requests
+from .requests import Requests, no_range
 from .service import L, ObjectService, ObjectSettings
 
 OBJECT_SUFFIX = ".safetensors"
@@ -62,6 +63,11 @@ class ObjectSource(ABC, Generic[L]):
     def as_directory(self, location: L) -> L:
         """The same with a key that ends in `/`."""
 
+    def whole(self, location: L, size_bytes: int) -> PenstockError | Transient | None:
+        """What it means that the store answers with all of an object, so many bytes, instead of a range of
+        it. None: the range may be taken out of that."""
+        return no_range(location, size_bytes)
+
     @abstractmethod
     def connect(self) -> ObjectService[L]:
         """What imports and configures the store's library. Raises PenstockError."""
@@ -76,6 +82,9 @@ class ObjectSource(ABC, Generic[L]):
 
     def name(self, location: str) -> str:
         return self.parse(location).key.rpartition("/")[2]
+
+    def join(self, directory: str, name: str) -> str:
+        return join(directory, name)
 
     def list(self, location: str, access: Access) -> list[str] | None:
         named = self.parse(location)
@@ -114,7 +123,7 @@ class ObjectSource(ABC, Generic[L]):
     def _requests(self) -> Requests[L]:
         with self._lock:
             if self._made is None:
-                self._made = Requests(self.connect(), self._settings, self._on_retry)
+                self._made = Requests(self.connect(), self._settings, self._on_retry, self.whole)
             return self._made
 
     def _was_known(self, location: str) -> bool:

@@ -1,0 +1,81 @@
+"""Which addresses a host name leads to, and connections to public ones alone.
+
+A URL that a stranger chose, or a redirect, may name what only this machine or its network should reach: a
+service on the loopback, the metadata of a cloud's instance. A name is looked up once: the addresses that were
+checked are those that are connected to, so that a name server that answers otherwise the next time gains
+nothing. An address counts as public if it is routed on the internet.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+from urllib.parse import SplitResult
+
+from ...errors import AccessDeniedError, PenstockError
+
+_METADATA = ipaddress.ip_address("168.63.129.16")
+"""Azure's: of a public range, and answered by the machine's host."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_IPV4_MASK = 0xFFFFFFFF
+
+
+def is_public(text: str) -> bool:
+    """Whether an address, as getaddrinfo writes it, is of the internet. One that carries an IPv4 address is
+    taken for that."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        carried = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            carried = ipaddress.IPv4Address(int(address) & _IPV4_MASK)
+        if address.teredo is not None:
+            return False
+        if carried is not None:
+            return is_public(str(carried))
+    return address.is_global and not address.is_multicast and address != _METADATA
+
+
+def create_connection(
+    address: tuple[str, int], timeout: float | None = None, source_address: Any = None
+) -> socket.socket:
+    """As `socket.create_connection`, to a host all of whose addresses are public. Raises AccessDeniedError
+    for another, before anything is sent, and OSError."""
+    host, port = address
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    _check(host, found)
+    failed: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, place in found:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(place)
+        except OSError as error:
+            connection.close()
+            failed = error
+        else:
+            return connection
+    raise failed
+
+
+def check_name(parts: SplitResult) -> None:
+    """Of the host of a URL that a proxy will be asked for. What cannot be looked up here is left to the
+    proxy. Raises AccessDeniedError."""
+    host = parts.hostname or ""
+    try:
+        found = socket.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return
+    _check(host, found)
+
+
+def _check(host: str, found: list[Any]) -> None:
+    if not all(is_public(str(place[0])) for *_, place in found):
+        raise not_public(host)
+
+
+def not_public(host: str) -> PenstockError:
+    return AccessDeniedError(
+        f"{host[:200]} has an address that is not public (loopback, link-local, private), which only root and "
+        "penstockd's own user may load from; start penstockd with an --allow prefix that names this host"
+    )
