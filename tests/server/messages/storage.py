@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from botocore.exceptions import (
@@ -18,9 +19,10 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from penstock.server.sources import Access, too_slow
+from penstock.server.sources import Access, too_many_names, too_slow
 from penstock.server.sources.file.paths import local_path
 from penstock.server.sources.file.source import open_file
+from penstock.server.sources.file.tree import walk
 from penstock.server.sources.objects.service import Answer
 from penstock.server.sources.s3.answers import Said, failure
 from penstock.server.sources.s3.credentials import credentials_failure, no_credentials
@@ -86,7 +88,34 @@ def located(source: str) -> Callable[[], object]:
     return provoke
 
 
+def listed(*, link: str = "", mode: int = 0o755) -> Callable[[], object]:
+    """What a user gets of a tree with a link, or with a mode."""
+
+    def provoke() -> object:
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "d").mkdir()
+            (Path(name) / "d" / "link").symlink_to(link or "nowhere")
+            os.chmod(Path(name) / "d", mode)
+            os.chown(name, os.getuid(), os.getgid())
+            os.chmod(name, 0o755)
+            access = Access(uid=os.getuid() + 1, privileged=False, prefixes=(name,), by_mode=True)
+            return list(walk(name, access, lambda name: name.endswith("/"), lambda _: nullcontext()))
+
+    return provoke
+
+
 EXAMPLES = [
+    provoked(
+        listed(link=".."), "link/", "leads to a directory that holds it", "remove the link, or leave it"
+    ),
+    provoked(listed(mode=0o700), "/d", "its mode 0700 does not let it", "change the mode, or leave it out"),
+    provoked(
+        lambda: list(walk(__file__, ROOT, bool, lambda _: nullcontext())),
+        __file__,
+        "is a file, and no directory",
+        "name a directory",
+    ),
+    provoked(lambda: too_many_names("/m"), "/m", "holds more than 100000 names", "name a directory below it"),
     provoked(resolved({}, "../\0"), "sources: ", "holds a NUL character", "remove it"),
     provoked(lambda: local_path("file://["), "file://[", "is neither a path nor a URI", "write one"),
     provoked(lambda: local_path("file://h/x"), "file://h/x", "is not of the form file:///", "write it so"),
@@ -134,6 +163,8 @@ EXAMPLES = [
         " cannot be opened: the machine has as many files open as it allows; ",
         "raise the sysctl fs.file-max",
     ),
+    said("s3://b/k/", ": no object lies below it; ", "check the URI, and that it names a directory"),
+    said("s3://b/k?versionId=1", " is a version of one object, and no directory; ", "name a directory"),
     # ---- S3
     provoked(lambda: parse("s3://-/k"), "s3://-/k", "is not of the form s3://bucket/key", "write it so"),
     provoked(lambda: parse("s3://b/k?versionId=/"), "s3://b/k", "ends in no version id", "correct it"),

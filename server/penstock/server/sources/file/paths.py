@@ -17,7 +17,8 @@ from ...errors import (
     SourceUnavailableError,
     TooManyLoadsError,
 )
-from ...system import linux
+from ...system import linux, statx
+from ...system.statx import FileStatus
 from .. import Access
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
@@ -27,6 +28,7 @@ _CACHE_HINT = (
     "allow the whole cache"
 )
 _SHOWN_CHARACTERS = 200
+_READ, _SEARCH = 4, 1
 
 
 def local_path(source: str) -> str:
@@ -61,8 +63,10 @@ def _uri_path(source: str) -> str:
 def open_path(path: str, access: Access, flags: int) -> int:
     """Opens without waiting on FIFOs or devices, and for callers that are not privileged only beneath an
     allowed prefix. The caller owns the descriptor."""
+    if not flags & os.O_PATH:  # which opens nothing that could wait, and takes no other flags
+        flags |= os.O_NONBLOCK | os.O_NOCTTY
     try:
-        return open_raw(path, access, flags | os.O_NONBLOCK | os.O_NOCTTY)
+        return open_raw(path, access, flags)
     except OSError as error:
         raise path_error(path, access, error) from error
 
@@ -73,13 +77,57 @@ def list_directory(path: str, access: Access) -> list[str] | None:
     try:
         return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
     except OSError as error:
-        if error.errno in TOO_MANY:
-            raise _too_many_files(path, error) from error
-        raise SourceUnavailableError(
-            f"{path} cannot be listed: {error.strerror}; check the file system", file=path
-        ) from error
+        raise listing_error(path, error) from error
     finally:
         os.close(fd)
+
+
+def listing_error(path: str, error: OSError) -> PenstockError:
+    if error.errno in TOO_MANY:
+        return _too_many_files(path, error)
+    return SourceUnavailableError(
+        f"{path} cannot be listed: {error.strerror}; check the file system", file=path
+    )
+
+
+def check_way(path: str, access: Access) -> None:
+    """Raises AccessDeniedError where modes count (`Access.by_mode`) and those of the directories between the
+    prefix that allows a path and the path itself do not let the caller through."""
+    if access.privileged or not access.by_mode:
+        return
+    top = _allowing(path, access).rstrip("/")
+    parts = path[len(top) :].strip("/").split("/")
+    for count in range(1, len(parts)):
+        above = "/".join((top, *parts[:count]))
+        fd = open_path(above, access, os.O_PATH)
+        try:
+            _check_mode(above, statx.file_status(fd), access, _SEARCH)
+        finally:
+            os.close(fd)
+
+
+def check_mode(path: str, status: FileStatus, access: Access) -> None:
+    """Raises AccessDeniedError where modes count and that of a file or a directory does not let the caller
+    read it."""
+    _check_mode(path, status, access, _READ | _SEARCH if stat.S_ISDIR(status.mode) else _READ)
+
+
+def _check_mode(path: str, status: FileStatus, access: Access, needed: int) -> None:
+    if access.privileged or not access.by_mode:
+        return
+    if status.uid == access.uid:
+        granted = status.mode >> 6
+    elif status.gid in access.gids:
+        granted = status.mode >> 3
+    else:
+        granted = status.mode
+    if granted & needed != needed:
+        raise AccessDeniedError(
+            f"uid {access.uid} may not read {path}: its mode {stat.S_IMODE(status.mode):04o} does not let it "
+            f"(the owner is {status.uid}:{status.gid}), which counts for all but weights; change the mode, "
+            "or leave it out",
+            file=path,
+        )
 
 
 def open_raw(path: str, access: Access, flags: int) -> int:
@@ -90,17 +138,23 @@ def open_raw(path: str, access: Access, flags: int) -> int:
 
 
 def _open_allowed(path: str, access: Access, flags: int) -> int:
-    for prefix in sorted(access.prefixes, key=len, reverse=True):  # the most particular one decides
+    top = _allowing(path, access)
+    if path == top:
+        return os.open(path, flags)
+    inside = top if top == "/" else top + "/"
+    root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return linux.open_beneath(root, path[len(inside) :].lstrip("/") or ".", flags)
+    finally:
+        os.close(root)
+
+
+def _allowing(path: str, access: Access) -> str:
+    """The prefix that allows a path, of several the most particular one. Raises AccessDeniedError."""
+    for prefix in sorted(access.prefixes, key=len, reverse=True):
         top = prefix.rstrip("/") or "/"
-        if path == top:
-            return os.open(path, flags)
-        inside = top if top == "/" else top + "/"
-        if path.startswith(inside):
-            root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                return linux.open_beneath(root, path[len(inside) :].lstrip("/") or ".", flags)
-            finally:
-                os.close(root)
+        if path == top or path.startswith(top if top == "/" else top + "/"):
+            return top
     raise AccessDeniedError(
         f"uid {access.uid} may not load {path}: penstockd has no --allow prefix that holds it; start it "
         "with one",

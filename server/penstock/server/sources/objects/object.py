@@ -63,6 +63,11 @@ def ask_state(requests: Requests[L], location: L) -> ObjectState:
         return requests.service.state(location, exchange.headers, int(length[:19]))
 
 
+def listed_version(listed: str, size_bytes: int) -> str:
+    """What a tree says of a version of which the store's lists say `listed`."""
+    return f"{listed}:{size_bytes}" if listed else ""
+
+
 class ObjectFile(Generic[L]):
     """An object, read by ranges. Holds no connection between reads."""
 
@@ -81,6 +86,7 @@ class ObjectFile(Generic[L]):
         """Of the whole content, where the store says it; else empty."""
         self.version = f"{kind}:{self.uri}:{state.version}"
         self.portable_version = self.version
+        self.listed_version = listed_version(state.listed, state.size_bytes)
         self._requests = requests
         self._location = location
         self._state = state

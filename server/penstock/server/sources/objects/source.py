@@ -5,14 +5,20 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Generic
 
-from ...errors import AccessDeniedError, CheckpointNotFoundError, PenstockError, SourceUnavailableError
-from .. import Access, join
+from ...errors import (
+    AccessDeniedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from .. import Access, Listed, Wanted, join
 from .faults import Transient
-from .listing import list_names
+from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
 from .requests import Requests, no_range
 from .service import L, ObjectService, ObjectSettings
@@ -91,10 +97,18 @@ class ObjectSource(ABC, Generic[L]):
         self.check_access(named, access)
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
-        is_directory = not named.key or named.key.endswith("/")
-        directory = named if is_directory else self.as_directory(named)
+        directory = self._directory(named)
         names = [name for name in list_names(self._requests(), directory) if name]
-        return names if names or is_directory else None
+        return names if names or directory is named else None
+
+    def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+        named = self.parse(location)
+        self.check_access(named, access)
+        if self.is_version(named):
+            raise CheckpointInvalidError(
+                f"{location} is a version of one object, and no directory; name a directory", file=location
+            )
+        return list_tree(self._requests(), self._directory(named), wanted)
 
     def dangles(self, location: str, access: Access) -> bool:
         return False
@@ -119,6 +133,9 @@ class ObjectSource(ABC, Generic[L]):
         with self._lock:
             if self._made is not None:
                 self._made.stop()
+
+    def _directory(self, named: L) -> L:
+        return named if not named.key or named.key.endswith("/") else self.as_directory(named)
 
     def _requests(self) -> Requests[L]:
         with self._lock:

@@ -22,7 +22,7 @@ from urllib.parse import unquote_plus
 from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
-from ..objects.service import Answer, Ask, ObjectState, Page, Signed
+from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from .answers import EXPIRED, Said, failure
 from .credentials import credentials_failure, no_credentials
 from .location import Location
@@ -61,7 +61,7 @@ class Account:
     def sign(self, ask: Ask[Location]) -> Signed:
         """The URL, by botocore's rules for endpoints and addressing, and the headers that say who asks."""
         location, headers = ask.location, dict(ask.headers)
-        url = self._object_url(location) if ask.page is None else self._list_url(location, ask.page)
+        url = self._list_url(ask) if ask.is_list else self._object_url(location)
         if self._settings.requester_pays:
             headers["x-amz-request-payer"] = "requester"
         region = self._region(location.bucket)
@@ -107,7 +107,7 @@ class Account:
                 "change while it is read could not be noticed; use a store that does",
                 file=location.uri,
             )
-        return ObjectState(size_bytes, identity, conditions)
+        return ObjectState(size_bytes, identity, conditions, _bare(identity["etag"]))
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
         page = self._parse_list(body)
@@ -121,7 +121,11 @@ class Account:
         if page["IsTruncated"] and (following == "" or not isinstance(following, str)):
             raise Transient("bad_response", "the list does not say where it goes on")
         decode = unquote_plus if page.get("EncodingType") == "url" else str
-        return Page([decode(str(entry.get("Key", ""))) for entry in page.get("Contents", ())], following)
+        entries = [
+            Entry(decode(str(entry.get("Key", ""))), entry.get("Size"), _bare(str(entry.get("ETag", ""))))
+            for entry in page.get("Contents", ())
+        ]
+        return Page(entries, following)
 
     # ---- inside ---------------------------------------------------------------------------------
 
@@ -131,13 +135,14 @@ class Account:
             parameters["VersionId"] = location.version_id
         return self._url("get_object", parameters, location)
 
-    def _list_url(self, directory: Location, token: str) -> str:
-        """Of the page `token`, or the first one, of what lies directly below a key that ends in `/` or is
-        empty."""
-        parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
-        if token:
-            parameters["ContinuationToken"] = token
-        return self._url("list_objects_v2", parameters, directory)
+    def _list_url(self, ask: Ask[Location]) -> str:
+        """Of a page of what lies below a key that ends in `/` or is empty."""
+        parameters = {"Bucket": ask.location.bucket, "Prefix": ask.location.key}
+        if not ask.deep:
+            parameters["Delimiter"] = "/"
+        if ask.page:
+            parameters["ContinuationToken"] = ask.page
+        return self._url("list_objects_v2", parameters, ask.location)
 
     def _region(self, bucket: str) -> str:
         """Where it is taken to be."""
@@ -228,6 +233,11 @@ class Account:
             ) from error
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def _bare(etag: str) -> str:
+    """Lists of some stores leave out the quotes that headers have."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def _identity(frozen: Any) -> tuple[str, str]:
