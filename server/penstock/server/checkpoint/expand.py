@@ -93,7 +93,9 @@ def _first_missing(source: Source, found: Found, index: Iterable[str], access: A
         if folder not in listed:
             listed[folder] = frozenset()
             with contextlib.suppress(CheckpointNotFoundError):
-                listed[folder] = frozenset(source.list(source.join(found.directory, folder + "/"), access) or ())
+                listed[folder] = frozenset(
+                    source.list(source.join(found.directory, folder + "/"), access) or ()
+                )
         if name not in listed[folder] or source.dangles(source.join(found.directory, file), access):
             return file
     return None

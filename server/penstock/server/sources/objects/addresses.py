@@ -76,6 +76,6 @@ def _check(host: str, found: list[Any]) -> None:
 
 def not_public(host: str) -> PenstockError:
     return AccessDeniedError(
-        f"{host[:200]} has an address that is not public (loopback, link-local, private), which only root and "
-        "penstockd's own user may load from; start penstockd with an --allow prefix that names this host"
+        f"{host[:200]} has an address that is not public (loopback, link-local, private), which only root "
+        "and penstockd's own user may load from; start penstockd with an --allow prefix that names this host"
     )

@@ -159,7 +159,7 @@ def _content_range(exchange: Exchange, requests: Requests[L], location: L) -> tu
     """Of the answer to a request for a range: first byte, count, size of the object. All of it where the
     store may answer so."""
     if exchange.status != 206:
-        fault = requests.whole(location, exchange.length or 0)
+        fault = requests.whole(location, exchange.length)
         if fault is not None:
             raise fault
         if exchange.length is None:

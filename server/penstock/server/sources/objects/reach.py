@@ -51,7 +51,8 @@ class WebPath:
             )
         if "@" in match["host"]:
             raise ValueError(
-                "holds a user or a password, which would be shown in logs; put them into penstockd's netrc file"
+                "holds a user or a password, which would be shown in logs; put them into penstockd's netrc "
+                "file"
             )
         host = _HOST.fullmatch(match["host"])
         if host is None:
@@ -60,11 +61,19 @@ class WebPath:
         if port > 65535:
             raise ValueError("names a port above 65535; correct it")
         name = host[1].lower()
-        return cls(scheme, name if port in (0, _PORTS[scheme]) else f"{name}:{port}", _escaped(match["path"] or "/"))
+        return cls(
+            scheme, name if port in (0, _PORTS[scheme]) else f"{name}:{port}", _escaped(match["path"] or "/")
+        )
 
     @property
     def origin(self) -> str:
         return f"{self.scheme}://{self.host}"
+
+    @property
+    def hostname(self) -> str:
+        """Without a port, and without the brackets of an address."""
+        match = _HOST.fullmatch(self.host)
+        return match[1].strip("[]") if match else self.host
 
     @property
     def url(self) -> str:
@@ -77,7 +86,9 @@ class WebPath:
     def holds(self, other: WebPath) -> bool:
         """The other is the same or lies below, at a `/`."""
         top = self.path.rstrip("/")
-        return self.origin == other.origin and (not top or other.path == top or other.path.startswith(top + "/"))
+        return self.origin == other.origin and (
+            not top or other.path == top or other.path.startswith(top + "/")
+        )
 
     @property
     def climbs(self) -> bool:

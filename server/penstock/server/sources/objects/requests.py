@@ -16,7 +16,7 @@ from .service import Answer, Ask, L, ObjectService, ObjectSettings, Signed
 _T = TypeVar("_T")
 
 
-def no_range(location: object, size_bytes: int) -> Transient:
+def no_range(location: object, size_bytes: int | None) -> Transient:
     """What it means, for most stores, that an answer holds all of an object."""
     return Transient("bad_response", "HTTP 200 and not the range that was asked for")
 
@@ -29,7 +29,7 @@ class Requests(Generic[L]):
         service: ObjectService[L],
         settings: ObjectSettings,
         on_retry: Callable[[str], None],
-        whole: Callable[[L, int], PenstockError | Transient | None] | None = None,
+        whole: Callable[[L, int | None], PenstockError | Transient | None] | None = None,
     ) -> None:
         """`on_retry` is told the reason whenever something is tried again, by one thread at a time. `whole`
         is `ObjectSource.whole`; without it every answer must be the range that was asked for."""

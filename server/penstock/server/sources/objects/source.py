@@ -69,14 +69,21 @@ class ObjectSource(ABC, Generic[L]):
     def as_directory(self, location: L) -> L:
         """The same with a key that ends in `/`."""
 
-    def whole(self, location: L, size_bytes: int) -> PenstockError | Transient | None:
-        """What it means that the store answers with all of an object, so many bytes, instead of a range of
-        it. None: the range may be taken out of that."""
+    def whole(self, location: L, size_bytes: int | None) -> PenstockError | Transient | None:
+        """What it means that the store answers with all of an object, of so many bytes if it says so,
+        instead of a range of it. None: the range may be taken out of that."""
         return no_range(location, size_bytes)
 
     @abstractmethod
     def connect(self) -> ObjectService[L]:
         """What imports and configures the store's library. Raises PenstockError."""
+
+    def admitted(self, location: str, access: Access) -> L:
+        """What a location names, for a caller who may read there. Raises InvalidRequestError and
+        AccessDeniedError."""
+        named = self.parse(location)
+        self.check_access(named, access)
+        return named
 
     # ---- the Source -----------------------------------------------------------------------------
 
@@ -93,8 +100,7 @@ class ObjectSource(ABC, Generic[L]):
         return join(directory, name)
 
     def list(self, location: str, access: Access) -> list[str] | None:
-        named = self.parse(location)
-        self.check_access(named, access)
+        named = self.admitted(location, access)
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
         directory = self._directory(named)
@@ -102,8 +108,7 @@ class ObjectSource(ABC, Generic[L]):
         return names if names or directory is named else None
 
     def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
-        named = self.parse(location)
-        self.check_access(named, access)
+        named = self.admitted(location, access)
         if self.is_version(named):
             raise CheckpointInvalidError(
                 f"{location} is a version of one object, and no directory; name a directory", file=location
@@ -114,8 +119,7 @@ class ObjectSource(ABC, Generic[L]):
         return False
 
     def open(self, location: str, access: Access) -> ObjectFile[L]:
-        named = self.parse(location)
-        self.check_access(named, access)
+        named = self.admitted(location, access)
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()
