@@ -30,6 +30,7 @@ http {{
     gzip_min_length 1;
     server {{
         listen 127.0.0.1:{port};
+        absolute_redirect off;
         location / {{ root {files}; }}
         {locations}
     }}

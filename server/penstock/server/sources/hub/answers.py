@@ -57,6 +57,7 @@ def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -
             f"{said}: there is no repository {location.repository}, or penstockd may not see it; check the "
             f"name, and {remedy}",
             file=uri,
+            repository=location.repository,
         )
     if code in ("RevisionNotFound", "EntryNotFound") and location.commit:
         return CheckpointChangedError(

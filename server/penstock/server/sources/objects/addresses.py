@@ -15,8 +15,17 @@ from urllib.parse import SplitResult
 
 from ...errors import AccessDeniedError, PenstockError
 
-_METADATA = ipaddress.ip_address("168.63.129.16")
-"""Azure's: of a public range, and answered by the machine's host."""
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's metadata: of a public range, and answered by the machine's host
+            "192.0.0.0/24",  # for protocols, of which Oracle's metadata is one; older Pythons know a part
+            "::/96",  # IPv4 addresses in an old way of writing them
+            "64:ff9b:1::/48",  # translated to IPv4 by rules of the network's own
+        ),
+    )
+)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_MASK = 0xFFFFFFFF
 
@@ -33,7 +42,8 @@ def is_public(text: str) -> bool:
             return False
         if carried is not None:
             return is_public(str(carried))
-    return address.is_global and not address.is_multicast and address != _METADATA
+    listed = any(address in network for network in _NOT_PUBLIC)
+    return address.is_global and not address.is_multicast and not listed
 
 
 def create_connection(

@@ -61,7 +61,7 @@ class Connections:
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{proxies.place(parts)}", public_only
         connection = self._take(origin) or self._new(parts, public_only)
-        reusable = False
+        exchange, reusable = None, False
         try:
             with _network_errors(what, parts, connection):
                 self._connect(connection)
@@ -74,6 +74,8 @@ class Connections:
             self._forget(origin)
             raise
         finally:
+            if exchange is not None and not reusable:
+                exchange.abandon()
             self._put(origin, connection, reusable=reusable)
 
     def close(self) -> None:
@@ -175,6 +177,10 @@ class Exchange:
     def complete(self) -> bool:
         """Read to its end, and the connection stays good for more."""
         return self._response.isclosed() and self.connection.sock is not None
+
+    def abandon(self) -> None:
+        """Closes the socket that the parser keeps for itself where the connection ends with this answer."""
+        self._response.close()
 
     def read_into(self, view: memoryview) -> int:
         """Some of the body, as it comes; 0 at its end."""

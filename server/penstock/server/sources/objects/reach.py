@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ...errors import AccessDeniedError
+from ...system.shown import without_secrets
 from .. import Access
 
 SCHEMES = ("https://", "http://")
@@ -125,7 +126,7 @@ def prefix(text: str) -> str:
     try:
         return WebPath.parse(text).url
     except ValueError as error:
-        raise ValueError(f"{text!r} {error}") from None
+        raise ValueError(f"{without_secrets(text)!r} {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import InvalidRequestError
+from ...system.shown import without_secrets
 from .. import Access
 from ..objects.reach import Reach, WebPath
 
@@ -39,7 +40,7 @@ def parse(url: str) -> Location:
     try:
         return Location(WebPath.parse(url))
     except ValueError as error:
-        raise InvalidRequestError(f"sources: {_plain(url)!r} {error}") from None
+        raise InvalidRequestError(f"sources: {without_secrets(url)[:200]!r} {error}") from None
 
 
 def admitted(location: Location, access: Access) -> Location:
@@ -47,10 +48,3 @@ def admitted(location: Location, access: Access) -> Location:
     reach = Reach.of(access)
     reach.check(location.place)
     return replace(location, reach=reach)
-
-
-def _plain(url: str) -> str:
-    """Without what may be a secret."""
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"[:200]
