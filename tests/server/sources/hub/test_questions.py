@@ -327,7 +327,7 @@ def test_each_thing_that_is_missing_is_told_with_what_to_do(hub: HubServer, sour
         ("hf://org/none/x", CheckpointNotFoundError, "RepoNotFound.*no repository org/none"),
         (f"{TOP}@none/{WEIGHTS}", CheckpointNotFoundError, "RevisionNotFound.*no revision 'none'"),
         (f"{TOP}/none.safetensors", CheckpointNotFoundError, r"no such file at revision 'main' \(commit"),
-        (f"hf://org/gated/{WEIGHTS}", AccessDeniedError, "GatedRepo.*is gated; accept its terms"),
+        (f"hf://org/gated/{WEIGHTS}", AccessDeniedError, "GatedRepo.*is gated; ask for access"),
     ):
         with pytest.raises(kind, match=message):
             content(source, location)

@@ -240,8 +240,10 @@ def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(
     look_up = socket.getaddrinfo
 
     def rebinding(host: Any, *arguments: Any, **named: Any) -> Any:
-        asked.append(host)
-        return look_up("127.0.0.1" if len(asked) == 1 else "127.0.0.2", *arguments, **named)
+        if host == "rebinding.test":
+            asked.append(host)
+            host = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+        return look_up(host, *arguments, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     monkeypatch.setattr(addresses, "is_public", lambda address: address == "127.0.0.1")

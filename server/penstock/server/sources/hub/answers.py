@@ -44,9 +44,9 @@ def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -
     uri = location.uri
     said = f"{uri}: {host} says HTTP {status}{' ' + code if code else ''}"
     if code == "GatedRepo":
-        account = "the account of penstockd's token" if has_token else "an account, give penstockd its token"
         return AccessDeniedError(
-            f"{said}: {location.repository} is gated; accept its terms there with {account} (HF_TOKEN)",
+            f"{said}: {location.repository} is gated; ask for access at {host}/{location.repository}, and give "
+            "penstockd the token of the account that has it (HF_TOKEN)",
             file=uri,
         )
     if code == "RepoNotFound" or (status == 401 and not has_token):
@@ -72,7 +72,7 @@ def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -
             file=uri,
         )
     if status == 401:
-        return AccessDeniedError(f"{said}: it does not accept penstockd's token; renew HF_TOKEN", file=uri)
+        return AccessDeniedError(f"{said}: it does not accept penstockd's token; set HF_TOKEN anew", file=uri)
     if status == 403:
         return AccessDeniedError(
             f"{said}: penstockd may not read {location.repository}; check the rights of its token "

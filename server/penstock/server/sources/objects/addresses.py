@@ -8,6 +8,7 @@ nothing. An address counts as public if it is routed on the internet.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from typing import Any
@@ -54,18 +55,11 @@ def create_connection(
     host, port = address
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     _check(host, found)
-    failed: OSError = OSError("the name has no address")
-    for family, kind, protocol, _, place in found:
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(timeout)
-            connection.connect(place)
-        except OSError as error:
-            connection.close()
-            failed = error
-        else:
-            return connection
-    raise failed
+    checked = [str(place[0]) for *_, place in found]
+    for one in checked[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((one, port), timeout)
+    return socket.create_connection((checked[-1], port), timeout)
 
 
 def check_name(parts: SplitResult) -> None:

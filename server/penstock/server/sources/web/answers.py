@@ -68,6 +68,6 @@ def no_ranges(uri: str) -> SourceUnavailableError:
 def no_version(uri: str) -> SourceUnavailableError:
     return SourceUnavailableError(
         f"{uri}: the server gives it neither a strong ETag nor a Last-Modified, so that a change while it is "
-        "read could not be noticed; have the server send one of them",
+        "read could not be noticed; make the server send one of them",
         file=uri,
     )
