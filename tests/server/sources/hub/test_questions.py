@@ -21,11 +21,13 @@ from huggingface_hub.errors import (
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointChangedError,
+    CheckpointInvalidError,
     CheckpointNotFoundError,
     PenstockError,
     SourceUnavailableError,
 )
 from penstock.server.sources import Access, Patient, SourceFile
+from penstock.server.sources.hub import tree
 from penstock.server.sources.hub.answers import wait_seconds
 from penstock.server.sources.hub.api import HubApi, until
 from penstock.server.sources.hub.location import parse
@@ -394,6 +396,21 @@ def test_a_list_that_is_none_costs_an_error(hub: HubServer, source: HubSource, b
 
     hub.hooks.append(lie)
     with pytest.raises(SourceUnavailableError, match="failed 3 times in a row"):
+        source.list(TOP, root())
+
+
+def test_a_repository_of_very_many_files_is_refused(
+    hub: HubServer, source: HubSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.commit(REPOSITORY, {f"{number}": b"" for number in range(60)})
+    monkeypatch.setattr(tree, "MAX_FILES", 60)
+    assert len(source.list(TOP, root()) or ()) == 60
+    hub.commit(REPOSITORY, {"one more": b""})
+    with pytest.raises(CheckpointInvalidError, match="more than 60 files"):
+        source.list(TOP, root())
+    monkeypatch.setattr(tree, "MAX_FILES", 100)
+    monkeypatch.setattr(tree, "MAX_NAMES_BYTES", 100)
+    with pytest.raises(CheckpointInvalidError, match="longer names"):
         source.list(TOP, root())
 
 

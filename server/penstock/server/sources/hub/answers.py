@@ -45,8 +45,8 @@ def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -
     said = f"{uri}: {host} says HTTP {status}{' ' + code if code else ''}"
     if code == "GatedRepo":
         return AccessDeniedError(
-            f"{said}: {location.repository} is gated; ask for access at {host}/{location.repository}, and give "
-            "penstockd the token of the account that has it (HF_TOKEN)",
+            f"{said}: {location.repository} is gated; ask for access at {host}/{location.repository}, and "
+            "give penstockd the token of the account that has it (HF_TOKEN)",
             file=uri,
         )
     if code == "RepoNotFound" or (status == 401 and not has_token):

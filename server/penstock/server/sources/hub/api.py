@@ -26,12 +26,12 @@ from .memo import Memo
 from .settings import HubSettings
 from .tree import HubFile, Tree
 
-MAX_INFO_BYTES = 16 << 20
+MAX_INFO_BYTES = 8 << 20
 """Some mirrors tell all they know about a repository."""
-REMEMBERED_FILES = 60_000
-"""In all trees together."""
-TREES_AT_ONCE = 4
-"""Pages of more are not held in memory."""
+REMEMBERED_BYTES = 24 << 20
+"""Of all trees together."""
+ANSWERS_AT_ONCE = 2
+"""No more are held in memory."""
 ADDRESS_SECONDS = 3000.0
 """How long an address counts that does not say until when it is signed: the Hub's are for an hour."""
 _FOR_EVER = float("inf")
@@ -55,8 +55,8 @@ class HubApi:
         """Raises SourceUnavailableError."""
         self.service = ApiService(settings)
         self._requests: Requests[Location] = Requests(self.service, of_objects, on_retry)
-        self._trees: Memo[tuple[str, str], Tree] = Memo(REMEMBERED_FILES, len)
-        self._listing = threading.BoundedSemaphore(TREES_AT_ONCE)
+        self._trees: Memo[tuple[str, str], Tree] = Memo(REMEMBERED_BYTES, tree.weight)
+        self._answers = threading.BoundedSemaphore(ANSWERS_AT_ONCE)
 
     def commit(self, location: Location) -> str:
         """Which one its revision is now. Raises PenstockError."""
@@ -94,15 +94,17 @@ class HubApi:
         self._requests.stop()
 
     def _ask_commit(self, location: Location) -> str:
-        with self._requests.send(Ask("GET", location, {}), ok=(200,)) as exchange:
+        with self._answers, self._requests.send(Ask("GET", location, {}), ok=(200,)) as exchange:
             return tree.commit(exchange.whole(MAX_INFO_BYTES))
 
     def _list(self, top: Location) -> Tree:
         files: dict[str, HubFile] = {}
-        with self._listing:
+        left_bytes = tree.MAX_NAMES_BYTES
+        with self._answers:
             for listed in list_tree(self._requests, top, lambda name: True):
                 files[listed.name] = HubFile(listed.size_bytes, listed.version.partition(":")[0])
-                if len(files) > tree.MAX_FILES:
+                left_bytes -= len(listed.name.encode(errors="replace"))
+                if len(files) > tree.MAX_FILES or left_bytes < 0:
                     raise tree.too_many(top)
         return files
 

@@ -74,6 +74,6 @@ class Memo(Generic[K, V]):
                 return
             self._weight += weight - slot.weight
             slot.weight = weight
-            while len(self._slots) > 1 and (self._weight > self._most or len(self._slots) > self._most):
+            while len(self._slots) > 1 and self._weight > self._most:
                 _, oldest = self._slots.popitem(last=False)
                 self._weight -= oldest.weight

@@ -14,7 +14,12 @@ from ..objects.service import Entry, Page
 from .location import Location
 
 MAX_FILES = 20_000
-"""Of a repository. In memory a file takes some 350 bytes."""
+MAX_NAMES_BYTES = 8 << 20
+"""Both of a repository."""
+MAX_PAGE_FILES = 20_000
+"""The Hub gives 1000."""
+FILE_BYTES = 350
+"""What a file takes in memory besides its name."""
 _CONTENT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _NEXT = re.compile(r'<([^<>\s]{1,8192})>\s*;\s*rel="?next"?')
 _PATH = b'"path"'
@@ -53,7 +58,7 @@ Tree = Mapping[str, HubFile]
 
 def page(body: bytes, headers: Mapping[str, str]) -> Page:
     """One page of a tree. Raises Transient."""
-    if body.count(_PATH) > MAX_FILES:
+    if body.count(_PATH) > MAX_PAGE_FILES:
         raise Transient("bad_response", "a page of the Hub's list has too many names")
     try:
         items = _ITEMS.decode(body)
@@ -82,9 +87,14 @@ def commit(body: bytes) -> str:
     return sha
 
 
+def weight(tree: Tree) -> int:
+    """Bytes that it takes in memory."""
+    return sum(FILE_BYTES + len(name.encode(errors="replace")) for name in tree)
+
+
 def too_many(location: Location) -> CheckpointInvalidError:
     return CheckpointInvalidError(
-        f"{location.uri}: {location.repository} has more than {MAX_FILES} files, too many for one list; copy "
-        "those that are needed to a repository of their own",
+        f"{location.uri}: {location.repository} has more than {MAX_FILES} files, or longer names than "
+        f"{MAX_NAMES_BYTES >> 20} MiB together; copy those that are needed to a repository of their own",
         file=location.uri,
     )
