@@ -294,6 +294,32 @@ def test_a_redirect_of_storage_back_to_the_hub_brings_no_token_there(
     assert not any("authorization" in call.headers for call in led)
 
 
+def test_what_the_hub_leads_on_to_for_storage_brings_no_token_either(
+    hub: HubServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that the Hub no longer uses, of a repository that only the token opens."""
+    hub.tokens.add("hf_SECRET")
+    monkeypatch.setenv("HF_TOKEN", "hf_SECRET")
+    hub.commit(REPOSITORY, {WEIGHTS: CONTENT})
+    hub.commit("org/private", {WEIGHTS: CONTENT[::-1]})
+    hub.repositories["org/private"].private = True
+    hub.renamed["org/former"] = "org/private"
+
+    def lead(call: Call) -> bool:
+        call.answer(302, b"", {"Location": f"{hub.url}/org/former/resolve/main/{WEIGHTS}"})
+        return True
+
+    hub.storage_hooks.append(lead)
+    with (
+        contextlib.closing(sources().open(f"{TOP}/{WEIGHTS}", root())) as file,
+        pytest.raises(PenstockError),
+    ):
+        read(file)
+    led = [call for call in hub.asked if "/org/private/" in call.path]
+    assert led
+    assert not any("authorization" in call.headers for call in led)
+
+
 def test_a_token_that_is_written_anew_counts_from_then_on(
     hub: HubServer, source: HubSource, tmp_path: Path
 ) -> None:
@@ -328,6 +354,7 @@ def test_each_thing_that_is_missing_is_told_with_what_to_do(hub: HubServer, sour
     for location, kind, message in (
         ("hf://org/none/x", CheckpointNotFoundError, "RepoNotFound.*no repository org/none"),
         (f"{TOP}@none/{WEIGHTS}", CheckpointNotFoundError, "RevisionNotFound.*no revision 'none'"),
+        (f"{TOP}@{'0' * 40}/{WEIGHTS}", CheckpointNotFoundError, "RevisionNotFound.*no revision '0000"),
         (f"{TOP}/none.safetensors", CheckpointNotFoundError, r"no such file at revision 'main' \(commit"),
         (f"hf://org/gated/{WEIGHTS}", AccessDeniedError, "GatedRepo.*is gated; ask for access"),
     ):

@@ -25,6 +25,7 @@ from penstock.server.errors import (
 from penstock.server.sources import Access, Patient, SourceFile
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings, faults
+from penstock.server.sources.web.logins import Logins
 from penstock.server.sources.web.source import WebSource
 
 from ....s3.authority import Authority
@@ -237,6 +238,19 @@ def test_a_login_goes_to_its_host_and_to_no_other(
             source.open(f"{site.endpoint}/elsewhere", ROOT)
         assert site.requests()[0].headers["Authorization"]
         assert {request.headers["Authorization"] for request in other.requests()} == {None}
+
+
+def test_the_default_login_is_for_no_host_not_even_one_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine h login anne password secret\ndefault login d password everybody\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    logins = Logins()
+    assert logins.header("h") == {"Authorization": "Basic YW5uZTpzZWNyZXQ="}
+    assert logins.header("default") == logins.header("other") == {}
+    netrc.unlink()
+    assert logins.header("h") == {}
 
 
 def test_of_a_netrc_file_that_is_malformed_only_the_line_is_told(

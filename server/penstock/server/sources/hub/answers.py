@@ -17,7 +17,7 @@ from ...errors import (
 )
 from ..objects.faults import Transient, retry_after
 from ..objects.service import Answer
-from .location import Location
+from .location import Location, is_commit
 
 LONGEST_WAIT_SECONDS = 300.0
 """The Hub counts requests in windows of five minutes, and says how long one still lasts."""
@@ -59,7 +59,8 @@ def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -
             file=uri,
             repository=location.repository,
         )
-    if code in ("RevisionNotFound", "EntryNotFound") and location.commit:
+    was_there = location.content or not is_commit(location.wanted_revision)
+    if code in ("RevisionNotFound", "EntryNotFound") and location.commit and was_there:
         return CheckpointChangedError(
             f"{said}: the commit {location.commit[:12]} has gone, as somebody has rewritten the history of "
             f"{location.repository}; load it again",

@@ -41,7 +41,7 @@ class HubService:
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
         """An address that has expired is asked for anew, once; one that leads on is followed."""
         location, last = ask.location, tried[-1].url
-        at_hub = self._hub.is_hub(last)
+        at_hub = bool(tried[-1].identity)  # where only what the Hub itself leads to is asked
         if answer.status in reach.REDIRECTS and len(tried) <= reach.MAX_REDIRECTS:
             led = reach.redirected(last, answer.headers.get("location", ""))
             if led is not None:

@@ -137,7 +137,7 @@ class HubSource(ObjectSource[Location]):
         revision = location.wanted_revision
         if is_commit(revision):
             return replace(location, commit=revision)
-        commit = access.pins.get(f"{location.top}", lambda: self._commit(location))
+        commit = access.pins.get(location.top, lambda: self._commit(location))
         return replace(location, commit=commit)
 
     def _commit(self, location: Location) -> str:
