@@ -27,13 +27,13 @@ import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, vllm
+from penstock.client.adopt import ambient, run_ai_files, vllm
 from penstock.client.adopt import run_ai as streamer
 from penstock.client.cli import commands as cli
 from penstock.client.cli import demo, health
 from penstock.client.cuda import device as cuda
 from penstock.client.ring import handoff, mapping, progress, tensors
-from penstock.client.system import descriptors, missing, sizes
+from penstock.client.system import descriptors, missing, sizes, trees
 from penstock.v1 import streamer_pb2 as pb
 
 from ..engines import interfaces
@@ -101,6 +101,57 @@ def command(*arguments: str) -> Callable[[StreamerClient], object]:
         return options.run(options)
 
     return run
+
+
+DONE = pb.FetchResponse(done=True)
+
+
+def fetched(name: str, size_bytes: int, data: bytes = b"", *, unchanged: bool = False) -> pb.FetchResponse:
+    file = pb.FetchedFile(name=name, size_bytes=size_bytes, version="1", unchanged=unchanged)
+    return pb.FetchResponse(file=file, data=data)
+
+
+def fetches(*responses: pb.FetchResponse, into: Callable[[Path], object] = lambda top: None) -> Act:
+    """To a directory `out`, of a daemon that gives these answers."""
+
+    def fetch(client: StreamerClient) -> object:
+        with tempfile.TemporaryDirectory(prefix="pst-") as directory:
+            out = Path(directory) / "out"
+            out.mkdir()
+            into(out)
+            return client.fetch("/x", out)
+
+    return on_fake(fetch, fetched=list(responses))
+
+
+def mine(top: Path) -> None:
+    (top / "mine").touch()
+
+
+def a_file(top: Path) -> None:
+    top.rmdir()
+    top.touch()
+
+
+def nothing_pulled() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pst-") as directory,
+        run_ai_files.ObjectStorageModel("s3://b/m", f"{directory}/m") as model,
+    ):
+        model.pull_files(allow_pattern=[])
+
+
+def raises(error: Exception) -> Callable[..., object]:
+    def raising(*_: object) -> object:
+        raise error
+
+    return raising
+
+
+def changed_copy() -> None:
+    with tempfile.TemporaryDirectory(prefix="pst-") as name, trees.Draft(Path(name), "s") as draft:
+        (Path(name) / "x").write_bytes(b"x")
+        draft.copy("x", trees.Tree(Path(name), {"x": trees.Kept(1, "1", 1)}, whole=True))
 
 
 def received(*packets: bytes, then: Callable[[handoff.Handoff], object] = lambda handoff: None) -> Act:
@@ -368,6 +419,26 @@ EXAMPLES = [
         "tqdm and torch", "are not installed", "pip install 'penstock[client]'"),
     Example("other module", on_fake(lambda client: client.load_into(torch.nn.Linear(2, 2), "/x")), "loading state_dict for Linear", "Missing key(s)", "Load a checkpoint of this module"),
     Example("unfinished prefetch", lambda: prefetch.follow(silent_session(), pb.PrefetchRequest(), None), "Prefetch", "ended before it was done", WIRE),
+    *(Example(f"fetch {what}", fetches(*responses), thing, wrong, WIRE) for what, thing, wrong, responses in (
+        ("unfinished", "Fetch", "ended before it was done", ()),
+        ("too long", "'x'", "has more bytes than its size", (fetched("x", 1, b"12"),)),
+        ("too short", "'x'", "has fewer bytes than its size", (fetched("x", 3, b"12"), DONE)),
+        ("not had", "'x'", "is called unchanged and was not there", (fetched("x", 3, unchanged=True), DONE)),
+        ("elsewhere", "the daemon names a file '../x'", "which cannot be made", (fetched("../x", 0), DONE)),
+        ("twice", "the daemon names a file 'x'", "twice", (fetched("x", 0), fetched("x", 0), DONE)))),
+    Example("fetch over files", fetches(DONE, into=mine), "/out", "is not empty", "name another directory"),
+    Example("fetch over a file", fetches(DONE, into=a_file), "/out", "is a file", "name a directory"),
+    Example("fetch over a mount", on_fake(lambda client: client.fetch("/x", "/proc")), "/proc", "is a mount point", "name a directory in it"),
+    Example("fetch without a right", patched(fetches(fetched("x", 0), DONE), ("os.rename", raises(PermissionError(1, "Not permitted")))), "/out", "cannot be written there (Not permitted)", "set PENSTOCK_CACHE_DIR"),
+    Example("changed copy", changed_copy, "/x", "was changed while it was copied", "fetch again"),
+    Example("state dict", on_fake(lambda client: client.from_pretrained(dict, "/x", state_dict={"x": 1})), "state_dict", "is given", "leave it out"),
+    Example("pulled path", lambda: run_ai_files.pull_files("/m", "/x"), "pull_files of '/m'", "is not implemented", "call StreamerClient.fetch"),
+    Example("model of a path", lambda: run_ai_files.ObjectStorageModel("/m", "/x"), "model_path '/m'", "is no URI of an object store", "give one"),
+    Example("nothing pulled", nothing_pulled, "no files of s3://b/m/", "came to", "check the URI"),
+    Example("no patterns", on_fake(lambda client: client.fetch("/x", allow=[])), "allow", "is an empty list", "give patterns"),
+    Example("odd pattern", on_fake(lambda client: client.fetch("/x", ignore=[5])), "ignore: 5", "is no pattern", "give a str"),  # type: ignore[list-item]
+    Example("several to fetch", on_fake(lambda client: client.fetch(["/x"])), "source=['/x']", "is no source", "give a path or a URI"),  # type: ignore[arg-type]
+    Example("size", lambda: sizes.parse_size("max_bytes", "much"), "max_bytes='much'", "is not a size", "write bytes"),
     Example("no bar", bar_without_tqdm, "progress=True", "needs tqdm", "pip install tqdm"),
     Example("group", on_fake(lambda client: client.load("/x", group=5)), "group=5", "is no name with a number", "give both"),  # type: ignore[arg-type]
     Example("variant", on_fake(lambda client: client.load("/x", variant="")), "variant=''", "is no name of a variant", "give one"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .adopt.ambient import S3Credentials as S3Credentials
     from .adopt.run_ai import SafetensorsStreamer as SafetensorsStreamer
     from .adopt.run_ai import list_safetensors as list_safetensors
+    from .adopt.run_ai_files import ObjectStorageModel as ObjectStorageModel
+    from .adopt.run_ai_files import pull_files as pull_files
     from .client import Evicted as Evicted
     from .client import StreamerClient as StreamerClient
     from .errors import AccessDeniedError as AccessDeniedError
@@ -55,6 +57,8 @@ _HOMES = {
     "S3Credentials": "adopt.ambient",
     "SafetensorsStreamer": "adopt.run_ai",
     "list_safetensors": "adopt.run_ai",
+    "ObjectStorageModel": "adopt.run_ai_files",
+    "pull_files": "adopt.run_ai_files",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",

@@ -23,6 +23,7 @@ from .errors import ConfigError
 from .loads import at_start
 from .loads.admission import Parts
 from .loads.control import Control
+from .loads.fetch import BUFFER_BYTES, FetchContext
 from .sources import choose
 from .sources.store import Events, Reading
 from .sources.stores import STORES
@@ -73,8 +74,20 @@ class Daemon:
             self._catalog, self.staging, self.totals, self._resolvers, self._thinkers, self._selector
         )
         self.history = History()
+        fetching = FetchContext(
+            self._sources,
+            self._resolvers,
+            self.totals,
+            self._catalog.keep.budget,
+            self._catalog.descriptors,
+            Quota(BUFFER_BYTES),
+        )
         self._control = Control(
-            self._parts, max_loads=config.max_loads, prefixes=config.allow, on_failed=self.history.failed
+            self._parts,
+            fetching,
+            max_loads=config.max_loads,
+            prefixes=config.allow,
+            on_failed=self.history.failed,
         )
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",

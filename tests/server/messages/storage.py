@@ -98,7 +98,7 @@ def listed(*, link: str = "", mode: int = 0o755) -> Callable[[], object]:
             os.chmod(Path(name) / "d", mode)
             os.chown(name, os.getuid(), os.getgid())
             os.chmod(name, 0o755)
-            access = Access(uid=os.getuid() + 1, privileged=False, prefixes=(name,), by_mode=True)
+            access = Access(uid=os.getuid() + 1, privileged=False, prefixes=(name,), for_fetch=True)
             return list(walk(name, access, lambda name: name.endswith("/"), lambda _: nullcontext()))
 
     return provoke

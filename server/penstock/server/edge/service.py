@@ -23,6 +23,7 @@ from ..loads.names import Names
 from ..loads.prefetch import Progress
 from ..staging.sharing import Group
 from ..system.shown import cut, encodable
+from . import fetching
 from .calls import Call, Context
 from .handoff import Session
 
@@ -67,6 +68,7 @@ class StreamerService:
         self.methods = {
             "Load": self.load,
             "Prefetch": self.prefetch,
+            "Fetch": self.fetch,
             "Evict": self.evict,
             "GetStatus": self.get_status,
         }
@@ -126,6 +128,21 @@ class StreamerService:
             )
         except PenstockError as error:
             await abort(call.context, error, prefetch.id)
+
+    async def fetch(self, call: Call) -> None:
+        session = None
+        try:
+            session = self._session(call)
+            request = await fetching.opening(call)
+            _check_sources(request.sources)
+            fetch = self._control.new_fetch(request, session, session.gids)
+        except PenstockError as error:
+            await self._refuse(call, error, session)
+        call.stream.finish_message()
+        try:
+            await self._control.run(fetch, lambda event: fetching.send(call, event))
+        except PenstockError as error:
+            await abort(call.context, error, fetch.id)
 
     async def evict(self, call: Call) -> None:
         session = None

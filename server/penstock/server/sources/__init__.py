@@ -196,9 +196,9 @@ class Access:
     uid: int
     privileged: bool
     prefixes: tuple[str, ...]
-    by_mode: bool = False
-    """Where files have modes and owners, these must let the caller read them, too. A prefix gives away all
-    checkpoints below it, but not every other file that the daemon can read."""
+    for_fetch: bool = False
+    """To copy files, of whatever kind. Where they have modes and owners, these must let the caller read them,
+    too: a prefix gives away all checkpoints below it, but not every other file that the daemon can read."""
     gids: frozenset[int] = frozenset()
     """The caller's groups, for modes."""
     pins: Pins = field(default_factory=Pins, compare=False)

@@ -49,7 +49,7 @@ def names(source: FileSource, top: Path, access: Access = ROOT, wanted: Wanted =
 
 
 def user(top: Path, gids: frozenset[int] = frozenset()) -> Access:
-    return Access(uid=1000, privileged=False, prefixes=(str(top),), by_mode=True, gids=gids)
+    return Access(uid=1000, privileged=False, prefixes=(str(top),), for_fetch=True, gids=gids)
 
 
 def test_links_count_as_what_they_lead_to(source: FileSource, top: Path) -> None:
@@ -158,8 +158,8 @@ def test_modes_and_owners_say_what_a_user_gets_of_a_prefix(
             AccessDeniedError, match=rf"uid 1000 may not read .*/{name}/?: its mode {mode:04o}"
         ):
             read()
-    for listed in source.tree(str(top), replace(access, by_mode=False), everything):
-        source.open(str(top / listed.name), replace(access, by_mode=False)).close()
+    for listed in source.tree(str(top), replace(access, for_fetch=False), everything):
+        source.open(str(top / listed.name), replace(access, for_fetch=False)).close()
 
 
 def test_the_directories_above_count_too(source: FileSource, top: Path) -> None:

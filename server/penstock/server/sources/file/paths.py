@@ -91,9 +91,9 @@ def listing_error(path: str, error: OSError) -> PenstockError:
 
 
 def check_way(path: str, access: Access) -> None:
-    """Raises AccessDeniedError where modes count (`Access.by_mode`) and those of the directories between the
+    """Raises AccessDeniedError where modes count (`Access.for_fetch`) and those of directories between the
     prefix that allows a path and the path itself do not let the caller through."""
-    if access.privileged or not access.by_mode:
+    if access.privileged or not access.for_fetch:
         return
     top = _allowing(path, access).rstrip("/")
     parts = path[len(top) :].strip("/").split("/")
@@ -113,7 +113,7 @@ def check_mode(path: str, status: FileStatus, access: Access) -> None:
 
 
 def _check_mode(path: str, status: FileStatus, access: Access, needed: int) -> None:
-    if access.privileged or not access.by_mode:
+    if access.privileged or not access.for_fetch:
         return
     if status.uid == access.uid:
         granted = status.mode >> 6

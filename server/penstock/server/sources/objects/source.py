@@ -123,7 +123,8 @@ class ObjectSource(ABC, Generic[L]):
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()
-        if self._was_known(location):
+        # A fetch wants the bytes, and never a header that may be kept.
+        if not access.for_fetch and self._was_known(location):
             try:
                 state = requests.patiently(named, lambda: ask_state(requests, named))
                 return ObjectFile(self.kind, requests, named, state, b"")
