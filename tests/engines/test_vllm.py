@@ -123,11 +123,12 @@ def test_the_source_may_be_named_apart_from_the_model(
     same(model.taken.items(), tensors)
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/llama", "gs://bucket/llama", "az://container/llama"])
 def test_a_model_in_object_storage_is_asked_for_by_its_uri(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     penstock = loader()
-    assert penstock._source(model_config(tmp_path, model_weights="s3://bucket/llama")) == "s3://bucket/llama"
+    assert penstock._source(model_config(tmp_path, model_weights=uri)) == uri
 
 
 def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(

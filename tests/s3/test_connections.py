@@ -35,7 +35,9 @@ def connect(authority: Authority) -> Iterator[Callable[..., Connections]]:
 
     def make(*, idle: int = 2) -> Connections:
         tls = ssl.create_default_context(cafile=authority.bundle)
-        made.append(Connections(timeout_seconds=DEADLINE_SECONDS, idle=idle, tls=tls))
+        made.append(
+            Connections(timeout_seconds=DEADLINE_SECONDS, idle=idle, tls=tls, ca_variable="AWS_CA_BUNDLE")
+        )
         return made[-1]
 
     yield make

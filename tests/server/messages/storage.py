@@ -23,10 +23,11 @@ from penstock.server.sources import Access, too_many_names, too_slow
 from penstock.server.sources.file.paths import local_path
 from penstock.server.sources.file.source import open_file
 from penstock.server.sources.file.tree import walk
+from penstock.server.sources.objects.keys import check_access
 from penstock.server.sources.objects.service import Answer
 from penstock.server.sources.s3.answers import Said, failure
 from penstock.server.sources.s3.credentials import credentials_failure, no_credentials
-from penstock.server.sources.s3.location import check_access, parse
+from penstock.server.sources.s3.location import parse
 
 from ..support import ROOT, checkpoint_bytes
 from . import catalog, provoked, resolved, said
@@ -51,7 +52,7 @@ def answered(
     status: int, code: str = "", *, key: str = "s3://b/k", listing: bool = False
 ) -> Callable[[], object]:
     body = f"<Error><Code>{code}</Code></Error>".encode()
-    return lambda: failure(Said(Answer(status, {}, body)), parse(key), listing=listing)
+    return lambda: failure(Said.of(Answer(status, {}, body)), parse(key), listing=listing)
 
 
 def a_fifo() -> object:
@@ -216,7 +217,7 @@ EXAMPLES = [
         "name another",
     ),
     provoked(answered(301), "s3://b/k", "the bucket is elsewhere", "set AWS_REGION"),
-    provoked(answered(418), "s3://b/k", "S3 refuses the request", "check the endpoint"),
+    provoked(answered(418), "s3://b/k", "it refuses the request", "check the endpoint"),
     provoked(lambda: no_credentials("s3://b/k"), "s3://b/k", "has no AWS credentials", "give it some"),
     *(
         provoked(without_credentials(error), "s3://b/k", wrong, remedy)

@@ -148,5 +148,4 @@ EXAMPLES = [
         " cannot be used: line 1 is malformed; ",
         "correct it, or name another by NETRC",
     ),
-    said("https://: the CA bundle /ca.pem", " cannot be used: no such file; ", "check REQUESTS_CA_BUNDLE"),
 ]

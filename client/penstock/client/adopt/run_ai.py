@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     from ..load import Load
 
-OBJECT_SCHEMES = ("s3://", "gs://", "az://", "hf://", "https://", "http://")
-_WHOLE_STORES = {"bucket", "repository"}
-"""What errors name that is not there at all."""
-_WITHOUT_BUCKETS = ("hf://", "https://", "http://")
+OBJECT_SCHEMES = ("s3://", "gs://", "az://", "abfss://", "hf://", "https://", "http://")
+_CONTAINERS = {"bucket", "container", "repository"}
+"""Of the details of an error: that which holds the objects does not exist."""
 _HUB_MODELS = "hf://models/"
 _PRIVATE_LIMIT_BYTES = 40_000_000_000
 """What runai_model_streamer takes when RUNAI_STREAMER_MEMORY_LIMIT is not set."""
@@ -103,9 +102,9 @@ class SafetensorsStreamer:
     ) -> None:
         """Opens the files; `get_tensors()` yields what is in them.
 
-        paths: safetensors files, or URIs of such (s3://, hf://, https://); not directories.
-        s3_credentials: an S3Credentials, looked at for S3 only. A private daemon is started with
-            them; a daemon that others use too reads with its own, and they are refused.
+        paths: safetensors files, or URIs of such in object storage; not directories.
+        s3_credentials: an S3Credentials, looked at for s3:// only. A private daemon is started with them; a
+            daemon that others use too reads with its own, and they are refused.
         device: where the tensors go; None is the CPU.
         is_distributed: all ranks of torch.distributed call this together, and those that ask one daemon
             for the same share one pass over the storage. Nothing is sent from rank to rank.
@@ -134,7 +133,7 @@ class SafetensorsStreamer:
                     "that have them"
                 )
             return
-        client = ambient_client(_credentials(sources[0], s3_credentials))
+        client = ambient_client(_credentials_for(sources[0], s3_credentials))
         private = is_private(client)
         group = None
         if distributed and not private:
@@ -176,23 +175,23 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """The safetensors files of a directory, not of those below it, sorted; of an s3:// prefix or a directory
-    of an hf:// repository, with its last slash or without, what the daemon loads from there. Empty where
-    there is none. Web servers have no lists.
+    """The safetensors files of a directory, not of those below it, sorted; of a prefix in object storage or a
+    directory of an hf:// repository, with its last slash or without, what the daemon loads from there. Empty
+    where there is none. Web servers have no lists.
 
     Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket
     or repository, or an object is no safetensors file.
     """
     if not _object_scheme(path):
         return _safetensors_in(path)
-    client = ambient_client(_credentials(path, s3_credentials))
+    client = ambient_client(_credentials_for(path, s3_credentials))
     try:
         # With a slash, as the name alone may be an object's.
         with _as_value_error(), client.load(os.path.join(path, ""), tensors=[]) as load:
             return [file.uri for file in load.files]
     except ValueError as error:
         cause = error.__cause__
-        if isinstance(cause, errors.CheckpointNotFoundError) and not _WHOLE_STORES & set(cause.details):
+        if isinstance(cause, errors.CheckpointNotFoundError) and not _CONTAINERS & set(cause.details):
             return []
         raise
 
@@ -243,18 +242,16 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
     return [os.path.abspath(path) for path in paths]
 
 
+def _credentials_for(path: str, s3_credentials: Any) -> S3Credentials | None:
+    return S3Credentials.of(s3_credentials) if path.startswith("s3://") else None
+
+
 def _object_scheme(path: str) -> str:
     """Empty for what is a path. Raises ValueError for upper case, which the daemon does not take either."""
     scheme = next((scheme for scheme in OBJECT_SCHEMES if path[: len(scheme)].lower() == scheme), "")
     if not path.startswith(scheme):
         raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme} in lower case")
     return scheme
-
-
-def _credentials(source: str, given: Any) -> S3Credentials | None:
-    """Those that are given count for buckets."""
-    bucket = source.startswith(OBJECT_SCHEMES) and not source.startswith(_WITHOUT_BUCKETS)
-    return S3Credentials.of(given) if bucket else None
 
 
 def _as_told(uri: str) -> str:

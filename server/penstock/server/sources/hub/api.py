@@ -18,7 +18,7 @@ from ..objects.listing import list_tree
 from ..objects.redirects import Redirects
 from ..objects.requests import Requests
 from ..objects.service import Answer, Ask, ObjectSettings, ObjectState, Page, Signed
-from ..objects.tls import verifying
+from ..objects.trust import CA_VARIABLE, tls_context
 from . import tree
 from .answers import failure, other_content
 from .location import Location
@@ -112,9 +112,11 @@ class HubApi:
 class ApiService:
     """How the Hub's own addresses are asked. Every thread may use it."""
 
+    ca_variable = CA_VARIABLE
+
     def __init__(self, settings: HubSettings) -> None:
         """Raises SourceUnavailableError."""
-        self.tls = verifying("hf://")
+        self.tls = tls_context("hf://")
         self.settings = settings
         self.host = urlsplit(settings.endpoint).netloc
         self._origin = reach.origin(settings.endpoint)

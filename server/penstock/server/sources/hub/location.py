@@ -61,6 +61,10 @@ class Location:
         return f"{SCHEME}{self.repository}@{shown}"
 
     @property
+    def root(self) -> str:
+        return f"{self.top}/"
+
+    @property
     def wanted_revision(self) -> str:
         return self.revision or DEFAULT_REVISION
 

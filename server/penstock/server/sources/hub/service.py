@@ -9,6 +9,7 @@ from ...errors import CheckpointChangedError, PenstockError
 from ..objects import reach
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed
+from ..objects.trust import CA_VARIABLE
 from .answers import storage_failure
 from .api import HubApi, Target, state_of, until
 from .location import Location
@@ -22,6 +23,8 @@ _File = tuple[str, str, str]
 
 class HubService:
     """Every thread may use it."""
+
+    ca_variable = CA_VARIABLE
 
     def __init__(self, api: HubApi) -> None:
         self.tls = api.service.tls

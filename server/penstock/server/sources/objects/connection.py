@@ -41,8 +41,10 @@ _Origin = tuple[str, bool]
 class Connections:
     """Idle connections by origin. Made once; every thread may use it."""
 
-    def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext) -> None:
-        """At most `idle` connections are kept while nothing is asked."""
+    def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext, ca_variable: str) -> None:
+        """At most `idle` connections are kept while nothing is asked. `ca_variable` is what errors say of
+        certificates that are not trusted."""
+        self._ca_variable = ca_variable
         self._timeout_seconds = timeout_seconds
         self._max_idle = idle
         self._tls = tls
@@ -63,7 +65,7 @@ class Connections:
         connection = self._take(origin) or self._new(parts, public_only)
         exchange, reusable = None, False
         try:
-            with _network_errors(what, parts, connection):
+            with _network_errors(what, parts, connection, self._ca_variable):
                 self._connect(connection)
                 exchange = _send(connection, method, parts, headers)
                 if exchange.status == 407:  # which only proxies say
@@ -165,7 +167,7 @@ class Exchange:
     def __init__(self, connection: http.client.HTTPConnection, response: Response) -> None:
         self.connection = connection
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.headers = _by_name(response)
         self.length = response.length
         """What the body has; None where the server does not say."""
         self._response = response
@@ -230,6 +232,15 @@ class Exchange:
         """The body of an error answer, or the beginning of a long one."""
         self._response.hurry()
         return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+def _by_name(response: http.client.HTTPResponse) -> dict[str, str]:
+    """Headers by their names in lower case; what is there several times is one list (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in response.getheaders():
+        before = headers.get(name.lower())
+        headers[name.lower()] = value if before is None else f"{before}, {value}"
+    return headers
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
@@ -301,7 +312,9 @@ def _readable(connection: http.client.HTTPConnection) -> bool:
 
 
 @contextlib.contextmanager
-def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPConnection) -> Iterator[None]:
+def _network_errors(
+    what: str, parts: SplitResult, connection: http.client.HTTPConnection, ca_variable: str
+) -> Iterator[None]:
     """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
     where = proxies.way(parts, connection)
     try:
@@ -309,7 +322,7 @@ def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPC
     except ssl.SSLCertVerificationError as error:
         raise SourceUnavailableError(
             f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
-            "private, name its bundle in AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE"
+            f"private, name its bundle in {ca_variable}"
         ) from error
     except TooSlow as error:
         raise Transient("timeout", f"the answer of {where} comes too slowly for --object-timeout") from error

@@ -39,7 +39,10 @@ class Requests(Generic[L]):
         self._on_retry = on_retry
         self._settings = settings
         self._connections = Connections(
-            timeout_seconds=settings.timeout_seconds, idle=settings.connections, tls=service.tls
+            timeout_seconds=settings.timeout_seconds,
+            idle=settings.connections,
+            tls=service.tls,
+            ca_variable=service.ca_variable,
         )
         self._lock = threading.Lock()
         self._stopping = threading.Event()

@@ -21,6 +21,10 @@ class Place(Protocol):
     def uri(self) -> str: ...
 
     @property
+    def root(self) -> str:
+        """The URI of the bucket or container that it is in, ending in `/`."""
+
+    @property
     def key(self) -> str:
         """Of a directory it ends in `/`, or is empty."""
 
@@ -100,6 +104,8 @@ class ObjectState:
     """What lists say of this version (`Entry.version`); empty where they say nothing."""
     sha256: str = ""
     """Of the whole content, in hexadecimal digits, where the store says it."""
+    crc32c: int | None = None
+    """Of the whole object, where the store says it."""
 
     @property
     def version(self) -> str:
@@ -134,6 +140,9 @@ class Page:
 class ObjectService(Protocol[L]):
     """One account of one kind of store. Every thread may use it; methods block, as credentials may come from
     a network."""
+
+    ca_variable: str
+    """Which variable names the bundle of a private authority, for errors."""
 
     @property
     def tls(self) -> ssl.SSLContext:

@@ -18,6 +18,7 @@ from ...errors import (
 )
 from .. import Access, Listed, Wanted, join
 from .faults import Transient
+from .keys import check_access
 from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
 from .requests import Requests, no_range
@@ -29,8 +30,8 @@ KNOWN_OBJECTS = 10_000
 
 
 class ObjectSource(ABC, Generic[L]):
-    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are read
-    and who may read what."""
+    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are
+    read."""
 
     kind: str
     schemes: tuple[str, ...]
@@ -58,10 +59,6 @@ class ObjectSource(ABC, Generic[L]):
         """Raises InvalidRequestError."""
 
     @abstractmethod
-    def check_access(self, location: L, access: Access) -> None:
-        """Raises AccessDeniedError unless the caller may read there."""
-
-    @abstractmethod
     def is_version(self, location: L) -> bool:
         """It names one version of an object, and so no directory."""
 
@@ -82,7 +79,7 @@ class ObjectSource(ABC, Generic[L]):
         """What a location names, for a caller who may read there. Raises InvalidRequestError and
         AccessDeniedError."""
         named = self.parse(location)
-        self.check_access(named, access)
+        check_access(named, access)
         return named
 
     # ---- the Source -----------------------------------------------------------------------------

@@ -44,6 +44,8 @@ logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
 class Account:
     """One botocore session. Methods block, since credentials may come from a network."""
 
+    ca_variable = "AWS_CA_BUNDLE"
+
     def __init__(self, settings: S3Settings) -> None:
         """Raises SourceUnavailableError."""
         self._settings = settings
@@ -79,7 +81,7 @@ class Account:
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
         """A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials
         that were renewed meanwhile is asked again with these."""
-        said = Said(answer)
+        said = Said.of(answer)
         regions = {signed.identity[0] for signed in tried}
         identities = {signed.identity[1:] for signed in tried}
         if said.code in EXPIRED and not self._settings.unsigned and len(identities) <= MAX_RENEWALS:
@@ -91,7 +93,7 @@ class Account:
         return False
 
     def failure(self, ask: Ask[Location], answer: Answer) -> PenstockError | Transient:
-        return failure(Said(answer), ask.location, listing=ask.is_list)
+        return failure(Said.of(answer), ask.location, listing=ask.is_list)
 
     def state(self, location: Location, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
         identity = {name: headers.get(name, "") for name in ("etag", "x-amz-version-id", "last-modified")}
@@ -113,7 +115,7 @@ class Account:
         page = self._parse_list(body)
         if page.get("Name") is None or page.get("IsTruncated") is None:
             # Any XML, and an empty body, make an empty list for the parser. S3 may also fail after a 200.
-            said = Said(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
+            said = Said.of(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
             if said.code:
                 raise failure(said, ask.location, listing=True)
             raise Transient("bad_response", "HTTP 200 and not the list that was asked for")

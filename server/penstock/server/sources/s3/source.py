@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from .. import Access
 from ..objects import ObjectSettings, ObjectSource
 from ..objects.service import ObjectService
-from .location import Location, check_access, parse
+from .location import Location, parse
 from .settings import S3Settings
 
 
@@ -32,9 +31,6 @@ class S3Source(ObjectSource[Location]):
 
     def parse(self, uri: str) -> Location:
         return parse(uri)
-
-    def check_access(self, location: Location, access: Access) -> None:
-        check_access(location, access)
 
     def is_version(self, location: Location) -> bool:
         return location.version_id is not None

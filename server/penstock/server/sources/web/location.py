@@ -29,6 +29,10 @@ class Location:
         return self.place.url
 
     @property
+    def root(self) -> str:
+        return f"{self.place.origin}/"
+
+    @property
     def key(self) -> str:
         return self.place.path[1:]
 

@@ -14,7 +14,7 @@ from ..objects import reach
 from ..objects.faults import Transient
 from ..objects.redirects import Redirects
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed
-from ..objects.tls import verifying
+from ..objects.trust import CA_VARIABLE, tls_context
 from .answers import failure, no_version
 from .location import Location
 from .logins import Logins
@@ -30,9 +30,11 @@ _Asked = tuple[str, bool]
 class WebService:
     """Every thread may use it."""
 
+    ca_variable = CA_VARIABLE
+
     def __init__(self) -> None:
         """Raises SourceUnavailableError."""
-        self.tls = verifying("https://")
+        self.tls = tls_context("https://")
         self._logins = Logins()
         self._agent = f"penstock/{distribution_version()}"
         self._redirects: Redirects[_Asked] = Redirects()

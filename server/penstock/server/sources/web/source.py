@@ -24,9 +24,6 @@ class WebSource(ObjectSource[Location]):
     def parse(self, uri: str) -> Location:
         return parse(uri)
 
-    def check_access(self, location: Location, access: Access) -> None:
-        admitted(location, access)
-
     def admitted(self, location: str, access: Access) -> Location:
         return admitted(parse(location), access)
 

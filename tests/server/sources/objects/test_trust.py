@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.server.errors import SourceUnavailableError
-from penstock.server.sources.objects.tls import verifying
+from penstock.server.sources.objects.trust import tls_context
 
 from ....s3.authority import Authority
 
@@ -21,11 +21,11 @@ def _nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
-def test_a_system_without_authorities_gets_those_of_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_authorities_gets_those_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the image is one."""
     nowhere = ssl.DefaultVerifyPaths("", "", "SSL_CERT_FILE", "", "SSL_CERT_DIR", "")
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nowhere)
-    assert len(verifying("x").get_ca_certs()) > 50
+    assert len(tls_context("x").get_ca_certs()) > 50
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
@@ -33,9 +33,9 @@ def test_a_bundle_that_is_named_is_the_only_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, str(Authority(tmp_path).bundle))
-    context = verifying("x")
+    context = tls_context("x")
     assert len(context.get_ca_certs()) == 1
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     monkeypatch.setenv(variable, str(tmp_path / "none"))
     with pytest.raises(SourceUnavailableError, match=f"x: the CA bundle .*none cannot be used.*{variable}"):
-        verifying("x")
+        tls_context("x")

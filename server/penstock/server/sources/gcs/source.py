@@ -1,0 +1,43 @@
+"""`gs://` URIs as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from ..objects import ObjectSettings, ObjectSource
+from ..objects.service import ObjectService
+from .location import Location, parse
+from .settings import GcsSettings
+
+
+class GcsSource(ObjectSource[Location]):
+    """`gs://` URIs."""
+
+    kind = "gcs"
+    schemes = ("gs",)
+
+    def __init__(
+        self,
+        settings: ObjectSettings,
+        own: GcsSettings,
+        workers: Callable[[int], Executor],
+        on_retry: Callable[[str], None],
+    ) -> None:
+        """As those of `ObjectSource`; `own` is what only GCS has."""
+        super().__init__(settings, workers, on_retry)
+        self._own = own
+
+    def parse(self, uri: str) -> Location:
+        return parse(uri)
+
+    def is_version(self, location: Location) -> bool:
+        return location.generation is not None
+
+    def as_directory(self, location: Location) -> Location:
+        return Location(location.bucket, location.key + "/")
+
+    def connect(self) -> ObjectService[Location]:
+        from .account import Account
+
+        return Account(self._own, self._settings.timeout_seconds)
