@@ -159,6 +159,20 @@ def test_the_drop_in_takes_uris(
     assert list_safetensors(f"hf://{REPOSITORY}/none") == []
 
 
+def test_files_beside_the_weights_are_fetched(
+    daemon: DaemonProcess, hub: HubServer, site: tuple[str, Path], tensors: Tensors, tmp_path: Path
+) -> None:
+    hub.commit("org/files", {"config.json": b"{}", "sub/vocab.txt": b"a b", "m.safetensors": b"x"})
+    with daemon.client() as client:
+        folder = client.fetch("hf://org/files", tmp_path / "files")
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert {"config.json", "sub/vocab.txt"} <= found
+        assert "m.safetensors" not in found
+        assert (folder / "sub" / "vocab.txt").read_bytes() == b"a b"
+        with pytest.raises(errors.CheckpointInvalidError, match="web servers give no lists"):
+            client.fetch(f"{site[0]}/models", tmp_path / "others")
+
+
 def test_an_object_that_changes_in_mid_load_fails_it(daemon: DaemonProcess, site: tuple[str, Path]) -> None:
     """From a window, which reads as the client goes."""
     endpoint, files = site

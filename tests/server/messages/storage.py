@@ -235,7 +235,7 @@ EXAMPLES = [
     said(
         "s3://b/k: the certificate of host",
         " is not trusted: self-signed certificate; ",
-        "if its authority is private, name its bundle in AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE",
+        "if its authority is private, name its bundle in AWS_CA_BUNDLE",
     ),
     said(
         "s3://b/k",

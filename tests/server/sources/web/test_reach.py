@@ -187,7 +187,7 @@ def test_addresses_are_public_or_not(address: str, public: bool) -> None:
 
 @pytest.fixture
 def connections() -> Any:
-    made = Connections(timeout_seconds=20, idle=4, tls=ssl.create_default_context())
+    made = Connections(timeout_seconds=20, idle=4, tls=ssl.create_default_context(), ca_variable="X")
     yield made
     made.close()
 
