@@ -12,7 +12,7 @@ import pytest
 import penstock.server
 
 from ..error_rule import Example, Site, check, message_of, message_sites
-from .messages import ToldError, bounds, checkpoints, clouds, configuration, loads, storage
+from .messages import ToldError, bounds, checkpoints, clouds, configuration, loads, storage, web
 
 PACKAGE = Path(penstock.server.__file__).parent
 EXAMPLES = [
@@ -20,6 +20,7 @@ EXAMPLES = [
     *checkpoints.EXAMPLES,
     *storage.EXAMPLES,
     *clouds.EXAMPLES,
+    *web.EXAMPLES,
     *bounds.EXAMPLES,
     *loads.EXAMPLES,
 ]
@@ -52,6 +53,7 @@ PASSED_ON = {
     "config/options.py": "options.py names the flag or the variable",
     "config/units.py": "options.py names the flag or the variable",
     "config/values.py": "options.py names the flag or the variable",
+    "sources/objects/reach.py": "web/location.py names the URL, and reach.py the prefix",
 }
 """Files whose errors are a part of a longer message, and whose."""
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from ..load import Load
 
-OBJECT_SCHEMES = ("s3://", "gs://", "az://", "abfss://")
-_CONTAINERS = {"bucket", "container"}
+OBJECT_SCHEMES = ("s3://", "gs://", "az://", "abfss://", "hf://", "https://", "http://")
+_CONTAINERS = {"bucket", "container", "repository"}
 """Of the details of an error: that which holds the objects does not exist."""
+_HUB_MODELS = "hf://models/"
 _PRIVATE_LIMIT_BYTES = 40_000_000_000
 """What runai_model_streamer takes when RUNAI_STREAMER_MEMORY_LIMIT is not set."""
 _INVALID = (
@@ -174,11 +175,12 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """The safetensors files of a directory, not of those below it, sorted; of a prefix in object storage,
-    with its last slash or without, what the daemon loads from there. Empty where there is none.
+    """The safetensors files of a directory, not of those below it, sorted; of a prefix in object storage or a
+    directory of an hf:// repository, with its last slash or without, what the daemon loads from there. Empty
+    where there is none. Web servers have no lists.
 
-    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket,
-    or an object is no safetensors file.
+    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket
+    or repository, or an object is no safetensors file.
     """
     if not _object_scheme(path):
         return _safetensors_in(path)
@@ -233,7 +235,7 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
             "each kind by a call of their own"
         )
     if schemes != {""}:
-        return list(paths)
+        return [_as_told(path) for path in paths]
     for path in paths:
         if not path or path.endswith("/"):
             raise ValueError(f"{path!r} is no path of a file: name a safetensors file")
@@ -246,6 +248,11 @@ def _object_scheme(path: str) -> str:
     if not path.startswith(scheme):
         raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme} in lower case")
     return scheme
+
+
+def _as_told(uri: str) -> str:
+    """As the daemon writes it: of the Hub's models, which are all that it loads, without saying so."""
+    return f"hf://{uri.removeprefix(_HUB_MODELS)}" if uri.startswith(_HUB_MODELS) else uri
 
 
 def _check_found(load: Load, sources: Sequence[str], names: Collection[str] | None) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
@@ -133,6 +134,9 @@ class Source(Protocol):
     def name(self, location: str) -> str:
         """The last part of it."""
 
+    def join(self, directory: str, name: str) -> str:
+        """The location of what has that name, or relative path, in a directory."""
+
     def list(self, location: str, access: Access) -> list[str] | None:
         """Names in a directory, sorted; None if it is to be opened as a file. Raises ListingDeniedError
         where only the list is refused, and what is in the directory may be readable."""
@@ -167,6 +171,24 @@ class Listed:
     now. Empty where a list does not say: then only the open file does."""
 
 
+class Pins:
+    """What is looked up once. Every thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._values: dict[str, str] = {}
+
+    def get(self, name: str, look_up: Callable[[], str]) -> str:
+        """Looked up the first time; others that ask for the same name meanwhile wait."""
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._values:
+                self._values[name] = look_up()
+            return self._values[name]
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """What a caller may read: everything, or locations that begin with one of `prefixes`."""
@@ -179,6 +201,9 @@ class Access:
     too: a prefix gives away all checkpoints below it, but not every other file that the daemon can read."""
     gids: frozenset[int] = frozenset()
     """The caller's groups, for modes."""
+    pins: Pins = field(default_factory=Pins, compare=False)
+    """What names that move stand for, such as branches. There is one access for each request, so that all
+    files of a load are of one commit."""
 
 
 class ListingDeniedError(AccessDeniedError):

@@ -26,7 +26,7 @@ from ...errors import (
     SourceUnavailableError,
 )
 from ...system import linux, statx
-from .. import Access, Listed, Wanted, too_slow, without
+from .. import Access, Listed, Wanted, join, too_slow, without
 from . import paths, tree
 from .identity import Look, change, portable_version
 from .mounts import MountTable
@@ -63,6 +63,9 @@ class FileSource:
 
     def name(self, location: str) -> str:
         return os.path.basename(location)
+
+    def join(self, directory: str, name: str) -> str:
+        return join(directory, name)
 
     def list(self, location: str, access: Access) -> list[str] | None:
         with self._context.asking(location):

@@ -33,8 +33,10 @@ class GcsSource(ObjectSource[Location]):
     def parse(self, uri: str) -> Location:
         return parse(uri)
 
-    def check_access(self, location: Location, access: Access) -> None:
-        check_access(location, access)
+    def admitted(self, location: str, access: Access) -> Location:
+        named = self.parse(location)
+        check_access(named, access)
+        return named
 
     def is_version(self, location: Location) -> bool:
         return location.generation is not None

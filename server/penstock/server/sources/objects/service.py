@@ -73,6 +73,9 @@ class Signed:
     headers: Mapping[str, str]
     identity: tuple[str, ...] = ()
     """Who signed it and for where, to be compared and told to nobody."""
+    public_only: bool = False
+    """Refused unless the host is on public addresses alone (`addresses.py`): nobody whom the daemon trusts
+    chose it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class ObjectState:
     """Headers of requests that make them fail for any other version."""
     listed: str = ""
     """What lists say of this version (`Entry.version`); empty where they say nothing."""
+    sha256: str = ""
+    """Of the whole content, in hexadecimal digits, where the store says it."""
     crc32c: int | None = None
     """Of the whole object, where the store says it."""
 

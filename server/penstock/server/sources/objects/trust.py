@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import ssl
+from collections.abc import Iterator
 
 from ...errors import SourceUnavailableError
 
@@ -31,11 +33,15 @@ def tls_context(store: str) -> ssl.SSLContext:
 
 def _without_the_system_s() -> str | None:
     """A bundle of authorities, where the system has none: small images do not."""
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile is not None or paths.capath is not None:
+    system = ssl.get_default_verify_paths()
+    if system.cafile or (system.capath and any(os.scandir(system.capath))):
         return None
-    try:
-        import certifi
-    except ImportError:
-        return None
-    return certifi.where()
+    return next(filter(os.path.exists, _bundles()), None)
+
+
+def _bundles() -> Iterator[str]:
+    """Those that other packages bring, neither of which is imported by this."""
+    for package in ("certifi", "botocore"):
+        found = importlib.util.find_spec(package)
+        for place in found.submodule_search_locations or () if found else ():
+            yield os.path.join(place, "cacert.pem")

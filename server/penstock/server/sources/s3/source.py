@@ -34,8 +34,10 @@ class S3Source(ObjectSource[Location]):
     def parse(self, uri: str) -> Location:
         return parse(uri)
 
-    def check_access(self, location: Location, access: Access) -> None:
-        check_access(location, access)
+    def admitted(self, location: str, access: Access) -> Location:
+        named = self.parse(location)
+        check_access(named, access)
+        return named
 
     def is_version(self, location: Location) -> bool:
         return location.version_id is not None
