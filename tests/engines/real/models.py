@@ -12,10 +12,9 @@ import safetensors.torch
 import torch
 
 VOCABULARY = 512
-HIDDEN = 256
-HEADS = 4
-KV_HEADS = 2
-INTERMEDIATE = 512
+HEAD = 64
+"""Length of an attention head's vectors."""
+QUERIES_PER_KEY = 2
 EXPERTS = 4
 
 
@@ -31,6 +30,8 @@ class Model:
     int8: bool = False
     files: int = 1
     seed: int = 0
+    hidden: int = 256
+    intermediate: int = 512
 
 
 MODELS = {
@@ -68,11 +69,11 @@ def write_config(directory: Path, model: Model) -> None:
         "architectures": [f"{model.kind.capitalize()}ForCausalLM"],
         "model_type": model.kind,
         "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.intermediate,
         "num_hidden_layers": model.layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
+        "num_attention_heads": model.hidden // HEAD,
+        "num_key_value_heads": model.hidden // HEAD // QUERIES_PER_KEY,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -112,13 +113,20 @@ def write_adapter(directory: Path) -> None:
     """A LoRA adapter of every query projection of "llama"."""
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(3)
-    rank, tensors = 8, {}
+    rank, hidden = 8, MODELS["llama"].hidden
+    tensors = {}
     for layer in range(MODELS["llama"].layers):
         prefix = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, HIDDEN, generator=generator)
-        tensors[f"{prefix}.lora_B.weight"] = torch.randn(HIDDEN, rank, generator=generator)
+        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator)
+        tensors[f"{prefix}.lora_B.weight"] = torch.randn(hidden, rank, generator=generator)
     safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], "bias": "none"}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": ["q_proj"],
+        "bias": "none",
+    }
     (directory / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -137,26 +145,26 @@ def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"{name}.weight", (weight / scale).round().to(torch.int8)
         yield f"{name}.weight_scale", scale.to(model.dtype)
 
-    yield "model.embed_tokens.weight", random(VOCABULARY, HIDDEN)
+    yield "model.embed_tokens.weight", random(VOCABULARY, model.hidden)
     for layer in range(model.layers):
         prefix = f"model.layers.{layer}"
         yield from _attention(f"{prefix}.self_attn", model, linear, random)
         if model.kind == "mixtral":
-            yield f"{prefix}.block_sparse_moe.gate.weight", random(EXPERTS, HIDDEN)
+            yield f"{prefix}.block_sparse_moe.gate.weight", random(EXPERTS, model.hidden)
             for expert in range(EXPERTS):
                 name = f"{prefix}.block_sparse_moe.experts.{expert}"
-                yield from linear(f"{name}.w1", INTERMEDIATE, HIDDEN)
-                yield from linear(f"{name}.w2", HIDDEN, INTERMEDIATE)
-                yield from linear(f"{name}.w3", INTERMEDIATE, HIDDEN)
+                yield from linear(f"{name}.w1", model.intermediate, model.hidden)
+                yield from linear(f"{name}.w2", model.hidden, model.intermediate)
+                yield from linear(f"{name}.w3", model.intermediate, model.hidden)
         else:
-            yield from linear(f"{prefix}.mlp.gate_proj", INTERMEDIATE, HIDDEN)
-            yield from linear(f"{prefix}.mlp.up_proj", INTERMEDIATE, HIDDEN)
-            yield from linear(f"{prefix}.mlp.down_proj", HIDDEN, INTERMEDIATE)
+            yield from linear(f"{prefix}.mlp.gate_proj", model.intermediate, model.hidden)
+            yield from linear(f"{prefix}.mlp.up_proj", model.intermediate, model.hidden)
+            yield from linear(f"{prefix}.mlp.down_proj", model.hidden, model.intermediate)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", 1 + random(HIDDEN)
-    yield "model.norm.weight", 1 + random(HIDDEN)
+            yield f"{prefix}.{norm}.weight", 1 + random(model.hidden)
+    yield "model.norm.weight", 1 + random(model.hidden)
     if not model.tied:
-        yield "lm_head.weight", random(VOCABULARY, HIDDEN)
+        yield "lm_head.weight", random(VOCABULARY, model.hidden)
 
 
 def _attention(
@@ -165,12 +173,12 @@ def _attention(
     linear: Callable[[str, int, int], Iterator[tuple[str, torch.Tensor]]],
     random: Callable[..., torch.Tensor],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    kv = HIDDEN // HEADS * KV_HEADS
-    for name, outputs in (("q_proj", HIDDEN), ("k_proj", kv), ("v_proj", kv)):
-        yield from linear(f"{prefix}.{name}", outputs, HIDDEN)
+    kv = model.hidden // QUERIES_PER_KEY
+    for name, outputs in (("q_proj", model.hidden), ("k_proj", kv), ("v_proj", kv)):
+        yield from linear(f"{prefix}.{name}", outputs, model.hidden)
         if model.kind == "qwen2":
             yield f"{prefix}.{name}.bias", random(outputs)
-    yield from linear(f"{prefix}.o_proj", HIDDEN, HIDDEN)
+    yield from linear(f"{prefix}.o_proj", model.hidden, model.hidden)
 
 
 def _write_tokenizer(directory: Path) -> None:

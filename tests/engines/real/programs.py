@@ -5,40 +5,43 @@ Standard output is for the test alone: what vLLM prints goes to standard error w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_LOGGING_LEVEL="INFO",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_ALLOW_INSECURE_SERIALIZATION="1",
-    DO_NOT_TRACK="1",
-    HF_HUB_OFFLINE="1",
-    TOKENIZERS_PARALLELISM="false",
-)
+from tests.engines.real.agreed import ENVIRONMENT, PROMPTS, TOKENS
 
-import torch  # noqa: E402
-import vllm.model_executor.models.llama  # noqa: E402
-import vllm.model_executor.models.mixtral  # noqa: E402
-import vllm.model_executor.models.qwen2  # noqa: E402
-import vllm.v1.engine.core  # noqa: E402
-import vllm.v1.worker.cpu_worker  # noqa: E402
-from vllm import LLM, EngineArgs, SamplingParams  # noqa: E402
-from vllm.lora.request import LoRARequest  # noqa: E402
+# One process for all of an engine, and functions sent to its workers.
+os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
 
-from penstock.client.client import StreamerClient  # noqa: E402
-from penstock.client.load import Load  # noqa: E402
+import torch
+from vllm import LLM, EngineArgs, SamplingParams
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.lora.request import LoRARequest
+from vllm.model_executor.model_loader import get_model, get_model_loader
+from vllm.v1.executor import multiproc_executor
 
-PROMPTS = ["the answer is", "in the beginning there was"]
-TOKENS = 8
+from penstock.client.client import StreamerClient
+from penstock.client.load import Load
+
+for _module in (
+    "vllm.model_executor.models.llama",
+    "vllm.model_executor.models.mixtral",
+    "vllm.model_executor.models.qwen2",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",  # which puts what a CPU lacks into torch
+):
+    importlib.import_module(_module)  # so that children need not
 
 _test = -1
 
@@ -78,7 +81,10 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def start(model: str, load: dict[str, Any], options: dict[str, Any]) -> LLM:
+    # vLLM on a CPU would start its workers as new interpreters, each of which imports it for 15 s.
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     defaults = {"enforce_eager": True, "max_model_len": 128, "max_num_seqs": 4, "seed": 0}
+    defaults["kv_cache_memory_bytes"] = 32 << 20
     return LLM(model, **{**defaults, **load, **options})
 
 
@@ -100,8 +106,10 @@ def generate(
     options: dict[str, Any],
     lora: str | None = None,
     reloads: tuple[str | None, ...] = (),
+    variables: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Tokens and weights of a model; then those after weights were reloaded from each path."""
+    os.environ.update(variables or {})
     llm = start(model, load, options)
     result: dict[str, Any] = {"tokens": tokens(llm)}
     if options.get("distributed_executor_backend") is None:
@@ -146,17 +154,50 @@ def pause_in_mid_load(
 
 @program
 def load_as_rank(
-    rank: int, store: str, model: str, load: dict[str, Any], options: dict[str, Any]
+    rank: int, store: str, model: str, load: dict[str, Any], options: dict[str, Any], spare_experts: int = 0
 ) -> dict[str, Any]:
-    """What one of two ranks has after it loaded a model, with vLLM's own groups, models and loader."""
-    from vllm.config import set_current_vllm_config
-    from vllm.distributed import init_distributed_environment, initialize_model_parallel
-    from vllm.model_executor.model_loader import get_model
+    """What one of two ranks has after it loaded a model, with vLLM's own groups, models and loader.
 
-    config = EngineArgs(model, enforce_eager=True, max_model_len=128, **load, **options).create_engine_config()
+    With `spare_experts`, as if experts could be moved (EPLB), which vLLM refuses on a CPU.
+    """
+    config = _configure(model, load, options)
+    parallel = config.parallel_config
+    if spare_experts:
+        parallel.enable_eplb = True
+        parallel.eplb_config.num_redundant_experts = spare_experts
+    with _ranks(config, rank, 2, store):
+        return {"weights": digest(get_model(vllm_config=config))}
+
+
+@program
+def time_loading(model: str, store: str, load: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Seconds in load_weights."""
+    config = _configure(model, load, options)
+    with _ranks(config, 0, 1, store):
+        loader = get_model_loader(config.load_config)
+        load_weights, seconds = loader.load_weights, 0.0
+
+        def timed(*arguments: Any) -> None:
+            nonlocal seconds
+            started = time.perf_counter()
+            load_weights(*arguments)
+            seconds = time.perf_counter() - started
+
+        loader.load_weights = timed
+        loader.load_model(vllm_config=config, model_config=config.model_config)
+    return {"seconds": seconds}
+
+
+def _configure(model: str, load: dict[str, Any], options: dict[str, Any]) -> Any:
+    return EngineArgs(model, enforce_eager=True, max_model_len=128, **load, **options).create_engine_config()
+
+
+@contextlib.contextmanager
+def _ranks(config: Any, rank: int, count: int, store: str) -> Iterator[None]:
+    """vLLM's groups, as a worker makes them."""
+    os.environ["VLLM_DIST_IDENT"] = Path(store).name
+    parallel = config.parallel_config
     with set_current_vllm_config(config):
-        init_distributed_environment(2, rank, f"file://{store}", rank, "gloo")
-        parallel = config.parallel_config
+        init_distributed_environment(count, rank, f"file://{store}", rank, "gloo")
         initialize_model_parallel(parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
-        loaded = get_model(vllm_config=config)
-    return {"weights": digest(loaded)}
+        yield

@@ -48,3 +48,14 @@ def test_a_daemon_that_is_not_there_is_told_before_any_worker_starts(
     assert "penstockd" in said["message"]
     assert "init engine" not in engine.errors()
     assert "Initializing" not in engine.errors()
+
+
+def test_a_plugin_that_vllm_is_not_to_load_is_told_as_troubleshooting_says(
+    engines: Engines, models: dict[str, Path]
+) -> None:
+    plain = {"load_format": "penstock"}
+    engine = engines.launch("generate", models["llama"], plain, {}, variables={"VLLM_PLUGINS": "others"})
+    message = done(engine, "failed")["message"]
+    assert message == "Load format `penstock` is not supported"
+    page = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
+    assert "VLLM_PLUGINS" in page[page.index(message) :][:600]

@@ -99,5 +99,3 @@ def test_the_log_tells_how_long_loading_took(
     engine = engines.launch("generate", models["llama"], penstock(daemon), {})
     done(engine)
     assert "Loading weights took " in engine.errors()
-
-

@@ -1,4 +1,4 @@
-"""An engine that loads through penstock says what it says with vLLM's own loader, and has the same weights."""
+"""An engine that loads through penstock says the same as with vLLM's own loader, and has the same weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from ...e2e.conftest import StartDaemon
 from ...e2e.support import DaemonProcess
-from .conftest import Engines, auto, done, penstock
+from .conftest import Engines, auto, penstock
 
 Expected = Callable[[str], dict[str, Any]]
 

@@ -33,7 +33,9 @@ def register() -> None:
     register_model_loader("penstock")(PenstockModelLoader)
     if replaces_runai():
         register_model_loader("runai_streamer")(PenstockModelLoader)
-    if (arguments := sys.modules.get("vllm.engine.arg_utils")) is not None:  # the process that starts an engine
+    if (
+        arguments := sys.modules.get("vllm.engine.arg_utils")
+    ) is not None:  # the process that starts an engine
         _check_before_workers_start(arguments.EngineArgs)
 
 
@@ -53,7 +55,9 @@ def _check_before_workers_start(engine_args: Any) -> None:
         from .vllm_loader import PenstockModelLoader
 
         config = make(self)
-        backends = {getattr(self, f"{name}_backend", None) for name in ("distributed_executor", "data_parallel")}
+        backends = {
+            getattr(self, f"{name}_backend", None) for name in ("distributed_executor", "data_parallel")
+        }
         if config.load_format in ("penstock", "runai_streamer") and "ray" not in backends:
             loader = get_model_loader(config)
             if isinstance(loader, PenstockModelLoader):

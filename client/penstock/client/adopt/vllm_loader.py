@@ -5,8 +5,8 @@
     load_weights     the source's tensors, in the order of its files, into model.load_weights()
     get_all_weights  the same without the model's part; vLLM reloads weights by it
 
-Ranks that use the same daemon join one group, so that a checkpoint larger than the staging buffer is still read
-once. They ask for what any of them has use for (vllm_needs.py), and each passes on what its own model has.
+Ranks that use the same daemon join one group, so that a checkpoint larger than the staging buffer is still
+read once. They ask for what any of them needs (vllm_needs.py), and each passes on what its own model needs.
 
 The option `source` stands for the weights of one model, the one that was given to vLLM. vLLM uses the same
 options for other weights too: for a draft model, and for another path that `reload_weights` is given. These
@@ -138,7 +138,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         is_needed = selection(everybody, map_name)
         with self._open(client, source, group, is_needed, unused) as load:
             for name, tensor in load:
-                if not needs.leaves_out(name, map_name(name)):
+                if needs == EVERYTHING or not needs.leaves_out(name, map_name(name)):
                     yield name, tensor
         self._loaded_bytes += load.stats.bytes
         self._read_bytes += load.stats.read_bytes
@@ -167,7 +167,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
             if is_needed is None:
                 raise
             # The ranks of a group choose the same, so the daemon says this to all of them.
-            _log.warning("penstock reads tensors that this node does not need: %s", error)
+            _log.warning("penstock reads tensors that this node does not need: %s", str(error))
             return self._open(client, source, group, None, unused)
 
     def _device(self) -> str:
@@ -291,8 +291,8 @@ def _member(owner: Any, name: str) -> Any:
         import vllm
 
         raise RuntimeError(
-            f"vLLM {getattr(vllm, '__version__', '')} has no {owner.__name__}.{name}, which penstock's loader "
-            "calls: use a version that docs/vllm.md names, or another load format"
+            f"vLLM {getattr(vllm, '__version__', '')} has no {owner.__name__}.{name}, which penstock's "
+            "loader calls: use a version that docs/vllm.md names, or another load format"
         ) from None
 
 

@@ -8,15 +8,15 @@ it. Whatever does not fit together is read: a name that leads to no layer of the
 placed in another way than vLLM's function for skipping them assumes, experts that may be moved (EPLB).
 Embeddings and heads are always read, as models tie them to each other.
 
-vLLM's own `is_pp_missing_parameter` is not called: it remembers models by their `id`, which a later model in the
-same process may have too.
+vLLM's own `is_pp_missing_parameter` is not called: it remembers models by their `id`, which a later model of
+the same process may have too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,26 +54,41 @@ class Needs:
         expert = parse_expert_id(name)
         # Numbers from `expert_count` on belong to other layers, or to shared experts.
         known = expert is not None and expert < self.expert_count
-        return known and bool(should_skip_weight(name, set(self.experts)))
-
-    def leaves_nothing_out(self) -> bool:
-        return not self.other_stages and self.experts is None
+        return known and bool(should_skip_weight(name, self.experts))
 
 
 EVERYTHING = Needs()
 
 
-def selection(needs: list[Needs], map_name: MapName) -> Callable[[str], bool] | None:
+def selection(needs: Iterable[Needs], map_name: MapName) -> Callable[[str], bool] | None:
     """Whether any of the ranks needs a tensor, by its name in the checkpoint; None if they need all."""
-    ranks = set(needs)
-    if any(one.leaves_nothing_out() for one in ranks):
+    stages = _merged(needs)
+    nobody_s = set.intersection(*(set(stage.other_stages) for stage in stages))
+    complete = [stage for stage in stages if stage.experts is None]
+    if (not nobody_s and complete == stages) or any(not stage.other_stages for stage in complete):
         return None
 
     def is_needed(name: str) -> bool:
         mapped = map_name(name)
-        return not all(one.leaves_out(name, mapped) for one in ranks)
+        return not all(stage.leaves_out(name, mapped) for stage in stages)
 
     return is_needed
+
+
+def _merged(needs: Iterable[Needs]) -> list[Needs]:
+    """What ranks with the same layers need together."""
+    merged: dict[Needs, set[int] | None] = {}
+    for one in needs:
+        layers = replace(one, experts=None)
+        here = merged.setdefault(layers, set())
+        if here is not None and one.experts is not None:
+            here |= one.experts
+        if one.experts is None or len(merged[layers] or ()) == one.expert_count:
+            merged[layers] = None
+    return [
+        replace(layers, experts=None if experts is None else frozenset(experts))
+        for layers, experts in merged.items()
+    ]
 
 
 def mapper_of(model: nn.Module) -> MapName | None:
