@@ -1,10 +1,10 @@
-"""Seconds in `load_weights` of vLLM itself on a CPU: its own loader, Penstock cold and warm, Run:ai's streamer.
+"""Seconds in `load_weights` of vLLM on a CPU: its own loader, Penstock cold and warm, Run:ai's streamer.
 
     make .venv-engines/.stamp
     .venv-engines/bin/python -m benchmarks.engines --help
 
-Each load is a process of its own, forked by one that has imported vLLM; the loaders take turns in every round.
-"cold" is a daemon without the checkpoint, "warm" one that has it; the files are in the page cache each time. The
+Each load is a process of its own, forked by one that has imported vLLM; loaders take turns in every round.
+"cold" is a daemon without the checkpoint, "warm" one that has it; files are in the page cache each time. The
 second table is what nodes read of a mixture of experts, each of which has one of two ranks.
 """
 
