@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import grpc
@@ -216,6 +216,13 @@ def plugin(**extra: Any) -> Any:
     return PenstockModelLoader(LoadConfig(model_loader_extra_config=extra.pop("whole", extra)))
 
 
+def ask_another_vllm() -> object:
+    interfaces.install()
+    from penstock.client.adopt.vllm_loader import _member
+
+    return _member(ModuleType("vllm.other"), "gone")
+
+
 def use_closed_client(client: StreamerClient) -> object:
     client.close()
     return client.status()
@@ -405,6 +412,7 @@ EXAMPLES = [
     Example("odd dimension", wrapped(dtype="F4", shape=[3]), "tensor 't'", "is no multiple of 2", "leave the tensor out"),
     Example("outside", wrapped(dtype="F32", shape=[3], size_bytes=12), "tensor 't'", "does not fit its segment", WIRE),
     Example("huge shape", wrapped(dtype="F32", shape=[1 << 63, 0]), "tensor 't'", "which torch cannot represent", "leave it out"),
+    Example("another vLLM", ask_another_vllm, "vLLM", "has no vllm.other.gone", "use a version"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),
     Example("concurrency", lambda: plugin(concurrency=4), "concurrency", "the daemon's, not a load's", "leave it out here"),
