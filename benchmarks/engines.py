@@ -23,6 +23,8 @@ from tests.engines.real.conftest import Engines, auto, done, penstock
 from tests.engines.real.models import Model, write
 
 GB = 1e9
+HTTP = ("--http-address", "127.0.0.1:0")
+"""For daemons side by side."""
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def measure_seconds(engines: Engines, directory: Path, size_gb: float, rounds: i
     seconds: dict[str, list[float]] = {}
     load_average = os.getloadavg()[0]
     print(f"{total_bytes / GB:.2f} GB, {os.cpu_count()} cores, load average {load_average:.1f} at the start")
-    with running_daemon("--memory-limit", limit) as daemon:
+    with running_daemon("--memory-limit", limit, *HTTP) as daemon:
         loaders: dict[str, Callable[[], dict[str, Any]]] = {
             "vLLM's own (auto)": auto,
             "penstock, cold": lambda: evicted(daemon),
@@ -95,8 +97,8 @@ def measure_filters(engines: Engines, directory: Path) -> None:
         ("pipeline parallel", {"pipeline_parallel_size": 2}),
     ):
         with (
-            running_daemon("--memory-limit", "256MiB") as one,
-            running_daemon("--memory-limit", "256MiB") as other,
+            running_daemon("--memory-limit", "256MiB", *HTTP) as one,
+            running_daemon("--memory-limit", "256MiB", *HTTP) as other,
         ):
             ranks = [
                 engines.launch(
