@@ -218,9 +218,9 @@ def plugin(**extra: Any) -> Any:
 
 def ask_another_vllm() -> object:
     interfaces.install()
-    from penstock.client.adopt.vllm_loader import _member
+    from penstock.client.adopt.vllm_own import member
 
-    return _member(ModuleType("vllm.other"), "gone")
+    return member(ModuleType("vllm.other"), "gone")
 
 
 def use_closed_client(client: StreamerClient) -> object:

@@ -15,9 +15,7 @@ load from their own path, not from `source`.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
-import inspect
 import logging
 import os
 import time
@@ -36,6 +34,7 @@ from ..system.sizes import show_bytes
 from .engine_ranks import agree
 from .vllm_needs import EVERYTHING, Needs, mapper_of, needs_of, selection
 from .vllm_options import LoaderOptions
+from .vllm_own import by_vllm, check_complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +82,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         track = self.options.enable_weights_track
         quantized = getattr(model_config, "quantization", None) is not None
         if track or (track is None and loaded is not None and not quantized):
-            _check_complete(model, loaded, quantized)
+            check_complete(model, loaded, quantized)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -115,7 +114,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
                 loading = self._load(source, model, needs=EVERYTHING, unused=unused, stages_agree=False)
                 yield from ((part.prefix + name, tensor) for name, tensor in loading)
                 return
-        yield from _by_vllm(self.load_config, part)
+        yield from by_vllm(self.load_config, part)
 
     def _load(
         self,
@@ -258,42 +257,6 @@ def _source_of_draft(
     target = speculative.target_model_config
     of_target = model_config.model in (target.model, getattr(target, "model_weights", "") or target.model)
     return source if of_target else None
-
-
-def _by_vllm(load_config: LoadConfig, part: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Files that are no safetensors (`*.pt`), by vLLM's own loader."""
-    loader = _vllm_s_own("DefaultModelLoader")
-    its_config = dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={})
-    weights: Any = _member(loader, "_get_weights_iterator")(loader(its_config), part)
-    yield from weights
-
-
-def _check_complete(model: nn.Module, loaded: set[str] | None, quantized: bool) -> None:
-    """Raises ValueError that names the weights that did not come."""
-    check = _member(_vllm_s_own("DefaultModelLoader"), "track_weights_loading")  # uses nothing of the loader
-    if "quantized" in inspect.signature(check).parameters:  # from vLLM 0.32 on
-        check(None, model, loaded, quantized=quantized)
-    else:
-        check(None, model, loaded)
-
-
-def _vllm_s_own(name: str) -> Any:
-    from vllm.model_executor.model_loader import default_loader
-
-    return _member(default_loader, name)
-
-
-def _member(owner: Any, name: str) -> Any:
-    """Raises RuntimeError, for people, where another version of vLLM lacks it."""
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        import vllm
-
-        raise RuntimeError(
-            f"vLLM {getattr(vllm, '__version__', '')} has no {owner.__name__}.{name}, which penstock's "
-            "loader calls: use a version that docs/vllm.md names, or another load format"
-        ) from None
 
 
 def _rank_groups(*, stages_too: bool) -> list[Any]:
