@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import grpc
@@ -292,6 +292,13 @@ def plugin(**extra: Any) -> Any:
     return PenstockModelLoader(LoadConfig(model_loader_extra_config=extra.pop("whole", extra)))
 
 
+def ask_another_vllm() -> object:
+    interfaces.install()
+    from penstock.client.adopt.vllm_own import member
+
+    return member(ModuleType("vllm.other"), "gone")
+
+
 def use_closed_client(client: StreamerClient) -> object:
     client.close()
     return client.status()
@@ -515,6 +522,7 @@ EXAMPLES = [
     Example("odd index", lambda: safe_parts.numpy_part(ARRAY, (0, slice(-1, None))), "slice(-1, None, None)", "does not select from a dimension of 3", "give an integer"),
     Example("PENSTOCK_PATCH_SAFETENSORS", patched(safe_patch.patch_as_asked, PENSTOCK_PATCH_SAFETENSORS="maybe"), "PENSTOCK_PATCH_SAFETENSORS='maybe'", "is neither yes nor no", "set 1"),
     Example("changed meanwhile", lambda: safe_patch._changed("/m/f"), "/m/f", "changed while it was read", "load it again"),
+    Example("another vLLM", ask_another_vllm, "vLLM", "has no vllm.other.gone", "use a version"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),
     Example("concurrency", lambda: plugin(concurrency=4), "concurrency", "the daemon's, not a load's", "leave it out here"),
