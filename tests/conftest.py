@@ -1,6 +1,7 @@
 """What all tests share: an environment of their own, and what a skipped test means in CI."""
 
 import functools
+import gc
 import os
 import re
 import shutil
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+# Before another conftest imports torch, which reads it once. Tests run side by side, and threads of OpenMP
+# spin while they wait for each other, on cores that other tests need.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
 
@@ -62,6 +67,18 @@ def _keep_descriptors_from_children() -> None:
                 os.set_inheritable(int(entry), False)
         except OSError:
             continue  # the one that listed the directory
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. `gc.collect`, which tests and libraries call often, need not go through
+    torch each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """For Hypothesis, which is imported for its summary and asks who refers to an object."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)
