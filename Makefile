@@ -66,9 +66,11 @@ lint: venv  ## ruff check, ruff format --check, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A file's tests stay together, as they share daemons. One process more than there are cores: many tests wait.
+# A file's tests stay together, as they share daemons; tests/conftest.py says which files come first. One process
+# more than there are cores: many tests wait. What pytest compiles is kept for the next run, whatever the shell says.
 test: venv  ## Run the tests, with the short form of the stress tests; WORKERS=0 for one process
-	@$(BIN)/python -m pytest -m 'not stress and not image' -n $(WORKERS) --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m 'not stress and not image' \
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes
 	@$(BIN)/python -m pytest -m image $(ARGS)

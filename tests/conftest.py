@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,16 @@ _Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
 
 TEMPORARY_DIRECTORY = Path("/tmp")
 """Short, as the path of a Unix socket has at most 107 bytes: not what TMPDIR of the caller says."""
+
+LONGEST_FIRST = (
+    "tests/attacks/test_soak.py",
+    "tests/engines/",
+    "tests/test_shell.py",
+    "tests/attacks/",
+    "tests/e2e/",
+    "tests/s3/",
+)
+"""Files and directories whose tests run before all others: they start processes and wait for them."""
 
 MAY_SKIP_IN_CI = (
     # CI machines have no GPU. `pytest -m gpu` on one that has shows them all.
@@ -67,6 +78,20 @@ def _keep_descriptors_from_children() -> None:
                 os.set_inheritable(int(entry), False)
         except OSError:
             continue  # the one that listed the directory
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process: the files that take longest are begun first, so that no process is
+    left with one of them at the end. Among others those with the most tests come first."""
+    tests = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.nodeid.partition("::")[0]
+        ranks = [rank for rank, begin in enumerate(LONGEST_FIRST) if name.startswith(begin)]
+        return min(ranks, default=len(LONGEST_FIRST)), -tests[item.path], name
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
