@@ -55,7 +55,7 @@ for case in json.loads(sys.argv[2]):
 def loads(daemon: Any, cases: list[tuple[int, str]]) -> list[tuple[Any, Any]]:
     """What each load said, and the second one."""
     command = [sys.executable, "-c", PROGRAM, str(daemon.socket_dir), json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return [(said, again) for said, again in map(json.loads, done.stdout.splitlines())]
 
