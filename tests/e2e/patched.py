@@ -25,6 +25,7 @@ class Library:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at the first import, whoever does it
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # pytest, which asks whether this is a fixture
@@ -34,8 +35,7 @@ class Library:
         return getattr(sys.modules[self._name], name)
 
     def _import(self) -> None:
-        """Offline, and whatever its dependencies are deprecated for."""
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        """Whatever its dependencies are deprecated for."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(self._name)
