@@ -103,8 +103,7 @@ class Admission:
     ) -> tuple[Checkpoint, Selection, CacheEntry]:
         """Joins a staged checkpoint that has its slabs, and holds it under the key `self`. The caller must
         call `leave(self)` on the entry. `owner_uid` is the uid that gets the slabs, if that is known. With
-        `whole` it neither joins nor makes a window; but the entry of a load that it waited for may still
-        become one."""
+        `whole` it neither joins nor makes a window; but it may join an entry that waits and becomes one."""
         checkpoint = await self._resolve()
         try:
             selection, made_for = await self._select(checkpoint, emit)

@@ -31,7 +31,7 @@ MAX_INFO_BYTES = 8 << 20
 REMEMBERED_BYTES = 24 << 20
 """Most bytes of all remembered trees together."""
 ANSWERS_AT_ONCE = 2
-"""How many trees are remembered."""
+"""Most answers that are held in memory at a time."""
 ADDRESS_SECONDS = 3000.0
 """How long an address is valid if it does not say so itself: the Hub signs for an hour."""
 _FOR_EVER = float("inf")
