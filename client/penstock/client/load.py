@@ -173,7 +173,7 @@ class Load:
             yield from self._delivery.run(self._segments)
             if self._account.tensors != self.tensor_count:
                 raise errors.broken(
-                    f"{self._account.tensors} of {self.tensor_count} tensors came", load_id=self.load_id
+                    f"{self._account.tensors} of {self.tensor_count} tensors were sent", load_id=self.load_id
                 )
             if not self._owned:
                 # The caller's loop variable still holds the last view. Its lease would make this

@@ -71,8 +71,9 @@ EXAMPLES = [
     ),
     said(
         "the checkpoint",
-        " does not fit as a whole into the staging buffer of 9 bytes, and only whole ones can be kept; ",
-        "raise --memory-limit, or load it, through a window",
+        " does not fit as a whole into the staging buffer of 9 bytes, "
+        "and only whole checkpoints can be kept; ",
+        "raise --memory-limit, or load it through a window",
     ),
     said(
         "another load that shares this window",

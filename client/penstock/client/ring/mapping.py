@@ -114,7 +114,7 @@ class Mapping:
         for fds in packets:
             try:
                 if mapped + len(fds) > slab_count:
-                    raise errors.broken(f"more than {slab_count} slabs came")
+                    raise errors.broken(f"more than {slab_count} slabs were sent")
                 for fd in fds:
                     _check_slab(fd, slab_bytes)
                     address = self.address + mapped * slab_bytes
@@ -126,7 +126,7 @@ class Mapping:
                 for fd in fds:
                     os.close(fd)
         if mapped != slab_count:
-            raise errors.broken(f"{mapped} slabs came instead of {slab_count}")
+            raise errors.broken(f"{mapped} slabs were sent instead of {slab_count}")
 
 
 def map_anonymous(size_bytes: int) -> int:

@@ -79,7 +79,7 @@ class Spools:
                     patience_seconds = min(give_up_at - time.monotonic(), threading.TIMEOUT_MAX)
                     if not self._changed.wait(patience_seconds):
                         raise TooManyLoadsError(
-                            f"a header or index of {show_size(size_bytes)} found no room: others take "
+                            f"no memory is free for a header or index of {show_size(size_bytes)}: others use "
                             f"{show_size(self._quota.used)} of {show_size(self._quota.total)}; try again "
                             "later"
                         )

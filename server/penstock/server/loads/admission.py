@@ -174,8 +174,8 @@ class Admission:
             return await asyncio.wait_for(ask(), CHOICE_SECONDS)
         except asyncio.TimeoutError:
             raise InvalidRequestError(
-                f"select: no choice came within {CHOICE_SECONDS:.0f} s after the listing that the load asked "
-                "for; choose sooner, or list the tensors with one load and name them in another"
+                f"select: the client chose no tensors within {CHOICE_SECONDS:.0f} s after the listing; "
+                "choose sooner, or list the tensors with one load and name them in another"
             ) from None
         finally:
             self._choosing = False

@@ -39,7 +39,7 @@ class Demand:
         if not self.whole:
             raise MemoryLimitTooSmallError(
                 f"the checkpoint does not fit as a whole into the staging buffer of {capacity_bytes} bytes, "
-                "and only whole ones can be kept; raise --memory-limit, or load it, through a window",
+                "and only whole checkpoints can be kept; raise --memory-limit, or load it through a window",
                 limit_bytes=capacity_bytes,
             )
         return Demand(self.whole, self.whole, self.whole, self.whole, whole_only=True)
