@@ -1,5 +1,5 @@
-"""Loads models with SGLang's own arguments, plugins, groups, model classes and loader, on a CPU, and writes into
-a file what they hold. Run by test_sglang.py with a request in JSON.
+"""Loads models with SGLang's own arguments, plugins, groups, model classes and loader, on a CPU, and writes
+into a file what they hold. Run by test_sglang.py with a request in JSON.
 
 SGLang does not start here as a whole: it wants kernels for GPUs, or for a CPU with AMX. torchvision, of which
 PyPI has builds for CUDA alone, is replaced by stand-ins; no model here uses it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.machinery
+import importlib.util
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ from typing import Any
 
 from tests.engines.real.agreed import ENVIRONMENT
 
+MODELS = {"llama", "qwen2"}
+"""Modules with models; SGLang would import all of its 250."""
 REFUSED = (ValueError, RuntimeError)
 os.environ.update(ENVIRONMENT)
 
@@ -50,6 +53,14 @@ class _StandIn:
 
     def exec_module(self, module: types.ModuleType) -> None:
         """It has all it needs."""
+
+
+def leave_models_out() -> None:
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None
+    assert spec.origin is not None
+    modules = {path.stem for path in Path(spec.origin).with_name("srt").glob("models/*.py")}
+    os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = ",".join(sorted(modules - MODELS))
 
 
 def digest(model: Any) -> str:
@@ -147,6 +158,7 @@ def main(request: dict[str, Any]) -> None:
 
     import_utils.is_torchvision_available()  # once and for all, before there is something by that name
     sys.meta_path.append(_StandIn())
+    leave_models_out()
     rank, size = request["rank"], request["size"]
     parsed = configure(request["arguments"], rank)
     join(request["store"], rank, size)
