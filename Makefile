@@ -84,7 +84,7 @@ $(ENGINES)/.stamp: engines-constraints.txt pyproject.toml
 	$(ENGINES)/bin/python tests/engines/real/name_vllm.py
 	touch $@
 
-engines: $(ENGINES)/.stamp  ## Run vLLM itself on a CPU with the plugin (minutes; installs 3 GB into .venv-engines)
+engines: $(ENGINES)/.stamp  ## Run vLLM itself, and SGLang's loading, on a CPU with the plugins (minutes; installs 3 GB into .venv-engines)
 	@$(ENGINES)/bin/python -m pytest -m engines tests/engines/real $(ARGS)
 
 image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes

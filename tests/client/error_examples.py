@@ -28,9 +28,10 @@ import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, vllm
+from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, sglang, vllm
 from penstock.client.adopt import run_ai as streamer
 from penstock.client.adopt import safe_open as opening
+from penstock.client.adopt.written import every_parameter_written
 from penstock.client.cli import commands as cli
 from penstock.client.cli import demo, health
 from penstock.client.cuda import device as cuda
@@ -292,6 +293,11 @@ def plugin(**extra: Any) -> Any:
     return PenstockModelLoader(LoadConfig(model_loader_extra_config=extra.pop("whole", extra)))
 
 
+def load_nothing() -> None:
+    with every_parameter_written(torch.nn.Linear(2, 2)):
+        pass
+
+
 def ask_another_vllm() -> object:
     interfaces.install()
     from penstock.client.adopt.vllm_own import member
@@ -522,6 +528,8 @@ EXAMPLES = [
     Example("odd index", lambda: safe_parts.numpy_part(ARRAY, (0, slice(-1, None))), "slice(-1, None, None)", "does not select from a dimension of 3", "give an integer"),
     Example("PENSTOCK_PATCH_SAFETENSORS", patched(safe_patch.patch_as_asked, PENSTOCK_PATCH_SAFETENSORS="maybe"), "PENSTOCK_PATCH_SAFETENSORS='maybe'", "is neither yes nor no", "set 1"),
     Example("changed meanwhile", lambda: safe_patch._changed("/m/f"), "/m/f", "changed while it was read", "load it again"),
+    Example("weights that are missing", load_nothing, "Linear has parameters", "the checkpoint has nothing: bias, weight", "load a complete checkpoint"),
+    Example("SGLang's other loaders", lambda: sglang.refuse_other_loaders("IncModelLoader", quantized_already=False), "this model", "by its IncModelLoader, which cannot load through", "give a model that is quantized already"),
     Example("another vLLM", ask_another_vllm, "vLLM", "has no vllm.other.gone", "use a version"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),

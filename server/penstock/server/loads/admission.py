@@ -204,7 +204,8 @@ class Admission:
             demand = demand.only_whole(staging.capacity_bytes)
         if self.caller.closed:
             raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
-        holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
+        group = request.group.name if request.group else ""
+        holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began, group)
         self.entry = entry = staging.enter(
             checkpoint,
             selection,

@@ -22,6 +22,7 @@ from ..errors import ShuttingDownError, StagingExhaustedError
 from ..system import failure
 from ..system.counts import Totals
 from ..system.log import event
+from ..system.shown import shown_source
 from .contents import Contents
 from .demand import Demand, measure
 from .entry import CacheEntry, EntryContext
@@ -308,8 +309,23 @@ class StagingBuffer:
         if not entry.holders:
             self.entry_idle(entry)
         elif entry.members.expecting and not entry.full:
-            loop.call_later(self._config.group_timeout_seconds, entry.stop_expecting)
+            loop.call_later(self._config.group_timeout_seconds, self._stop_expecting, entry)
         self._grant()
+
+    def _stop_expecting(self, entry: CacheEntry) -> None:
+        """The members of a group that are there go on without those that have not come."""
+        if entry.holders and entry.members.expecting:
+            self._totals.group_timeouts += 1
+            fields = {
+                "group": entry.members.group,
+                "group_size": entry.members.expected,
+                "group_joined": entry.members.joined,
+                "waited_seconds": self._config.group_timeout_seconds,
+                "stage": entry.id,
+                "source": shown_source(entry.checkpoint.sources),
+            }
+            event(logger, "group not complete", fields, level=logging.WARNING)
+        entry.stop_expecting()
 
     def _expire(self, entry: CacheEntry, demand: Demand) -> None:
         usage = self.usage()

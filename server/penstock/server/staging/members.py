@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ class Holder:
     pid: int
     name: str
     since: float
+    group: str = ""
+    """The name of its load's group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,23 @@ class Members:
         self.skipped: dict[Hashable, int] = {}
         """For each holder, how many tensors of the selection, from the first on, it does not need."""
         self._expected = terms.expected
+        self._joined_of: Counter[str] = Counter()
+        """By group, as long as some of it have not left."""
+        self._present_of: Counter[str] = Counter()
         self._window_name = secrets.token_hex(8)
 
     @property
     def expecting(self) -> bool:
         """Whether more members of the group are expected."""
         return self.joined < self._expected
+
+    @property
+    def expected(self) -> int:
+        return max(self._expected, self.joined)
+
+    def joined_of(self, group: str) -> int:
+        """Loads of that group that joined; 0 when all of them have left."""
+        return self._joined_of[group]
 
     def stop_expecting(self) -> None:
         self._expected = self.joined
@@ -57,13 +71,21 @@ class Members:
         self.skipped[key] = skipped
         self.window = window or self.window
         self.joined += 1
+        if holder.group:
+            self._joined_of[holder.group] += 1
+            self._present_of[holder.group] += 1
 
     def leave(self, key: Hashable) -> bool:
         """Returns whether the load was a holder."""
         self.skipped.pop(key, None)
-        return self.holders.pop(key, None) is not None
+        holder = self.holders.pop(key, None)
+        if holder is not None and holder.group:
+            self._present_of[holder.group] -= 1
+            if not self._present_of[holder.group]:
+                del self._present_of[holder.group], self._joined_of[holder.group]
+        return holder is not None
 
     def progress(self) -> tuple[str, int]:
         """The progress that each member receives: the window's name, and how many members have not left."""
         left = self.joined - len(self.holders)
-        return self.window or self._window_name, max(self._expected, self.joined) - left
+        return self.window or self._window_name, self.expected - left

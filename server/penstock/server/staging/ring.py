@@ -21,6 +21,8 @@ from itertools import accumulate
 from ..checkpoint.plan import Segment, ring_bytes, ring_pages, span_bytes
 from ..system.linux import PAGE_BYTES
 
+WAITS_FOR_OTHERS = "others of its window to join or to release what they have"
+
 
 class SegmentState(enum.Enum):
     PLANNED = enum.auto()
@@ -140,7 +142,7 @@ class SegmentRing:
             return "storage"
         if self._released.get(consumer, 0) <= self._freed:
             return "its client to release what it has"
-        return "others of its window to join or to release what they have"
+        return WAITS_FOR_OTHERS
 
     def read(self, index: int) -> None:
         """All bytes of the segment are in the ring."""

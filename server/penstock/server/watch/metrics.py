@@ -35,6 +35,7 @@ from ..system.counts import (
     READ_SECONDS,
     RESULTS,
     RETRY_REASONS,
+    WAITED,
     Distribution,
     Totals,
 )
@@ -93,6 +94,23 @@ METRICS = (
         "histogram",
         "Time that loads and prefetches waited for staging memory.",
         buckets=LOAD_SECONDS,
+    ),
+    Metric(
+        "group_loads_total",
+        "counter",
+        "Loads of groups that had their memory, by whether other members kept them waiting.",
+        {"waited": WAITED},
+    ),
+    Metric(
+        "group_wait_seconds",
+        "histogram",
+        "How long loads of groups waited for other members to join, or to release what they had.",
+        buckets=LOAD_SECONDS,
+    ),
+    Metric(
+        "group_timeouts_total",
+        "counter",
+        "Groups of which not all members joined within --group-timeout.",
     ),
     Metric(
         "read_bytes_total",
@@ -268,6 +286,8 @@ def _counted(totals: Totals) -> dict[str, _Values]:
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},
+        "group_loads_total": totals.group_loads,
+        "group_timeouts_total": {(): totals.group_timeouts},
         "connections_closed_total": {(reason,): count for reason, count in totals.connections_closed.items()},
         "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
     }
@@ -292,6 +312,7 @@ def _distributions(totals: Totals) -> dict[str, Mapping[tuple[str, ...], Distrib
     return {
         "load_seconds": totals.load_seconds,
         "load_wait_seconds": {(): totals.load_wait_seconds},
+        "group_wait_seconds": {(): totals.group_wait_seconds},
         "read_seconds": {(source,): seconds for source, seconds in totals.read_seconds.items()},
     }
 
