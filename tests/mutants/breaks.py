@@ -190,6 +190,20 @@ BREAKS = (
         "test_without_a_limit_memory_goes_back_to_the_system",
     ),
     Break(
+        "what is only warm goes in the order of its last use when the system lacks memory",
+        f"{_SERVER}/staging/buffer.py",
+        "for entry in sorted(warm, key=lambda entry: entry.last_used):",
+        "for entry in sorted(warm, key=lambda entry: -entry.last_used):",
+        "test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use",
+    ),
+    Break(
+        "the system has to have more memory left where processes stall for it",
+        f"{_SERVER}/system/headroom.py",
+        "share = SPARE_SHARE_UNDER_PRESSURE if pressed else SPARE_SHARE",
+        "share = SPARE_SHARE",
+        "test_where_processes_stall_for_memory_more_of_it_goes_back",
+    ),
+    Break(
         "headers, indexes and plans are charged before their memory is spent",
         f"{_SERVER}/checkpoint/budget.py",
         "        if more_bytes > 0:",

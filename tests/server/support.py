@@ -96,7 +96,7 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
         "block_bytes": 256 << 10,
         "window_bytes": 4 << 30,
         "allow": (),
-        "trim_after_seconds": 60.0,
+        "trim_after_seconds": 900.0,
         "queue_timeout_seconds": 600.0,
         "group_timeout_seconds": 60.0,
         "grace_seconds": 30.0,

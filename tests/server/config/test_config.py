@@ -148,7 +148,7 @@ def test_the_defaults() -> None:
     config = load()
     assert config.memory_limit == -1
     assert (config.concurrency, config.block_bytes, config.max_loads) == (16, 8 * MIB, 256)
-    assert (config.trim_after_seconds, config.group_timeout_seconds, config.grace_seconds) == (60, 60, 30)
+    assert (config.trim_after_seconds, config.group_timeout_seconds, config.grace_seconds) == (900, 60, 30)
     assert (config.allow, config.prefetch) == ((), ())
     assert config.socket_dir == Path("/run/penstock")
     assert not config.populate

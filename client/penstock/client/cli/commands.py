@@ -26,7 +26,8 @@ from .status_text import show
 
 _PIN = (
     "keep it until it is evicted; without, it stays until its memory is needed, and in a daemon without a "
-    "memory limit for as long as penstockd --trim-after says (60 s by default)"
+    "memory limit for as long as penstockd --trim-after says (15 minutes by default) and the node has memory "
+    "to spare"
 )
 _VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
 

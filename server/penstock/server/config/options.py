@@ -91,9 +91,10 @@ _FIRST_OPTIONS = (
 _FURTHER_OPTIONS = (
     Option(
         "--trim-after",
-        "60",
+        "900",
         values.seconds,
-        "without a limit: seconds after which unused memory goes back to the system",
+        "without a limit: seconds after which a checkpoint that nobody uses is evicted; it goes at once when "
+        "the machine or the container runs short of memory",
         "SECONDS",
     ),
     Option("--queue-timeout", "600", values.seconds, "seconds that a load may wait for memory", "SECONDS"),

@@ -78,7 +78,8 @@ class Config:
             return "not at all; set --memory-limit to keep checkpoints"
         if self.trims:
             return (
-                f"{self.trim_after_seconds:g} s after its last use; raise --trim-after, or set --memory-limit"
+                f"{self.trim_after_seconds:g} s after its last use, or until the machine or the container "
+                "runs short of memory; raise --trim-after, or set --memory-limit"
             )
         return "until others need the memory"
 

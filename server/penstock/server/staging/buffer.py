@@ -21,6 +21,7 @@ from ..config.units import show_size
 from ..errors import ShuttingDownError, StagingExhaustedError
 from ..system import failure
 from ..system.counts import Totals
+from ..system.headroom import shortage_bytes
 from ..system.log import event
 from .contents import Contents
 from .demand import Demand, measure
@@ -42,9 +43,15 @@ class StagingBuffer:
     """Sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
-        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Workers, totals: Totals
+        self,
+        config: Config,
+        *,
+        readers: Mapping[str, ReaderPool],
+        workers: Workers,
+        totals: Totals,
+        shortage: Callable[[], int] = shortage_bytes,
     ) -> None:
-        """`readers` by kind of source."""
+        """`readers` by kind of source. `shortage` says how many bytes the system lacks; it blocks."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -78,6 +85,8 @@ class StagingBuffer:
             workers,
             may_populate=lambda: not self._queue,
             evict_idle=self._evict_idle,
+            evict_for=self._evict_for,
+            shortage=shortage,
         )
 
     @property
@@ -262,6 +271,14 @@ class StagingBuffer:
 
     def _evict_idle(self, since: float) -> None:
         self.evict(lambda entry: entry.idle and not entry.pinned and entry.last_used <= since)
+
+    def _evict_for(self, free_slabs: int) -> None:
+        """For the system: what is only warm, least recently used first, until so many slabs are free."""
+        warm = [entry for entry in self.entries.values() if entry.idle and not entry.pinned and entry.started]
+        for entry in sorted(warm, key=lambda entry: entry.last_used):
+            if self.pool.free_slabs >= free_slabs:
+                return
+            self._evict(entry)
 
     def _grant(self) -> None:
         """Starts everything at the head of the queue that can have its slabs now."""
