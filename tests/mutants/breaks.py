@@ -192,8 +192,8 @@ BREAKS = (
     Break(
         "what is only warm goes in the order of its last use when the system lacks memory",
         f"{_SERVER}/staging/buffer.py",
-        "for entry in sorted(warm, key=lambda entry: entry.last_used):",
-        "for entry in sorted(warm, key=lambda entry: -entry.last_used):",
+        "for entry in sorted(warm, key=lambda entry: (entry.wanted, entry.last_used)):",
+        "for entry in sorted(warm, key=lambda entry: (entry.wanted, -entry.last_used)):",
         "test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use",
     ),
     Break(

@@ -144,10 +144,10 @@ class Visit:
 class Bench:
     """A staging buffer, and what has to be zero when all have left."""
 
-    def __init__(self, *, shortage: Callable[[], int] = lambda: 0, **config: Any) -> None:
-        """`shortage` says how many bytes the system lacks."""
+    def __init__(self, *, spare: Callable[[], int] = lambda: 1 << 40, **config: Any) -> None:
+        """`spare` says how many bytes the system has to spare."""
         gc.collect()
-        self._asked = shortage
+        self._asked = spare
         self.looks = 0
         """How often the system's memory was looked at."""
         self.fds = len(open_fds())
@@ -163,10 +163,10 @@ class Bench:
             readers={"file": self.readers},
             workers=self.workers,
             totals=self.totals,
-            shortage=self._shortage,
+            spare=self._spare,
         )
 
-    def _shortage(self) -> int:
+    def _spare(self) -> int:
         try:
             return self._asked()
         finally:

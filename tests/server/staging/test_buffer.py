@@ -21,7 +21,7 @@ from penstock.server.errors import (
     SourceUnavailableError,
 )
 from penstock.server.staging.demand import Demand
-from penstock.server.system.headroom import SPARE_SHARE, shortage_bytes
+from penstock.server.system.headroom import SPARE_SHARE, spare_bytes
 
 from ..bench import GROUP, Bench, running
 from ..machine import GIB, machine
@@ -315,9 +315,9 @@ async def test_without_a_limit_memory_goes_back_to_the_system(make: Callable[...
 async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use(
     make: Callable[..., Path], tmp_path: Path
 ) -> None:
-    spare_bytes = int(16 * GIB * SPARE_SHARE)
-    root = machine(tmp_path / "machine", available=spare_bytes)
-    shortage = functools.partial(shortage_bytes, root)
+    share_bytes = int(16 * GIB * SPARE_SHARE)
+    root = machine(tmp_path / "machine", available=share_bytes)
+    spare = functools.partial(spare_bytes, root)
 
     async def looks(bench: Bench) -> None:
         """Two looks that began after this call have ended."""
@@ -325,7 +325,7 @@ async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_or
         await until(lambda: bench.looks >= before + 2)
         await turns()
 
-    async with running(shortage=shortage, memory_limit=-1) as bench:
+    async with running(spare=spare, memory_limit=-1) as bench:
         keeping = asyncio.ensure_future(bench.staging.keep())
         names = ["oldest", "pinned", "leased", "newest"]
         visits = {name: bench.enter(make(name, 1), pin=name == "pinned") for name in names}
@@ -340,9 +340,9 @@ async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_or
             return {Path(entry.checkpoint.sources[0]).stem for entry in bench.staging.entries.values()}
 
         assert left() == set(names)
-        machine(root, available=spare_bytes - 1)
+        machine(root, available=share_bytes - 1)
         await until(lambda: open_slabs() == 3)
-        machine(root, available=spare_bytes)
+        machine(root, available=share_bytes)
         await looks(bench)
         assert left() == {"pinned", "leased", "newest"}
         machine(root, available=0)
@@ -357,8 +357,8 @@ async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_or
 
 @on_clock_loop
 async def test_free_slabs_go_back_before_what_is_warm(make: Callable[..., Path]) -> None:
-    short = [0]
-    async with running(shortage=lambda: short[0], memory_limit=-1) as bench:
+    spare = [0]
+    async with running(spare=lambda: spare[0], memory_limit=-1) as bench:
         keeping = asyncio.ensure_future(bench.staging.keep())
         window = bench.enter(make("window", 4), memory_limit=2 * SLAB_BYTES)
         await window.read()
@@ -367,9 +367,9 @@ async def test_free_slabs_go_back_before_what_is_warm(make: Callable[..., Path])
         await warm.read()
         warm.leave()
         assert open_slabs() == 2
-        short[0] = 1
+        spare[0] = -1
         await until(lambda: open_slabs() == 1)
-        short[0] = 0
+        spare[0] = 0
         assert list(bench.staging.entries.values()) == [warm.entry]
         keeping.cancel()
 
@@ -380,12 +380,12 @@ async def test_a_look_that_fails_is_logged_once_and_ends_no_later_one(
 ) -> None:
     fails = [True]
 
-    def shortage() -> int:
+    def spare() -> int:
         if fails[0]:
             raise OSError("no /proc")
-        return 1
+        return -1
 
-    async with running(shortage=shortage, memory_limit=-1) as bench:
+    async with running(spare=spare, memory_limit=-1) as bench:
         keeping = asyncio.ensure_future(bench.staging.keep())
         visit = bench.enter(make("a", 1))
         await visit.read()

@@ -11,7 +11,7 @@ from penstock.server.system.headroom import (
     SPARE_SHARE,
     SPARE_SHARE_UNDER_PRESSURE,
     buffer_headroom,
-    shortage_bytes,
+    spare_bytes,
 )
 from penstock.server.system.limits import OVERHEAD_BYTES
 
@@ -75,41 +75,42 @@ def test_this_machine_has_room_for_a_slab() -> None:
 
 
 def test_a_machine_with_memory_to_spare_lacks_nothing(tmp_path: Path) -> None:
-    assert shortage_bytes(machine(tmp_path, available=GIB, files=v2(8 * GIB, 7 * GIB))) == 0
+    assert spare_bytes(machine(tmp_path, available=3 * GIB, files=v2(8 * GIB, 7 * GIB))) == GIB // 2
+    assert spare_bytes(machine(tmp_path, available=GIB, files=v2(8 * GIB, 7 * GIB))) == 0
 
 
 def test_a_machine_is_short_of_what_its_share_lacks(tmp_path: Path) -> None:
-    assert shortage_bytes(machine(tmp_path, available=GIB - 5 * MIB)) == 5 * MIB
+    assert spare_bytes(machine(tmp_path, available=GIB - 5 * MIB)) == -5 * MIB
     assert 16 * GIB * SPARE_SHARE == GIB
 
 
 def test_a_container_is_short_though_the_machine_is_not(tmp_path: Path) -> None:
     files = v2(8 * GIB, 8 * GIB - 100 * MIB, cached=40 * MIB)
-    assert shortage_bytes(machine(tmp_path, files=files)) == 8 * GIB * SPARE_SHARE - 140 * MIB
+    assert spare_bytes(machine(tmp_path, files=files)) == 140 * MIB - 8 * GIB * SPARE_SHARE
 
 
 def test_a_container_without_a_limit_lacks_nothing(tmp_path: Path) -> None:
     files: dict[str, str | int] = {**v2(0, 15 * GIB), "pod/a/memory.max": "max"}
-    assert shortage_bytes(machine(tmp_path, files=files)) == 0
+    assert spare_bytes(machine(tmp_path, files=files)) == 16 * GIB - 16 * GIB * SPARE_SHARE
 
 
 def test_where_processes_stall_for_memory_more_of_it_goes_back(tmp_path: Path) -> None:
     calm = machine(tmp_path, available=3 * GIB, stalled_percent=PRESSURE_PERCENT - 0.01)
-    assert shortage_bytes(calm) == 0
+    assert spare_bytes(calm) == 3 * GIB - 16 * GIB * SPARE_SHARE
     pressed = machine(tmp_path, available=3 * GIB, stalled_percent=PRESSURE_PERCENT)
-    assert shortage_bytes(pressed) == 16 * GIB * SPARE_SHARE_UNDER_PRESSURE - 3 * GIB
+    assert spare_bytes(pressed) == 3 * GIB - 16 * GIB * SPARE_SHARE_UNDER_PRESSURE
 
 
 def test_a_container_in_which_processes_stall_gives_back_more(tmp_path: Path) -> None:
     files = {**v2(8 * GIB, 7 * GIB), "pod/a/memory.pressure": PRESSURE.format(55.5)}
-    assert shortage_bytes(machine(tmp_path, files=files)) == 8 * GIB * SPARE_SHARE_UNDER_PRESSURE - GIB
+    assert spare_bytes(machine(tmp_path, files=files)) == GIB - 8 * GIB * SPARE_SHARE_UNDER_PRESSURE
 
 
 def test_stalls_elsewhere_take_nothing_from_a_machine_with_much_memory_left(tmp_path: Path) -> None:
-    assert shortage_bytes(machine(tmp_path, available=5 * GIB, stalled_percent=80.0)) == 0
+    assert spare_bytes(machine(tmp_path, available=5 * GIB, stalled_percent=80.0)) == GIB
 
 
 def test_a_kernel_that_knows_no_pressure_is_judged_by_its_memory(tmp_path: Path) -> None:
     root = machine(tmp_path, available=GIB - MIB)
     (root / "proc/pressure/memory").unlink()
-    assert shortage_bytes(root) == MIB
+    assert spare_bytes(root) == -MIB

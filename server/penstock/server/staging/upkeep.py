@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..config.settings import Config
 from ..config.units import show_size
 from ..system.failure import NoThreadError
-from ..system.headroom import buffer_headroom, shortage_bytes
+from ..system.headroom import buffer_headroom, spare_bytes
 from ..system.log import event
 from .pool import SlabPool, Workers
 
@@ -36,11 +36,11 @@ class Upkeep:
         may_populate: Callable[[], bool],
         evict_idle: Callable[[float], None],
         evict_for: Callable[[int], None],
-        shortage: Callable[[], int] = shortage_bytes,
+        spare: Callable[[], int] = spare_bytes,
     ) -> None:
         """`evict_idle` evicts what nobody has used since a time of the loop's clock. `evict_for` evicts what
-        nobody uses, least recently used first, until so many slabs are free. `shortage` says how many bytes
-        the system lacks."""
+        nobody uses, least recently used first, until so many slabs are free. `spare` says how much memory
+        the system has to spare, as `spare_bytes` does."""
         self.populating = False
         """The buffer's pages are being made."""
         self._config = config
@@ -49,7 +49,7 @@ class Upkeep:
         self._may_populate = may_populate
         self._evict_idle = evict_idle
         self._evict_for = evict_for
-        self._shortage = shortage
+        self._spare = spare
         self._blind = False
         """The last look at the system's memory failed."""
         pool.limit_headroom(self._headroom_slabs())
@@ -100,7 +100,7 @@ class Upkeep:
             self._evict_idle(loop.time() - after)
             await self._pool.trim(min(after, FREE_SECONDS))
             if self._pool.existing_slabs:
-                await self._give_back(await self._missing_slabs())
+                await self._give_back(max(0, -await self.spare_slabs()))
 
     async def _give_back(self, missing_slabs: int) -> None:
         """Free slabs first, then checkpoints that are only warm."""
@@ -112,14 +112,15 @@ class Upkeep:
             fields = {"missing": missing_slabs * slab_bytes, "given_back": given * slab_bytes}
             event(logger, "memory is short", fields)
 
-    async def _missing_slabs(self) -> int:
+    async def spare_slabs(self) -> int:
+        """How many more the system has memory for, at most; negative: so many have to go back."""
         loop, workers = asyncio.get_running_loop(), self._workers.of(os.geteuid())
         try:
-            missing_bytes = await loop.run_in_executor(workers, self._shortage)
+            spare_bytes = await loop.run_in_executor(workers, self._spare)
         except (OSError, MemoryError, NoThreadError, ValueError) as error:
             if not self._blind:
                 logger.warning("how much memory is left could not be asked: %s", error)
             self._blind = True
             return 0
         self._blind = False
-        return -(-missing_bytes // self._pool.slab_bytes)
+        return spare_bytes // self._pool.slab_bytes

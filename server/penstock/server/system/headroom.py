@@ -40,11 +40,11 @@ class Level:
     """Of the last ten seconds; 0 where the kernel does not say."""
 
     @property
-    def missing_bytes(self) -> int:
-        """Of the share that it has to have left."""
+    def spare_bytes(self) -> int:
+        """Beyond the share that it has to have left; negative where some of that is missing."""
         pressed = self.stalled_percent >= PRESSURE_PERCENT
         share = SPARE_SHARE_UNDER_PRESSURE if pressed else SPARE_SHARE
-        return max(0, math.ceil(self.limit_bytes * share) - self.left_bytes)
+        return self.left_bytes - math.ceil(self.limit_bytes * share)
 
 
 def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
@@ -58,9 +58,10 @@ def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
     return min(capacity_bytes, max(0, room_bytes))
 
 
-def shortage_bytes(root: Path = _ROOT) -> int:
-    """How much memory has to go back so that every level has its share left. Blocks for a moment."""
-    return max(level.missing_bytes for level in levels(root))
+def spare_bytes(root: Path = _ROOT) -> int:
+    """How much more memory may be kept so that every level has its share left. Negative: so much has to go
+    back. Blocks for a moment."""
+    return min(level.spare_bytes for level in levels(root))
 
 
 def levels(root: Path = _ROOT) -> Iterator[Level]:
