@@ -78,11 +78,17 @@ def test_an_empty_list_keeps_nothing_warm() -> None:
         ("checkpoints:\n  - name: a\n", "line 2: source: is missing; add it to this entry"),
         ("checkpoints:\n  - source: /a\n", "line 2: name: is missing; add it to this entry"),
         (entry("pin: 'true'"), "line 4: pin: is neither true nor false; choose one, without quotes"),
-        (entry("pinned: true"), "line 4: pinned: is no key of an entry of checkpoints; remove it, or use name"),
+        (
+            entry("pinned: true"),
+            "line 4: pinned: is no key of an entry of checkpoints; remove it, or use",
+        ),
         (entry("[1]: true"), "line 4: a key: is no key of an entry"),
         (entry("<<: {pin: true}"), "line 4: <<: is no key of an entry"),
         (entry("source: /b"), "line 4: source: is there twice; remove one"),
-        (entry("tier: true"), "line 4: tier: is true, but this penstockd keeps nothing on disk, as it has no --tier-dir; remove"),
+        (
+            entry("tier: true"),
+            "line 4: tier: is true, but this penstockd keeps nothing on disk, as it has no --tier-dir",
+        ),
         (entry("tensors: []"), "line 4: tensors: is empty; write something, or remove the key"),
         (entry("tensors: [a, 2]"), "line 4: tensors: is not text; write it in quotes"),
         (entry("tensors: [[a]]"), "line 4: tensors: is not text; write it in quotes"),
@@ -103,7 +109,10 @@ def test_an_empty_list_keeps_nothing_warm() -> None:
         ("a b: c: d", "line 1: it is not YAML (mapping values are not allowed here); correct it there"),
         ("a: 1\n---\nb: 2", "it is not YAML (but found another document); correct it there"),
         ("[" * 20_000, "it is nested too deeply; write a list of checkpoints"),
-        ("#" * (MAX_FILE_BYTES + 1), f"it has more than the {MAX_FILE_BYTES} bytes that it may have; shorten"),
+        (
+            "#" * (MAX_FILE_BYTES + 1),
+            f"it has more than the {MAX_FILE_BYTES} bytes that it may have; ",
+        ),
         (b"a: 1\nb: \xff", "line 2: it is not UTF-8; save it as UTF-8"),
         ("a: \x00", "it is not YAML ("),
         ('a: "\\UFFFFFFFF"', "it is not YAML (an escape in quotes stands for no character); correct it"),
@@ -114,7 +123,11 @@ def test_a_fault_is_told_with_its_line_its_key_and_a_remedy(text: str | bytes, p
     assert problem in found
 
 
-@given(st.lists(st.sampled_from([*"{}[]&*!|>-:#,'\"\\%@`?\n \t~0aU\xff\u2028", "<<: ", "!!map ", "\\x", "&a ", "*a"])))
+@given(
+    st.lists(
+        st.sampled_from([*"{}[]&*!|>-:#,'\"\\%@`?\n \t~0aU\xff\u2028", "<<: ", "!!map ", "\\x", "&a ", "*a"])
+    )
+)
 def test_no_text_raises_another_error(parts: list[str]) -> None:
     for text in ("".join(parts), entry("".join(parts)), entry(source="".join(parts))):
         with contextlib.suppress(WishesError):

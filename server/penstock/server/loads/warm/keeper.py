@@ -56,8 +56,8 @@ class Shared:
     run: Run
     interval_seconds: float
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
-    promised: dict[str, int] = field(default_factory=dict)
-    """Bytes, by name, for checkpoints that are being staged and have no memory yet."""
+    staging: set[Keeper] = field(default_factory=set)
+    """Those that stage their checkpoint, and may have no memory for it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class _WarmUp(Prefetch):
 class Keeper:
     """Of one wish. `run` it once; `release` it when the wish is gone. The fields are for status."""
 
-    def __init__(self, wish: Wish, shared: Shared) -> None:
+    def __init__(self, wish: Wish, shared: Shared, ahead: Keeper | None) -> None:
+        """`ahead` stands before it in the file, and may take memory first."""
         self.wish = wish
         self.state = "waiting"
         self.reason = ""
@@ -98,6 +99,9 @@ class Keeper:
         self.caller = DaemonItself(os.geteuid(), os.getpid())
         self.access = Access(self.caller.uid, privileged=True, prefixes=())
         self._shared = shared
+        self._ahead = ahead
+        self._decided = asyncio.Event()
+        """It has taken its memory, or can have none for now."""
         self._entry: CacheEntry | None = None
         self._prefetch: Prefetch | None = None
         self._loop = asyncio.get_running_loop()
@@ -122,6 +126,12 @@ class Keeper:
 
     async def run(self) -> None:
         """For ever."""
+        try:
+            await self._run()
+        finally:
+            self._decided.set()
+
+    async def _run(self) -> None:
         failures = 0
         while True:
             try:
@@ -132,6 +142,7 @@ class Keeper:
                 self._fail(failure.explain(caught, f"keeping {self.wish.name} warm"))
                 pause = min(RETRY_SECONDS * 2**failures, RETRY_MAX_SECONDS) * random.uniform(0.5, 1)
                 failures = min(failures + 1, 32)
+            self._decided.set()
             await self._rest(pause)
 
     def change_pin(self, wish: Wish) -> None:
@@ -161,22 +172,37 @@ class Keeper:
             checkpoint.close()
         if self.state != "does_not_fit":
             self._become("waiting")
+        await self._wait_for_turn()
         async with self._shared.slots:
             room = await self._room(survey)
             if room is None:
                 return
-            staging = asyncio.ensure_future(self._stage(survey, keep_old=room))
+            self._shared.staging.add(self)
+            self._decided.set()
+            staging = asyncio.ensure_future(self._stage(keep_old=room))
             try:
                 await asyncio.wait([staging], timeout=SLOT_SECONDS)
             except asyncio.CancelledError:
                 staging.cancel()
                 await asyncio.gather(staging, return_exceptions=True)
+                self._shared.staging.discard(self)
                 raise
         try:
             await staging
         finally:
             staging.cancel()
             await asyncio.gather(staging, return_exceptions=True)
+            self._shared.staging.discard(self)
+
+    async def _wait_for_turn(self) -> None:
+        """Memory is given in the order of the file. A mount that hangs delays others for a while only."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            deciding = asyncio.ensure_future(ahead._decided.wait())
+            try:
+                await asyncio.wait([deciding], timeout=SLOT_SECONDS)
+            finally:
+                deciding.cancel()
 
     async def _measure(self, checkpoint: Checkpoint) -> _Survey:
         context, uid = self._shared.context, self.caller.uid
@@ -215,7 +241,13 @@ class Keeper:
         spare_bytes = await self._shared.context.staging.spare_bytes(
             evicting=not free_only, evicting_wanted=self.wish.pin
         )
-        return spare_bytes - sum(self._shared.promised.values())
+        return spare_bytes - sum(keeper._promised_bytes for keeper in self._shared.staging)
+
+    @property
+    def _promised_bytes(self) -> int:
+        """What it is about to take, as long as it has not taken it."""
+        entry = self._prefetch.entry if self._prefetch is not None else None
+        return 0 if entry is not None and entry.slab_count else self.needed_bytes
 
     def _numbers(self) -> str:
         return (
@@ -223,15 +255,13 @@ class Keeper:
             "what is in use or kept warm already; raise --memory-limit, or keep less warm"
         )
 
-    async def _stage(self, survey: _Survey, *, keep_old: bool) -> None:
+    async def _stage(self, *, keep_old: bool) -> None:
         shared, old, began = self._shared, self.entry, self._loop.time()
-        shared.promised[self.wish.name] = survey.needed_bytes
         self._prefetch = prefetch = _WarmUp(self.wish, self, shared, keep_old=keep_old)
         try:
             await shared.run(prefetch, self._hear)
             self._entry = prefetch.entry
         finally:
-            shared.promised.pop(self.wish.name, None)
             self._prefetch = None
         entry = self.entry
         if entry is None:  # evicted in this very moment
@@ -245,7 +275,6 @@ class Keeper:
 
     async def _hear(self, told: object) -> None:
         if isinstance(told, Progress):
-            self._shared.promised.pop(self.wish.name, None)
             self._become("reading")
         elif isinstance(told, Queued):
             self._become("waiting", told.reason)
@@ -264,6 +293,7 @@ class Keeper:
                 self.left_bytes = max(0, await self._left_bytes())
                 if self.needed_bytes <= self.left_bytes:
                     return
+                self._become("does_not_fit", self._numbers())
             await asyncio.sleep(min(LOOK_SECONDS, max(0.0, ends - now)))
 
     def _lost(self) -> bool:
@@ -288,7 +318,8 @@ class Keeper:
         reason = encodable(reason)
         if state != self.state:
             self.since = self._loop.time()
-        if (state, reason) != (self.state, self.reason):
+        numbers_moved = state == self.state == "does_not_fit"
+        if (state, reason) != (self.state, self.reason) and not numbers_moved:
             trouble = state in ("failed", "does_not_fit") or (state == "warm" and reason)
             fields = {"name": self.wish.name, "state": state, **({"why": reason} if reason else {})}
             event(logger, "warm set", fields, level=logging.WARNING if trouble else logging.INFO)

@@ -138,10 +138,12 @@ class WarmSet:
                 task.cancel()
                 keeper.release()
                 del self._keepers[name]
+        ahead: Keeper | None = None
         for name, wish in wanted.items():
             if name not in self._keepers:
-                keeper = Keeper(wish, self._shared)
+                keeper = Keeper(wish, self._shared, ahead)
                 self._keepers[name] = keeper, asyncio.ensure_future(keeper.run())
+            ahead = self._keepers[name][0]
         self._order = tuple(wanted)
         event(logger, "warm set in force", {"entries": len(wanted), "new": len(wanted) - len(same)})
 
