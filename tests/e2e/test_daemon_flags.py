@@ -24,6 +24,7 @@ MIB = 1 << 20
 FLAGS = (
     *("--socket-dir", "--memory-limit", "--concurrency", "--block-size", "--allow", "--trim-after"),
     *("--queue-timeout", "--group-timeout", "--grace", "--max-loads", "--log-format", "--log-level"),
+    *("--warm-set", "--warm-set-interval", "--node-features"),
     *("--http-address", "--stall-timeout", "--no-populate", "--exit-with-stdin", "--version"),
 )
 

@@ -176,6 +176,9 @@ async def test_a_broken_version_of_the_file_keeps_the_one_before_in_force(
         )
         assert warm.states == {"one": "warm"}
         warm.file.rmdir()
+        os.mkfifo(warm.file)
+        await warm.until_advanced(lambda: told("it is a device or a pipe; put a file in its place"))
+        warm.file.unlink()
         warm.write({"name": "two", "source": str(path)})
         await warm.until_states(two="warm")
         assert warm.set.problems == ()

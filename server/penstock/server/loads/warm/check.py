@@ -8,11 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ...sources.stores import FLAGS
-from .wishes import MAX_FILE_BYTES, WishesError, parse
-
 
 def main() -> int:
+    try:
+        from ...sources.stores import FLAGS
+        from .wishes import MAX_FILE_BYTES, WishesError, parse
+    except ModuleNotFoundError as error:
+        print(f"penstock: {error.name} is not installed: pip install 'penstock[server]'", file=sys.stderr)
+        return 1
     path = Path(sys.argv[1])
     try:
         with path.open("rb") as file:
@@ -24,7 +27,7 @@ def main() -> int:
         for problem in error.problems:
             print(f"{path}: {problem}", file=sys.stderr)
         return 1
-    print(f"{path}: {len(wishes)} checkpoints")
+    print(f"{path}: a warm set of {len(wishes)}")
     return 0
 
 

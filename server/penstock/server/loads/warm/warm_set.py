@@ -7,7 +7,6 @@ that is missing. A daemon that starts with such a file keeps nothing warm until 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import stat
@@ -152,10 +151,11 @@ class WarmSet:
 
 
 def _read(path: Path, events: DirectoryEvents) -> bytes:
-    """At most one byte more than it may have. Blocks as long as its mount hangs. Raises OSError."""
+    """At most one byte more than it may have. Blocks as long as its mount hangs. Raises OSError, and
+    WishesError for what is no file."""
     events.watch()  # before it is read: a change while it is read is heard
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
+            raise WishesError(["it is a device or a pipe; put a file in its place"])
         return file.read(MAX_FILE_BYTES + 1)
