@@ -74,7 +74,7 @@ METRICS = (
     ),
     Metric("staging_peak_bytes", "gauge", "Most bytes that the staging buffer has had since the start."),
     Metric("oldest_lease_seconds", "gauge", "For how long the oldest holder of staging memory has held it."),
-    Metric("loads_active", "gauge", "Loads and prefetches that run or wait."),
+    Metric("loads_active", "gauge", "Loads, prefetches and fetches that run or wait."),
     Metric("loads_waiting", "gauge", "Checkpoints that wait for memory, each for one load or more."),
     Metric(
         "loads_total",
@@ -115,6 +115,18 @@ METRICS = (
         {"source": KINDS, "reason": RETRY_REASONS},
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
+    Metric(
+        "fetches_total",
+        "counter",
+        "Fetches of files beside the weights that ended; cancelled ones were left by their clients.",
+        {"source": KINDS, "result": RESULTS},
+    ),
+    Metric(
+        "fetched_bytes_total",
+        "counter",
+        "Bytes of files beside the weights sent to clients.",
+        {"source": KINDS},
+    ),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
     Metric(
         "stage_misses_total", "counter", "Loads and prefetches for which a new entry of the buffer was made."
@@ -262,6 +274,8 @@ def _counted(totals: Totals) -> dict[str, _Values]:
             for reason, count in retries().items()
         },
         "delivered_bytes_total": {(): totals.delivered_bytes},
+        "fetches_total": totals.fetches,
+        "fetched_bytes_total": {(source,): count for source, count in totals.fetched_bytes.items()},
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from penstock.server.loads.control import Control
+from penstock.server.loads.fetch import FetchContext
 from penstock.server.loads.request import LoadContext
 from penstock.server.loads.warm import keeper as keeper_module
 from penstock.server.loads.warm.features import EXPIRY_SECONDS, REFRESH_SECONDS, replace_file, text
@@ -25,6 +26,7 @@ from penstock.server.loads.warm.warm_set import WarmSet
 from penstock.server.sources import Access, SourceFile
 from penstock.server.sources.stores import FLAGS
 from penstock.server.staging.entry import CacheEntry
+from penstock.server.system.quota import Quota
 
 from ...bench import Bench
 from ...support import MIB, SLAB_BYTES, advance, on_clock_loop, turns, until
@@ -40,7 +42,15 @@ class Node:
     def __init__(self, bench: Bench, context: LoadContext, directory: Path, features: Path | None) -> None:
         self.bench = bench
         self.file = directory / "warm-set.yaml"
-        self.control = Control(context, max_loads=100, prefixes=(), on_failed=lambda *_, **__: None)
+        fetching = FetchContext(
+            (),
+            context.resolvers,
+            bench.totals,
+            bench.catalog.keep.budget,
+            bench.catalog.descriptors,
+            Quota(0),
+        )
+        self.control = Control(context, fetching, max_loads=100, prefixes=(), on_failed=lambda *_, **__: None)
         self.set = WarmSet(
             self.file,
             context,
