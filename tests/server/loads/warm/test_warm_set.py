@@ -167,7 +167,7 @@ async def test_a_broken_version_of_the_file_keeps_the_one_before_in_force(
         def told(problem: str) -> bool:
             return any(problem in one for one in warm.set.problems)
 
-        await until(lambda: warm.set.problems)
+        await warm.until_advanced(lambda: warm.set.problems)
         assert "it cannot be read (No such file or directory); put it there" in warm.set.problems[0]
         warm.write({"name": "one", "source": str(path), "pin": True})
         await warm.until_states(one="warm")
@@ -175,11 +175,11 @@ async def test_a_broken_version_of_the_file_keeps_the_one_before_in_force(
         broken = {"checkpoints: 3": "line 1: checkpoints: is not a list", "": "it is empty"}
         for content, problem in broken.items():
             warm.write_text(content)
-            await until(functools.partial(told, problem))
+            await warm.until_advanced(functools.partial(told, problem))
             assert warm.states == {"one": "warm"}
             assert warm.entry("one").pinned
         warm.file.unlink()
-        await until(lambda: "cannot be read" in warm.set.problems[0])
+        await warm.until_advanced(lambda: told("cannot be read"))
         warm.file.mkdir()
         await warm.until_advanced(
             lambda: "Is a directory" in warm.set.problems[0] or "no file" in warm.set.problems[0]
