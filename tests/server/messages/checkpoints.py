@@ -10,7 +10,7 @@ from penstock.server.checkpoint.index import MAX_FILES, MAX_INDEX_BYTES
 from penstock.server.checkpoint.table import MAX_NAME_BYTES
 
 from ...error_rule import Example
-from ..support import checkpoint_bytes
+from ..support import checkpoint_bytes, header_of
 from . import provoked, resolved, said
 
 INDEX = "model.safetensors.index.json"
@@ -41,6 +41,12 @@ def index(content: str | bytes, wrong: str) -> Example:
 A = f'"a": {entry("U8", [4], 0, 4)}'
 
 EXAMPLES = [
+    provoked(
+        lambda: plan.select_matching([header_of([4]).tensors], ["model.*"]),
+        "the checkpoint",
+        "has no tensor whose name matches 'model.*'",
+        "compare with the names",
+    ),
     damaged(header('{"a": ' + "[" * 500, b"\0" * 9), "the header"),
     damaged(header('{"__metadata__": NaN}'), "the header is not JSON"),
     damaged(header('{"a": ' + "[" * 200 + "]" * 200 + "}"), "the header nests deeper than"),

@@ -48,6 +48,8 @@ class Admission:
     """One client's way to an entry in the staging buffer. `state` and the numbers are for status and the
     log."""
 
+    _keeps_old = False
+    """It leaves older versions of the checkpoint in the buffer."""
     kind: ClassVar[str]
     """Its kind in the log and in status: load or prefetch."""
 
@@ -115,17 +117,8 @@ class Admission:
         return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
-        catalog, request = self._context.catalog, self.request
-        resolvers = self._context.resolvers(request.sources, self.caller.uid)
-        resolving = resolvers.submit(catalog.resolve, request.sources, self._access, variant=request.variant)
-        try:
-            checkpoint = await asyncio.wrap_future(resolving)
-        except asyncio.CancelledError:
-            # Cancelling one future cancelled the other, if it had not begun.
-            resolving.add_done_callback(_close_unwanted)
-            raise
-        finally:
-            del resolving  # else an error and this frame would keep each other, and a header, alive until gc
+        request = self.request
+        checkpoint = await resolve(self._context, request, self._access)
         if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
@@ -154,7 +147,7 @@ class Admission:
         entry serves it. For a group that goes on after a restart, the latter are all that any member may
         still need."""
         skipped, group = self.request.skip_tensors, self.request.group
-        selection = plan.select(tables, names, delivered)
+        selection = select(self.request, tables, names, delivered)
         rest = made_for = plan.skip(selection, skipped)
         if group is not None and group.window:
             made_for = plan.skip(selection, min(skipped, group.released_tensors))
@@ -215,6 +208,7 @@ class Admission:
             group=request.group,
             owner_uid=owner_uid,
             made_for=made_for,
+            keep_old=self._keeps_old,
         )
         self.warm_segments = entry.ready_segments()
         self.read_before = entry.read_bytes
@@ -281,6 +275,32 @@ class Admission:
             "waited_seconds": round(self.waited_seconds, 4),
             "stage": self.entry.id if self.entry else 0,
         }
+
+
+def select(
+    request: Request,
+    tables: Sequence[TensorTable],
+    names: Names | Sequence[str] | None,
+    delivered: Sequence[Indices] | None,
+) -> Selection:
+    """What the request selects, by its patterns or by names. Raises TensorNotFoundError."""
+    if request.patterns:
+        return plan.select_matching(tables, request.patterns, delivered)
+    return plan.select(tables, names, delivered)
+
+
+async def resolve(context: LoadContext, request: Request, access: Access) -> Checkpoint:
+    """The caller has to close it. Raises as `Catalog.resolve` does."""
+    resolvers = context.resolvers(request.sources, access.uid)
+    resolving = resolvers.submit(context.catalog.resolve, request.sources, access, variant=request.variant)
+    try:
+        return await asyncio.wrap_future(resolving)
+    except asyncio.CancelledError:
+        # Cancelling the one cancelled the other, if that had not begun.
+        resolving.add_done_callback(_close_unwanted)
+        raise
+    finally:
+        del resolving  # or an error and this frame would keep each other, and a header, until gc comes
 
 
 def _close_unwanted(resolving: Future[Checkpoint]) -> None:

@@ -51,6 +51,8 @@ class Request:
     expect_version: str = ""
     client_name: str = ""
     variant: str = ""
+    patterns: tuple[str, ...] = ()
+    """Instead of names: a tensor's name has to match one of them. Only from the daemon itself."""
 
 
 @dataclass(frozen=True, slots=True)
