@@ -52,8 +52,8 @@ class StagingBuffer:
         totals: Totals,
         spare: Callable[[], int] = spare_bytes,
     ) -> None:
-        """`readers` has the reader threads for each kind of source. `spare` says how much memory the system has
-        to spare, as `spare_bytes` does."""
+        """`readers` has the reader threads for each kind of source. `spare` says how much memory the system
+        has to spare, as `spare_bytes` does."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -137,8 +137,8 @@ class StagingBuffer:
 
         A new entry is made for `made_for` if that is given: `selection` is then all of it, or its end. `key`
         holds the entry from now on; the caller must call `leave(key)`. The slabs will go to the user
-        `owner_uid`; None means that no user is known yet. `keep_old` leaves entries with older versions of the
-        files in the buffer.
+        `owner_uid`; None means that no user is known yet. `keep_old` leaves entries with older versions of
+        the files in the buffer.
         """
         found = find(
             self.entries.values(),
