@@ -23,7 +23,7 @@ from .conftest import PATIENCE_SECONDS, Engines, auto
 class Server:
     """`vllm serve` with a model; ends with its `with` block."""
 
-    def __init__(self, log: Path, model: Path, *flags: str, **variables: str) -> None:
+    def __init__(self, log: Path, model: Path | str, *flags: str, **variables: str) -> None:
         self._log = log
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -42,7 +42,8 @@ class Server:
         self._variables = variables
 
     def __enter__(self) -> Server:
-        environment = {**os.environ, **ENVIRONMENT, **self._variables}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment = {**inherited, **ENVIRONMENT, **self._variables}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 self._command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
@@ -68,9 +69,9 @@ class Server:
             time.sleep(0.1)
         raise AssertionError(self.log())
 
-    def complete(self, prompt: str) -> list[int]:
+    def complete(self, prompt: str, **more: str) -> list[int]:
         """The tokens with which it goes on."""
-        asked = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+        asked = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, **more}
         body = json.dumps({**asked, "return_token_ids": True}).encode()
         request = urllib.request.Request(
             f"{self._url}/v1/completions", body, {"Content-Type": "application/json"}

@@ -39,7 +39,12 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def start_module(
-    module: str, arguments: Sequence[str], *, stderr: IO[bytes], environment: Mapping[str, str]
+    module: str,
+    arguments: Sequence[str],
+    *,
+    stderr: IO[bytes],
+    environment: Mapping[str, str],
+    stdout: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Runs `module` as `python -m` would, with its standard input a pipe. It keeps the working directory, and
     Ctrl-C in the terminal does not reach it.
@@ -54,7 +59,7 @@ def start_module(
             return subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=stdout,
                 stderr=stderr,
                 env=environment,
                 cwd="/",
