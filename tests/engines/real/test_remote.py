@@ -89,7 +89,7 @@ def test_a_model_that_is_not_in_the_bucket_is_told_before_any_worker_starts(
     assert "Initializing" not in engine.errors()
 
 
-@pytest.mark.timeout(600)  # two interpreters, each of which imports vLLM
+@pytest.mark.timeout(900)  # three interpreters, each of which imports vLLM
 def test_a_server_without_credentials_serves_a_bucket_s_model_and_its_adapters_by_name(
     engines: Engines,
     daemon: DaemonProcess,

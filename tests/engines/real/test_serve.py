@@ -19,6 +19,9 @@ from ...e2e.support import DaemonProcess
 from .agreed import ENVIRONMENT, PROMPTS, TOKENS
 from .conftest import PATIENCE_SECONDS, Engines, auto
 
+START_SECONDS = 500.0
+"""For three interpreters, one after the other, that import vLLM on a busy machine."""
+
 
 class Server:
     """`vllm serve` with a model; ends with its `with` block."""
@@ -62,7 +65,7 @@ class Server:
         return self._log.read_text()
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{self._url}/health"):
                 return
