@@ -48,6 +48,7 @@ class GatedFile:
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
+        self.checksums = file.checksums
         self.kind, self.alignment, self.give_up_at = file.kind, file.alignment, file.give_up_at
         self.portable_version, self.mount, self.mount_point = (
             file.portable_version,
@@ -155,7 +156,11 @@ class Bench:
         self.gates: list[GatedFile] = []
         self.catalog = Catalog([FileSource(lambda path, uid: self.headers), no_objects(self.headers)])
         self.staging = StagingBuffer(
-            self.config, readers={"file": self.readers}, workers=self.workers, totals=self.totals
+            self.config,
+            readers={"file": self.readers},
+            workers=self.workers,
+            hashers=self.workers,
+            totals=self.totals,
         )
 
     def enter(

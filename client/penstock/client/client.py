@@ -15,7 +15,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .selection import Selection, checked_variant, choice, wire_group
+from .selection import (
+    Selection,
+    checked_digests,
+    checked_variant,
+    checked_verify,
+    choice,
+    wire_group,
+)
 from .system import descriptors
 from .system.sizes import Source, absolute_sources, parse_memory_limit
 from .system.version import client_version
@@ -101,6 +108,8 @@ class StreamerClient:
         owned: bool = True,
         group: tuple[str, int] | None = None,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> Load:
         """Opens a load of one checkpoint; iterate it for (name, tensor). Returns when it has begun.
@@ -120,6 +129,11 @@ class StreamerClient:
         group: (name, size): `size` loads under this name share one pass over the storage.
         variant: which variant to load from a directory that holds several, as in the names of the files:
             "fp16" for `model.fp16.safetensors`. None is the variant without such a name.
+        verify: "auto" compares files with the CRCs that their stores keep, "require" refuses what cannot be
+            verified, also by a SHA-256 of the store or of SHA256SUMS beside the files, "off" compares
+            nothing. None is what the daemon does (penstockd --verify).
+        digests: SHA-256 by the name or URI of a file; these files are verified in any case. A file that does
+            not match ends the load with CheckpointCorruptError. Tensors of it may have been yielded before.
         progress: shows a bar on stderr; needs tqdm.
 
         Raises a PenstockError for a problem of the source or the daemon, and ValueError for a bad argument.
@@ -134,6 +148,8 @@ class StreamerClient:
             owned=owned,
             group=group,
             variant=variant,
+            verify=verify,
+            digests=digests,
             progress=progress,
         )
 
@@ -145,6 +161,8 @@ class StreamerClient:
         tensors: Selection | None = None,
         memory_limit: int | str | None = None,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Loads everything into a dict; arguments as in `load()`.
@@ -158,6 +176,8 @@ class StreamerClient:
             tensors=tensors,
             memory_limit=memory_limit,
             variant=variant,
+            verify=verify,
+            digests=digests,
             progress=progress,
         ) as load:
             for name, tensor in load:
@@ -180,6 +200,8 @@ class StreamerClient:
         memory_limit: int | str | None = None,
         group: tuple[str, int] | None = None,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> _IncompatibleKeys:
         """Fills a module with a checkpoint, as `module.load_state_dict` would, holding one tensor at a time.
@@ -198,7 +220,7 @@ class StreamerClient:
         strict: every name has to be in both. If False, names that are only in one are left alone, and
             reported.
         dtype: for floating-point tensors.
-        memory_limit, group, variant, progress: as in `load()`.
+        memory_limit, group, variant, verify, digests, progress: as in `load()`.
 
         Returns (missing_keys, unexpected_keys). Raises RuntimeError for names, shapes or dtypes that do not
         fit, DuplicateTensorError for a name in two files, UnsupportedDtypeError for a dtype that torch lacks:
@@ -224,6 +246,8 @@ class StreamerClient:
                 owned=loader.keeps_tensors,
                 group=group,
                 variant=variant,
+                verify=verify,
+                digests=digests,
                 progress=progress,
             ) as load:
                 for name, tensor in load:
@@ -237,11 +261,14 @@ class StreamerClient:
         pin: bool = False,
         *,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> Prefetched:
         """Reads a checkpoint into the staging buffer, and returns when it is there.
 
-        `pin` keeps it there until `evict()`, whatever else needs the memory. `variant` is as in `load()`.
+        `pin` keeps it there until `evict()`, whatever else needs the memory. `variant`, `verify` and
+        `digests` are as in `load()`.
         `progress` shows a bar on stderr; needs tqdm.
         """
         from penstock.v1 import streamer_pb2 as pb
@@ -251,7 +278,11 @@ class StreamerClient:
         from .ring.reconnect import persist
 
         request = pb.PrefetchRequest(
-            sources=absolute_sources(source), pin=pin, variant=checked_variant(variant)
+            sources=absolute_sources(source),
+            pin=pin,
+            variant=checked_variant(variant),
+            verify=checked_verify(verify),
+            digests=checked_digests(digests),
         )
         bar = Bar("prefetch") if progress else None
 
@@ -334,6 +365,8 @@ class StreamerClient:
         owned: bool,
         group: tuple[str, int] | None,
         variant: str | None,
+        verify: str | None,
+        digests: Mapping[str, str] | None,
         progress: bool,
     ) -> Load:
         """See `load()`. `choose` puts the selection into the request, or returns the function that
@@ -350,6 +383,8 @@ class StreamerClient:
             client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
             client_version=client_version(),
             variant=checked_variant(variant),
+            verify=checked_verify(verify),
+            digests=checked_digests(digests),
         )
         if group is not None:
             name, size = wire_group(group)

@@ -14,14 +14,14 @@ from concurrent.futures import Future
 from typing import ClassVar, TypeVar
 
 from ..checkpoint import plan
-from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.plan import Indices, Selection
-from ..checkpoint.table import TensorTable
+from ..checkpoint.catalog import NO_WISH, Checkpoint
+from ..checkpoint.plan import Selection
 from ..config.units import show_size
 from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
+from ..sources.verification import Wish
 from ..staging.entry import CacheEntry
 from ..staging.members import Holder
 from ..system.log import event
@@ -71,6 +71,7 @@ class Admission:
         """It has all it came for: the caller going away now is no loss."""
         self._access = access
         self._context = context
+        self._wish = NO_WISH
         self._choosing = False
         self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
@@ -110,12 +111,19 @@ class Admission:
             if self.entry is None or self.entry.checkpoint is not checkpoint:
                 checkpoint.close()
         await self._wait_for_memory(entry, emit)
+        assert entry.verifier is not None
+        damaged = entry.verifier.damaged_header(checkpoint)
+        if damaged is not None:
+            raise damaged
         return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
         catalog, request = self._context.catalog, self.request
+        self._wish = Wish.of(self._context.verify, request.verify, request.digests)
         resolvers = self._context.resolvers(request.sources, self.caller.uid)
-        resolving = resolvers.submit(catalog.resolve, request.sources, self._access, variant=request.variant)
+        resolving = resolvers.submit(
+            catalog.resolve, request.sources, self._access, variant=request.variant, wish=self._wish
+        )
         try:
             checkpoint = await asyncio.wrap_future(resolving)
         except asyncio.CancelledError:
@@ -134,30 +142,42 @@ class Admission:
         return checkpoint
 
     async def _select(self, checkpoint: Checkpoint, emit: Emit) -> tuple[Selection, Selection]:
-        names, delivered = self.request.names, checkpoint.delivered
+        names = self.request.names
         if self.request.list_tensors:
-            everything = plan.select(checkpoint.tables, None, delivered).files
+            everything = plan.select(checkpoint.tables, None, checkpoint.delivered).files
             names = await self._ask(Listing(checkpoint.tables, everything), emit)
         selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(selecting, self._choose_among, checkpoint.tables, names, delivered)
+        return await loop.run_in_executor(selecting, self._choose_among, checkpoint, names)
 
     def _choose_among(
         self,
-        tables: Sequence[TensorTable],
+        checkpoint: Checkpoint,
         names: Names | Sequence[str] | None,
-        delivered: Sequence[Indices] | None,
     ) -> tuple[Selection, Selection]:
         """What is left to this load, and what an entry is made for if none serves it: of a group that goes on
         after a restart, all that any member may still need."""
         skipped, group = self.request.skip_tensors, self.request.group
-        selection = plan.select(tables, names, delivered)
+        selection = plan.select(checkpoint.tables, names, checkpoint.delivered)
         rest = made_for = plan.skip(selection, skipped)
         if group is not None and group.window:
             made_for = plan.skip(selection, min(skipped, group.released_tensors))
+        self._check_whole(checkpoint, rest)
         for one in (rest, made_for):
             one.digest()  # here, on a worker thread, rather than later on the event loop
         return rest, made_for
+
+    def _check_whole(self, checkpoint: Checkpoint, selection: Selection) -> None:
+        """Raises InvalidRequestError where only a part of a file that must be verified is to be read."""
+        for file, table, indices, one in zip(
+            checkpoint.files, checkpoint.tables, selection.files, checkpoint.expected, strict=False
+        ):
+            if one.must and 0 < len(indices) < len(table):
+                raise InvalidRequestError(
+                    f"verify: {file.uri} cannot be verified, as {len(table) - len(indices)} of its "
+                    f'{len(table)} tensors are not read; load it whole, or with verify="auto" and no '
+                    "digest for it"
+                )
 
     async def _ask(self, listing: Listing, emit: Emit) -> Names | Sequence[str]:
         """The client's choice. Raises InvalidRequestError when it makes none for `CHOICE_SECONDS`."""

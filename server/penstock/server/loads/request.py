@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..checkpoint.catalog import Catalog
 from ..checkpoint.plan import Indices
 from ..checkpoint.table import TensorTable
+from ..sources.verification import AUTO
 from ..staging.buffer import StagingBuffer
 from ..staging.sharing import Group
 from ..system.counts import Totals
@@ -51,6 +52,10 @@ class Request:
     expect_version: str = ""
     client_name: str = ""
     variant: str = ""
+    verify: str = ""
+    """off, auto, require, or empty for the daemon's."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 by the name or URI of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +84,5 @@ class LoadContext:
     """Runs what only takes long."""
     selector: FairExecutor
     """Looks up names, for one request at a time: they take many times their space meanwhile."""
+    verify: str = AUTO
+    """off, auto or require."""

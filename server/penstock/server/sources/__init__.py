@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
+from .checksums import Checksum
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -68,6 +69,10 @@ class SourceFile(Protocol):
 
     @property
     def size_bytes(self) -> int: ...
+
+    @property
+    def checksums(self) -> Sequence[Checksum]:
+        """What its store says of all bytes of this version, the cheapest to check first."""
 
     @property
     def alignment(self) -> int:

@@ -42,9 +42,15 @@ class StagingBuffer:
     """Sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
-        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Workers, totals: Totals
+        self,
+        config: Config,
+        *,
+        readers: Mapping[str, ReaderPool],
+        workers: Workers,
+        hashers: Workers,
+        totals: Totals,
     ) -> None:
-        """`readers` by kind of source."""
+        """`readers` by kind of source. `hashers` are threads on which SHA-256 follows what is read."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -59,7 +65,11 @@ class StagingBuffer:
         self._draining: set[CacheEntry] = set()
         """Evicted while reads wrote into some of their slabs, which are theirs until these end."""
         self._context = EntryContext(
-            self, readers, totals, patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS)
+            self,
+            readers,
+            totals,
+            patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS),
+            hashers=hashers,
         )
         self._shares = Shares(self.entries, self._draining, max_slabs=config.max_slabs)
         self._queue = WaitingLine(

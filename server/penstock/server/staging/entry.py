@@ -19,15 +19,17 @@ from typing import Protocol
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Segment
 from ..config.units import show_size
-from ..errors import PenstockError, StagingExhaustedError
+from ..errors import CheckpointCorruptError, PenstockError, StagingExhaustedError
 from ..system.counts import Totals
 from .contents import Contents
 from .filling import Filling
 from .members import GroupTerms, Holder, Members
 from .phase import Phase, moved
+from .pool import Workers
 from .reader import Cancelled, ReaderPool
 from .ring import SegmentRing, SegmentState
 from .slab import Slab
+from .verifying import Verifier
 
 _ids = itertools.count(1)
 
@@ -58,6 +60,8 @@ class EntryContext:
     totals: Totals
     patience_seconds: float
     """How long others of a window may keep a load waiting."""
+    hashers: Workers
+    """Threads on which SHA-256 follows what is read."""
 
 
 class CacheEntry:
@@ -72,11 +76,15 @@ class CacheEntry:
         self.phase = Phase.QUEUED
         self.slabs: list[Slab] = []
         self.ring: SegmentRing | None = None
+        self.verifier: Verifier | None = None
+        """Once started: what of it was compared with checksums."""
         self.error: PenstockError | None = None
         self.pinned = False
         self.names = [contents.checkpoint.sources]
         """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.read_bytes = 0
+        self._counted_bytes = 0
+        """Of `verified_bytes`, those that are in the totals."""
         self.owner_uid = owner_uid
         """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
         self._context = context
@@ -163,6 +171,11 @@ class CacheEntry:
         return len(self.slabs) - len(self._slabs_in_use())
 
     @property
+    def verified_bytes(self) -> int:
+        """Of the files that were read whole and compared with their checksums."""
+        return self.verifier.verified_bytes if self.verifier is not None else 0
+
+    @property
     def released_tensors(self) -> int:
         """So many of the selection, from the first one on, are gone: it serves nobody who needs them."""
         return self.ring.released_tensors if self.ring is not None else 0
@@ -212,6 +225,7 @@ class CacheEntry:
         """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
         if this raises before they are in `slabs`."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
+        self.verifier = Verifier(self.checkpoint, segments)
         self._filling = Filling(
             ring,
             slabs,
@@ -220,6 +234,8 @@ class CacheEntry:
             readers=self._context.readers,
             on_end=self._read_ended,
             on_block=self._context.totals.observe_read,
+            verifier=self.verifier,
+            hashers=self._context.hashers,
         )
         self.phase = moved(self.phase, Phase.STARTED)
         self.slabs, self.ring = slabs, ring
@@ -330,6 +346,8 @@ class CacheEntry:
         StagingExhaustedError when others who share the window keep `key` waiting and release nothing for as
         long as a load may wait for memory: they may have stopped, or wait for `key` themselves."""
         assert self.ring is not None
+        if isinstance(self.error, CheckpointCorruptError):
+            raise self.error  # what is there may be what is damaged
         while self.ring.state(segment) is not SegmentState.READY:
             self._raise_error()
             patience_seconds = self._context.patience_seconds
@@ -388,6 +406,7 @@ class CacheEntry:
             self.read_bytes += segment.size_bytes
             source = self.checkpoint.files[segment.file].kind
             self._context.totals.source_bytes[source] += segment.size_bytes
+            self._count_verified()
             self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
@@ -399,6 +418,11 @@ class CacheEntry:
             self._pump()
         if not self.holders and self.idle:
             self._context.listener.entry_idle(self)
+
+    def _count_verified(self) -> None:
+        assert self.verifier is not None
+        self._context.totals.verified_bytes += self.verified_bytes - self._counted_bytes
+        self._counted_bytes = self.verified_bytes
 
     def _drained(self) -> None:
         if not self.reading:

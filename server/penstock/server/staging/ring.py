@@ -59,6 +59,7 @@ class SegmentRing:
         self._freed = 0
         """Segments below this are FREE, no others."""
         self._released: dict[Hashable, int] = {}
+        self._passed_over: list[int] = []
         self.ready_bytes = 0
         self.total_bytes = sum(segment.size_bytes for segment in segments)
         self._unready = len(segments)
@@ -121,6 +122,11 @@ class SegmentRing:
         wanted_from = min(self._released.values(), default=0)
         return sorted(begun, key=lambda index: (index < wanted_from, index))
 
+    def passed_over(self) -> list[int]:
+        """Segments that were freed without being read since this was called last: nobody needed them."""
+        passed, self._passed_over = self._passed_over, []
+        return passed
+
     def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
         """Who has not released what `consumer` has, so that there is no room for segment `index`, all before
         which `consumer` has released. Empty where it waits for something else."""
@@ -165,6 +171,7 @@ class SegmentRing:
         while self._freed < wanted_from and self._states[self._freed] is not SegmentState.READING:
             if self._states[self._freed] is SegmentState.PLANNED:
                 self._unready -= 1
+                self._passed_over.append(self._freed)
             self._move(self._freed, SegmentState.FREE)
             self._freed += 1
 

@@ -42,6 +42,8 @@ def find(
             continue
         if whole_only and entry.started and not entry.full:
             continue
+        if not _verifies(entry, checkpoint):
+            continue
         if entry.full:
             if entry.contents.serves(checkpoint, selection):
                 return entry, 0
@@ -50,6 +52,29 @@ def find(
             if skipped is not None and skipped >= entry.released_tensors and (group or not skipped):
                 return entry, skipped
     return None
+
+
+def _verifies(entry: CacheEntry, checkpoint: Checkpoint) -> bool:
+    """What a load must have verified, the entry has, or will. Nobody waits for what somebody else's digest
+    says: it may be wrong."""
+    asked = {file.version: one for file, one in zip(checkpoint.files, checkpoint.expected, strict=False)}
+    verifier = entry.verifier
+    has = dict(
+        zip((file.version for file in entry.checkpoint.files), entry.checkpoint.expected, strict=False)
+    )
+    for version, one in asked.items():
+        if one.must and one.checksum is not None:
+            if verifier is None:
+                if version not in has or has[version].checksum != one.checksum:
+                    return False
+            elif not verifier.verifies(version, one.checksum):
+                return False
+    return all(
+        (verifier is not None and verifier.has_verified(version))
+        or (version in asked and asked[version].checksum == one.checksum)
+        for version, one in has.items()
+        if one.given
+    )
 
 
 def _together(entry: CacheEntry, group: Group | None) -> bool:

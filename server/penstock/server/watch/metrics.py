@@ -114,6 +114,11 @@ METRICS = (
         {"source": KINDS, "reason": RETRY_REASONS},
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
+    Metric(
+        "verified_bytes_total",
+        "counter",
+        "Bytes of files that were read whole and match a checksum of their store or user.",
+    ),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
     Metric(
         "stage_misses_total", "counter", "Loads and prefetches for which a new entry of the buffer was made."
@@ -246,6 +251,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
             for reason, count in retries().items()
         },
         "delivered_bytes_total": {(): totals.delivered_bytes},
+        "verified_bytes_total": {(): totals.verified_bytes},
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},

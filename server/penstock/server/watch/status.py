@@ -212,6 +212,7 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         uid=entry.owner_uid,
         read_bytes=entry.read_bytes,
         source=kind_of(sources[0]),
+        verified_bytes=entry.verified_bytes,
     )
     holders = (holder for holder in entry.holders.values() if only_uid in (None, holder.uid))
     for holder in islice(holders, most_holders):

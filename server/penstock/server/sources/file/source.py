@@ -27,6 +27,7 @@ from ...errors import (
 )
 from ...system import linux, statx
 from .. import Access, too_slow, without
+from ..checksums import Checksum
 from . import paths
 from .identity import Look, change, portable_version
 from .mounts import MountTable
@@ -105,6 +106,7 @@ class LocalFile:
 
     kind = "file"
     alignment = linux.PAGE_BYTES
+    checksums: Sequence[Checksum] = ()
 
     def __init__(self, path: str, fd: int, context: FileContext | None = None) -> None:
         """Takes `fd` over, also when it raises."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ...errors import PenstockError
+from ..checksums import Checksum
+from ..verification import OFF
 from .faults import Transient
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class ObjectSettings:
     """To connect, and without a byte."""
     connections: int
     """Most that are kept open while nothing is read."""
+    checksums: bool = True
+    """Ask for checksums of whole objects."""
 
     @classmethod
     def of(cls, config: Config) -> ObjectSettings:
@@ -45,6 +49,7 @@ class ObjectSettings:
             retries=config.object_retries,
             timeout_seconds=config.object_timeout_seconds,
             connections=config.object_concurrency,
+            checksums=config.verify != OFF,
         )
 
 
@@ -91,6 +96,8 @@ class ObjectState:
     """Headers of answers, by name, that are the same for the same version."""
     conditions: Mapping[str, str]
     """Headers of requests that make them fail for any other version."""
+    checksums: tuple[Checksum, ...] = ()
+    """Of the whole content, as far as the store says any, the cheapest to check first."""
 
     @property
     def version(self) -> str:

@@ -23,7 +23,7 @@ from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed
-from .answers import EXPIRED, Said, failure
+from .answers import EXPIRED, Said, failure, whole_checksums
 from .credentials import credentials_failure, no_credentials
 from .location import Location
 from .settings import S3Settings
@@ -107,7 +107,7 @@ class Account:
                 "change while it is read could not be noticed; use a store that does",
                 file=location.uri,
             )
-        return ObjectState(size_bytes, identity, conditions)
+        return ObjectState(size_bytes, identity, conditions, checksums=whole_checksums(headers))
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
         page = self._parse_list(body)

@@ -7,6 +7,7 @@ final      403, 404, 412 and every other answer that would be the same again
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from ...errors import (
     AccessDeniedError,
@@ -16,6 +17,7 @@ from ...errors import (
     SourceUnavailableError,
 )
 from .. import ListingDeniedError
+from ..checksums import CRC32C, CRC64NVME, Checksum, crc_in_base64
 from ..objects.faults import Transient, retry_after
 from ..objects.service import Answer
 from .location import Location
@@ -124,6 +126,23 @@ def failure(answer: Said, location: Location, *, listing: bool = False) -> Penst
     return SourceUnavailableError(
         f"{said}; S3 refuses the request, and would again; check the endpoint", file=location.uri
     )
+
+
+def whole_checksums(headers: Mapping[str, str]) -> tuple[Checksum, ...]:
+    """What an answer says of the object's whole content, and not of its parts.
+
+    S3 says which it is. Without that only a CRC64NVME counts, which S3 never computes of parts. The value of
+    a composite checksum ends in the number of its parts, but not every store says that number.
+    """
+    kind = headers.get("x-amz-checksum-type", "").strip().upper()
+    found = []
+    for algorithm in (CRC64NVME, CRC32C):
+        value = headers.get(f"x-amz-checksum-{algorithm.lower()}", "").strip()
+        counts = kind == "FULL_OBJECT" or (not kind and algorithm == CRC64NVME)
+        checksum = crc_in_base64(algorithm, value) if counts and value else None
+        if checksum is not None:
+            found.append(checksum)
+    return tuple(found)
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:
