@@ -1,4 +1,4 @@
-"""From `tensors=`, `group=`, `variant=`, `verify=` and `digests=` as people write them to the fields of the wire."""
+"""From arguments of `load()` as people write them to the fields of the wire."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def checked_digests(given: object) -> dict[str, str]:
         isinstance(name, str) and isinstance(digest, str) for name, digest in given.items()
     ):
         raise TypeError(
-            f"digests={given!r:.200} is no mapping of names to digests: give SHA-256 in hexadecimal digits by "
-            "the file's name, such as {'model.safetensors': '9f86d0…'}"
+            f"digests={given!r:.200} is no mapping of names to digests: give SHA-256 in hexadecimal digits "
+            "by the file's name, such as {'model.safetensors': '9f86d0…'}"
         )
     return dict(given)
 

@@ -1,4 +1,4 @@
-"""`penstock load | status | health | prefetch | evict | demo`.
+"""`penstock load | status | health | prefetch | evict | verify | bench | demo`.
 
 Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
 """
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(run=run)
-        if name != "demo":
+        if name not in ("demo", "bench"):  # which start a daemon of their own
             added.add_argument(
                 "--socket-dir",
                 metavar="DIR",
@@ -119,6 +119,32 @@ def _parser() -> argparse.ArgumentParser:
 
     evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
     evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
+
+    verify = command(
+        "verify", _verify, "Reads every file and compares it with its checksum; exits with 1 if one differs."
+    )
+    verify.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
+    verify.add_argument("--variant", metavar="NAME", help=_VARIANT)
+    verify.add_argument("--no-progress", action="store_true", help="no bar on stderr")
+
+    bench = command(
+        "bench", _bench, "Measures what a store and this node can do, and says which flags to use."
+    )
+    bench.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
+    bench.add_argument(
+        "--seconds", type=float, default=60.0, metavar="N", help="for all measurements together (default: 60)"
+    )
+    bench.add_argument(
+        "--bytes", default="32GiB", metavar="SIZE", help="most that is read in all (default: 32GiB)"
+    )
+    bench.add_argument(
+        "--memory-limit",
+        default="1GiB",
+        metavar="SIZE",
+        type=_memory_limit,
+        help="of the private daemon that measures (default: 1GiB)",
+    )
+    bench.add_argument("--no-progress", action="store_true", help="no bar on stderr")
 
     command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
     return parser
@@ -251,6 +277,33 @@ def _evict(options: argparse.Namespace) -> None:
             "source"
         )
     print(f"freed {show_bytes(evicted.freed_bytes)}, in use {show_bytes(evicted.leased_bytes)}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    need("torch", *([] if options.no_progress else ["tqdm"]))
+    from .verify import verify
+
+    options.memory_limit = None
+    with _client_or_embedded(options) as client:
+        wrong = verify(client, options.source, variant=options.variant, progress=not options.no_progress)
+    if wrong:
+        raise RuntimeError(
+            f"{' '.join(options.source)}: {wrong} files are not as they should be, as said above; fetch or "
+            "upload them again"
+        )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    need("torch", *([] if options.no_progress else ["tqdm"]))
+    from .bench import bench
+
+    bench(
+        options.source,
+        seconds=options.seconds,
+        most_bytes=parse_memory_limit(options.bytes) or 0,
+        memory_limit=options.memory_limit,
+        progress=not options.no_progress,
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:
