@@ -17,6 +17,12 @@ _Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
 TEMPORARY_DIRECTORY = Path("/tmp")
 """Short, as the path of a Unix socket has at most 107 bytes: not what TMPDIR of the caller says."""
 
+_SETTINGS = (
+    *("PENSTOCK_", "RUNAI_", "AWS_", "HF_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_"),
+    *("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"),
+)
+"""How the variables begin that daemons and clients read, or their libraries."""
+
 MAY_SKIP_IN_CI = (
     # CI machines have no GPU. `pytest -m gpu` on one that has shows them all.
     r"there is no CUDA device",
@@ -43,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
     for name in ("LANG", "LANGUAGE", "PYTHONWARNINGS", "PYTHONPATH", "TMP", "TEMP"):
         os.environ.pop(name, None)
-    for name in [name for name in os.environ if name.startswith(("PENSTOCK_", "RUNAI_", "AWS_", "HF_"))]:
+    for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         del os.environ[name]
     # Daemons of tests run side by side: each takes a port of its own.
     os.environ["PENSTOCK_HTTP_ADDRESS"] = "127.0.0.1:0"

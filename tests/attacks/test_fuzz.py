@@ -197,7 +197,7 @@ def test_mutated_grpc_traffic_costs_its_connection_only(
 
 
 @EFFORTS
-@pytest.mark.parametrize("method", ["Load", "Prefetch", "Evict", "GetStatus"])
+@pytest.mark.parametrize("method", ["Load", "Prefetch", "Fetch", "Evict", "GetStatus"])
 def test_mutated_messages_are_served_or_refused_in_order(
     effort: settings, method: str, directory: Path, examined: Examined
 ) -> None:
@@ -245,6 +245,19 @@ def messages(method: str, directory: Path) -> list[bytes]:
             pb.LoadRequest(release=pb.Release(segments=1)),
         ],
         "Prefetch": [pb.PrefetchRequest(sources=[source], tensors=names, pin=True)],
+        "Fetch": [
+            pb.FetchRequest(
+                source=str(directory),
+                allow=["*", "[a-z]*/"],
+                ignore=["*.x"],
+                have=[pb.FetchedFile(name="one.safetensors", version="1")],
+                max_bytes=1 << 40,
+                max_files=100,
+                client_name="fuzz",
+                more=True,
+            ),
+            pb.FetchRequest(source=str(directory), list_only=True),
+        ],
         "Evict": [pb.EvictRequest()],
         "GetStatus": [pb.GetStatusRequest()],
     }

@@ -50,10 +50,11 @@ def test_a_digest_that_does_not_fit_ends_the_load_before_the_last_segment(
     daemon: DaemonProcess, large: Checkpoint, memory_limit: int
 ) -> None:
     path, tensors = large
-    names = []
-    with daemon.client() as client, pytest.raises(errors.CheckpointCorruptError) as caught:
-        for name, _ in client.load(path, memory_limit=memory_limit, digests={str(path): WRONG}):
-            names.append(name)
+    names: list[str] = []
+    with daemon.client() as client:
+        load = client.load(path, memory_limit=memory_limit, digests={str(path): WRONG})
+        with pytest.raises(errors.CheckpointCorruptError) as caught:
+            names.extend(name for name, _ in load)
     assert len(names) < len(tensors)
     assert caught.value.details["expected"] == WRONG
     assert caught.value.details["found"] == digest(path)

@@ -1,4 +1,4 @@
-"""Bytes that change on their way from S3 are noticed by the checksums of the whole object, and by no others."""
+"""Bytes that change on their way from S3 are noticed by checksums of the whole object, and by no others."""
 
 from __future__ import annotations
 
@@ -83,8 +83,7 @@ def corrupt(
     """The error that a load ends with, and the names that it has yielded before."""
     names: list[str] = []
     with daemon.client() as client, pytest.raises(errors.CheckpointCorruptError) as caught:
-        for name, _ in client.load(uri, **options):
-            names.append(name)
+        names.extend(name for name, _ in client.load(uri, **options))
     return caught.value, names
 
 

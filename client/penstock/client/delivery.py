@@ -29,6 +29,7 @@ from .cuda.transfer import Releases, Tensors, Transfer, run_ahead
 from .ring.copies import CopyPool
 from .ring.stream import Stream
 from .segments import Segments
+from .system import process
 
 
 class Delivery(Protocol):
@@ -71,7 +72,8 @@ class HostDelivery:
                         stream.release(segment, written=False)
                     yield name, tensor
                     del tensor  # or it would live on while the next one is made
-                    segments.check_process()
+                    if segments.pid != process.pid:
+                        segments.check_process()
             finally:
                 account.add(done, sum(entry.size_bytes for entry in islice(segment.tensors, done)))
             if window and not (detached and count):
@@ -99,7 +101,8 @@ class AheadDelivery:
                 account.add(1, tensor.nbytes)
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
-                segments.check_process()
+                if segments.pid != process.pid:
+                    segments.check_process()
         except Exception as error:
             if isinstance(error, RingClosedError) or segments.closed.is_set():
                 raise errors.closed(segments.load_id) from None

@@ -91,6 +91,16 @@ class Load:
         return self._manifest.total_bytes
 
     @property
+    def full(self) -> bool:
+        """Whether the staging buffer holds all of it at once; otherwise it comes through a window."""
+        return self._manifest.full
+
+    @property
+    def version(self) -> str:
+        """Identifies the bytes: the same for the same versions of the same files."""
+        return self._manifest.version
+
+    @property
     def files(self) -> tuple[LoadedFile, ...]:
         """The checkpoint's files, in the order of the sources."""
         return tuple(

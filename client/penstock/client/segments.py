@@ -36,7 +36,8 @@ class Segments:
         """Opens the load; raises what the daemon refuses it with."""
         self.closed = threading.Event()
         self.account = account
-        self._pid = os.getpid()
+        self.pid = os.getpid()
+        """Of the process that opened the load."""
         self._socket_dir = socket_dir
         self._request = request
         self._reconnect_timeout = reconnect_timeout
@@ -51,8 +52,8 @@ class Segments:
 
     def check_process(self) -> None:
         """Raises ForkedProcessError in a process that the load's own one has forked."""
-        if self._pid != os.getpid():
-            raise errors.forked("this load", self._pid, load_id=self.load_id)
+        if self.pid != os.getpid():
+            raise errors.forked("this load", self.pid, load_id=self.load_id)
 
     def next(self, *, ahead: bool = False) -> pb.SegmentReady | None:
         """The next one, None after the last. `ahead` of tensors that were not delivered yet, it is too early

@@ -277,6 +277,64 @@ class PrefetchResponse(_message.Message):
     queued: Queued
     def __init__(self, ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: bool = ..., queued: _Optional[_Union[Queued, _Mapping]] = ...) -> None: ...
 
+class FetchRequest(_message.Message):
+    __slots__ = ("source", "allow", "ignore", "have", "max_bytes", "max_files", "client_name", "client_version", "more", "list_only")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    LIST_ONLY_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    allow: _containers.RepeatedScalarFieldContainer[str]
+    ignore: _containers.RepeatedScalarFieldContainer[str]
+    have: _containers.RepeatedCompositeFieldContainer[FetchedFile]
+    max_bytes: int
+    max_files: int
+    client_name: str
+    client_version: str
+    more: bool
+    list_only: bool
+    def __init__(self, source: _Optional[str] = ..., allow: _Optional[_Iterable[str]] = ..., ignore: _Optional[_Iterable[str]] = ..., have: _Optional[_Iterable[_Union[FetchedFile, _Mapping]]] = ..., max_bytes: _Optional[int] = ..., max_files: _Optional[int] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ..., more: bool = ..., list_only: bool = ...) -> None: ...
+
+class FetchedFile(_message.Message):
+    __slots__ = ("name", "size_bytes", "version", "unchanged")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    version: str
+    unchanged: bool
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., version: _Optional[str] = ..., unchanged: bool = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("plan", "file", "data", "done")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    plan: FetchPlan
+    file: FetchedFile
+    data: bytes
+    done: bool
+    def __init__(self, plan: _Optional[_Union[FetchPlan, _Mapping]] = ..., file: _Optional[_Union[FetchedFile, _Mapping]] = ..., data: _Optional[bytes] = ..., done: bool = ...) -> None: ...
+
+class FetchPlan(_message.Message):
+    __slots__ = ("files", "total_bytes", "load_id")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    total_bytes: int
+    load_id: str
+    def __init__(self, files: _Optional[int] = ..., total_bytes: _Optional[int] = ..., load_id: _Optional[str] = ...) -> None: ...
+
 class EvictRequest(_message.Message):
     __slots__ = ("sources",)
     SOURCES_FIELD_NUMBER: _ClassVar[int]

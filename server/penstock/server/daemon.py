@@ -22,6 +22,7 @@ from .edge.service import StreamerService
 from .errors import ConfigError
 from .loads import at_start
 from .loads.control import Control
+from .loads.fetch import BUFFER_BYTES, FetchContext
 from .loads.request import LoadContext
 from .sources import choose
 from .sources.store import Events, Reading
@@ -86,8 +87,20 @@ class Daemon:
             verify=config.verify,
         )
         self.history = History()
+        fetching = FetchContext(
+            self._sources,
+            self._resolvers,
+            self.totals,
+            self._catalog.keep.budget,
+            self._catalog.descriptors,
+            Quota(BUFFER_BYTES),
+        )
         self._control = Control(
-            self._context, max_loads=config.max_loads, prefixes=config.allow, on_failed=self.history.failed
+            self._context,
+            fetching,
+            max_loads=config.max_loads,
+            prefixes=config.allow,
+            on_failed=self.history.failed,
         )
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import random
 
 import pytest
@@ -37,7 +38,7 @@ def test_parts_in_any_order_make_the_whole(
     algorithm: str, content: bytes, cuts: list[int], seed: int
 ) -> None:
     borders = sorted({0, len(content), *(cut for cut in cuts if cut < len(content))})
-    parts = list(zip(borders, borders[1:], strict=False))
+    parts = list(itertools.pairwise(borders))
     random.Random(seed).shuffle(parts)
     runs = Runs(algorithm)
     for number, (start, end) in enumerate(parts):

@@ -52,6 +52,11 @@ class S3Credentials:
         )
         return None if credentials == cls() else credentials
 
+    @classmethod
+    def for_source(cls, source: str, given: Any) -> S3Credentials | None:
+        """What is given counts for S3 alone."""
+        return cls.of(given) if source.startswith("s3://") else None
+
     def __repr__(self) -> str:
         return f"<S3Credentials of {self.access_key_id or 'the environment'}>"
 

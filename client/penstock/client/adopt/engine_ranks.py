@@ -10,9 +10,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .ranks import Said, daemon_identity, group_of
+
+_Word = TypeVar("_Word")
 
 
 def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> tuple[str, int] | None:
@@ -21,18 +23,26 @@ def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> 
     A collective of each of `groups`, one after the other: the engine's coordinators, with `world_size` and
     `cpu_group`. `request` says what is loaded, by its repr.
     """
+    return agree(socket_dir, request, groups, None)[0]
+
+
+def agree(
+    socket_dir: Path, request: object, groups: Sequence[Any], word: _Word
+) -> tuple[tuple[str, int] | None, list[_Word]]:
+    """The same, and what each rank of the group said beside it (picklable), this one's `word` included."""
     mine: Said = (uuid.uuid4().hex, daemon_identity(socket_dir), repr(request))
-    everybody = [mine]
+    everybody = [(mine, word)]
     for group in groups:
         everybody = _gather(everybody, group)
-    return group_of(mine, everybody)
+    words = [word for said, word in everybody if said[1:] == mine[1:]]
+    return group_of(mine, [said for said, _ in everybody]), words
 
 
-def _gather(mine: list[Said], group: Any) -> list[Said]:
+def _gather(mine: list[tuple[Said, _Word]], group: Any) -> list[tuple[Said, _Word]]:
     import torch
 
     if group.world_size == 1:
         return mine
-    gathered: list[list[Said]] = [[]] * group.world_size
+    gathered: list[list[tuple[Said, _Word]]] = [[]] * group.world_size
     torch.distributed.all_gather_object(gathered, mine, group=group.cpu_group)
     return [one for several in gathered for one in several]

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from ..load import Load
 
-OBJECT_SCHEMES = ("s3://", "gs://", "az://")
+OBJECT_SCHEMES = ("s3://", "gs://", "az://", "abfss://", "hf://", "https://", "http://")
+_CONTAINERS = {"bucket", "container", "repository"}
+"""Of the details of an error: that which holds the objects does not exist."""
+_HUB_MODELS = "hf://models/"
 _PRIVATE_LIMIT_BYTES = 40_000_000_000
 """What runai_model_streamer takes when RUNAI_STREAMER_MEMORY_LIMIT is not set."""
 _INVALID = (
@@ -99,9 +102,9 @@ class SafetensorsStreamer:
     ) -> None:
         """Opens the files; `get_tensors()` yields what is in them.
 
-        paths: safetensors files, or s3:// URIs of such; not directories.
-        s3_credentials: an S3Credentials, looked at for object storage only. A private daemon is started with
-            them; a daemon that others use too reads with its own, and they are refused.
+        paths: safetensors files, or URIs of such in object storage; not directories.
+        s3_credentials: an S3Credentials, looked at for s3:// only. A private daemon is started with them; a
+            daemon that others use too reads with its own, and they are refused.
         device: where the tensors go; None is the CPU.
         is_distributed: all ranks of torch.distributed call this together, and those that ask one daemon
             for the same share one pass over the storage. Nothing is sent from rank to rank.
@@ -130,8 +133,7 @@ class SafetensorsStreamer:
                     "that have them"
                 )
             return
-        uses_objects = sources[0].startswith(OBJECT_SCHEMES)
-        client = ambient_client(S3Credentials.of(s3_credentials) if uses_objects else None)
+        client = ambient_client(S3Credentials.for_source(sources[0], s3_credentials))
         private = is_private(client)
         group = None
         if distributed and not private:
@@ -173,22 +175,23 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """The safetensors files of a directory, not of those below it, sorted; of an s3:// prefix, with its last
-    slash or without, what the daemon loads from there. Empty where there is none.
+    """The safetensors files of a directory, not of those below it, sorted; of a prefix in object storage or a
+    directory of an hf:// repository, with its last slash or without, what the daemon loads from there. Empty
+    where there is none. Web servers have no lists.
 
-    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket,
-    or an object is no safetensors file.
+    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket
+    or repository, or an object is no safetensors file.
     """
     if not _object_scheme(path):
         return _safetensors_in(path)
-    client = ambient_client(S3Credentials.of(s3_credentials))
+    client = ambient_client(S3Credentials.for_source(path, s3_credentials))
     try:
         # With a slash, as the name alone may be an object's.
         with _as_value_error(), client.load(os.path.join(path, ""), tensors=[]) as load:
             return [file.uri for file in load.files]
     except ValueError as error:
         cause = error.__cause__
-        if isinstance(cause, errors.CheckpointNotFoundError) and "bucket" not in cause.details:
+        if isinstance(cause, errors.CheckpointNotFoundError) and not _CONTAINERS & set(cause.details):
             return []
         raise
 
@@ -232,7 +235,7 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
             "each kind by a call of their own"
         )
     if schemes != {""}:
-        return list(paths)
+        return [_as_told(path) for path in paths]
     for path in paths:
         if not path or path.endswith("/"):
             raise ValueError(f"{path!r} is no path of a file: name a safetensors file")
@@ -245,6 +248,11 @@ def _object_scheme(path: str) -> str:
     if not path.startswith(scheme):
         raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme} in lower case")
     return scheme
+
+
+def _as_told(uri: str) -> str:
+    """As the daemon writes it: of the Hub's models, which are all that it loads, without saying so."""
+    return f"hf://{uri.removeprefix(_HUB_MODELS)}" if uri.startswith(_HUB_MODELS) else uri
 
 
 def _check_found(load: Load, sources: Sequence[str], names: Collection[str] | None) -> None:

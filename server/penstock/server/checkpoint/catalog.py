@@ -20,7 +20,7 @@ from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
-from ..sources import Access, RetryingReader, Source, SourceFile, choose, join, parent, verification
+from ..sources import Access, RetryingReader, Source, SourceFile, choose, parent, verification
 from ..sources.resuming import MountSet
 from ..sources.verification import OFF, Expected, Wish
 from ..system.quota import Quota
@@ -268,7 +268,7 @@ class Catalog:
         if instead:
             return _Named(tuple(_Member(source, file, None) for file in instead), warnings)
         around = parent(found.index_location)
-        members = (_Member(source, join(around, name), found.index_location) for name in files)
+        members = (_Member(source, source.join(around, name), found.index_location) for name in files)
         return _Named(tuple(members), warnings, index, version)
 
     def _open_all(self, sources: tuple[str, ...], members: Sequence[_Member], access: Access) -> Checkpoint:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import AccessDeniedError, CheckpointNotFoundError, InvalidRequestError
-from ..sources import Access, ListingDeniedError, Source, join
+from ..sources import Access, ListingDeniedError, Source
 from . import layout
 from .layout import Layout
 
@@ -42,8 +42,8 @@ def expand(source: Source, location: str, access: Access, variant: str) -> Found
         _refuse_variant(location, variant)
         return Found(None, [location])
     decided = layout.decide(location, names, variant)
-    index = None if decided.index is None else join(location, decided.index)
-    files = [join(location, name) for name in decided.files]
+    index = None if decided.index is None else source.join(location, decided.index)
+    files = [source.join(location, name) for name in decided.files]
     return Found(index, files, location, decided, frozenset(names))
 
 
@@ -51,7 +51,7 @@ def _guess(source: Source, location: str, access: Access, variant: str, denied: 
     """What may be read in a directory that may not be listed, by the names that are usual. Raises `denied` if
     nothing may."""
     for name in layout.common_names(variant):
-        guess = join(location, name)
+        guess = source.join(location, name)
         with contextlib.suppress(CheckpointNotFoundError, AccessDeniedError):
             source.open(guess, access).close()
             return Found(guess, []) if layout.is_index(name) else Found(None, [guess])
@@ -78,7 +78,7 @@ def settle(source: Source, found: Found, index: Iterable[str], access: Access) -
         return [], []
     missing = _first_missing(source, found, index, access)
     if missing is not None:
-        files = [join(found.directory, name) for name in decided.instead]
+        files = [source.join(found.directory, name) for name in decided.instead]
         return files, [layout.stale(found.directory, decided, missing)]
     if decided.rival is None or decided.rival in index:
         return [], []
@@ -93,7 +93,9 @@ def _first_missing(source: Source, found: Found, index: Iterable[str], access: A
         if folder not in listed:
             listed[folder] = frozenset()
             with contextlib.suppress(CheckpointNotFoundError):
-                listed[folder] = frozenset(source.list(join(found.directory, folder + "/"), access) or ())
-        if name not in listed[folder] or source.dangles(join(found.directory, file), access):
+                listed[folder] = frozenset(
+                    source.list(source.join(found.directory, folder + "/"), access) or ()
+                )
+        if name not in listed[folder] or source.dangles(source.join(found.directory, file), access):
             return file
     return None

@@ -146,11 +146,16 @@ def largest_tensor(tables: Sequence[TensorTable], selection: Selection) -> Large
     """None when no tensor is selected."""
     best: LargestTensor | None = None
     longest_bytes = -1
+    covered_bytes = -1
+    """A tensor of so many bytes takes no more than that, wherever it starts."""
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
         for index, (start, end) in zip(indices, table.extents(indices), strict=True):
+            if end - start <= covered_bytes:
+                continue
             ring = span_bytes(start, end)  # not always the longest: an unaligned one takes a page more
             if ring > longest_bytes:
                 longest_bytes = ring
+                covered_bytes = ring - PAGE_BYTES + 1
                 best = LargestTensor(file, index, end - start, ring)
     return best
 

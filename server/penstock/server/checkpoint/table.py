@@ -61,6 +61,8 @@ DESCRIPTION_BYTES = 64
 _DIM_DESCRIPTION_BYTES = 10  # a varint of 64 bits
 
 U64_MAX = 2**64 - 1
+_ENTRIES_AT_ONCE = 128
+"""Whose columns are unpacked together: a name may have 16 KiB."""
 _SHOWN_CHARS = 200
 
 
@@ -167,14 +169,35 @@ class TensorTable:
             return zip(chain((self.start(indices.start),), ends), ends, strict=False)
         return ((self.start(i), self.end(i)) for i in indices)
 
-    def entries(self, indices: Sequence[int]) -> Iterator[tuple[str, str, memoryview, int, int]]:
-        """Name, dtype, shape, `start` and `end` of each: what the methods of these names give, for many at
-        half the cost."""
-        dims, names, dtypes = self._dims, self._names, self._dtypes
-        dim_ends, name_ends = self._dim_ends, self._name_ends
-        for i, (start, end) in zip(indices, self.extents(indices), strict=True):
-            name = str(names[name_ends[i - 1] if i else 0 : name_ends[i]], "utf-8")
-            yield name, _DTYPES[dtypes[i]], dims[dim_ends[i - 1] if i else 0 : dim_ends[i]], start, end
+    def entries(self, indices: Sequence[int]) -> Iterator[tuple[str, str, Sequence[int], int, int]]:
+        """Name, dtype, shape, `start` and `end` of each: what the methods of these names give, for many at a
+        fraction of the cost."""
+        if isinstance(indices, range) and indices.step == 1:
+            for first in range(indices.start, indices.stop, _ENTRIES_AT_ONCE):
+                yield from self._neighbours(first, min(first + _ENTRIES_AT_ONCE, indices.stop))
+        else:
+            dims, names, dtypes = self._dims, self._names, self._dtypes
+            dim_ends, name_ends = self._dim_ends, self._name_ends
+            for i in indices:
+                name = str(names[name_ends[i - 1] if i else 0 : name_ends[i]], "utf-8")
+                shape = dims[dim_ends[i - 1] if i else 0 : dim_ends[i]]
+                yield name, _DTYPES[dtypes[i]], shape, self.start(i), self.end(i)
+
+    def _neighbours(self, first: int, last: int) -> Iterator[tuple[str, str, Sequence[int], int, int]]:
+        """The entries from `first` to `last`: what they share of the columns is taken out of them at once."""
+        name_base = name_at = self._name_ends[first - 1] if first else 0
+        dim_base = dim_at = self._dim_ends[first - 1] if first else 0
+        names = bytes(self._names[name_base : self._name_ends[last - 1]])
+        dims = self._dims[dim_base : self._dim_ends[last - 1]].tolist()
+        start = self.start(first)
+        columns = [
+            column[first:last].tolist()
+            for column in (self._name_ends, self._dim_ends, self._dtypes, self._ends)
+        ]
+        for name_end, dim_end, dtype, end in zip(*columns, strict=True):
+            name = names[name_at - name_base : name_end - name_base].decode()
+            yield name, _DTYPES[dtype], dims[dim_at - dim_base : dim_end - dim_base], start, end
+            name_at, dim_at, start = name_end, dim_end, end
 
     def start(self, i: int) -> int:
         """Absolute offset in the file of the tensor's first byte."""

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 
 from ..system.progress import Heartbeat
-from ..system.quota import Quota
+from ..system.quota import Shares
 
 STALL_SECONDS = 1.0
 
@@ -125,7 +125,6 @@ class Read:
     __slots__ = (
         "began",
         "cancels",
-        "charged",
         "domain",
         "end",
         "heartbeat",
@@ -151,7 +150,7 @@ class Read:
         self.cancels = queue.cancels
         self.heartbeat = Heartbeat()
         self.began = self.heartbeat.at
-        self.charged = self.put_off = self.slow = False
+        self.put_off = self.slow = False
         self.stalled = False
         self.suspect = domain.troubled
 
@@ -167,7 +166,7 @@ class Schedule:
     def __init__(self, threads: int, spare_threads: int) -> None:
         self._threads = threads
         self._spare_threads = spare_threads
-        self._quota = Quota(threads + spare_threads)
+        self._shares = Shares(threads + spare_threads)
         self._users: dict[int | None, User] = {}
         """Those with jobs or reads under way."""
         self._level_bytes = 0
@@ -254,7 +253,6 @@ class Schedule:
         job.under_way.add((start, end))
         user.active += 1
         queue.active += 1
-        read.charged = self._quota.take(_payer(user.uid))
         if not job.blocks:
             self._delist(queue, job)
         self.reading.add(read)
@@ -299,8 +297,6 @@ class Schedule:
             counted.in_flight -= 1
         read.user.active -= 1
         read.queue.active -= 1
-        if read.charged:
-            self._quota.release(_payer(read.user.uid))
         if read.domain.key is not None and not read.domain.in_flight and not read.domain.delayed:
             self._domains.pop(read.domain.key, None)
         self._remove_idle(read.user)
@@ -326,11 +322,16 @@ class Schedule:
 
     def _choose(self) -> QueueState | None:
         """The queue that is served next."""
+        if len(self._users) == 1 and not self._stalled:
+            (user,) = self._users.values()
+            if len(user.queues) == 1:  # as most of the time: nobody to be fair to
+                queue = user.queues[0]
+                return queue if self._has_room(self._domain(queue, queue.jobs[0])) else None
         user_share = -(-self._threads // max(1, len(self._users)))
         best: tuple[tuple[bool, int, bool, int], QueueState] | None = None
         for user in self._users.values():
             # Without a read that stalls there are no more than may be at once, which everybody may have.
-            if not user.queues or (self._stalled and not self._quota.left(_payer(user.uid))):
+            if not user.queues or (self._stalled and not self._threads_left(user)):
                 continue
             queue_share = -(-user_share // len(user.queues))
             for queue in user.queues:
@@ -344,6 +345,13 @@ class Schedule:
                     if best is None or key < best[0]:
                         best = key, queue
         return best[1] if best else None
+
+    def _threads_left(self, user: User) -> int:
+        """How many more the user may have, spare ones included."""
+        used = Counter[int]()
+        for other in self._users.values():
+            used[_payer(other.uid)] += other.in_flight
+        return self._shares.left(_payer(user.uid), used)
 
     def _has_room(self, domain: FaultDomain) -> bool:
         limit = self._threads if domain.troubled else 2 * self._threads

@@ -47,6 +47,9 @@ class Totals:
         """`sources` are the kinds of storage."""
         self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(sources, RESULTS), 0)
         """By source and result."""
+        self.fetches: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(sources, RESULTS), 0)
+        """As `loads`."""
+        self.fetched_bytes = dict.fromkeys(sources, 0)
         self.source_bytes = dict.fromkeys(sources, 0)
         self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
         """For a source that tries again: how often it did, by reason."""

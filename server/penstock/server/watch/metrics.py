@@ -73,7 +73,7 @@ METRICS = (
     ),
     Metric("staging_peak_bytes", "gauge", "Most bytes that the staging buffer has had since the start."),
     Metric("oldest_lease_seconds", "gauge", "For how long the oldest holder of staging memory has held it."),
-    Metric("loads_active", "gauge", "Loads and prefetches that run or wait."),
+    Metric("loads_active", "gauge", "Loads, prefetches and fetches that run or wait."),
     Metric("loads_waiting", "gauge", "Checkpoints that wait for memory, each for one load or more."),
     Metric(
         "loads_total",
@@ -118,6 +118,18 @@ METRICS = (
         "verified_bytes_total",
         "counter",
         "Bytes of files that were read whole and match a checksum of their store or user.",
+    ),
+    Metric(
+        "fetches_total",
+        "counter",
+        "Fetches of files beside the weights that ended; cancelled ones were left by their clients.",
+        {"source": KINDS, "result": RESULTS},
+    ),
+    Metric(
+        "fetched_bytes_total",
+        "counter",
+        "Bytes of files beside the weights sent to clients.",
+        {"source": KINDS},
     ),
     Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
     Metric(
@@ -252,6 +264,8 @@ def _counted(totals: Totals) -> dict[str, _Values]:
         },
         "delivered_bytes_total": {(): totals.delivered_bytes},
         "verified_bytes_total": {(): totals.verified_bytes},
+        "fetches_total": totals.fetches,
+        "fetched_bytes_total": {(source,): count for source, count in totals.fetched_bytes.items()},
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},

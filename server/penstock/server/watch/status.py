@@ -19,7 +19,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..config.settings import Config
 from ..config.values import UNLIMITED
-from ..loads.admission import Admission
+from ..loads.running import Running
 from ..sources.stores import kind_of
 from ..staging.buffer import StagingBuffer
 from ..staging.entry import CacheEntry
@@ -45,7 +45,7 @@ class Status:
     staging: StagingBuffer
     readers: Collection[ReaderPool]
     totals: Totals
-    loads: Collection[Admission]
+    loads: Collection[Running]
     health: Health
     history: History
 
@@ -144,7 +144,7 @@ class Status:
         ]
         return now - min(since, default=now)
 
-    def _load(self, load: Admission, now: float) -> pb.LoadStatus:
+    def _load(self, load: Running, now: float) -> pb.LoadStatus:
         place = self.staging.place(load.entry) if load.entry else 0
         return pb.LoadStatus(
             load_id=load.id,

@@ -22,7 +22,7 @@ from urllib.parse import unquote_plus
 from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
-from ..objects.service import Answer, Ask, ObjectState, Page, Signed
+from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from .answers import EXPIRED, Said, failure, whole_checksums
 from .credentials import credentials_failure, no_credentials
 from .location import Location
@@ -61,7 +61,7 @@ class Account:
     def sign(self, ask: Ask[Location]) -> Signed:
         """The URL, by botocore's rules for endpoints and addressing, and the headers that say who asks."""
         location, headers = ask.location, dict(ask.headers)
-        url = self._object_url(location) if ask.page is None else self._list_url(location, ask.page)
+        url = self._list_url(ask) if ask.is_list else self._object_url(location)
         if self._settings.requester_pays:
             headers["x-amz-request-payer"] = "requester"
         region = self._region(location.bucket)
@@ -79,7 +79,7 @@ class Account:
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
         """A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials
         that were renewed meanwhile is asked again with these."""
-        said = Said(answer)
+        said = Said.of(answer)
         regions = {signed.identity[0] for signed in tried}
         identities = {signed.identity[1:] for signed in tried}
         if said.code in EXPIRED and not self._settings.unsigned and len(identities) <= MAX_RENEWALS:
@@ -91,7 +91,7 @@ class Account:
         return False
 
     def failure(self, ask: Ask[Location], answer: Answer) -> PenstockError | Transient:
-        return failure(Said(answer), ask.location, listing=ask.is_list)
+        return failure(Said.of(answer), ask.location, listing=ask.is_list)
 
     def state(self, location: Location, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
         identity = {name: headers.get(name, "") for name in ("etag", "x-amz-version-id", "last-modified")}
@@ -107,13 +107,15 @@ class Account:
                 "change while it is read could not be noticed; use a store that does",
                 file=location.uri,
             )
-        return ObjectState(size_bytes, identity, conditions, checksums=whole_checksums(headers))
+        return ObjectState(
+            size_bytes, identity, conditions, _bare(identity["etag"]), whole_checksums(headers)
+        )
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
         page = self._parse_list(body)
         if page.get("Name") is None or page.get("IsTruncated") is None:
             # Any XML, and an empty body, make an empty list for the parser. S3 may also fail after a 200.
-            said = Said(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
+            said = Said.of(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
             if said.code:
                 raise failure(said, ask.location, listing=True)
             raise Transient("bad_response", "HTTP 200 and not the list that was asked for")
@@ -121,7 +123,11 @@ class Account:
         if page["IsTruncated"] and (following == "" or not isinstance(following, str)):
             raise Transient("bad_response", "the list does not say where it goes on")
         decode = unquote_plus if page.get("EncodingType") == "url" else str
-        return Page([decode(str(entry.get("Key", ""))) for entry in page.get("Contents", ())], following)
+        entries = [
+            Entry(decode(str(entry.get("Key", ""))), entry.get("Size"), _bare(str(entry.get("ETag", ""))))
+            for entry in page.get("Contents", ())
+        ]
+        return Page(entries, following)
 
     # ---- inside ---------------------------------------------------------------------------------
 
@@ -131,13 +137,14 @@ class Account:
             parameters["VersionId"] = location.version_id
         return self._url("get_object", parameters, location)
 
-    def _list_url(self, directory: Location, token: str) -> str:
-        """Of the page `token`, or the first one, of what lies directly below a key that ends in `/` or is
-        empty."""
-        parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
-        if token:
-            parameters["ContinuationToken"] = token
-        return self._url("list_objects_v2", parameters, directory)
+    def _list_url(self, ask: Ask[Location]) -> str:
+        """Of a page of what lies below a key that ends in `/` or is empty."""
+        parameters = {"Bucket": ask.location.bucket, "Prefix": ask.location.key}
+        if not ask.deep:
+            parameters["Delimiter"] = "/"
+        if ask.page:
+            parameters["ContinuationToken"] = ask.page
+        return self._url("list_objects_v2", parameters, ask.location)
 
     def _region(self, bucket: str) -> str:
         """Where it is taken to be."""
@@ -228,6 +235,11 @@ class Account:
             ) from error
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def _bare(etag: str) -> str:
+    """Lists of some stores leave out the quotes that headers have."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def _identity(frozen: Any) -> tuple[str, str]:

@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from .. import Access
 from ..objects import ObjectSettings, ObjectSource
+from ..objects.keys import check_access
 from ..objects.service import ObjectService
-from .location import Location, check_access, parse
+from .location import Location, parse
 from .settings import S3Settings
 
 
@@ -35,8 +36,10 @@ class S3Source(ObjectSource[Location]):
     def parse(self, uri: str) -> Location:
         return parse(uri)
 
-    def check_access(self, location: Location, access: Access) -> None:
-        check_access(location, access)
+    def admitted(self, location: str, access: Access) -> Location:
+        named = self.parse(location)
+        check_access(named, access)
+        return named
 
     def is_version(self, location: Location) -> bool:
         return location.version_id is not None

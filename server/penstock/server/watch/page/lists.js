@@ -39,7 +39,7 @@ export function showLoads(loads) {
     node.dataset.delivered = String(load.delivered_bytes);
     fill(node, {
       name: sourceName(load.sources),
-      state: load.kind === "prefetch" ? `prefetch, ${load.state}` : load.state,
+      state: load.kind === "load" ? load.state : `${load.kind}, ${load.state}`,
       who: `${who(load)}, for ${duration(load.running_seconds)}, load ${load.load_id}`,
       progress: load.total_bytes > 0 ? `${size(load.delivered_bytes)} of ${size(load.total_bytes)}, ${percent(share)}` : "",
       rate: load.state === "streaming" ? rate(load.bytes_per_second) : "",
