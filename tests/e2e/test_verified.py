@@ -131,6 +131,12 @@ def test_digests_that_name_no_file_are_refused(daemon: DaemonProcess, small: Che
             client.load([path, twice / path.name], digests={path.name: WRONG})
 
 
+def test_more_digests_than_may_be_are_refused(daemon: DaemonProcess, small: Checkpoint) -> None:
+    path, _ = small
+    with daemon.client() as client, pytest.raises(errors.InvalidRequestError, match="10001 are more than"):
+        client.load(path, digests={f"{number}": WRONG[:8] for number in range(10_001)})
+
+
 @pytest.mark.parametrize("style", ["  ", " *"])
 def test_require_takes_sha256sums_beside_the_file(
     daemon: DaemonProcess, write: Checkpoints, style: str
