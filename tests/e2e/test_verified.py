@@ -176,3 +176,34 @@ def test_a_daemon_that_requires_verification_is_not_overruled(
         with pytest.raises(errors.CheckpointInvalidError, match="cannot be verified"):
             client.prefetch(path)
         same(client.load(path, digests={path.name: digest(path)}), tensors)
+
+
+def test_a_group_of_which_each_member_wants_one_file_shares_its_verified_window(
+    daemon: DaemonProcess, write: Checkpoints
+) -> None:
+    """A file of which nothing is wanted keeps nobody from joining."""
+    one, tensors = write("one", 20)
+    two, _ = write("two", 1, prefix="two.")
+    digests = {path.name: digest(path) for path in (one, two)}
+    sizes = []
+
+    def member() -> None:
+        with daemon.client() as client:
+            load = client.load(
+                [one, two],
+                tensors=list(tensors),
+                memory_limit=0,
+                group=("one file", 2),
+                digests=digests,
+            )
+            same(load, tensors)
+            sizes.append(load.stats.verified_bytes)
+
+    before = daemon.read_bytes()
+    members = [threading.Thread(target=member) for _ in range(2)]
+    for thread in members:
+        thread.start()
+    for thread in members:
+        thread.join(60)
+    assert sizes == [20 * MIB] * 2
+    assert daemon.read_bytes() == before + 20 * MIB

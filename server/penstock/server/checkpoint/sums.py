@@ -18,11 +18,15 @@ MAX_SUMS_BYTES = 1 << 20
 def listed(files: Iterable[tuple[Source, SourceFile]], access: Access, quota: Quota) -> dict[str, Checksum]:
     """What the lists in the directories of these files say, by the URI of a file. `quota` is that of
     descriptors. Raises CheckpointInvalidError for a list that is too long, and SourceUnavailableError."""
-    directories = {parent(file.uri): source for source, file in files}
+    directories: dict[str, tuple[Source, set[str]]] = {}
+    for source, file in files:
+        directories.setdefault(parent(file.uri), (source, set()))[1].add(file.uri)
     found: dict[str, Checksum] = {}
-    for directory, source in directories.items():
+    for directory, (source, wanted) in directories.items():
         for name, checksum in parse_sums(_read(source, join(directory, SUMS_NAME), access, quota)).items():
-            found[join(directory, name)] = checksum
+            uri = join(directory, name)
+            if uri in wanted:  # a list may have thousands of others, and a load thousands of lists
+                found[uri] = checksum
     return found
 
 

@@ -202,9 +202,17 @@ class Filling:
                 self._loop.call_soon_threadsafe(self._followed_to, index, error)
 
         try:
-            self._hashers.of(uid).submit(self._verifier.follow, index, views).add_done_callback(over)
+            self._hashers.of(uid).submit(self._follow_bytes, index, views).add_done_callback(over)
         except RuntimeError:  # the daemon stops
             self._followed_to(index, ShuttingDownError(_STOPS))
+
+    def _follow_bytes(self, index: int, views: list[memoryview]) -> None:
+        """On a hashing thread. Empties `views`: a slab cannot be closed while there are views of it, and the
+        thread keeps what it was called with for longer than this takes."""
+        try:
+            self._verifier.follow(index, views)
+        finally:
+            views.clear()
 
     def _followed_to(self, index: int, error: BaseException | None) -> None:
         self._followed.discard(index)

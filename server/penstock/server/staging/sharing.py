@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Selection
+from ..sources.verification import Expected
 from .entry import CacheEntry
 from .members import GroupTerms
 
@@ -42,7 +43,7 @@ def find(
             continue
         if whole_only and entry.started and not entry.full:
             continue
-        if not _verifies(entry, checkpoint):
+        if not _verifies(entry, checkpoint, selection):
             continue
         if entry.full:
             if entry.contents.serves(checkpoint, selection):
@@ -54,27 +55,33 @@ def find(
     return None
 
 
-def _verifies(entry: CacheEntry, checkpoint: Checkpoint) -> bool:
+def _verifies(entry: CacheEntry, checkpoint: Checkpoint, selection: Selection) -> bool:
     """What a load must have verified, the entry has, or will. Nobody waits for what somebody else's digest
     says: it may be wrong."""
-    asked = {file.version: one for file, one in zip(checkpoint.files, checkpoint.expected, strict=False)}
-    verifier = entry.verifier
-    has = dict(
-        zip((file.version for file in entry.checkpoint.files), entry.checkpoint.expected, strict=False)
-    )
-    for version, one in asked.items():
-        if one.must and one.checksum is not None:
-            if verifier is None:
-                if version not in has or has[version].checksum != one.checksum:
-                    return False
-            elif not verifier.verifies(version, one.checksum):
+    verifier, has = entry.verifier, _expected(entry.checkpoint)
+    asked = _expected(checkpoint)
+    for file, one, table, indices in zip(
+        checkpoint.files, checkpoint.expected, checkpoint.tables, selection.files, strict=False
+    ):
+        wants_bytes = len(indices) > 0 and table.end(indices[-1]) > table.start(indices[0])
+        if not (one.must and one.checksum and wants_bytes):
+            continue
+        if verifier is None:
+            if file.version not in has or has[file.version].checksum != one.checksum:
                 return False
+        elif not verifier.verifies(file.version, one.checksum):
+            return False
     return all(
         (verifier is not None and verifier.has_verified(version))
         or (version in asked and asked[version].checksum == one.checksum)
         for version, one in has.items()
         if one.given
     )
+
+
+def _expected(checkpoint: Checkpoint) -> dict[str, Expected]:
+    """By the version of the file; empty where nothing is verified."""
+    return {file.version: one for file, one in zip(checkpoint.files, checkpoint.expected, strict=False)}
 
 
 def _together(entry: CacheEntry, group: Group | None) -> bool:
