@@ -30,6 +30,8 @@ _PIN = (
 )
 _VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
 
+_VERIFY = "compare files with checksums: not, where the store has a CRC, or all (default: as the daemon does)"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="staging memory for this load: -1 what the daemon allows, 0 as little as possible, 4GB, 4GiB",
     )
     load.add_argument("--variant", metavar="NAME", help=_VARIANT)
+    load.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
     load.add_argument("--no-progress", action="store_true", help="no bar on stderr")
 
     status = command("status", _status, "Shows the daemon's memory, loads and checkpoints.")
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
     prefetch.add_argument("--pin", action="store_true", help=_PIN)
     prefetch.add_argument("--variant", metavar="NAME", help=_VARIANT)
+    prefetch.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
     prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
     fetch = command(
@@ -212,6 +216,7 @@ def _load(options: argparse.Namespace) -> None:
             tensors=matches if patterns else None,
             memory_limit=options.memory_limit,
             variant=options.variant,
+            verify=options.verify,
             owned=False,  # nothing is kept
             progress=not options.no_progress,
         ) as load:
@@ -292,7 +297,13 @@ def _health(options: argparse.Namespace) -> None:
 def _prefetch(options: argparse.Namespace) -> None:
     with StreamerClient(options.socket_dir) as client:
         progress = sys.stderr.isatty() and not options.no_progress
-        staged = client.prefetch(options.source, pin=options.pin, variant=options.variant, progress=progress)
+        staged = client.prefetch(
+            options.source,
+            pin=options.pin,
+            variant=options.variant,
+            verify=options.verify,
+            progress=progress,
+        )
     warm = f" ({show_bytes(staged.warm_bytes)} were there before)" if staged.warm_bytes else ""
     print(f"staged {show_bytes(staged.total_bytes)}{warm}{', pinned' if options.pin else ''}")
 
