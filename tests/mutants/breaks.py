@@ -72,7 +72,7 @@ BREAKS = (
     Break(
         "a load that requires verification joins only entries that verify",
         f"{_SERVER}/staging/sharing.py",
-        "if not _verifies(entry, checkpoint):",
+        "if not _verifies(entry, checkpoint, selection):",
         "if False:",
         "test_a_stage_that_was_not_verified_serves_no_load_that_requires_it",
     ),
