@@ -9,6 +9,7 @@ from penstock.server.sources.s3.answers import whole_checksums
 
 from ...objects import Asked, ObjectServer
 from ...support import ROOT
+from ..hooks import Sources
 
 CRC64, CRC32 = "AQIDBAUGBwg=", "AQIDBA=="
 WHOLE = Checksum(CRC64NVME, "0102030405060708")
