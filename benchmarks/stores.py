@@ -104,7 +104,7 @@ def in_s3(content: bytes) -> Iterator[Stored]:
     with servers.seaweed() as server:
         keys = {"aws_access_key_id": servers.KEY_ID, "aws_secret_access_key": servers.SECRET_KEY}
         client = boto3.client("s3", endpoint_url=server.url, region_name="us-east-1", **keys)
-        client.put_object(Bucket=servers.BUCKET, Key=KEY, Body=content)
+        client.put_object(Bucket=servers.BUCKET, Key=KEY, Body=content, ChecksumAlgorithm="CRC64NVME")
         url = client.generate_presigned_url("get_object", Params={"Bucket": servers.BUCKET, "Key": KEY})
         environment = {
             "AWS_ENDPOINT_URL": server.url,

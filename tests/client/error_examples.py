@@ -32,8 +32,8 @@ from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch,
 from penstock.client.adopt import run_ai as streamer
 from penstock.client.adopt import safe_open as opening
 from penstock.client.adopt.written import every_parameter_written
+from penstock.client.cli import bench, demo, health
 from penstock.client.cli import commands as cli
-from penstock.client.cli import demo, health
 from penstock.client.cuda import device as cuda
 from penstock.client.ring import handoff, mapping, progress, tensors
 from penstock.client.system import descriptors, missing, sizes, trees
@@ -487,6 +487,15 @@ EXAMPLES = [
     Example("size", lambda: sizes.parse_size("max_bytes", "much"), "max_bytes='much'", "is not a size", "write bytes"),
     Example("no bar", bar_without_tqdm, "progress=True", "needs tqdm", "pip install tqdm"),
     Example("group", on_fake(lambda client: client.load("/x", group=5)), "group=5", "is no name with a number", "give both"),  # type: ignore[arg-type]
+    Example("verify", on_fake(lambda client: client.load("/x", verify="yes")), "verify='yes'", "is no way to verify", "give 'off'"),
+    Example("digests", on_fake(lambda client: client.load("/x", digests=["ab"])), "digests=['ab']", "is no mapping of names to digests", "give SHA-256"),  # type: ignore[arg-type]
+    Example("no checksums", on_fake(lambda client: client.load("/x", verify="require"), tamper_manifest=lambda manifest: manifest.ClearField("verify")),
+        "the daemon in", "does not know checksums", "upgrade the daemon"),
+    Example("files that differ", patched(on_fake(command("verify", "/x", "--no-progress")), ("penstock.client.cli.verify.verify", lambda *_, **__: 2)),
+        "/x", "2 files are not as they should be", "fetch or upload them again"),
+    Example("nothing to measure", lambda: bench.bench(["/x"], seconds=0, most_bytes=1, memory_limit=-1, progress=False),
+        "--seconds and --bytes", "leave nothing to measure", "give both more than 0"),
+    Example("gone while measured", lambda: bench._cpu_seconds(1 << 30), "the private daemon, pid", "went away while it was measured", "see its log"),
     Example("variant", on_fake(lambda client: client.load("/x", variant="")), "variant=''", "is no name of a variant", "give one"),
     Example("one name", on_fake(lambda client: client.load("/x", tensors="t")), "tensors='t'", "is one name", "give a collection"),
     Example("memory_limit", lambda: sizes.parse_memory_limit(1.5), "memory_limit=1.5", "is no size", "give an int"),  # type: ignore[arg-type]

@@ -228,6 +228,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             total_bytes=sum(len(tensor.data) for tensor in tensors),
             warm_bytes=0,
             variant=request.variant,
+            verify=request.verify or "auto",
             files=[
                 pb.CheckpointFile(uri="/fake/a", size_bytes=1, metadata={"format": "pt", "who": "a"}),
                 pb.CheckpointFile(uri="/fake/b", size_bytes=2, metadata={"who": "b"}),

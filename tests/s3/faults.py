@@ -188,3 +188,31 @@ def _send_part(exchange: Exchange, size_bytes: int) -> None:
     answer = exchange.upstream()
     exchange.send_head(answer)
     exchange.send_body(answer.body[:size_bytes])
+
+
+def flipped(at: int) -> Fault:
+    """One bit of that byte of the object is another, and everything else is right."""
+
+    def fault(exchange: Exchange) -> None:
+        answer = exchange.upstream()
+        start, last = exchange.request.range or (0, -1)
+        if start <= at <= last and exchange.request.method == "GET":
+            body = bytearray(answer.body)
+            body[at - start] ^= 1
+            answer = replace(answer, body=bytes(body))
+        exchange.send(answer)
+
+    return fault
+
+
+def with_headers(*headers: tuple[str, str]) -> Fault:
+    """The true answer with these headers, or without those that are empty."""
+
+    def fault(exchange: Exchange) -> None:
+        answer = exchange.upstream()
+        for name, value in headers:
+            answer = answer.with_header(name, value)
+        kept = [pair for pair in answer.headers if pair[1] or pair[0] not in dict(headers)]
+        exchange.send(replace(answer, headers=kept))
+
+    return fault

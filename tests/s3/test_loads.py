@@ -85,13 +85,16 @@ def test_an_index_that_names_a_missing_object_is_invalid(daemon: DaemonProcess, 
     refused(daemon, bucket.uri("model/"), errors.CheckpointInvalidError, bucket.name, *parts)
 
 
-def test_two_hundred_shards_cost_a_request_each_for_their_headers(
+def test_two_hundred_shards_cost_a_request_each_for_their_headers_and_one_for_their_checksums(
     daemon: DaemonProcess, proxy: FaultProxy, bucket: Bucket
 ) -> None:
     tensors = put_shards(bucket, "model/", 200)
     load_and_compare(daemon, bucket.uri("model/"), tensors)
     shards = proxy.requests(lambda request: request.key.endswith(".safetensors"))
-    assert {request.method for request in shards} == {"GET"}
+    assert {request.method for request in shards} == {"GET", "HEAD"}
+    sums = [request for request in shards if request.method == "HEAD"]
+    assert len(sums) == 200
+    assert all(request.headers["x-amz-checksum-mode"] == "ENABLED" for request in sums)
     headers = [request for request in shards if request.headers["If-Match"] is None]
     assert len(headers) == 200
     assert len({request.key for request in headers}) == 200

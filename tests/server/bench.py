@@ -48,6 +48,7 @@ class GatedFile:
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
+        self.checksums = file.checksums
         self.kind, self.alignment, self.give_up_at = file.kind, file.alignment, file.give_up_at
         self.portable_version, self.listed_version = file.portable_version, file.listed_version
         self.mount, self.mount_point = file.mount, file.mount_point
@@ -159,6 +160,7 @@ class Bench:
             self.config,
             readers={"file": self.readers},
             workers=self.workers,
+            hashers=self.workers,
             totals=self.totals,
             spare=self._spare,
         )

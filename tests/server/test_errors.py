@@ -28,6 +28,7 @@ def test_the_tree_is_the_designs() -> None:
         "CHECKPOINT_NOT_FOUND",
         "CHECKPOINT_INVALID",
         "CHECKPOINT_CHANGED",
+        "CHECKPOINT_CORRUPT",
         "TENSOR_NOT_FOUND",
         "ACCESS_DENIED",
         "MEMORY_LIMIT_TOO_SMALL",

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from penstock.server.errors import CheckpointNotFoundError
+from penstock.server.sources.checksums import CRC32C, Checksum
 from penstock.server.sources.gcs.store import GcsStore
 from penstock.server.sources.objects import faults
-from penstock.server.sources.objects.object import ObjectFile
 from penstock.server.sources.store import Store
 
 from ..s3.proxy import FaultProxy
@@ -110,8 +110,7 @@ class TestGcsStore(ObjectStoreTests):
 
     def test_the_checksum_of_the_whole_object_comes_with_its_first_bytes(self, storage: Gcs) -> None:
         with contextlib.closing(storage.open(storage.put("a", b"123456789"))) as file:
-            assert isinstance(file, ObjectFile)
-            assert file._state.crc32c == 0xE3069283  # the check value of CRC-32C's definition
+            assert file.checksums == (Checksum(CRC32C, "e3069283"),)  # the check value of its definition
 
     def test_a_list_of_several_pages_is_one(
         self, storage: Gcs, monkeypatch: pytest.MonkeyPatch, module_proxy: FaultProxy

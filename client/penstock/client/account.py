@@ -19,6 +19,7 @@ class Account:
         self.total_bytes = 0
         self._waited_seconds = 0.0
         self._read_bytes = 0
+        self._verified_bytes = 0
         self._started = time.monotonic()
         self._first_tensor: float | None = None
         self._ended: float | None = None
@@ -44,10 +45,11 @@ class Account:
         if self._bar is not None:
             self.show()
 
-    def finish(self, waited_seconds: float, read_bytes: int) -> None:
+    def finish(self, waited_seconds: float, read_bytes: int, verified_bytes: int) -> None:
         """Adds the times and bytes that a daemon reported for the load, or for its part of it."""
         self._waited_seconds += waited_seconds
         self._read_bytes += read_bytes
+        self._verified_bytes += verified_bytes
 
     def show(self) -> None:
         if self._bar is not None and self._pid == os.getpid():
@@ -72,4 +74,5 @@ class Account:
             first_tensor_seconds=None if first is None else first - self._started,
             cache_hit=cache_hit,
             read_bytes=self._read_bytes,
+            verified_bytes=self._verified_bytes,
         )

@@ -15,7 +15,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import errors
-from .selection import Selection, checked_variant, choice, wire_group
+from .selection import (
+    Selection,
+    checked_digests,
+    checked_variant,
+    checked_verify,
+    choice,
+    wire_group,
+)
 from .system import descriptors
 from .system.sizes import Source, absolute_sources, parse_memory_limit, parse_size
 from .system.version import client_version
@@ -103,6 +110,8 @@ class StreamerClient:
         owned: bool = True,
         group: tuple[str, int] | None = None,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> Load:
         """Opens a load of one checkpoint; iterate it for (name, tensor). Returns when it has begun.
@@ -122,6 +131,11 @@ class StreamerClient:
         group: (name, size): `size` loads under this name share one pass over the storage.
         variant: which variant to load from a directory that holds several, as in the names of the files:
             "fp16" for `model.fp16.safetensors`. None is the variant without such a name.
+        verify: "auto" compares files with the CRCs that their stores keep, "require" refuses what cannot be
+            verified, also by a SHA-256 of the store or of SHA256SUMS beside the files, "off" compares
+            nothing. None is what the daemon does (penstockd --verify).
+        digests: SHA-256 by the name or URI of a file; these files are verified in any case. A file that does
+            not match ends the load with CheckpointCorruptError. Tensors of it may have been yielded before.
         progress: shows a bar on stderr; needs tqdm.
 
         Raises a PenstockError for a problem of the source or the daemon, and ValueError for a bad argument.
@@ -136,6 +150,8 @@ class StreamerClient:
             owned=owned,
             group=group,
             variant=variant,
+            verify=verify,
+            digests=digests,
             progress=progress,
         )
 
@@ -147,6 +163,8 @@ class StreamerClient:
         tensors: Selection | None = None,
         memory_limit: int | str | None = None,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Loads everything into a dict; arguments as in `load()`.
@@ -160,6 +178,8 @@ class StreamerClient:
             tensors=tensors,
             memory_limit=memory_limit,
             variant=variant,
+            verify=verify,
+            digests=digests,
             progress=progress,
         ) as load:
             for name, tensor in load:
@@ -182,6 +202,8 @@ class StreamerClient:
         memory_limit: int | str | None = None,
         group: tuple[str, int] | None = None,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> _IncompatibleKeys:
         """Fills a module with a checkpoint, as `module.load_state_dict` would, holding one tensor at a time.
@@ -200,7 +222,7 @@ class StreamerClient:
         strict: every name has to be in both. If False, names that are only in one are left alone, and
             reported.
         dtype: for floating-point tensors.
-        memory_limit, group, variant, progress: as in `load()`.
+        memory_limit, group, variant, verify, digests, progress: as in `load()`.
 
         Returns (missing_keys, unexpected_keys). Raises RuntimeError for names, shapes or dtypes that do not
         fit, DuplicateTensorError for a name in two files, UnsupportedDtypeError for a dtype that torch lacks:
@@ -226,6 +248,8 @@ class StreamerClient:
                 owned=loader.keeps_tensors,
                 group=group,
                 variant=variant,
+                verify=verify,
+                digests=digests,
                 progress=progress,
             ) as load:
                 for name, tensor in load:
@@ -239,11 +263,14 @@ class StreamerClient:
         pin: bool = False,
         *,
         variant: str | None = None,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> Prefetched:
         """Reads a checkpoint into the staging buffer, and returns when it is there.
 
-        `pin` keeps it there until `evict()`, whatever else needs the memory. `variant` is as in `load()`.
+        `pin` keeps it there until `evict()`, whatever else needs the memory. `variant`, `verify` and
+        `digests` are as in `load()`.
         `progress` shows a bar on stderr; needs tqdm.
         """
         from penstock.v1 import streamer_pb2 as pb
@@ -251,7 +278,11 @@ class StreamerClient:
         from .prefetch import follow
 
         request = pb.PrefetchRequest(
-            sources=absolute_sources(source), pin=pin, variant=checked_variant(variant)
+            sources=absolute_sources(source),
+            pin=pin,
+            variant=checked_variant(variant),
+            verify=checked_verify(verify),
+            digests=checked_digests(digests),
         )
         return self._persist(
             lambda session, bar: follow(session, request, bar), "prefetch" if progress else None
@@ -419,6 +450,8 @@ class StreamerClient:
         group: tuple[str, int] | None,
         variant: str | None,
         progress: bool,
+        verify: str | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> Load:
         """See `load()`. `choose` puts the selection into the request, or returns the function that
         selects."""
@@ -434,6 +467,8 @@ class StreamerClient:
             client_name=client_name(),
             client_version=client_version(),
             variant=checked_variant(variant),
+            verify=checked_verify(verify),
+            digests=checked_digests(digests),
         )
         if group is not None:
             name, size = wire_group(group)

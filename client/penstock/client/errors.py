@@ -6,6 +6,7 @@
       CheckpointNotFoundError         CHECKPOINT_NOT_FOUND
       CheckpointInvalidError          CHECKPOINT_INVALID
       CheckpointChangedError          CHECKPOINT_CHANGED
+      CheckpointCorruptError          CHECKPOINT_CORRUPT
       TensorNotFoundError             TENSOR_NOT_FOUND
       AccessDeniedError               ACCESS_DENIED
       MemoryLimitTooSmallError        MEMORY_LIMIT_TOO_SMALL
@@ -95,6 +96,12 @@ class CheckpointChangedError(PenstockError):
     """A file changed while it was read, or is not the version that an interrupted load began with."""
 
 
+class CheckpointCorruptError(PenstockError):
+    """The bytes of a file are not those that its checksum is of; drop the tensors that the load has yielded.
+
+    `details` has `file`, `algorithm`, and both values as `expected` and `found`."""
+
+
 class TensorNotFoundError(PenstockError):
     """A name in `tensors` is in no file."""
 
@@ -153,6 +160,7 @@ _BY_REASON: dict[str, type[PenstockError]] = {
     "CHECKPOINT_NOT_FOUND": CheckpointNotFoundError,
     "CHECKPOINT_INVALID": CheckpointInvalidError,
     "CHECKPOINT_CHANGED": CheckpointChangedError,
+    "CHECKPOINT_CORRUPT": CheckpointCorruptError,
     "TENSOR_NOT_FOUND": TensorNotFoundError,
     "ACCESS_DENIED": AccessDeniedError,
     "MEMORY_LIMIT_TOO_SMALL": MemoryLimitTooSmallError,

@@ -105,7 +105,9 @@ class Load:
     def files(self) -> tuple[LoadedFile, ...]:
         """The checkpoint's files, in the order of the sources."""
         return tuple(
-            LoadedFile(file.uri, file.size_bytes, dict(file.metadata), file.metadata_omitted)
+            LoadedFile(
+                file.uri, file.size_bytes, dict(file.metadata), file.metadata_omitted, file.verified_by
+            )
             for file in self._manifest.files
         )
 

@@ -1,8 +1,8 @@
-"""From `tensors=`, `group=` and `variant=` as people write them to the fields of the wire."""
+"""From arguments of `load()` as people write them to the fields of the wire."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +53,29 @@ def checked_variant(given: object) -> str:
             "None for the default one"
         )
     return given
+
+
+def checked_verify(given: object) -> str:
+    """`verify` as the wire has it; empty is what the daemon does."""
+    if given is None:
+        return ""
+    if given not in ("off", "auto", "require"):
+        raise ValueError(f"verify={given!r} is no way to verify: give 'off', 'auto' or 'require', or None")
+    return str(given)
+
+
+def checked_digests(given: object) -> dict[str, str]:
+    """`digests` as the wire has them."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(
+        isinstance(name, str) and isinstance(digest, str) for name, digest in given.items()
+    ):
+        raise TypeError(
+            f"digests={given!r:.200} is no mapping of names to digests: give SHA-256 in hexadecimal digits "
+            "by the file's name, such as {'model.safetensors': '9f86d0…'}"
+        )
+    return dict(given)
 
 
 def choice(request: Any, tensors: Selection | None) -> Choose | None:

@@ -22,6 +22,9 @@ class LoadStats:
     cache_hit: bool
     # Read from the source meanwhile, for this load or others that share it. Known at the end.
     read_bytes: int
+    # Of `bytes`, those of files that were read whole and match a checksum of their store or of `digests`.
+    # Known at the end.
+    verified_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +36,5 @@ class LoadedFile:
     metadata: dict[str, str]
     # There is metadata that is too large to be passed on.
     metadata_omitted: bool
+    # The algorithm of the checksum that the file is compared with if it is read whole; empty: with none.
+    verified_by: str = ""

@@ -53,7 +53,14 @@ class LoadRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenLoad, _Mapping]] = ..., select: _Optional[_Union[SelectTensors, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class OpenLoad(_message.Message):
-    __slots__ = ("sources", "tensors", "list_tensors", "memory_limit_bytes", "group", "skip_tensors", "expect_version", "client_name", "client_version", "variant")
+    __slots__ = ("sources", "tensors", "list_tensors", "memory_limit_bytes", "group", "skip_tensors", "expect_version", "client_name", "client_version", "variant", "verify", "digests")
+    class DigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     LIST_TENSORS_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +71,8 @@ class OpenLoad(_message.Message):
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     sources: _containers.RepeatedScalarFieldContainer[str]
     tensors: SelectTensors
     list_tensors: bool
@@ -74,7 +83,9 @@ class OpenLoad(_message.Message):
     client_name: str
     client_version: str
     variant: str
-    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., list_tensors: bool = ..., memory_limit_bytes: _Optional[int] = ..., group: _Optional[_Union[LoadGroup, _Mapping]] = ..., skip_tensors: _Optional[int] = ..., expect_version: _Optional[str] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ..., variant: _Optional[str] = ...) -> None: ...
+    verify: str
+    digests: _containers.ScalarMap[str, str]
+    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., list_tensors: bool = ..., memory_limit_bytes: _Optional[int] = ..., group: _Optional[_Union[LoadGroup, _Mapping]] = ..., skip_tensors: _Optional[int] = ..., expect_version: _Optional[str] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ..., variant: _Optional[str] = ..., verify: _Optional[str] = ..., digests: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SelectTensors(_message.Message):
     __slots__ = ("names", "more")
@@ -143,7 +154,7 @@ class Listing(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files", "variant", "warnings")
+    __slots__ = ("load_id", "version", "slab_count", "slab_bytes", "full", "tensor_count", "segment_count", "total_bytes", "warm_bytes", "files", "variant", "warnings", "verify")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +167,7 @@ class Manifest(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     version: str
     slab_count: int
@@ -168,10 +180,11 @@ class Manifest(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[CheckpointFile]
     variant: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., variant: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    verify: str
+    def __init__(self, load_id: _Optional[str] = ..., version: _Optional[str] = ..., slab_count: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., full: bool = ..., tensor_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., total_bytes: _Optional[int] = ..., warm_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., variant: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., verify: _Optional[str] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
-    __slots__ = ("uri", "size_bytes", "metadata", "metadata_omitted")
+    __slots__ = ("uri", "size_bytes", "metadata", "metadata_omitted", "verified_by")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -183,11 +196,13 @@ class CheckpointFile(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     METADATA_OMITTED_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BY_FIELD_NUMBER: _ClassVar[int]
     uri: str
     size_bytes: int
     metadata: _containers.ScalarMap[str, str]
     metadata_omitted: bool
-    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., metadata_omitted: bool = ...) -> None: ...
+    verified_by: str
+    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., metadata_omitted: bool = ..., verified_by: _Optional[str] = ...) -> None: ...
 
 class SegmentReady(_message.Message):
     __slots__ = ("index", "ring_offset", "size_bytes", "tensors", "group")
@@ -218,24 +233,37 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("waited_seconds", "read_bytes")
+    __slots__ = ("waited_seconds", "read_bytes", "verified_bytes")
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     waited_seconds: float
     read_bytes: int
-    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ...) -> None: ...
+    verified_bytes: int
+    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ..., verified_bytes: _Optional[int] = ...) -> None: ...
 
 class PrefetchRequest(_message.Message):
-    __slots__ = ("sources", "tensors", "pin", "variant")
+    __slots__ = ("sources", "tensors", "pin", "variant", "verify", "digests")
+    class DigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     sources: _containers.RepeatedScalarFieldContainer[str]
     tensors: SelectTensors
     pin: bool
     variant: str
-    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., pin: bool = ..., variant: _Optional[str] = ...) -> None: ...
+    verify: str
+    digests: _containers.ScalarMap[str, str]
+    def __init__(self, sources: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Union[SelectTensors, _Mapping]] = ..., pin: bool = ..., variant: _Optional[str] = ..., verify: _Optional[str] = ..., digests: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class PrefetchResponse(_message.Message):
     __slots__ = ("ready_bytes", "total_bytes", "done", "queued")
@@ -471,7 +499,7 @@ class ReaderStatus(_message.Message):
     def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ..., stalled: _Optional[int] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "source", "group")
+    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "source", "verified_bytes", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -487,6 +515,7 @@ class StageStatus(_message.Message):
     UID_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     id: int
     sources: _containers.RepeatedScalarFieldContainer[str]
@@ -503,8 +532,9 @@ class StageStatus(_message.Message):
     uid: int
     read_bytes: int
     source: str
+    verified_bytes: int
     group: GroupStatus
-    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., source: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., source: _Optional[str] = ..., verified_bytes: _Optional[int] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("uid", "pid", "held_seconds", "client_name", "group")
@@ -597,7 +627,7 @@ class Throughput(_message.Message):
     def __init__(self, interval_seconds: _Optional[float] = ..., read_bytes: _Optional[_Iterable[int]] = ..., delivered_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Totals(_message.Message):
-    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions", "loads_cancelled")
+    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions", "loads_cancelled", "verified_bytes")
     LOADS_OK_FIELD_NUMBER: _ClassVar[int]
     LOADS_FAILED_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -606,6 +636,7 @@ class Totals(_message.Message):
     STAGE_MISSES_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     LOADS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     loads_ok: int
     loads_failed: int
     read_bytes: int
@@ -614,4 +645,5 @@ class Totals(_message.Message):
     stage_misses: int
     evictions: int
     loads_cancelled: int
-    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., loads_cancelled: _Optional[int] = ...) -> None: ...
+    verified_bytes: int
+    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., loads_cancelled: _Optional[int] = ..., verified_bytes: _Optional[int] = ...) -> None: ...

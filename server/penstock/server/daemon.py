@@ -63,8 +63,13 @@ class Daemon:
         self._cpu_pool = FairExecutor(CPU_THREADS, "cpu")
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
+        self._hashers = FairExecutor(max(2, len(os.sched_getaffinity(0))), "hasher")
         self.staging = StagingBuffer(
-            config, readers=self.readers, workers=self._slab_workers, totals=self.totals
+            config,
+            readers=self.readers,
+            workers=self._slab_workers,
+            hashers=self._hashers,
+            totals=self.totals,
         )
         self._sources = [store.source for store in self.stores.values()]
         self._catalog = Catalog(
@@ -80,6 +85,7 @@ class Daemon:
             resolvers=self._resolvers,
             cpu_pool=self._cpu_pool,
             selector=self._selector,
+            verify=config.verify,
         )
         self.history = History()
         fetching = FetchContext(
@@ -200,7 +206,7 @@ class Daemon:
                 for store in self.stores.values():
                     store.shutdown()
                 self._catalog.shutdown()
-                for executor in (self._cpu_pool, self._selector, self._slab_workers):
+                for executor in (self._cpu_pool, self._selector, self._slab_workers, self._hashers):
                     executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())

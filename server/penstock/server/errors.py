@@ -56,6 +56,15 @@ class CheckpointChangedError(PenstockError):
     retryable = True
 
 
+class CheckpointCorruptError(PenstockError):
+    """The bytes of a file are not those that its checksum is of. `version` is the file's, as sources say
+    it."""
+
+    reason = "CHECKPOINT_CORRUPT"
+    status = "DATA_LOSS"
+    version = ""
+
+
 class TensorNotFoundError(PenstockError):
     """A selected name is in no file."""
 

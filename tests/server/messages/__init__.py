@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from penstock.server.checkpoint.catalog import Catalog
+from penstock.server.checkpoint.catalog import NO_WISH, Catalog
 from penstock.server.sources import Access
+from penstock.server.sources.verification import Wish
 
 from ...error_rule import Example
 from ..support import ROOT, file_catalog
@@ -41,7 +42,7 @@ def catalog() -> Iterator[tuple[Catalog, Path]]:
 
 
 def resolved(
-    files: dict[str, bytes], *sources: str, access: Access = ROOT, variant: str = ""
+    files: dict[str, bytes], *sources: str, access: Access = ROOT, variant: str = "", wish: Wish = NO_WISH
 ) -> Callable[[], object]:
     """Resolves the sources, which are relative to a directory with these files; without any the directory."""
 
@@ -50,6 +51,6 @@ def resolved(
             for name, content in files.items():
                 (directory / name).write_bytes(content)
             named = [str(directory / source) for source in sources] or [str(directory)]
-            return made.resolve(named, access, variant)
+            return made.resolve(named, access, variant, wish)
 
     return provoke

@@ -8,6 +8,7 @@ from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.catalog import MAX_SOURCES
 from penstock.server.checkpoint.index import MAX_FILES, MAX_INDEX_BYTES
 from penstock.server.checkpoint.table import MAX_NAME_BYTES
+from penstock.server.sources.verification import Wish
 
 from ...error_rule import Example
 from ..support import checkpoint_bytes, header_of
@@ -46,6 +47,18 @@ EXAMPLES = [
         "the checkpoint",
         "has no tensor whose name matches 'model.*'",
         "compare with the names",
+    ),
+    provoked(
+        resolved({"m.safetensors": GOOD}, wish=Wish("require")),
+        "m.safetensors",
+        "cannot be verified: its store says no checksum of the whole content",
+        "write a SHA256SUMS beside it",
+    ),
+    provoked(
+        resolved({"m.safetensors": GOOD, "SHA256SUMS": bytes((1 << 20) + 1)}, wish=Wish("require")),
+        "SHA256SUMS",
+        "has 1048577 bytes, more than 1048576",
+        "leave only the names of the checkpoint's files in it",
     ),
     damaged(header('{"a": ' + "[" * 500, b"\0" * 9), "the header"),
     damaged(header('{"__metadata__": NaN}'), "the header is not JSON"),

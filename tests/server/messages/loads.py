@@ -4,6 +4,7 @@ bring it: here are the texts."""
 from __future__ import annotations
 
 from penstock.server.loads.choice import Choice, check_name
+from penstock.server.sources.verification import Wish, given
 
 from . import provoked, said
 
@@ -85,6 +86,34 @@ EXAMPLES = [
         "waited 600 s for 1 GiB",
         " of a buffer of 2 GiB, of which 1 GiB are held by clients and 1 GiB are being read into; ",
         "free tensors of earlier loads, raise --memory-limit, or raise --queue-timeout",
+    ),
+    said(
+        "s3://b/m.safetensors",
+        ": CRC64NVME of the 9 bytes that arrived is 00, and should be 01; ",
+        "load it again, and if that fails too, fetch or upload the file again",
+    ),
+    said(
+        "verify: /m/x",
+        " cannot be verified, as 3 of its 4 tensors are not read; ",
+        'load it whole, or with verify="auto" and no digest for it',
+    ),
+    provoked(lambda: Wish.of("auto", "yes", {}), "verify: 'yes'", "is none of off, auto, require", "choose"),
+    provoked(
+        lambda: given([], {"m.safetensors": "9f86"}),
+        "digests: what is given for 'm.safetensors'",
+        "is no SHA-256",
+        "write 64 hexadecimal digits",
+    ),
+    provoked(
+        lambda: given([], {"m.safetensors": "0" * 64}),
+        "digests: 'm.safetensors'",
+        "names no file of the checkpoint",
+        "write the URI",
+    ),
+    said(
+        "digests",
+        ": 10001 are more than 10000; ",
+        "leave out those of files that are not loaded",
     ),
     said("reading", " failed: ValueError('x'); ", "see penstockd's log"),
     said(

@@ -56,7 +56,12 @@ def sources(_environment: None, retried: list[str]) -> Iterator[Sources]:
     with ThreadPoolExecutor(2) as workers:
 
         def make(**settings: Any) -> S3Source:
-            values: dict[str, Any] = {"retries": 3, "timeout_seconds": 20.0, "connections": 2}
+            values: dict[str, Any] = {
+                "retries": 3,
+                "timeout_seconds": 20.0,
+                "connections": 2,
+                "checksums": False,  # which cost requests of their own
+            }
             values.update({name: settings.pop(name) for name in set(values) & set(settings)})
             own = S3Settings(**settings)
             made.append(S3Source(ObjectSettings(**values), own, lambda uid: workers, retried.append))

@@ -1,4 +1,4 @@
-"""`penstock load | status | health | prefetch | fetch | evict | warm-set check | demo`.
+"""`penstock load | status | health | prefetch | fetch | evict | verify | bench | warm-set check | demo`.
 
 Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
 """
@@ -30,6 +30,8 @@ _PIN = (
     "to spare"
 )
 _VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
+
+_VERIFY = "compare files with checksums: not, where the store has a CRC, or all (default: as the daemon does)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(run=run)
-        if name not in ("demo", "warm-set"):
+        if name not in ("demo", "bench", "warm-set"):  # the first two start a daemon of their own
             added.add_argument(
                 "--socket-dir",
                 metavar="DIR",
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         help="staging memory for this load: -1 what the daemon allows, 0 as little as possible, 4GB, 4GiB",
     )
     load.add_argument("--variant", metavar="NAME", help=_VARIANT)
+    load.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
     load.add_argument("--no-progress", action="store_true", help="no bar on stderr")
 
     status = command("status", _status, "Shows the daemon's memory, loads and checkpoints.")
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
     prefetch.add_argument("--pin", action="store_true", help=_PIN)
     prefetch.add_argument("--variant", metavar="NAME", help=_VARIANT)
+    prefetch.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
     prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
     fetch = command(
@@ -150,6 +154,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = actions.add_parser("check", help=check_help, description=check_help)
     check.add_argument("file", metavar="FILE", help="as for penstockd --warm-set")
+
+    verify = command(
+        "verify", _verify, "Reads every file and compares it with its checksum; exits with 1 if one differs."
+    )
+    verify.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
+    verify.add_argument("--variant", metavar="NAME", help=_VARIANT)
+    verify.add_argument("--no-progress", action="store_true", help="no bar on stderr")
+
+    bench = command(
+        "bench", _bench, "Measures what a store and this node can do, and says which flags to use."
+    )
+    bench.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
+    bench.add_argument(
+        "--seconds", type=float, default=60.0, metavar="N", help="for all measurements together (default: 60)"
+    )
+    bench.add_argument(
+        "--bytes", default="32GiB", metavar="SIZE", help="most that is read in all (default: 32GiB)"
+    )
+    bench.add_argument(
+        "--memory-limit",
+        default="1GiB",
+        metavar="SIZE",
+        type=_memory_limit,
+        help="of the private daemon that measures (default: 1GiB)",
+    )
+    bench.add_argument("--no-progress", action="store_true", help="no bar on stderr")
 
     command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
     return parser
@@ -195,6 +225,7 @@ def _load(options: argparse.Namespace) -> None:
             tensors=matches if patterns else None,
             memory_limit=options.memory_limit,
             variant=options.variant,
+            verify=options.verify,
             owned=False,  # nothing is kept
             progress=not options.no_progress,
         ) as load:
@@ -218,6 +249,7 @@ def _load(options: argparse.Namespace) -> None:
             ("first tensor after", "-" if first is None else f"{first:.3f} s"),
             ("waited for memory", f"{stats.waited_seconds:.3f} s"),
             ("read from source", show_bytes(stats.read_bytes)),
+            ("verified", show_bytes(stats.verified_bytes)),
             ("staged already", "yes" if stats.cache_hit else "no"),
         ]
     )
@@ -274,7 +306,13 @@ def _health(options: argparse.Namespace) -> None:
 def _prefetch(options: argparse.Namespace) -> None:
     with StreamerClient(options.socket_dir) as client:
         progress = sys.stderr.isatty() and not options.no_progress
-        staged = client.prefetch(options.source, pin=options.pin, variant=options.variant, progress=progress)
+        staged = client.prefetch(
+            options.source,
+            pin=options.pin,
+            variant=options.variant,
+            verify=options.verify,
+            progress=progress,
+        )
     warm = f" ({show_bytes(staged.warm_bytes)} were there before)" if staged.warm_bytes else ""
     print(f"staged {show_bytes(staged.total_bytes)}{warm}{', pinned' if options.pin else ''}")
 
@@ -314,6 +352,33 @@ def _check_warm_set(options: argparse.Namespace) -> None:
         code = checking.wait()
     if code:
         raise SystemExit(1)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    need("torch", *([] if options.no_progress else ["tqdm"]))
+    from .verify import verify
+
+    options.memory_limit = None
+    with _client_or_embedded(options) as client:
+        wrong = verify(client, options.source, variant=options.variant, progress=not options.no_progress)
+    if wrong:
+        raise RuntimeError(
+            f"{' '.join(options.source)}: {wrong} files are not as they should be, as said above; fetch or "
+            "upload them again"
+        )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    need("torch", *([] if options.no_progress else ["tqdm"]))
+    from .bench import bench
+
+    bench(
+        options.source,
+        seconds=options.seconds,
+        most_bytes=parse_memory_limit(options.bytes) or 0,
+        memory_limit=options.memory_limit,
+        progress=not options.no_progress,
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -83,12 +83,13 @@ def _stages(status: dict[str, Any]) -> str:
             stage["state"] + (", pinned" if stage["pinned"] else ""),
             show_bytes(stage["capacity_bytes"]) + ("" if stage["full"] else " window"),
             _share(stage["ready_bytes"], stage["total_bytes"]),
+            show_bytes(stage["verified_bytes"]) if stage.get("verified_bytes") else "-",
             _users(stage),
             _sources(stage["sources"]),
         )
         for stage in status["stages"]
     ]
-    return _table(("STAGE", "STATE", "MEMORY", "READ", "USED BY", "CHECKPOINT"), rows)
+    return _table(("STAGE", "STATE", "MEMORY", "READ", "VERIFIED", "USED BY", "CHECKPOINT"), rows)
 
 
 def _users(stage: dict[str, Any]) -> str:

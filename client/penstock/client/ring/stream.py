@@ -60,6 +60,11 @@ class Stream:
                     f"instead of {request.variant!r} ({self._session.versions}): upgrade the daemon, or name "
                     "the variant's files themselves"
                 )
+            if (request.verify or request.digests) and not self.manifest.verify:
+                raise errors.ProtocolError(
+                    f"the daemon in {socket_dir} does not know checksums, and would not verify this load "
+                    f"({self._session.versions}): upgrade the daemon, or leave out verify and digests"
+                )
             if self.manifest.slab_count:
                 self._map_slabs()
         except BaseException:

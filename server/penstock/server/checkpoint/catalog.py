@@ -21,11 +21,12 @@ from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
-from ..sources import Access, RetryingReader, Source, SourceFile, choose, parent
+from ..sources import Access, RetryingReader, Source, SourceFile, choose, parent, verification
 from ..sources.resuming import MountSet
+from ..sources.verification import OFF, Expected, Wish
 from ..system.quota import Quota
 from ..system.statx import root_mount
-from . import plan, recognise
+from . import plan, recognise, sums
 from .budget import Charge
 from .duplicates import Claims, Shard, delivered
 from .expand import expand, settle
@@ -70,6 +71,8 @@ class Checkpoint:
     kept: tuple[Kept, ...] = ()
     """The charges for the headers, held as long as this object lives."""
     descriptors: Descriptors | None = None
+    expected: tuple[Expected, ...] = ()
+    """What each file is verified by; empty for none."""
     lists: Charge | None = None
     """The charge for the lists of its files and of its segments, held as long as this object lives."""
 
@@ -131,6 +134,9 @@ class _Named:
     index_version: str = ""
 
 
+NO_WISH = Wish(OFF)
+
+
 class Catalog:
     """Resolves sources. Keeps the headers of unchanged files, so a warm load reads none."""
 
@@ -160,9 +166,11 @@ class Catalog:
         """The canonical spelling of `source`. Raises InvalidRequestError."""
         return choose(self._sources, source).location(source)
 
-    def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
+    def resolve(
+        self, sources: Sequence[str], access: Access, variant: str = "", wish: Wish = NO_WISH
+    ) -> Checkpoint:
         """Opens every file that the sources name, and reads its header. `variant` chooses between those that
-        a directory holds.
+        a directory holds; `wish` says which of them are to be verified.
 
         Raises CheckpointNotFoundError, CheckpointInvalidError, CheckpointChangedError, AccessDeniedError,
         InvalidRequestError, SourceUnavailableError, or TooManyLoadsError if others hold memory or descriptors
@@ -192,10 +200,32 @@ class Catalog:
         try:
             for one, first in indexed:
                 self._check(one, checkpoint, first, access.uid)
-            return self._once_each(checkpoint, indexed, access.uid)
+            checkpoint = self._once_each(checkpoint, indexed, access.uid)
+            return replace(checkpoint, expected=self._expected(checkpoint, access, wish))
         except BaseException:
             checkpoint.close()
             raise
+
+    def _expected(self, checkpoint: Checkpoint, access: Access, wish: Wish) -> tuple[Expected, ...]:
+        """What each file is verified by. Raises as `verification.given` and `expected` do."""
+        if wish.mode == OFF and not wish.digests:
+            return ()
+        own, listed = verification.given(checkpoint.files, wish.digests), {}
+        if wish.wants_all:
+            listed = sums.listed(
+                (
+                    (choose(self._sources, file.uri), file)
+                    for number, file in enumerate(checkpoint.files)
+                    if number not in own and not file.checksums
+                ),
+                access,
+                self.descriptors,
+            )
+        return verification.expected(checkpoint.files, wish, own, listed)
+
+    def forget(self, version: str) -> None:
+        """What was read of that version of a file was damaged on its way: it is read anew."""
+        self.keep.forget(version)
 
     def _once_each(
         self, checkpoint: Checkpoint, indexed: Sequence[tuple[_Named, int]], uid: int
@@ -302,15 +332,19 @@ class Catalog:
             raise
 
     def _header(self, file: SourceFile, uid: int, give_up_at: float, on_read: Callable[[], None]) -> Kept:
+        crcs = tuple(checksum.algorithm for checksum in file.checksums if checksum.is_crc)[:1]
         kept = self.keep.find(uid, file.version)
         if kept is not None:
-            return kept
+            prefix = kept.header.prefix
+            if prefix is not None and prefix.crcs.keys() >= set(crcs):
+                return kept
+            self.keep.forget(file.version)  # its store said no checksum yet when it was read
 
         def read() -> None:
             file.check_unchanged()
             on_read()
 
-        reading = Reading(uid, file.version, self.keep, self.parsers, give_up_at, read)
+        reading = Reading(uid, file.version, self.keep, self.parsers, give_up_at, read, crcs)
         try:
             return read_header(RetryingReader(file, give_up_at), reading)
         except InvalidHeaderError as error:

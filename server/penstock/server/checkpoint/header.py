@@ -20,11 +20,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from ..config.units import show_size
 from ..errors import ShuttingDownError, TooManyLoadsError
+from ..sources.checksums import Prefix
 from ..system.fair import FairExecutor
 from . import child
 from .budget import Charge
@@ -60,6 +61,24 @@ class RangeReader(Protocol):
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         """Fills the views, one after the other, with the file's bytes from `offset` on, or raises."""
+
+
+class _Summed:
+    """Of a file that is read on, from where `prefix` ends."""
+
+    def __init__(self, file: RangeReader, prefix: Prefix) -> None:
+        self._file = file
+        self._prefix = prefix
+
+    @property
+    def size_bytes(self) -> int:
+        return self._file.size_bytes
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        assert offset == self._prefix.size_bytes
+        self._file.read_into(offset, views)
+        for view in views:
+            self._prefix.add(view)
 
 
 class Parsers:
@@ -114,6 +133,8 @@ class Reading:
     """Of the monotonic clock: until when the bytes may wait for a spool."""
     on_read: Callable[[], None] = lambda: None
     """Called when all bytes are there, before they are parsed. May raise."""
+    crcs: tuple[str, ...] = ()
+    """Which CRCs of a header are kept with it."""
 
     def once(self, charge: Charge, parse: Callable[[], Parsed | None]) -> Kept | None:
         """Returns the kept result for that version, if another load has read it meanwhile. Otherwise calls
@@ -134,6 +155,9 @@ def read_header(file: RangeReader, reading: Reading) -> Kept:
     file_bytes = file.size_bytes
     first = _read_first(file)
     header_bytes = parse_header_length(bytes(first[:8]), file_bytes=file_bytes)
+    prefix = Prefix(reading.crcs)
+    prefix.add(first[: 8 + header_bytes])
+    file = _Summed(file, prefix)
     del first[:8]
     del first[header_bytes:]
 
@@ -146,12 +170,15 @@ def read_header(file: RangeReader, reading: Reading) -> Kept:
             PackedMetadata.from_bytes(metadata),
             8 + header_bytes,
             metadata_omitted=not is_whole,
+            prefix=prefix,
         )
 
+    def parse_here() -> Header | None:
+        header = _parse_here(first, file_bytes)
+        return None if header is None else replace(header, prefix=prefix)
+
     try:
-        return _read(
-            file, 8, first, header_bytes, reading, lambda: _parse_here(first, file_bytes), parse_child
-        )
+        return _read(file, 8, first, header_bytes, reading, parse_here, parse_child)
     except child.RefusedError as error:
         raise InvalidHeaderError(str(error)) from None
     except child.TooCostlyError:

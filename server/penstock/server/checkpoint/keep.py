@@ -79,6 +79,16 @@ class Keep:
                 self._put(version, parsed)
         return kept
 
+    def forget(self, version: str) -> None:
+        """Later loads read that version anew: what was read of it was damaged on its way."""
+        with self._lock:
+            old = self._cache.pop(version, None)
+            if old is not None:
+                self._cached_bytes -= old.size_bytes
+            self._latest.pop(version, None)
+            for key in [key for key in self._used if key[1] == version]:
+                self._used.pop(key, None)
+
     def _cached(self, version: str) -> Parsed | None:
         if version in self._cache:
             self._cache.move_to_end(version)

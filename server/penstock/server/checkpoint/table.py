@@ -8,9 +8,13 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..sources.checksums import Prefix
 
 Buffer = bytes | bytearray | memoryview
 
@@ -286,6 +290,8 @@ class Header:
     """Absolute offset of the data in the file: 8 plus the header's bytes."""
     metadata_omitted: bool = False
     """Whether there is more metadata than is worth keeping; `metadata` is empty then."""
+    prefix: Prefix | None = field(default=None, compare=False)
+    """Checksums of the bytes that it was parsed from, and of the eight before them."""
 
     @property
     def size_bytes(self) -> int:

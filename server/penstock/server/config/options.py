@@ -142,6 +142,14 @@ _FURTHER_OPTIONS = (
         "HOST:PORT",
     ),
     Option(
+        "--verify",
+        "auto",
+        str,
+        "compare the bytes of files with checksums: auto where the store gives a CRC, off, or require, which "
+        "refuses what cannot be verified",
+        choices=("auto", "off", "require"),
+    ),
+    Option(
         "--object-concurrency",
         "32",
         values.concurrency,

@@ -54,6 +54,8 @@ class Config:
     log_format: str
     log_level: str
     exit_with_stdin: bool
+    verify: str
+    """off, auto or require."""
     object_concurrency: int
     object_block_bytes: int
     object_retries: int
@@ -126,6 +128,7 @@ def load_config(
         log_format=values["log_format"],
         log_level=values["log_level"],
         exit_with_stdin=values["exit_with_stdin"],
+        verify=values["verify"],
         object_concurrency=values["object_concurrency"],
         object_block_bytes=values["object_block_size"],
         object_retries=values["object_retries"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import grpc
@@ -21,6 +21,7 @@ from ..loads.load import Event, Finished, Load, Manifest, SegmentReady
 from ..loads.names import Names
 from ..loads.prefetch import Progress
 from ..loads.request import Listing, Queued, Request
+from ..sources.verification import MAX_DIGESTS
 from ..staging.sharing import Group
 from ..system.shown import cut, encodable
 from . import fetching
@@ -232,7 +233,14 @@ async def _prefetch_opening(call: Call) -> tuple[Request, bool]:
     _check_sources(message.sources)
     names = _first_names(call, message.tensors) if message.HasField("tensors") else None
     sources, variant = _kept_sources(call, message.sources), _variant(message.variant)
-    request, pin = Request(sources=sources, names=names, variant=variant), message.pin
+    request = Request(
+        sources=sources,
+        names=names,
+        variant=variant,
+        verify=message.verify[:MAX_NAME_CHARACTERS],
+        digests=_kept_digests(call, message.digests),
+    )
+    pin = message.pin
     del message
     while names is not None and names.more:
         message = await call.only(pb.PrefetchRequest)
@@ -280,6 +288,8 @@ def _request(call: Call, message: pb.OpenLoad) -> Request:
         expect_version=message.expect_version[:MAX_NAME_CHARACTERS],
         client_name=message.client_name[:MAX_NAME_CHARACTERS],
         variant=_variant(message.variant),
+        verify=message.verify[:MAX_NAME_CHARACTERS],
+        digests=_kept_digests(call, message.digests),
     )
 
 
@@ -311,12 +321,27 @@ def _kept_sources(call: Call, sources: Sequence[str]) -> tuple[str, ...]:
     return kept
 
 
+def _kept_digests(call: Call, digests: Mapping[str, str]) -> dict[str, str]:
+    if len(digests) > MAX_DIGESTS:
+        raise InvalidRequestError(
+            f"digests: {len(digests)} are more than {MAX_DIGESTS}; leave out those of files that are not "
+            "loaded"
+        )
+    kept = dict(digests)
+    call.stream.keep(sum(len(name) + len(value) + 2 * SOURCE_COST_BYTES for name, value in kept.items()))
+    return kept
+
+
 def _response(event: Queued | SegmentReady | Finished) -> bytes:
     if isinstance(event, SegmentReady):
         return _segment_ready(event)
     if isinstance(event, Queued):
         return pb.LoadResponse(queued=_queued(event)).SerializeToString()
-    finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
+    finished = pb.Finished(
+        waited_seconds=event.waited_seconds,
+        read_bytes=event.read_bytes,
+        verified_bytes=event.verified_bytes,
+    )
     return pb.LoadResponse(finished=finished).SerializeToString()
 
 
@@ -354,10 +379,14 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
         total_bytes=event.total_bytes,
         warm_bytes=event.warm_bytes,
         variant=event.variant,
+        verify=event.verify,
         warnings=event.checkpoint.warnings,
     )
     metadata_bytes = 0
-    for file, header in zip(event.checkpoint.files, event.checkpoint.headers, strict=True):
+    for number, (file, header) in enumerate(
+        zip(event.checkpoint.files, event.checkpoint.headers, strict=True)
+    ):
+        checksum = event.checkpoint.expected[number].checksum if event.checkpoint.expected else None
         size_bytes = len(header.metadata.to_bytes())
         omitted = header.metadata_omitted or metadata_bytes + size_bytes > MAX_METADATA_BYTES
         metadata_bytes += 0 if omitted else size_bytes
@@ -366,6 +395,7 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
             size_bytes=file.size_bytes,
             metadata={} if omitted else dict(header.metadata),
             metadata_omitted=omitted,
+            verified_by="" if checksum is None else checksum.algorithm,
         )
     return pb.LoadResponse(manifest=message)
 

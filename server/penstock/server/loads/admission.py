@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import ClassVar, TypeVar
 
 from ..checkpoint import plan
-from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.catalog import NO_WISH, Checkpoint
 from ..checkpoint.plan import Indices, Selection
 from ..checkpoint.table import TensorTable
 from ..config.units import show_size
@@ -22,6 +22,7 @@ from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
+from ..sources.verification import Wish
 from ..staging.entry import CacheEntry
 from ..staging.members import Holder
 from ..system.log import event
@@ -75,6 +76,7 @@ class Admission:
         """Whether it has got everything that it asked for: if the caller goes away now, nothing is lost."""
         self._access = access
         self._context = context
+        self._wish = NO_WISH
         self._choosing = False
         self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
@@ -114,11 +116,16 @@ class Admission:
             if self.entry is None or self.entry.checkpoint is not checkpoint:
                 checkpoint.close()
         await self._wait_for_memory(entry, emit)
+        assert entry.verifier is not None
+        damaged = entry.verifier.damaged_header(checkpoint)
+        if damaged is not None:
+            raise damaged
         return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
         request = self.request
-        checkpoint = await resolve(self._context, request, self._access)
+        self._wish = Wish.of(self._context.verify, request.verify, request.digests)
+        checkpoint = await resolve(self._context, request, self._access, self._wish)
         if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
@@ -129,31 +136,43 @@ class Admission:
         return checkpoint
 
     async def _select(self, checkpoint: Checkpoint, emit: Emit) -> tuple[Selection, Selection]:
-        names, delivered = self.request.names, checkpoint.delivered
+        names = self.request.names
         if self.request.list_tensors:
-            everything = plan.select(checkpoint.tables, None, delivered).files
+            everything = plan.select(checkpoint.tables, None, checkpoint.delivered).files
             names = await self._ask(Listing(checkpoint.tables, everything), emit)
         selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(selecting, self._choose_among, checkpoint.tables, names, delivered)
+        return await loop.run_in_executor(selecting, self._choose_among, checkpoint, names)
 
     def _choose_among(
         self,
-        tables: Sequence[TensorTable],
+        checkpoint: Checkpoint,
         names: Names | Sequence[str] | None,
-        delivered: Sequence[Indices] | None,
     ) -> tuple[Selection, Selection]:
         """Returns the tensors that are left to this load, and the tensors for which a new entry is made if no
         entry serves it. For a group that goes on after a restart, the latter are all that any member may
         still need."""
         skipped, group = self.request.skip_tensors, self.request.group
-        selection = select(self.request, tables, names, delivered)
+        selection = select(self.request, checkpoint.tables, names, checkpoint.delivered)
         rest = made_for = plan.skip(selection, skipped)
         if group is not None and group.window:
             made_for = plan.skip(selection, min(skipped, group.released_tensors))
+        self._check_whole(checkpoint, rest)
         for one in (rest, made_for):
             one.digest()  # here, on a worker thread, and not later on the event loop
         return rest, made_for
+
+    def _check_whole(self, checkpoint: Checkpoint, selection: Selection) -> None:
+        """Raises InvalidRequestError where only a part of a file that must be verified is to be read."""
+        for file, table, indices, one in zip(
+            checkpoint.files, checkpoint.tables, selection.files, checkpoint.expected, strict=False
+        ):
+            if one.must and 0 < len(indices) < len(table):
+                raise InvalidRequestError(
+                    f"verify: {file.uri} cannot be verified, as {len(table) - len(indices)} of its "
+                    f'{len(table)} tensors are not read; load it whole, or with verify="auto" and no '
+                    "digest for it"
+                )
 
     async def _ask(self, listing: Listing, emit: Emit) -> Names | Sequence[str]:
         """The client's choice. Raises InvalidRequestError if the client makes none for `CHOICE_SECONDS`."""
@@ -289,10 +308,12 @@ def select(
     return plan.select(tables, names, delivered)
 
 
-async def resolve(context: LoadContext, request: Request, access: Access) -> Checkpoint:
+async def resolve(context: LoadContext, request: Request, access: Access, wish: Wish = NO_WISH) -> Checkpoint:
     """The caller has to close it. Raises as `Catalog.resolve` does."""
     resolvers = context.resolvers(request.sources, access.uid)
-    resolving = resolvers.submit(context.catalog.resolve, request.sources, access, variant=request.variant)
+    resolving = resolvers.submit(
+        context.catalog.resolve, request.sources, access, variant=request.variant, wish=wish
+    )
     try:
         return await asyncio.wrap_future(resolving)
     except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ..errors import (
     AccessDeniedError,
+    CheckpointCorruptError,
     PenstockError,
     SessionRequiredError,
     ShuttingDownError,
@@ -162,6 +163,8 @@ class Control:
             raise
         except Exception as caught:
             error = failure.explain(caught, f"{load.kind} {load.id}")
+            if isinstance(error, CheckpointCorruptError):
+                self._context.catalog.forget(error.version)
             outcome, result = error.reason, "failed"
             self.refused(error, load.caller, load.id, load.request.sources)
             try:

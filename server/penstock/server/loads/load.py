@@ -39,6 +39,7 @@ class Manifest:
     total_bytes: int
     warm_bytes: int
     variant: str = ""
+    verify: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class SegmentReady:
 class Finished:
     waited_seconds: float
     read_bytes: int
+    verified_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,13 @@ class Load(Admission):
                 entry, entry.contents.tables(checkpoint), slices, selection.tensor_count, emit
             )
             self.finished = True
-            await emit(Finished(self.waited_seconds, entry.read_bytes - self.read_before))
+            await emit(
+                Finished(
+                    self.waited_seconds,
+                    entry.read_bytes - self.read_before,
+                    self._verified_bytes(entry, entry.contents.tables(checkpoint), slices),
+                )
+            )
         finally:
             if not self._handed_off:
                 self._leave()
@@ -210,6 +218,7 @@ class Load(Admission):
             total_bytes=self.total_bytes,
             warm_bytes=min(warm, self.total_bytes),
             variant=self.request.variant,
+            verify=self._wish.mode,
         )
 
     async def _deliver(
@@ -248,6 +257,21 @@ class Load(Admission):
             )
             self.delivered_bytes += end - start
             self._context.totals.delivered_bytes += end - start
+
+    @staticmethod
+    def _verified_bytes(
+        entry: CacheEntry, tables: Sequence[TensorTable | None], slices: Sequence[SegmentSlice]
+    ) -> int:
+        """Of the bytes that it was given, those of files that were compared with their checksums."""
+        assert entry.ring is not None
+        assert entry.verifier is not None
+        total = 0
+        for part in slices:
+            file = entry.ring.segments[part.segment].file
+            table = tables[file]
+            if file in entry.verifier.verified and table is not None:
+                total += table.end(part.tensors[-1]) - table.start(part.tensors[0])
+        return total
 
     def _watch_group(self) -> None:
         """Notes when other members of its group begin to keep it waiting, and when that is over."""

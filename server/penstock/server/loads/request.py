@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..checkpoint.catalog import Catalog
 from ..checkpoint.plan import Indices
 from ..checkpoint.table import TensorTable
+from ..sources.verification import AUTO
 from ..staging.buffer import StagingBuffer
 from ..staging.sharing import Group
 from ..system.counts import Totals
@@ -53,6 +54,10 @@ class Request:
     variant: str = ""
     patterns: tuple[str, ...] = ()
     """Instead of names: a tensor's name has to match one of them. Only from the daemon itself."""
+    verify: str = ""
+    """off, auto, require, or empty for the daemon's."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 by the name or URI of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +86,5 @@ class LoadContext:
     """Runs work that only takes long."""
     selector: FairExecutor
     """Looks up names, for one request at a time: this takes many times the memory of the names."""
+    verify: str = AUTO
+    """off, auto or require."""

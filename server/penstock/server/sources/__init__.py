@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
+from .checksums import Checksum
 
 MAX_TREE_NAMES = 100_000
 """That a tree may hold, wanted or not: what listing it costs is bounded."""
@@ -83,6 +84,10 @@ class SourceFile(Protocol):
 
     @property
     def size_bytes(self) -> int: ...
+
+    @property
+    def checksums(self) -> Sequence[Checksum]:
+        """What its store says of all bytes of this version, the cheapest to check first."""
 
     @property
     def alignment(self) -> int:

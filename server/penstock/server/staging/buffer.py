@@ -49,11 +49,12 @@ class StagingBuffer:
         *,
         readers: Mapping[str, ReaderPool],
         workers: Workers,
+        hashers: Workers,
         totals: Totals,
         spare: Callable[[], int] = spare_bytes,
     ) -> None:
-        """`readers` has the reader threads for each kind of source. `spare` says how much memory the system
-        has to spare, as `spare_bytes` does."""
+        """`readers` has the reader threads for each kind of source, `hashers` the threads on which SHA-256
+        follows the reading. `spare` says how much memory the system has to spare, as `spare_bytes` does."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -69,7 +70,11 @@ class StagingBuffer:
         """Entries that were evicted while reads wrote into some of their slabs. Each keeps these slabs until
         its reads end."""
         self._context = EntryContext(
-            self, readers, totals, patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS)
+            self,
+            readers,
+            totals,
+            patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS),
+            hashers=hashers,
         )
         self._shares = Shares(self.entries, self._draining, max_slabs=config.max_slabs)
         self._queue = WaitingLine(

@@ -19,15 +19,17 @@ from typing import Protocol
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Segment
 from ..config.units import show_size
-from ..errors import PenstockError, StagingExhaustedError
+from ..errors import CheckpointCorruptError, PenstockError, StagingExhaustedError
 from ..system.counts import Totals
 from .contents import Contents
 from .filling import Filling
 from .members import GroupTerms, Holder, Members
 from .phase import Phase, moved
+from .pool import Workers
 from .reader import Cancelled, ReaderPool
 from .ring import SegmentRing, SegmentState
 from .slab import Slab
+from .verifying import Verifier
 
 _ids = itertools.count(1)
 
@@ -58,6 +60,8 @@ class EntryContext:
     totals: Totals
     patience_seconds: float
     """For how long other loads of a window may keep a load waiting."""
+    hashers: Workers
+    """Threads on which SHA-256 follows what is read."""
 
 
 class CacheEntry:
@@ -72,6 +76,8 @@ class CacheEntry:
         self.phase = Phase.QUEUED
         self.slabs: list[Slab] = []
         self.ring: SegmentRing | None = None
+        self.verifier: Verifier | None = None
+        """Once started: what of it was compared with checksums."""
         self.error: PenstockError | None = None
         self._pinned = False
         self._wishes: dict[str, bool] = {}
@@ -79,6 +85,8 @@ class CacheEntry:
         self.names = [contents.checkpoint.sources]
         """Names under which it was staged or pinned. Several may mean the same files."""
         self.read_bytes = 0
+        self._counted_bytes = 0
+        """Of `verified_bytes`, those that are in the totals."""
         self.owner_uid = owner_uid
         """The user whose share of memory and of the readers it takes. None: no user yet."""
         self._context = context
@@ -179,6 +187,11 @@ class CacheEntry:
         return len(self.slabs) - len(self._slabs_in_use())
 
     @property
+    def verified_bytes(self) -> int:
+        """Of the files that were read whole and compared with their checksums."""
+        return self.verifier.verified_bytes if self.verifier is not None else 0
+
+    @property
     def released_tensors(self) -> int:
         """How many tensors of the selection, from the first on, are no longer in the ring. It cannot serve a
         load that needs one of them."""
@@ -229,6 +242,7 @@ class CacheEntry:
         """Takes the slabs over, lays the segments out in them, and begins to read. If this raises before
         `slabs` is set, the slabs still belong to the caller."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
+        self.verifier = Verifier(self.checkpoint, segments)
         self._filling = Filling(
             ring,
             slabs,
@@ -237,6 +251,8 @@ class CacheEntry:
             readers=self._context.readers,
             on_end=self._read_ended,
             on_block=self._context.totals.observe_read,
+            verifier=self.verifier,
+            hashers=self._context.hashers,
         )
         self.phase = moved(self.phase, Phase.STARTED)
         self.slabs, self.ring = slabs, ring
@@ -357,6 +373,8 @@ class CacheEntry:
         Raises StagingExhaustedError if other members of the window keep `key` waiting and release nothing for
         as long as a load may wait for memory: they may have stopped, or may wait for `key` themselves."""
         assert self.ring is not None
+        if isinstance(self.error, CheckpointCorruptError):
+            raise self.error  # what is there may be what is damaged
         while self.ring.state(segment) is not SegmentState.READY:
             self._raise_error()
             patience_seconds = self._context.patience_seconds
@@ -419,6 +437,7 @@ class CacheEntry:
             self.read_bytes += segment.size_bytes
             source = self.checkpoint.files[segment.file].kind
             self._context.totals.source_bytes[source] += segment.size_bytes
+            self._count_verified()
             self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
@@ -430,6 +449,11 @@ class CacheEntry:
             self._pump()
         if not self.holders and self.idle:
             self._context.listener.entry_idle(self)
+
+    def _count_verified(self) -> None:
+        assert self.verifier is not None
+        self._context.totals.verified_bytes += self.verified_bytes - self._counted_bytes
+        self._counted_bytes = self.verified_bytes
 
     def _drained(self) -> None:
         if not self.reading:

@@ -61,6 +61,7 @@ class SegmentRing:
         self._freed = 0
         """Segments below this are FREE, and no others are."""
         self._released: dict[Hashable, int] = {}
+        self._passed_over: list[int] = []
         self.ready_bytes = 0
         self.total_bytes = sum(segment.size_bytes for segment in segments)
         self._unready = len(segments)
@@ -126,6 +127,11 @@ class SegmentRing:
         wanted_from = min(self._released.values(), default=0)
         return sorted(begun, key=lambda index: (index < wanted_from, index))
 
+    def passed_over(self) -> list[int]:
+        """Segments that were freed without being read since this was called last: nobody needed them."""
+        passed, self._passed_over = self._passed_over, []
+        return passed
+
     def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
         """The consumers that have not released segments which `consumer` has released, so that there is no
         room for segment `index`, when `consumer` has released all before it. Empty if it waits for something
@@ -171,6 +177,7 @@ class SegmentRing:
         while self._freed < wanted_from and self._states[self._freed] is not SegmentState.READING:
             if self._states[self._freed] is SegmentState.PLANNED:
                 self._unready -= 1
+                self._passed_over.append(self._freed)
             self._move(self._freed, SegmentState.FREE)
             self._freed += 1
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Selection
+from ..sources.verification import Expected
 from .entry import CacheEntry
 from .members import GroupTerms
 
@@ -43,6 +44,8 @@ def find(
             continue
         if whole_only and entry.started and not entry.full:
             continue
+        if not _verifies(entry, checkpoint, selection):
+            continue
         if entry.full:
             if entry.contents.serves(checkpoint, selection):
                 return entry, 0
@@ -51,6 +54,35 @@ def find(
             if skipped is not None and skipped >= entry.released_tensors and (group or not skipped):
                 return entry, skipped
     return None
+
+
+def _verifies(entry: CacheEntry, checkpoint: Checkpoint, selection: Selection) -> bool:
+    """What a load must have verified, the entry has, or will. Nobody waits for what somebody else's digest
+    says: it may be wrong."""
+    verifier, has = entry.verifier, _expected(entry.checkpoint)
+    asked = _expected(checkpoint)
+    for file, one, table, indices in zip(
+        checkpoint.files, checkpoint.expected, checkpoint.tables, selection.files, strict=False
+    ):
+        wants_bytes = len(indices) > 0 and table.end(indices[-1]) > table.start(indices[0])
+        if not (one.must and one.checksum and wants_bytes):
+            continue
+        if verifier is None:
+            if file.version not in has or has[file.version].checksum != one.checksum:
+                return False
+        elif not verifier.verifies(file.version, one.checksum):
+            return False
+    return all(
+        (verifier is not None and verifier.has_verified(version))
+        or (version in asked and asked[version].checksum == one.checksum)
+        for version, one in has.items()
+        if one.given
+    )
+
+
+def _expected(checkpoint: Checkpoint) -> dict[str, Expected]:
+    """By the version of the file; empty where nothing is verified."""
+    return {file.version: one for file, one in zip(checkpoint.files, checkpoint.expected, strict=False)}
 
 
 def _together(entry: CacheEntry, group: Group | None) -> bool:

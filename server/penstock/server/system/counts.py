@@ -57,6 +57,7 @@ class Totals:
         self.rejected = dict.fromkeys(reasons(), 0)
         self.connections_closed = dict.fromkeys(CLOSED_REASONS, 0)
         self.delivered_bytes = 0
+        self.verified_bytes = 0
         self.stage_hits = 0
         self.stage_misses = 0
         self.evictions = 0
@@ -87,6 +88,7 @@ class Totals:
             "loads_cancelled": self.loads_that("cancelled"),
             "read_bytes": self.read_bytes,
             "delivered_bytes": self.delivered_bytes,
+            "verified_bytes": self.verified_bytes,
             "stage_hits": self.stage_hits,
             "stage_misses": self.stage_misses,
             "evictions": self.evictions,

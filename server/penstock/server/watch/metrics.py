@@ -134,6 +134,11 @@ METRICS = (
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
     Metric(
+        "verified_bytes_total",
+        "counter",
+        "Bytes of files that were read whole and match a checksum of their store or user.",
+    ),
+    Metric(
         "fetches_total",
         "counter",
         "Fetches of files beside the weights that ended. A fetch is cancelled if its client goes away.",
@@ -297,6 +302,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
             for reason, count in retries().items()
         },
         "delivered_bytes_total": {(): totals.delivered_bytes},
+        "verified_bytes_total": {(): totals.verified_bytes},
         "fetches_total": totals.fetches,
         "fetched_bytes_total": {(source,): count for source, count in totals.fetched_bytes.items()},
         "stage_hits_total": {(): totals.stage_hits},

@@ -250,6 +250,7 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         uid=entry.owner_uid,
         read_bytes=entry.read_bytes,
         source=kind_of(sources[0]),
+        verified_bytes=entry.verified_bytes,
     )
     members = entry.members
     if members.group and not entry.full:

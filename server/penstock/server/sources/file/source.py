@@ -27,6 +27,7 @@ from ...errors import (
 )
 from ...system import linux, statx
 from .. import Access, Listed, Wanted, join, too_slow, without
+from ..checksums import Checksum
 from . import paths, tree
 from .identity import Look, change, portable_version
 from .mounts import MountTable
@@ -111,6 +112,7 @@ class LocalFile:
 
     kind = "file"
     alignment = linux.PAGE_BYTES
+    checksums: Sequence[Checksum] = ()
 
     def __init__(self, path: str, fd: int, context: FileContext | None = None) -> None:
         """Takes `fd` over, also when it raises."""

@@ -200,7 +200,7 @@ def state_of(location: Location) -> ObjectState:
         {"content": location.content},
         {},
         listed=location.content,
-        sha256=location.sha256,
+        checksums=location.checksums,
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ...errors import CheckpointNotFoundError
 from .. import Access, Listed, Wanted
+from ..checksums import sha256_checksum
 from ..file import paths
 from ..file.source import FileContext, LocalFile
 from ..file.tree import walk
@@ -81,8 +82,8 @@ class CachedFile(LocalFile):
         self.uri = location.uri
         if location.content:  # from the Hub's list; without one, from the cache directory
             self.listed_version = listed_version(location.content, self.size_bytes)
-        self.sha256 = location.sha256 or _sha256_named(fd)
-        """SHA-256 of the whole content, if it is known; else empty."""
+        named = sha256_checksum(location.sha256 or _sha256_named(fd))
+        self.checksums = () if named is None else (named,)
 
 
 def _sha256_named(fd: int) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from ...errors import AccessDeniedError, InvalidRequestError
 from .. import Access
+from ..checksums import Checksum, sha256_checksum
 from ..objects.reach import Reach
 
 SCHEME = "hf://"
@@ -71,6 +72,11 @@ class Location:
     @property
     def sha256(self) -> str:
         return self.content if len(self.content) == 64 else ""
+
+    @property
+    def checksums(self) -> tuple[Checksum, ...]:
+        checksum = sha256_checksum(self.sha256)
+        return () if checksum is None else (checksum,)
 
 
 def is_commit(revision: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic
 
 from ...errors import CheckpointChangedError
@@ -50,12 +50,12 @@ def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
                     raise
                 requests.count(fault)
             return state, bytes(first[: position.reached])
-    return ask_state(requests, location), b""  # an empty one has no range
+    return ask_state(requests, location, {}), b""  # an empty one has no range
 
 
-def ask_state(requests: Requests[L], location: L) -> ObjectState:
-    """A HEAD request. Raises Transient and PenstockError."""
-    with requests.send(Ask("HEAD", location, {}), ok=(200,)) as exchange:
+def ask_state(requests: Requests[L], location: L, headers: Mapping[str, str]) -> ObjectState:
+    """A HEAD request with these headers. Raises Transient and PenstockError."""
+    with requests.send(Ask("HEAD", location, headers), ok=(200,)) as exchange:
         exchange.finish()
         length = exchange.headers.get("content-length", "")
         if not length.isdecimal():
@@ -82,8 +82,7 @@ class ObjectFile(Generic[L]):
         self.uri = location.uri
         self.give_up_at = math.inf
         self.size_bytes = state.size_bytes
-        self.sha256 = state.sha256
-        """Of the whole content, where the store says it; else empty."""
+        self.checksums = state.checksums
         self.version = f"{kind}:{self.uri}:{state.version}"
         self.portable_version = self.version
         self.listed_version = listed_version(state.listed, state.size_bytes)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ...errors import PenstockError
+from ..checksums import Checksum
+from ..verification import OFF
 from .faults import Transient
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class ObjectSettings:
     """To connect, and without a byte."""
     connections: int
     """Most that are kept open while nothing is read."""
+    checksums: bool = True
+    """Ask for checksums of whole objects."""
 
     @classmethod
     def of(cls, config: Config) -> ObjectSettings:
@@ -45,6 +49,7 @@ class ObjectSettings:
             retries=config.object_retries,
             timeout_seconds=config.object_timeout_seconds,
             connections=config.object_concurrency,
+            checksums=config.verify != OFF,
         )
 
 
@@ -98,10 +103,8 @@ class ObjectState:
     """Headers of requests that make them fail for any other version."""
     listed: str = ""
     """What lists say of this version (`Entry.version`); empty where they say nothing."""
-    sha256: str = ""
-    """Of the whole content, in hexadecimal digits, where the store says it."""
-    crc32c: int | None = None
-    """Of the whole object, where the store says it."""
+    checksums: tuple[Checksum, ...] = ()
+    """Of the whole content, as far as the store says any, the cheapest to check first."""
 
     @property
     def version(self) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Generic
 
 from ...errors import (
@@ -14,6 +15,7 @@ from ...errors import (
     CheckpointInvalidError,
     CheckpointNotFoundError,
     PenstockError,
+    ShuttingDownError,
     SourceUnavailableError,
 )
 from .. import Access, Listed, Wanted, join
@@ -21,7 +23,7 @@ from .faults import Transient
 from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
 from .requests import Requests, no_range
-from .service import L, ObjectService, ObjectSettings
+from .service import L, ObjectService, ObjectSettings, ObjectState
 
 OBJECT_SUFFIX = ".safetensors"
 """A key that ends so is taken for an object; any other may be the prefix of several."""
@@ -35,6 +37,8 @@ class ObjectSource(ABC, Generic[L]):
     kind: str
     schemes: tuple[str, ...]
     descriptors_per_file = 0  # connections are kept by `ObjectSettings.connections`
+    checksum_headers: Mapping[str, str] = {}
+    """What asks for checksums in a HEAD request, where answers to requests for a range have none."""
 
     def __init__(
         self, settings: ObjectSettings, workers: Callable[[int], Executor], on_retry: Callable[[str], None]
@@ -120,12 +124,27 @@ class ObjectSource(ABC, Generic[L]):
         # A fetch wants the bytes, and never a header that may be kept.
         if not access.for_fetch and self._was_known(location):
             try:
-                state = requests.patiently(named, lambda: ask_state(requests, named))
+                headers = self.checksum_headers if self._settings.checksums else {}
+                state = requests.patiently(named, lambda: ask_state(requests, named, headers))
                 return ObjectFile(self.kind, requests, named, state, b"")
             except (AccessDeniedError, SourceUnavailableError):
                 """The answer to a HEAD has no body that would say why: ask once more for one that has."""
         state, first = requests.patiently(named, lambda: ask_first(requests, named))
+        if self.checksum_headers and self._settings.checksums and not access.for_fetch:
+            state = self._with_checksums(requests, named, state)
         return ObjectFile(self.kind, requests, named, state, first)
+
+    def _with_checksums(self, requests: Requests[L], named: L, state: ObjectState) -> ObjectState:
+        """What a request of their own says of them. Without any where it is refused: the caller may read the
+        object all the same."""
+        headers = {**self.checksum_headers, **state.conditions}
+        try:
+            asked = requests.patiently(named, lambda: ask_state(requests, named, headers))
+        except ShuttingDownError:
+            raise
+        except PenstockError:
+            return state
+        return replace(state, checksums=asked.checksums) if asked.version == state.version else state
 
     def stop(self) -> None:
         """Ends the requests under way, with an error."""

@@ -23,7 +23,7 @@ from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
-from .answers import EXPIRED, Said, failure
+from .answers import EXPIRED, Said, failure, whole_checksums
 from .credentials import credentials_failure, no_credentials
 from .location import Location
 from .settings import S3Settings
@@ -108,7 +108,9 @@ class Account:
                 "change while it is read could not be noticed; use a store that does",
                 file=location.uri,
             )
-        return ObjectState(size_bytes, identity, conditions, _bare(identity["etag"]))
+        return ObjectState(
+            size_bytes, identity, conditions, _bare(identity["etag"]), whole_checksums(headers)
+        )
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
         page = self._parse_list(body)

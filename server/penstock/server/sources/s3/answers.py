@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import AccessDeniedError, CheckpointNotFoundError, PenstockError, SourceUnavailableError
+from ..checksums import CRC32C, CRC64NVME, Checksum, crc_in_base64
 from ..objects import meaning
 from ..objects.faults import Transient, retry_after
 from ..objects.meaning import Words, first, plain_id
@@ -101,3 +103,20 @@ def failure(answer: Said, location: Location, *, listing: bool = False) -> Penst
         )
         return SourceUnavailableError(f"{uri}: S3 says {answer}; {remedy}", file=uri)
     return meant
+
+
+def whole_checksums(headers: Mapping[str, str]) -> tuple[Checksum, ...]:
+    """What an answer says of the object's whole content, and not of its parts.
+
+    S3 says which it is. Without that only a CRC64NVME counts, which S3 never computes of parts. The value of
+    a composite checksum ends in the number of its parts, but not every store says that number.
+    """
+    kind = headers.get("x-amz-checksum-type", "").strip().upper()
+    found = []
+    for algorithm in (CRC64NVME, CRC32C):
+        value = headers.get(f"x-amz-checksum-{algorithm.lower()}", "").strip()
+        counts = kind == "FULL_OBJECT" or (not kind and algorithm == CRC64NVME)
+        checksum = crc_in_base64(algorithm, value) if counts and value else None
+        if checksum is not None:
+            found.append(checksum)
+    return tuple(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from types import MappingProxyType
 
 from .. import Access
 from ..objects import ObjectSettings, ObjectSource
@@ -19,6 +20,7 @@ class S3Source(ObjectSource[Location]):
     kind = "s3"
     schemes = ("s3",)
     descriptors_per_file = 0  # connections are kept by `S3Settings.connections`
+    checksum_headers = MappingProxyType({"x-amz-checksum-mode": "ENABLED"})
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ const TOTALS = [
   ["loads_cancelled", "Loads cancelled", String],
   ["read_bytes", "Read from storage", size],
   ["delivered_bytes", "Delivered", size],
+  ["verified_bytes", "Verified by checksums", size],
   ["stage_hits", "Found in the buffer", String],
   ["stage_misses", "Not found in it", String],
   ["evictions", "Evicted", String],
@@ -118,9 +119,10 @@ export function showStages(stages) {
 
 function part(stage) {
   if (stage.state === "waiting") return "waits for memory";
-  if (!stage.full) return `a window of ${size(stage.total_bytes)}`;
+  const verified = stage.verified_bytes > 0 ? `, ${size(stage.verified_bytes)} verified` : "";
+  if (!stage.full) return `a window of ${size(stage.total_bytes)}${verified}`;
   if (stage.ready_bytes < stage.total_bytes) return `${percent(stage.ready_bytes / stage.total_bytes)} of ${size(stage.total_bytes)} read`;
-  return `${size(stage.total_bytes)} of tensors`;
+  return `${size(stage.total_bytes)} of tensors${verified}`;
 }
 
 function who({ client_name: name, pid, uid }) {

@@ -1,0 +1,113 @@
+"""What it costs to compare bytes with checksums: the same daemon with `--verify off` and `auto`, and with a
+SHA-256 of the caller's, in turns.
+
+PYTHONPATH=. python benchmarks/verification.py [--size-mb 512] [--rounds 5] [--store gcs]
+
+The servers are those of `benchmarks.stores`: they share the machine with the daemons, and keep CRC32C (GCS)
+and CRC64NVME (S3). A daemon only stages (`prefetch`), into memory that was written to before. The seconds of
+CPU are the daemon's own, by /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import statistics
+import time
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+
+from penstock.client import StreamerClient
+from stores import BLOCK_BYTES, CONNECTIONS, STORES, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    seconds: float
+    cpu_seconds: float
+
+
+class Contender:
+    """A daemon that verifies in one way."""
+
+    def __init__(self, stored: Stored, size_bytes: int, verify: str, sha256: str = "") -> None:
+        self._uri = stored.uri
+        self._digests = {stored.uri: sha256} if sha256 else None
+        self._client = StreamerClient.embedded(
+            size_bytes * 5 // 4 + (256 << 20),
+            environment={**stored.environment, "NO_PROXY": "127.0.0.1"},
+            object_concurrency=CONNECTIONS,
+            object_block_size=BLOCK_BYTES,
+            verify=verify,
+        )
+        self._pid = self._client.status()["pid"]
+
+    def run(self) -> Run:
+        self._client.evict(self._uri)
+        cpu, began = self._cpu_seconds(), time.perf_counter()
+        self._client.prefetch(self._uri, digests=self._digests)
+        return Run(time.perf_counter() - began, self._cpu_seconds() - cpu)
+
+    def verified_bytes(self) -> int:
+        count: int = self._client.status()["totals"]["verified_bytes"]
+        return count
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _cpu_seconds(self) -> float:
+        with open(f"/proc/{self._pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measured(stored: Stored, content: bytes, rounds: int) -> list[str]:
+    """Rows of the table: medians over the rounds, and ratios within rounds."""
+    ways = {"off": ("off", ""), "auto": ("auto", ""), "SHA-256": ("off", hashlib.sha256(content).hexdigest())}
+    with contextlib.ExitStack() as stack:
+        contenders = {
+            name: stack.enter_context(contextlib.closing(Contender(stored, len(content), *way)))
+            for name, way in ways.items()
+        }
+        for one in contenders.values():
+            one.run()
+        runs: dict[str, list[Run]] = {name: [] for name in contenders}
+        for number in range(rounds):
+            order = list(contenders) if number % 2 else list(reversed(contenders))
+            for name in order:
+                runs[name].append(contenders[name].run())
+        for name, one in contenders.items():
+            assert one.verified_bytes() == (0 if name == "off" else (rounds + 1) * len(content)), name
+    rows = []
+    for name, mine in runs.items():
+        slower = [run.seconds / base.seconds - 1 for run, base in zip(mine, runs["off"], strict=True)]
+        more = [run.cpu_seconds - base.cpu_seconds for run, base in zip(mine, runs["off"], strict=True)]
+        rate = len(content) / statistics.median(run.seconds for run in mine) / 1e9
+        rows.append(
+            f"| {stored.name} | {name} | {rate:.2f} | {statistics.median(slower):+.1%} | "
+            f"{statistics.median(more) / len(content) * 1e9:+.2f} |"
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures what it costs to compare bytes with checksums.")
+    parser.add_argument("--size-mb", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--store", choices=("gcs", "s3"), action="append", help="only this one; repeatable")
+    options = parser.parse_args()
+    tensors = {f"t{number}": torch.rand(1 << 20) for number in range(max(1, options.size_mb // 4))}
+    content = safetensors.torch.save(tensors)
+    print(f"{len(content) / 1e6:.0f} MB, {options.rounds} rounds; medians, differences within rounds\n")
+    print("| store | verify | GB/s | seconds more | CPU s a GB more |\n|---|---|---|---|---|")
+    for name in options.store or ("gcs", "s3"):
+        with STORES[name](content) as stored:
+            print("\n".join(measured(stored, content, options.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

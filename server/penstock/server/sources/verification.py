@@ -1,0 +1,110 @@
+"""Which checksum the bytes of each file of a load are compared with, if any. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointInvalidError, InvalidRequestError
+from .checksums import Checksum, sha256_checksum
+
+if TYPE_CHECKING:
+    from . import SourceFile
+
+OFF, AUTO, REQUIRE = MODES = ("off", "auto", "require")
+SUMS_NAME = "SHA256SUMS"
+MAX_DIGESTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a load wants its bytes verified."""
+
+    mode: str = AUTO
+    """OFF: not at all. AUTO: where the store gives a CRC. REQUIRE: all, or the load is refused."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 by the name or the URI of a file. These files are verified in any mode."""
+
+    @classmethod
+    def of(cls, daemon: str, asked: str, digests: Mapping[str, str]) -> Wish:
+        """What a load asks for, which the daemon's own REQUIRE overrules. Raises InvalidRequestError."""
+        if asked not in ("", *MODES):
+            raise InvalidRequestError(f"verify: {asked[:50]!r} is none of {', '.join(MODES)}; choose one")
+        return cls(REQUIRE if daemon == REQUIRE else asked or daemon, digests)
+
+    @property
+    def wants_all(self) -> bool:
+        return self.mode == REQUIRE
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Of one file of a load."""
+
+    checksum: Checksum | None = None
+    must: bool = False
+    """The load is refused rather than served with bytes that were not compared."""
+    given: bool = False
+    """The checksum is the user's word, and not the store's."""
+
+
+def given(files: Sequence[SourceFile], digests: Mapping[str, str]) -> dict[int, Checksum]:
+    """Those of `digests`, by the file's number. Raises InvalidRequestError for one that is no SHA-256, or
+    whose file is not among them."""
+    found: dict[int, Checksum] = {}
+    for name, text in digests.items():
+        checksum = sha256_checksum(text)
+        if checksum is None:
+            raise InvalidRequestError(
+                f"digests: what is given for {name[:200]!r} is no SHA-256; write 64 hexadecimal digits"
+            )
+        uris = {file.uri for file in files if name in (file.uri, file.uri.rpartition("/")[2])}
+        if len(uris) != 1:
+            wrong = "names several files" if uris else "names no file"
+            raise InvalidRequestError(
+                f"digests: {name[:200]!r} {wrong} of the checkpoint; write the URI of one, as the load's "
+                "`files` has it"
+            )
+        found.update({number: checksum for number, file in enumerate(files) if file.uri in uris})
+    return found
+
+
+def expected(
+    files: Sequence[SourceFile],
+    wish: Wish,
+    own: Mapping[int, Checksum],
+    listed: Mapping[str, Checksum],
+) -> tuple[Expected, ...]:
+    """What each file is compared with: the user's word first, then the store's. `own` is what `given` gives,
+    `listed` what SHA256SUMS says, by URI. Raises CheckpointInvalidError where all are to be verified and one
+    cannot be."""
+    result = []
+    for number, file in enumerate(files):
+        if number in own:
+            result.append(Expected(own[number], must=True, given=True))
+            continue
+        if wish.mode == OFF:
+            result.append(Expected())
+            continue
+        stored = [checksum for checksum in file.checksums if wish.wants_all or checksum.is_crc]
+        checksum = stored[0] if stored else listed.get(file.uri)
+        if checksum is None and wish.wants_all:
+            raise CheckpointInvalidError(
+                f"{file.uri} cannot be verified: its store says no checksum of the whole content; write a "
+                f'{SUMS_NAME} beside it, give the load digests=, or load it with verify="auto"',
+                file=file.uri,
+            )
+        result.append(Expected(checksum, must=wish.wants_all))
+    return tuple(result)
+
+
+def parse_sums(text: str) -> dict[str, Checksum]:
+    """What `sha256sum` writes, by name. Lines of any other form are passed over."""
+    found = {}
+    for line in text.splitlines():
+        digits, _, name = line.partition(" ")
+        checksum = sha256_checksum(digits)
+        if checksum is not None and name[:1] in (" ", "*"):
+            found[name[1:].removeprefix("./")] = checksum
+    return found
