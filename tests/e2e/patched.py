@@ -6,10 +6,10 @@ import contextlib
 import gc
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,12 +19,28 @@ from penstock.client import patch_safetensors
 from .support import DaemonProcess, running_daemon
 
 
-def import_library(name: str) -> ModuleType:
-    """Offline, and whatever its dependencies are deprecated for."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(name)
+class Library:
+    """A module that is imported when something of it is first used: each process of pytest collects all
+    tests, and only one runs those that need it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at the first import, whoever does it
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest, which asks whether this is a fixture
+            raise AttributeError(name)
+        if self._name not in sys.modules:
+            self._import()
+        return getattr(sys.modules[self._name], name)
+
+    def _import(self) -> None:
+        """Whatever its dependencies are deprecated for."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(self._name)
+        gc.collect()
+        gc.freeze()  # accelerate collects garbage for every file: it need not go through the modules
 
 
 @contextlib.contextmanager

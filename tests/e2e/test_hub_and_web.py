@@ -69,6 +69,7 @@ def daemon(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path_factory.mktemp("home")),
         "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0",
         "NETRC": os.devnull,
     }
     with running_daemon(*FLAGS, environment=environment) as daemon:
@@ -115,7 +116,12 @@ def test_a_prefetch_at_the_start_stages_a_repository(
 ) -> None:
     daemon = start_daemon(
         *(*FLAGS, "--prefetch", f"hf://{REPOSITORY}", "--ready-after-prefetch"),
-        environment={"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path)},
+        environment={
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path),
+        },
     )
     wait_until(lambda: daemon.http("/readyz")[0] == 200, "the repository to be staged")
     hub.stored.clear()
@@ -227,7 +233,13 @@ def test_another_user_loads_what_prefixes_name_and_nothing_else(
     safetensors.torch.save_file(one, files / "models" / "one.safetensors")
     safetensors.torch.save_file(one, files / "secret.safetensors")
     allowed = ("--allow", f"hf://{REPOSITORY}", "--allow", f"{endpoint}/models", "--allow", hub.storage_url)
-    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "NETRC": os.devnull}
+    environment = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path),
+        "NETRC": os.devnull,
+    }
     daemon = start_daemon(*FLAGS, *allowed, environment=environment)
 
     for source, found in ((f"hf://{REPOSITORY}", tensors), (f"{endpoint}/models/one.safetensors", one)):

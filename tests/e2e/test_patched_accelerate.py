@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from .patched import import_library, library_daemon, reading_through, same_modules
+from .patched import Library, library_daemon, reading_through, same_modules
 from .support import DaemonProcess
 
-accelerate: Any = import_library("accelerate")
+accelerate: Any = Library("accelerate")
 
 
 @pytest.fixture(scope="module")

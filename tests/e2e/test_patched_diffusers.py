@@ -11,10 +11,10 @@ import torch
 
 from penstock.client import patch_safetensors
 
-from .patched import import_library, library_daemon, reading_through, same_modules
+from .patched import Library, library_daemon, reading_through, same_modules
 from .support import DaemonProcess
 
-diffusers: Any = import_library("diffusers")
+diffusers: Any = Library("diffusers")
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from .patched import import_library, library_daemon, reading_through, same_modules
+from .patched import Library, library_daemon, reading_through, same_modules
 from .support import DaemonProcess
 
-transformers: Any = import_library("transformers")
-peft: Any = import_library("peft")
+transformers: Any = Library("transformers")
+peft: Any = Library("peft")
 
 
 @pytest.fixture(scope="module")

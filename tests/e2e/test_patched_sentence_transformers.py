@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from .patched import import_library, library_daemon, reading_through, same_modules
+from .patched import Library, library_daemon, reading_through, same_modules
 from .support import DaemonProcess
 
-transformers: Any = import_library("transformers")
-sentence_transformers: Any = import_library("sentence_transformers")
+transformers: Any = Library("transformers")
+sentence_transformers: Any = Library("sentence_transformers")
 SENTENCES = ["a b c", "c d", "e"]
 
 
@@ -37,7 +37,7 @@ def test_embeddings_are_the_same(daemon: DaemonProcess, tmp_path: Path) -> None:
     )
     transformers.BertModel(config).save_pretrained(bert)
     transformers.BertTokenizer({word: number for number, word in enumerate(words)}).save_pretrained(bert)
-    modules = import_library("sentence_transformers.models")
+    modules: Any = Library("sentence_transformers.models")
     transformer = modules.Transformer(str(bert))
     dense = modules.Dense(32, 16)
     made = sentence_transformers.SentenceTransformer(modules=[transformer, modules.Pooling(32), dense])

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from .patched import import_library, library_daemon, reading_through, same_modules
+from .patched import Library, library_daemon, reading_through, same_modules
 from .support import DaemonProcess
 
-transformers: Any = import_library("transformers")
+transformers: Any = Library("transformers")
 
 
-@pytest.fixture(scope="module", params=["-1", "4MiB"], ids=["full", "window"])
+@pytest.fixture(scope="module", params=["-1", "6MiB"], ids=["full", "window"])
 def daemon(request: pytest.FixtureRequest) -> Iterator[DaemonProcess]:
     with library_daemon(request.param) as daemon:
         yield daemon

@@ -188,6 +188,7 @@ pp_group = Coordinator(1)
 
 
 class HookType(enum.Enum):
+    AROUND = "around"
     REPLACE = "replace"
 
 
@@ -198,6 +199,9 @@ class HookRegistry:
     def register(cls, target: str, hook: Callable[..., Any], hook_type: HookType) -> None:
         cls.hooks[target] = (hook, hook_type)
 
+
+LOAD_FORMAT_CHOICES = ["auto", "runai_streamer"]
+"""SGLang's."""
 
 _MODULES: dict[str, dict[str, Any]] = {
     "vllm": {},
@@ -228,6 +232,10 @@ _MODULES: dict[str, dict[str, Any]] = {
     "sglang": {},
     "sglang.srt": {},
     "sglang.srt.distributed": {"get_tp_group": lambda: tp_group},
+    "sglang.srt.server_args": {
+        "LOAD_FORMAT_CHOICES": LOAD_FORMAT_CHOICES,
+        "add_load_format_choices": LOAD_FORMAT_CHOICES.extend,
+    },
     "sglang.srt.plugins": {},
     "sglang.srt.plugins.hook_registry": {"HookRegistry": HookRegistry, "HookType": HookType},
 }

@@ -361,18 +361,31 @@ def test_runai_s_place_is_taken_only_when_that_is_asked_for(monkeypatch: pytest.
     vllm.register()
     sglang.register()
     assert taken == ["penstock"]
-    assert interfaces.HookRegistry.hooks == {}
+    assert [target.rsplit(".", 1)[1] for target in interfaces.HookRegistry.hooks] == ["_verify_load_format"]
     monkeypatch.setenv("PENSTOCK_REPLACE_RUNAI", "1")
     vllm.register()
     sglang.register()
     assert taken[1:] == ["penstock", "runai_streamer"]
-    ((target, (hook, kind)),) = interfaces.HookRegistry.hooks.items()
+    _, (target, (hook, kind)) = interfaces.HookRegistry.hooks.items()
     assert target.endswith(".runai_safetensors_weights_iterator")
     assert (hook, kind) == (sglang.weights_iterator, interfaces.HookType.REPLACE)
     interfaces.HookRegistry.hooks.clear()
     monkeypatch.setenv("PENSTOCK_REPLACE_RUNAI", "yes")
     with pytest.raises(ValueError, match="PENSTOCK_REPLACE_RUNAI='yes'"):
         vllm.register()
+
+
+def test_sglang_s_formats_are_extended_by_one_and_checked_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PENSTOCK_REPLACE_RUNAI", raising=False)
+    sglang.register()
+    sglang.register()
+    assert interfaces.LOAD_FORMAT_CHOICES.count("penstock") == 1
+    (hook, kind) = interfaces.HookRegistry.hooks.popitem()[1]
+    assert kind is interfaces.HookType.AROUND
+    checked: list[Any] = []
+    config = SimpleNamespace(load_format="safetensors")
+    hook(checked.append, config)
+    assert (checked, config.load_format) == ([config], "safetensors")
 
 
 def test_sglang_s_function_yields_the_files_tensors(

@@ -88,6 +88,8 @@ class TestHubStore(ObjectStoreTests):
     def storage(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage]:
         monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
         monkeypatch.setenv("HF_HOME", str(tmp_path))
+        # Other tests of this process set it before they import transformers.
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         with contextlib.closing(HubServer()) as hub:
             monkeypatch.setenv("HF_ENDPOINT", hub.url)
             config = make_config(object_retries=2, object_timeout_seconds=20.0)

@@ -1,7 +1,7 @@
-"""Files beside the weights, from the daemon to a directory that is complete or not there.
+"""Copies files beside the weights from the daemon to a directory, which is complete or does not exist.
 
-fetch to the cache   $PENSTOCK_CACHE_DIR/SOURCE/VERSIONS: what is there already is not asked for again, and
-                     another version of any file makes another directory
+fetch to the cache   $PENSTOCK_CACHE_DIR/SOURCE/VERSIONS: files that are there are not asked for again,
+                     and another version of any file makes another directory
 fetch to a place     the directory that the caller names; one that a fetch made is replaced at once
 """
 
@@ -34,7 +34,7 @@ _ABOUT_THE_DISK = frozenset(
     }
 )
 _HAVE_AT_ONCE = 2000
-"""Files that the client has, in one message: at most 4096 fields and 1 MiB."""
+"""Most files that the client has, in one message. A message has at most 4096 fields and 1 MiB."""
 _HAVE_BYTES = 512 << 10
 
 
@@ -45,7 +45,7 @@ def cache_directory() -> Path:
 
 
 def to_cache(session: Session, request: pb.FetchRequest, bar: Bar | None) -> Path:
-    """Fetches to the cache. Raises what the daemon answers, and OSError."""
+    """Fetches to the cache. Raises the daemon's errors, and OSError."""
     source = request.source.rstrip("/")
     home = cache_directory() / "files" / _key(source)
     with _explained(home):
@@ -63,7 +63,7 @@ def to_cache(session: Session, request: pb.FetchRequest, bar: Bar | None) -> Pat
 
 
 def to_place(session: Session, request: pb.FetchRequest, place: Path, bar: Bar | None) -> Path:
-    """Fetches to the directory `place`. Raises what the daemon answers, and OSError."""
+    """Fetches to the directory `place`. Raises the daemon's errors, and OSError."""
     place = Path(os.path.realpath(place))
     _check_place(place)
     with _explained(place):
@@ -78,8 +78,8 @@ def to_place(session: Session, request: pb.FetchRequest, place: Path, bar: Bar |
 
 
 def into(session: Session, request: pb.FetchRequest, directory: Path, bar: Bar | None) -> None:
-    """Fetches beside what is in a directory. No file of it is touched before all have come; then each takes
-    the place of one of its name. Raises what the daemon answers, and OSError."""
+    """Fetches into a directory, beside its files. No file of it is touched before all have arrived; then each
+    replaces the one of the same name. Raises the daemon's errors, and OSError."""
     with _explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with _Fetch(session, request, [], bar).received(directory) as (files, draft):
@@ -89,7 +89,7 @@ def into(session: Session, request: pb.FetchRequest, directory: Path, bar: Bar |
 
 
 def listed(session: Session, request: pb.FetchRequest) -> list[pb.FetchedFile]:
-    """The files that a fetch would give, without their bytes."""
+    """The files that a fetch would copy, without their bytes."""
     request.list_only = True
     return [response.file for response in _responses(session, [request]) if response.HasField("file")]
 
@@ -100,7 +100,7 @@ class _Fetch:
     def __init__(
         self, session: Session, request: pb.FetchRequest, known: Sequence[Tree], bar: Bar | None
     ) -> None:
-        """`known` are trees of the same source."""
+        """`known` are copies of the same source."""
         self._session = session
         self._request = request
         self._bar = bar
@@ -109,7 +109,7 @@ class _Fetch:
 
     @contextmanager
     def received(self, parent: Path) -> Iterator[tuple[list[tuple[str, int, str]], Draft]]:
-        """Names, sizes and versions of all files, and a draft in `parent` with those that are new."""
+        """Names, sizes and versions of all files, and a draft in `parent` with the new ones."""
         requests = _in_parts(self._request, list(self._has))
         files: list[tuple[str, int, str]] = []
         names: set[str] = set()
@@ -142,11 +142,11 @@ class _File:
     version: str
     unchanged: bool
     data: Iterator[bytes]
-    """To be read to its end before the next file is asked for."""
+    """A file that must be read to its end before the next one is asked for."""
 
 
 def _files(responses: Iterator[pb.FetchResponse], bar: Bar | None) -> Iterator[_File]:
-    """Takes the messages apart. Raises ProtocolError for what the contract forbids."""
+    """Separates the messages by file. Raises ProtocolError for messages that break the contract."""
     total_bytes = done_bytes = 0
     head: pb.FetchResponse | None = None
 
@@ -204,7 +204,7 @@ def _responses(session: Session, requests: Sequence[pb.FetchRequest]) -> Iterato
 
 
 def _in_parts(request: pb.FetchRequest, have: Sequence[tuple[str, str]]) -> list[pb.FetchRequest]:
-    """The request with the versions that the client has, in as many messages as it takes."""
+    """The request with the versions that the client has, in as many messages as needed."""
     parts, size_bytes = [request], 0
     for name, version in have:
         file = pb.FetchedFile(name=name, version=version)
@@ -218,14 +218,14 @@ def _in_parts(request: pb.FetchRequest, have: Sequence[tuple[str, str]]) -> list
 
 
 def _check_name(name: str) -> None:
-    """What leads out of a directory is not written, whatever daemon says it."""
+    """Refuses a name that leads out of the directory, whichever daemon sends it."""
     parts = name.split("/")
     if not name or "\0" in name or {"", ".", ".."} & set(parts) or parts == [trees.RECORD]:
         raise errors.broken(f"the daemon names a file {name[:200]!r}, which cannot be made")
 
 
 def _key(source: str) -> str:
-    """A directory's name for a source: readable, and one for each."""
+    """The name of a source's directory: readable, and unique for each source."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", source.rpartition("/")[2])[:60].strip(".-")
     return f"{last or 'root'}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
@@ -241,7 +241,7 @@ def _check_place(place: Path) -> None:
 
 @contextmanager
 def _explained(where: Path) -> Iterator[None]:
-    """Says what to do about a disk."""
+    """Adds the remedy to errors of the disk."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,9 @@
-"""A model of transformers: what lies beside the weights is fetched, the weights come as tensors.
+"""A model of transformers: the files beside the weights are fetched, the weights arrive as tensors.
 
 transformers makes the model from the state dict as it does from files: dtypes, tied weights, renamed keys,
-quantization and devices are its own. It takes a state dict only without a name, so what a name would bring is
-given to it by hand: the configuration, the class that an Auto class stands for, and how to generate.
+quantization and devices are its own. It takes a state dict only without a name. So this module adds what
+transformers finds by the name: the configuration, the class behind an Auto class, and the generation
+settings.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def from_pretrained(
 
 
 def _class_for(cls: Any, config: Any, options: dict[str, Any]) -> Any:
-    """The class of the model that an Auto class makes of a configuration."""
+    """The model's class that an Auto class chooses for a configuration."""
     import torch
     from transformers import AutoConfig
 
@@ -59,7 +60,8 @@ def _class_for(cls: Any, config: Any, options: dict[str, Any]) -> Any:
 
 
 def _generation_config(directory: Path) -> Any:
-    """As transformers finds it: in a file of its own, else in the model's configuration."""
+    """The generation settings, as transformers finds them: in a file of their own, else in the
+    configuration."""
     from transformers import GenerationConfig
 
     if (directory / "generation_config.json").exists():

@@ -471,7 +471,7 @@ class ReaderStatus(_message.Message):
     def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ..., stalled: _Optional[int] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "source")
+    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "source", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -487,6 +487,7 @@ class StageStatus(_message.Message):
     UID_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     id: int
     sources: _containers.RepeatedScalarFieldContainer[str]
     version: str
@@ -502,22 +503,35 @@ class StageStatus(_message.Message):
     uid: int
     read_bytes: int
     source: str
-    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+    group: GroupStatus
+    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., source: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ...) -> None: ...
 
 class Holder(_message.Message):
-    __slots__ = ("uid", "pid", "held_seconds", "client_name")
+    __slots__ = ("uid", "pid", "held_seconds", "client_name", "group")
     UID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     HELD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     uid: int
     pid: int
     held_seconds: float
     client_name: str
-    def __init__(self, uid: _Optional[int] = ..., pid: _Optional[int] = ..., held_seconds: _Optional[float] = ..., client_name: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, uid: _Optional[int] = ..., pid: _Optional[int] = ..., held_seconds: _Optional[float] = ..., client_name: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
+
+class GroupStatus(_message.Message):
+    __slots__ = ("name", "size", "joined")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    joined: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class LoadStatus(_message.Message):
-    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for")
+    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for", "group", "group_waited_seconds")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -533,6 +547,8 @@ class LoadStatus(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GROUP_WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     uid: int
@@ -548,7 +564,9 @@ class LoadStatus(_message.Message):
     bytes_per_second: float
     waited_seconds: float
     waits_for: str
-    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ...) -> None: ...
+    group: GroupStatus
+    group_waited_seconds: float
+    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ..., group_waited_seconds: _Optional[float] = ...) -> None: ...
 
 class RecentError(_message.Message):
     __slots__ = ("age_seconds", "load_id", "reason", "message", "uid", "pid", "sources")

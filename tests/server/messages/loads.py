@@ -71,19 +71,20 @@ EXAMPLES = [
     ),
     said(
         "the checkpoint",
-        " does not fit as a whole into the staging buffer of 9 bytes, and only whole ones can be kept; ",
-        "raise --memory-limit, or load it, through a window",
+        " does not fit as a whole into the staging buffer of 9 bytes, "
+        "and only whole checkpoints can be kept; ",
+        "raise --memory-limit, or load it through a window",
     ),
     said(
-        "waited 600 s for pid 9",
-        ", which loads the same checkpoint through the same window, to go on; ",
-        "end it, keep no load waiting inside another of the same checkpoint, raise --memory-limit, or raise "
-        "--queue-timeout",
+        "another load that shares this window",
+        " made no progress for 600 s (pid 9); ",
+        "end that process, start no load while you iterate another of the same checkpoint, raise "
+        "--memory-limit, or raise --queue-timeout",
     ),
     said(
         "waited 600 s for 1 GiB",
         " of a buffer of 2 GiB, of which 1 GiB are held by clients and 1 GiB are being read into; ",
-        "let tensors go, raise --memory-limit, or raise --queue-timeout",
+        "free tensors of earlier loads, raise --memory-limit, or raise --queue-timeout",
     ),
     said("reading", " failed: ValueError('x'); ", "see penstockd's log"),
     said(

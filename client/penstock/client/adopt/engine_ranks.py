@@ -1,8 +1,8 @@
-"""Which ranks of an inference engine share one pass over the storage: those that ask the same daemon.
+"""Which ranks of an inference engine share one pass over the storage: those that use the same daemon.
 
-Ranks can ask each other only where all of them load the same models in the same order: those of a
-tensor-parallel group always do. The group of the load has the name that the first of them made up, so no
-other load has it.
+Ranks can exchange requests only if all of them load the same models in the same order. Those of a
+tensor-parallel group always do. The first of them makes up the name of the load's group, so no other load has
+it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _Word = TypeVar("_Word")
 
 
 def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> tuple[str, int] | None:
-    """(name, size) for `StreamerClient.load(group=)`; None where there is nobody to share with.
+    """(name, size) for `StreamerClient.load(group=)`; None if no other rank can share.
 
-    A collective of each of `groups`, one after the other: the engine's coordinators, with `world_size` and
-    `cpu_group`. `request` says what is loaded, by its repr.
+    Runs a collective of each of `groups`, one after the other. They are the engine's coordinators, with
+    `world_size` and `cpu_group`. `request` is compared by its repr.
     """
     return agree(socket_dir, request, groups, None)[0]
 
@@ -29,7 +29,7 @@ def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> 
 def agree(
     socket_dir: Path, request: object, groups: Sequence[Any], word: _Word
 ) -> tuple[tuple[str, int] | None, list[_Word]]:
-    """The same, and what each rank of the group said beside it (picklable), this one's `word` included."""
+    """The same, and the `word` of each rank of the group (picklable), this one's included."""
     mine: Said = (uuid.uuid4().hex, daemon_identity(socket_dir), repr(request))
     everybody = [(mine, word)]
     for group in groups:

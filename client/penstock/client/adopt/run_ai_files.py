@@ -1,7 +1,7 @@
 """`pull_files` and `ObjectStorageModel` with the interface of runai_model_streamer 0.17, served by a penstock
-daemon: whole files of an object store, weights included, into a directory of the caller's.
+daemon: they copy whole files of an object store, weights included, into a directory of the caller's.
 
-Unlike there, no file is seen before all of them are complete.
+Unlike in that library, no file is visible before all of them are complete.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .ambient import S3Credentials, ambient_client
 from .run_ai import OBJECT_SCHEMES, _as_value_error
 
 SENTINEL_NAME = ".runai_complete"
-"""In a directory that is complete: the name that processes of the other library look for."""
+"""Marks a complete directory, by the name that processes of the other library look for."""
 _MAX_BYTES, _MAX_FILES = 1 << 62, 100_000
 _TOKEN = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)
-"""One thing that a pattern matches: a class of characters, or a character."""
+"""One element of a pattern: a class of characters, or a character."""
 
 
 def pull_files(
@@ -33,14 +33,14 @@ def pull_files(
     ignore_pattern: list[str] | None = None,
     s3_credentials: Any = None,
 ) -> None:
-    """Copies what lies below the prefix `model_path` of an object store into the directory `dst`, beside what
-    is there. Nothing is done where nothing is to be copied.
+    """Copies the files below the prefix `model_path` of an object store into the directory `dst`, beside its
+    files. Does nothing if there is nothing to copy.
 
-    allow_pattern, ignore_pattern: of whole keys, as in a shell, where `*` matches `/` too; None takes all.
+    allow_pattern, ignore_pattern: match whole keys, as in a shell, but `*` matches `/` too; None takes all.
     s3_credentials: as in `SafetensorsStreamer.stream_files()`.
 
-    Raises NotImplementedError for a path, ValueError for what is refused or cannot be read, OSError where
-    `dst` cannot be written, DaemonUnavailableError where no daemon answers.
+    Raises NotImplementedError for a path, ValueError for requests that are refused or objects that cannot be
+    read, OSError if `dst` cannot be written, DaemonUnavailableError if no daemon answers.
     """
     if not model_path.startswith(OBJECT_SCHEMES):
         raise NotImplementedError(
@@ -69,20 +69,20 @@ def pull_files(
 
 
 class ObjectStorageModel:
-    """A copy of a model's files that processes share: the first one that comes pulls them, the others wait
-    and have nothing left to do. A context manager.
+    """A copy of a model's files that processes share. The first process pulls the files; the others wait and
+    have nothing left to do. A context manager.
 
         with ObjectStorageModel(model_path=uri, dst=directory) as model:
             model.pull_files(ignore_pattern=["*.safetensors"])
 
-    `dir` is the directory. It is complete, and stays so, once a block ended without an exception; after one
-    that did not, the next process begins anew.
+    `dir` is the directory. After a block that ended without an exception it is complete and stays so. After
+    any other block the next process begins anew.
     """
 
     SENTINEL_NAME = SENTINEL_NAME
 
     def __init__(self, model_path: str, dst: str, s3_credentials: Any = None) -> None:
-        """Waits for processes that pull to the same `dst`, and removes what one that failed left there."""
+        """Waits for processes that pull to the same `dst`, and removes the remains of one that failed."""
         if not model_path.startswith(OBJECT_SCHEMES):
             raise ValueError(
                 f"model_path {model_path[:200]!r} is no URI of an object store; give one that begins with "
@@ -92,7 +92,7 @@ class ObjectStorageModel:
         self._model_path = os.path.join(model_path, "")
         self._s3_credentials = s3_credentials
         self._sentinel = os.path.join(self.dir, SENTINEL_NAME)
-        # As the other library's processes lock.
+        # The same lock as in the other library's processes.
         self._lock: int = os.open(f"{self.dir}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -123,7 +123,8 @@ class ObjectStorageModel:
             if kind is None and not self._complete:
                 if not os.listdir(self.dir):
                     raise RuntimeError(
-                        f"no files of {self._model_path} came to {self.dir}; check the URI and the patterns"
+                        f"no files of {self._model_path} were copied to {self.dir}; check the URI "
+                        "and the patterns"
                     )
                 with open(self._sentinel, "w"):
                     self._complete = True
@@ -140,23 +141,23 @@ class ObjectStorageModel:
 
 
 def _base(model_path: str) -> str:
-    """What all keys below begin with: the prefix without its bucket, ending in `/` unless it is empty."""
+    """The beginning of all keys below: the prefix without its bucket, ending in `/` unless it is empty."""
     _, _, key = model_path.partition("://")[2].partition("/")
     return key.rstrip("/") + "/" if key.rstrip("/") else ""
 
 
 def _relative(patterns: Sequence[str], base: str) -> Iterator[str]:
-    """Patterns of what follows `base`, which together match just where `base` and what follows match one of
-    these."""
+    """Patterns for the part of a key after `base`. Together they match exactly the parts for which the whole
+    key matches one of `patterns`."""
     found: dict[str, None] = {}
     for pattern in patterns:
         tokens = _TOKEN.findall(pattern)
         for count in range(len(tokens) + 1):
             if tokens[:count][-1:] == ["*"]:
-                continue  # with the star in what follows, it matches all that it would without
+                continue  # with the star in that part, it matches all that it would without
             before, rest = "".join(tokens[:count]), tokens[count:]
             starred = rest[:1] == ["*"]
             if fnmatch.fnmatchcase(base, before + ("*" if starred else "")):
                 found["".join(rest)] = None
-    # What ends in a slash matches no file; to the daemon it would mean all below.
+    # A pattern that ends in a slash matches no file; to the daemon it would mean all names below.
     yield from (pattern for pattern in found if pattern and not pattern.endswith("/"))

@@ -1,15 +1,15 @@
-"""One safetensors file by random access, read by streaming loads.
+"""Random access to one safetensors file, read by streaming loads.
 
     opening         a load of no tensors: names, dtypes, shapes, metadata and the file's version
     first tensor    alone, if the file is large: perhaps no other is ever asked for
-    second tensor   the whole file in one load, and what passes before it is asked for is kept: views of the
-                    staging buffer, which cost nothing. Threads that ask for what is there do not wait.
-    no room         where the daemon has no room for the whole file, the tensor and the ones after it, a batch
-                    at a time, copied at once: the window goes back after each
+    second tensor   the whole file in one load. Tensors that arrive before they are asked for are kept, as
+                    views of the staging buffer, which cost nothing. Threads that ask for one do not wait.
+    no room         if the daemon has no room for the whole file: the tensor and those after it, a batch at a
+                    time, copied at once, so that the window is free after each
 
-Every load asks for the version that the opening saw, so all tensors are of one version of the file. A
-tensor that was handed out is not kept here: once the caller drops it, the staging buffer gets its memory
-back. Only one that is asked for again is kept until the file is closed, for callers that take it in pieces.
+Every load asks for the version that was opened, so all tensors are of one version of the file. A tensor that
+was handed out is not kept here: when the caller drops it, the staging buffer gets its memory back. Only a
+tensor that is asked for again is kept until the file is closed, for callers that take it in pieces.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ if TYPE_CHECKING:
     from ..ring.stream import Choose
 
 SMALL_FILE_BYTES = 64 << 20
-"""Up to this size a file is read whole for its first tensor: one round trip costs more than the bytes."""
+"""Up to this size the first tensor reads the whole file: a round trip costs more than the bytes."""
 BATCH_BYTES = 256 << 20
-"""What is read, and copied, at once of a file that does not fit the staging buffer."""
+"""Bytes that are read and copied at once of a file that does not fit the staging buffer."""
 WINDOW_BYTES = 32 << 20
-"""What such a batch takes of the staging buffer; twice as fast as the least that will do (measured)."""
+"""Memory that such a batch takes of the staging buffer. Twice as fast as the least that suffices
+(measured)."""
 _DIGITS = re.compile(r"(\d+)")
 
 
 class SafeFile:
-    """May be used by any number of threads. What it holds goes back when it is collected."""
+    """Thread-safe. Gives back what it holds when it is collected."""
 
     def __init__(self, client: StreamerClient, source: Source) -> None:
-        """Raises what is wrong with the file or the daemon."""
+        """Raises the error of the file or of the daemon."""
         self._client, self._source = client, absolute_sources(source)[0]
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -67,7 +68,7 @@ class SafeFile:
             )
         self.metadata: dict[str, str] = files[0].metadata
         self.entries: dict[str, pb.Tensor] = {entry.name: entry for entry in entries}
-        """In the order of the file."""
+        """Shapes and dtypes by name, in the order of the file."""
         self._total_bytes = sum(entry.size_bytes for entry in entries)
         self._strange = {name for name, entry in self.entries.items() if not _known(entry)}
         self._begun, self._fits = False, True
@@ -78,7 +79,7 @@ class SafeFile:
         self._awaited: set[str] = set()
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor on the CPU; `name` has to be one of `entries`."""
+        """The tensor on the CPU; `name` must be one of `entries`."""
         while (tensor := self._take(name)) is None:
             self._check_process()
             with self._lock:
@@ -93,10 +94,10 @@ class SafeFile:
             return dict(load)
 
     def _take(self, name: str) -> torch.Tensor | None:
-        """What is there of it, without waiting."""
+        """The tensor if it is there, without waiting."""
         kept = self._kept.get(name)
         if kept is not None:
-            return kept.detach()  # an object of its own, for what callers set on it
+            return kept.detach()  # an object of its own, as callers may set attributes on it
         tensor = self._ready.pop(name, None)
         if tensor is None:
             return None
@@ -107,7 +108,7 @@ class SafeFile:
         return tensor
 
     def _read(self, name: str) -> None:
-        """Makes the tensor ready. With the lock."""
+        """Makes the tensor ready. The caller holds the lock."""
         if name not in self._awaited:
             alone = not self._begun and self._total_bytes > SMALL_FILE_BYTES
             self._begun = True
@@ -121,7 +122,7 @@ class SafeFile:
         self._await(name)
 
     def _begin(self) -> bool:
-        """Opens the load of the whole file; False where that would come through a window."""
+        """Opens the load of the whole file. False if it would come through a window."""
         names = [name for name in self.entries if name not in self._strange]
         load = self._open(names if self._strange else None)
         self._fits = load.full
@@ -132,7 +133,7 @@ class SafeFile:
         return self._fits
 
     def _await(self, name: str) -> None:
-        """Takes what arrives, until the tensor does."""
+        """Takes the arriving tensors until the one with that name."""
         try:
             for arrived, tensor in self._arriving:
                 self._awaited.discard(arrived)
@@ -147,7 +148,7 @@ class SafeFile:
             raise
 
     def _read_batch(self, names: list[str]) -> None:
-        # A window, which is granted at once: a load that asks for room for all of it may have to wait.
+        # A window is granted at once; a load that asks for room for all of it may have to wait.
         largest_bytes = max(self.entries[name].size_bytes for name in names)
         limit_bytes = max(WINDOW_BYTES, 2 * largest_bytes)
         with self._open(names, memory_limit=limit_bytes, owned=False) as load:
@@ -155,7 +156,7 @@ class SafeFile:
                 self._ready[name] = _copied(tensor)
 
     def _batch(self, name: str) -> list[str]:
-        """The tensor, and what people who count layers ask for after it."""
+        """The tensor, and those that callers who count layers ask for after it."""
         left = [
             known
             for known in self.entries
@@ -180,7 +181,7 @@ class SafeFile:
         memory_limit: int | None = None,
         owned: bool = True,
     ) -> Load:
-        """A load of these tensors; None is all. `listed` gets what the file has."""
+        """A load of these tensors; None is all. `listed` receives the file's tensors."""
         import torch
 
         from ..selection import choice
@@ -209,7 +210,8 @@ class SafeFile:
         )
 
     def _check_process(self) -> None:
-        """Ahead of the lock, which a thread of the parent may have held when this process was forked."""
+        """Called before the lock is taken: a thread of the parent may have held it when this process was
+        forked."""
         if self._pid != os.getpid():
             raise errors.forked(f"the open file {self._source}", self._pid)
 
@@ -225,14 +227,14 @@ def _known(entry: pb.Tensor) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
+    """A key that sorts layer 2 before layer 10."""
     return [
         (int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in _DIGITS.split(name)
     ]
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """With one core: torch's copies would spin on all of them against the daemon's readers."""
+    """A copy made with one core: torch's copies would spin on all cores, which the daemon's readers need."""
     import torch
 
     copy = torch.empty(tensor.shape, dtype=tensor.dtype)

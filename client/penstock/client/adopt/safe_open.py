@@ -1,7 +1,7 @@
 """`safe_open`, `load_file` and `load_model` of the safetensors library (0.8), read through a daemon.
 
-The library itself judges the arguments: it opens an empty file in memory with them. The daemon's errors
-about a file are also of the classes that the library raises.
+The library itself checks the arguments: it opens an empty file in memory with them. The daemon's errors about
+a file are also of the classes that the library raises.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..system.sizes import Source
 
 library_open: Any = safetensors.safe_open
-"""The library's own, whatever `patch_safetensors` puts in its place."""
+"""The library's own class, even while `patch_safetensors` replaces it."""
 _EMPTY_FILE = b"\x08\0\0\0\0\0\0\0{}      "
 _T = TypeVar("_T")
 
@@ -46,7 +46,7 @@ REFUSALS = (
     errors.StagingExhaustedError,
     errors.TooManyLoadsError,
 )
-"""Where the library may be able to read what the daemon does not serve to this process."""
+"""Errors after which the library may still be able to read the file."""
 
 
 class DamagedFileError(errors.CheckpointInvalidError, SafetensorError):
@@ -69,7 +69,7 @@ _AS_LIBRARY: dict[type[errors.PenstockError], type[errors.PenstockError]] = {
 
 
 class safe_open:
-    """Opens a safetensors file, and gives tensors or parts of them as asked; a context manager.
+    """Opens a safetensors file, and returns tensors or parts of them; a context manager.
 
     filename: a path, or a URI that the daemon reads.
     framework: "pt" or "np" (and their longer names).
@@ -77,8 +77,8 @@ class safe_open:
     backend: checked as the library does, and without effect: the daemon reads.
     client: the daemon to read through; None is the one in $PENSTOCK_SOCKET_DIR or /run/penstock.
 
-    Raises SafetensorError for a damaged file, a tensor that it lacks and a closed file, FileNotFoundError for
-    no file, the errors of `penstock.client.errors` for what the daemon refuses.
+    Raises SafetensorError for a damaged file, a missing tensor and a closed file, FileNotFoundError for a
+    missing file, and the errors of `penstock.client.errors` if the daemon refuses.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class safe_open:
         client: StreamerClient | None = None,
         rescue: Callable[[errors.PenstockError], Any] | None = None,
     ) -> None:
-        """`rescue` opens the file with the library when the daemon refuses it, even in the middle."""
+        """`rescue` opens the file with the library if the daemon refuses it, even in the middle."""
         if not isinstance(filename, (str, os.PathLike)):
             raise TypeError(f"filename={filename!r} is no path: give a str or an os.PathLike")
         _check_arguments(framework, device, backend)
@@ -115,7 +115,7 @@ class safe_open:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the file. Tensors, and slices with what they give, stay good."""
+        """Closes the file. Tensors and slices stay valid."""
         self._handle = None
 
     def keys(self) -> list[str]:
@@ -127,7 +127,7 @@ class safe_open:
         return self._open.through(lambda file: list(file.entries), lambda other: other.offset_keys())
 
     def metadata(self) -> dict[str, str] | None:
-        """What the file says beside its tensors; None where it says nothing."""
+        """The file's metadata; None if it has none."""
         metadata: dict[str, str] | None = self._open.through(
             lambda file: dict(file.metadata) or None, lambda other: other.metadata()
         )
@@ -142,7 +142,7 @@ class safe_open:
         return self._open.tensors()
 
     def get_slice(self, name: str) -> SafeSlice:
-        """What gives parts of the tensor, after the file was closed too."""
+        """An object that returns parts of the tensor, also after the file was closed."""
         self._open.entry(name)
         return SafeSlice(self._open, name)
 
@@ -171,7 +171,7 @@ class SafeSlice:
         return self._handle.part(self._name, index)
 
     def get_shape(self) -> list[int]:
-        """As in the file: with F4, twice what torch shows in the last dimension."""
+        """As in the file: for F4, twice what torch shows in the last dimension."""
         return list(self._handle.entry(self._name).shape)
 
     def get_dtype(self) -> str:
@@ -199,7 +199,7 @@ class _Handle:
             self._file = SafeFile(client, filename)
 
     def through(self, ours: Callable[[SafeFile], _T], theirs: Callable[[Any], _T]) -> _T:
-        """The daemon's answer or, once it refused and there is a rescue, the library's."""
+        """The daemon's answer; once it refused and there is a rescue, the library's."""
         if self._library is None:
             try:
                 with _as_library():
@@ -259,7 +259,8 @@ def load_file(
     backend: str = "mmap",
     client: StreamerClient | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of the file, as `safetensors.torch.load_file` gives them; arguments as in `safe_open`."""
+    """Every tensor of the file, as `safetensors.torch.load_file` returns them; arguments as in
+    `safe_open`."""
     with safe_open(filename, "pt", device, backend=backend, client=client) as file:
         return file.get_tensors()
 
@@ -293,7 +294,7 @@ def load_model(
 
 
 def _check_arguments(framework: Any, device: Any, backend: Any) -> None:
-    """Raises what the library raises for them."""
+    """Raises the library's errors for these arguments."""
     fd = os.memfd_create("penstock-arguments")
     try:
         os.write(fd, _EMPTY_FILE)
@@ -304,7 +305,7 @@ def _check_arguments(framework: Any, device: Any, backend: Any) -> None:
 
 
 FRAMEWORKS = {"pt": "pt", "torch": "pt", "pytorch": "pt", "np": "np", "numpy": "np"}
-"""Those that are read through a daemon."""
+"""Frameworks that are read through a daemon."""
 
 
 def _device(device: Any) -> str:

@@ -1,4 +1,4 @@
-"""Tensors and parts of them as the safetensors library (0.8) gives them to numpy."""
+"""Tensors and parts of them as numpy arrays, as the safetensors library (0.8) returns them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
-# As numpy calls them, and as the library looks them up: bfloat16 is there once ml_dtypes is imported.
+# numpy's names, which the library looks up too; bfloat16 exists once ml_dtypes is imported.
 _NUMPY_NAMES = {"bool": "bool_", "complex64": "complex64"}
 
 
@@ -30,9 +30,9 @@ def as_numpy(tensor: torch.Tensor) -> numpy.ndarray[Any, Any]:
 
 
 def numpy_part(array: numpy.ndarray[Any, Any], index: Any) -> numpy.ndarray[Any, Any]:
-    """A copy of `array[index]`, for what the library takes of indexes.
+    """A copy of `array[index]`, for the indexes that the library accepts.
 
-    It takes integers, slices that go forward within the tensor, and one ellipsis. Raises SafetensorError.
+    These are integers, slices that go forward within the tensor, and one ellipsis. Raises SafetensorError.
     """
     import numpy
 

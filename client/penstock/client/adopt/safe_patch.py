@@ -1,12 +1,13 @@
-"""Puts our `safe_open` in the place of the safetensors library's, and takes it away again.
+"""Replaces the safetensors library's `safe_open` by Penstock's, and undoes that.
 
-Every reader of files in that library (`load_file` and `load_model`, for each framework) looks `safe_open` up
-in its module when it is called. So do transformers, diffusers, PEFT and accelerate. So that class is all
-there is to replace, in every module that has it under any name: modules that took it by `from safetensors
-import safe_open` before the patch have it too. The class itself is built in, and cannot be changed. Code that
-keeps it elsewhere since before the patch, as a default argument say, goes on with the library's.
+All functions of that library that read files (`load_file` and `load_model`, for each framework) look
+`safe_open` up in its module when they are called. So do transformers, diffusers, PEFT and accelerate. So it
+suffices to replace that class, in every module that has it under any name: modules that imported it by `from
+safetensors import safe_open` before the patch are covered too. The class itself is built in, and cannot be
+changed. Code that keeps it elsewhere since before the patch, for example as a default argument, goes on with
+the library's.
 
-Code that keeps ours after the patch was undone opens files with the library again.
+Code that keeps Penstock's class after the patch was undone opens files with the library again.
 """
 
 from __future__ import annotations
@@ -27,27 +28,28 @@ _ON, _OFF = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 _OWN_PACKAGE = __name__.partition(".adopt.")[0]
 
 _lock = threading.Lock()
-# The last one decides. Replaced, not changed: readers take no lock, which a fork could leave taken.
+# The last one counts. The list is replaced and not changed: readers take no lock, which a fork could leave
+# held.
 _active: tuple[SafetensorsPatch, ...] = ()
 _told: set[tuple[int, str]] = set()
 
 
 def patch_safetensors(client: StreamerClient | None = None) -> SafetensorsPatch:
-    """Makes whatever reads through the safetensors library read through a daemon, from now on.
+    """From now on, code that reads through the safetensors library reads through a daemon.
 
         patch_safetensors()
         model = AutoModelForCausalLM.from_pretrained("/models/llama-3-8b")
 
     or, to undo it at the end of a block, `with patch_safetensors(): ...`. May be called again, and by any
-    thread: the library is itself again when everything that was returned has been undone.
+    thread. The library is itself again when every returned object has been undone.
 
-    Files that the daemon does not serve to this process are read by the library as before, with one
+    The library reads files that the daemon does not serve to this process, as before, with one
     FallbackWarning for each reason. A damaged file is an error, as it is for the library.
 
-    client: the daemon to read through; None is the one in $PENSTOCK_SOCKET_DIR or /run/penstock, as it is
-        when a file is opened.
+    client: the daemon to read through; None is the one in $PENSTOCK_SOCKET_DIR or /run/penstock at the time
+    when a file is opened.
 
-    Raises ModuleNotFoundError where safetensors is not installed.
+    Raises ModuleNotFoundError if safetensors is not installed.
     """
     global _active
     patch = SafetensorsPatch(client)
@@ -59,7 +61,8 @@ def patch_safetensors(client: StreamerClient | None = None) -> SafetensorsPatch:
 
 
 def patch_as_asked() -> None:
-    """If PENSTOCK_PATCH_SAFETENSORS says so. Raises ValueError for what is neither yes nor no."""
+    """Patches if PENSTOCK_PATCH_SAFETENSORS asks for it. Raises ValueError for a value that is neither yes
+    nor no."""
     asked = os.environ.get(VARIABLE, "").strip().lower()
     if asked in _ON:
         patch_safetensors()
@@ -70,7 +73,7 @@ def patch_as_asked() -> None:
 
 
 class SafetensorsPatch:
-    """What `patch_safetensors()` did, until `undo()`; a context manager."""
+    """The patch of one `patch_safetensors()` call, until `undo()`; a context manager."""
 
     def __init__(self, client: StreamerClient | None) -> None:
         self._client = client
@@ -80,7 +83,7 @@ class SafetensorsPatch:
         return self._client or StreamerClient()
 
     def undo(self) -> None:
-        """May be called again. Files that are open stay open."""
+        """May be called again. Open files stay open."""
         global _active
         with _lock:
             if self not in _active:
@@ -104,7 +107,7 @@ class _Kind(type):
 
 
 class PatchedOpen(metaclass=_Kind):
-    """Stands for `safetensors.safe_open`: opens through the daemon if it can, else with the library."""
+    """Replaces `safetensors.safe_open`: opens through the daemon if possible, else with the library."""
 
     def __new__(cls, filename: Any, framework: Any, device: Any = "cpu", **options: Any) -> Any:
         def by_library() -> Any:
@@ -133,7 +136,7 @@ PatchedOpen.__name__ = PatchedOpen.__qualname__ = "safe_open"
 
 
 def _is_file(filename: Any) -> bool:
-    """What is none is for the library to complain of."""
+    """Whether it is the path of a file. For anything else the library raises its own error."""
     return isinstance(filename, (str, os.PathLike)) and os.path.isfile(filename)
 
 
@@ -160,7 +163,7 @@ def _tell(path: str, error: errors.PenstockError) -> None:
 
 
 def _rebind(old: object, new: object) -> None:
-    """In the namespaces of all modules; lazy ones are not made to import anything."""
+    """Replaces `old` in the namespaces of all modules, without making lazy ones import anything."""
     for module in list(sys.modules.values()):
         if not isinstance(module, ModuleType) or _is_own(module.__dict__.get("__name__")):
             continue

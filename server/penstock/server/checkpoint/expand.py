@@ -1,5 +1,5 @@
-"""What a source that a client names stands for: an index, or files. Asks the storage for names, and
-`layout.py` what they mean."""
+"""What a source that a client names means: an index, or files. Asks the storage for names, and `layout.py`
+for what they mean."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a source stands for: an index, or files."""
+    """The meaning of a source: an index, or files."""
 
     index_location: str | None
     files: list[str]
     directory: str = ""
     layout: Layout | None = None
-    """Of the directory, where the source is one that could be listed."""
+    """The names in the directory, if the source is one that could be listed."""
     names: frozenset[str] = frozenset()
 
     @property
@@ -30,7 +30,7 @@ class Found:
 
 
 def expand(source: Source, location: str, access: Access, variant: str) -> Found:
-    """The index file that `location` is or has, or else the weights that it is or has."""
+    """The index file that `location` is or has; without an index, the weights that it is or has."""
     if layout.is_index(source.name(location)):
         _refuse_variant(location, variant)
         return Found(location, [])
@@ -48,8 +48,8 @@ def expand(source: Source, location: str, access: Access, variant: str) -> Found
 
 
 def _guess(source: Source, location: str, access: Access, variant: str, denied: ListingDeniedError) -> Found:
-    """What may be read in a directory that may not be listed, by the names that are usual. Raises `denied` if
-    nothing may."""
+    """Looks for files of usual names in a directory that may not be listed. Raises `denied` if none may be
+    read."""
     for name in layout.common_names(variant):
         guess = source.join(location, name)
         with contextlib.suppress(CheckpointNotFoundError, AccessDeniedError):
@@ -71,8 +71,8 @@ def _refuse_variant(location: str, variant: str) -> None:
 
 
 def settle(source: Source, found: Found, index: Iterable[str], access: Access) -> tuple[list[str], list[str]]:
-    """What to load instead of what the index names, if that is not all there and something else is; and
-    warnings."""
+    """The files to load instead of those of the index, if some of these are missing and another checkpoint is
+    complete; and warnings."""
     decided = found.layout
     if decided is None or not decided.instead or set(decided.instead).issuperset(index):
         return [], []
@@ -86,7 +86,7 @@ def settle(source: Source, found: Found, index: Iterable[str], access: Access) -
 
 
 def _first_missing(source: Source, found: Found, index: Iterable[str], access: Access) -> str | None:
-    """The first file of the index that is not there, or is a link that leads nowhere."""
+    """The first file of the index that is missing, or is a dangling link."""
     listed = {"": found.names}
     for file in index:
         folder, _, name = file.rpartition("/")

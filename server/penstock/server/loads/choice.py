@@ -1,4 +1,4 @@
-"""Which files of a tree a fetch takes, and which names it refuses. Pure."""
+"""Which files of a tree a fetch copies, and which names it refuses. Pure."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ WEIGHTS = (
     "*.ot",
 )
 LEFT_OUT = (*WEIGHTS, "original/", ".git/", "lost+found/")
-"""Unless the caller says what to take: weights, in whatever format, and what belongs to no model."""
+"""Left out unless the caller chooses: weights in all formats, and files that are not part of a model."""
 _RECORDS = (".penstock.json", "*/.penstock.json")
-"""By which a client knows again what it fetched (`system/trees.py` there): no file of a model, ever."""
+"""The file by which a client recognises a copy (`system/trees.py` there). It is never a file of a model."""
 MAX_PATTERNS = 32
 MAX_PATTERN_CHARACTERS = 256
 MAX_PART_BYTES = 255
-"""Of a name between slashes: no file system takes more."""
+"""Most bytes of a name between slashes: the limit of file systems."""
 MAX_NAME_BYTES = 1024
-"""As many as a key of an object store has at most."""
+"""Most bytes of a whole name: the limit for the key of an object store."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Choice:
-    """By patterns as in a shell, of whole relative names; `*` matches `/` too. A pattern that ends in `/`
-    stands for all below it."""
+    """A choice of files by patterns as in a shell, which match whole relative names; `*` matches `/` too. A
+    pattern that ends in `/` matches all names below that directory."""
 
     def __init__(self, allow: Iterable[str], ignore: Iterable[str]) -> None:
         """Raises InvalidRequestError for too many patterns, or too long ones."""
@@ -60,16 +60,16 @@ class Choice:
         self._pruned = _compiled(pattern for pattern in ignored if pattern.endswith(("*", "/")))
 
     def wanted(self, name: str) -> bool:
-        """As `sources.Wanted`."""
+        """Whether a file is to be copied, as `sources.Wanted`."""
         if name.endswith("/"):
-            # What matches `name/` and ends in `*` matches all that begins so.
+            # A pattern that matches `name/` and ends in `*` matches all names that begin so.
             return not _matches(self._pruned, name)
         return (self._allowed is None or _matches(self._allowed, name)) and not _matches(self._ignored, name)
 
 
 def check_name(top: str, name: str) -> None:
-    """Raises CheckpointInvalidError for a name below `top` that can't be made below any directory, or could
-    lead elsewhere."""
+    """Raises CheckpointInvalidError for a name below `top` that cannot be created below every directory, or
+    could lead out of it."""
     parts = name.split("/")
     if encodable(name) != name:
         raise _refused(top, name, "is not UTF-8")
@@ -84,8 +84,9 @@ def check_name(top: str, name: str) -> None:
 
 
 def check_together(top: str, names: Iterable[str]) -> None:
-    """Raises CheckpointInvalidError if one name takes another's place. None has control characters."""
-    # What lies below a name comes next to it in this order, as nothing sorts before `/` then.
+    """Raises CheckpointInvalidError if one name is a file and another lies below it. No name has control
+    characters."""
+    # Sorted like this, the names below a name follow it directly, since nothing sorts before `/`.
     ordered = sorted(name.replace("/", "\0") for name in names)
     for name, following in pairwise(ordered):
         if name == following:

@@ -1,10 +1,10 @@
-"""The story of one fetch: the files beside the weights, from the list of a directory to the last byte.
+"""One fetch: the files beside the weights, from the list of a directory to the last byte.
 
-    list (whole, so that bounds hold before a byte is sent) -> plan -> each file in turn, read ahead
+    list (as a whole, so that bounds hold before a byte is sent) -> plan -> each file in turn, read ahead
 
-Every file is sent as the version that was listed, or the fetch fails: what a client has when it is done is
-what the directory held at one moment, as far as the storage's own list is that. Nothing goes through the
-staging buffer, and nothing is kept.
+Every file is sent in the version that was listed, or the fetch fails. So a complete copy has the contents
+that the directory had at one moment, if the storage's own list has those. Nothing goes through the staging
+buffer, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ from .request import Caller, Emit
 
 MAX_FILES = 10_000
 MAX_BYTES = 1 << 30
-"""Unless the client asks for more."""
+"""The bounds of a fetch, unless the client asks for more."""
 BUFFER_BYTES = 32 << 20
-"""Of all fetches: what is read and not yet sent."""
+"""Of all fetches together: bytes that are read and not yet sent."""
 TAKING_SECONDS = 60.0
-"""In which a client has to take one message: it writes it to a disk. Meanwhile it holds buffers and files."""
+"""In so many seconds a client must take one message, and write it to its disk. Meanwhile it holds buffers and
+files."""
 LISTED_BYTES = 320
-"""What a listed file takes besides the bytes of its name and its version."""
+"""Memory of a listed file, besides the bytes of its name and its version."""
 _CHARGE_FILES = 500
-"""Listed files that are charged at once."""
+"""How many listed files are charged at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """What the client asked for. `has` are the digests (`digest`) of files that it has."""
+    """The client's request. `has` are the digests (`digest`) of the files that the client has."""
 
     source: str
     choice: Choice
@@ -61,13 +62,13 @@ class FetchRequest:
 
 @dataclass(frozen=True, slots=True)
 class FetchContext:
-    """What every fetch of the daemon works with. `resolvers` is as in a load's."""
+    """What all fetches of the daemon share. `resolvers` are as for a load."""
 
     sources: Sequence[Source]
     resolvers: Callable[[Sequence[str], int], Executor]
     totals: Totals
     memory: Budget
-    """For lists."""
+    """The budget for lists."""
     descriptors: Quota
     buffers: Quota
 
@@ -88,12 +89,12 @@ Event = Plan | Part | Done
 
 
 def digest(name: str, version: str) -> bytes:
-    """Stands for a version of a file, as what a client says that it has may be long."""
+    """A short stand-in for a version of a file, since clients may send long ones."""
     return hashlib.blake2b(f"{name}\0{version}".encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 class Fetch:
-    """One client's copy of a directory. `run` it once; see `running.Running`."""
+    """One client's copy of a directory. Call `run` once; see `running.Running`."""
 
     kind = "fetch"
     entry = None
@@ -115,7 +116,7 @@ class Fetch:
 
     @property
     def source(self) -> str:
-        """What it reads from: the kind of a store."""
+        """The kind of the store that it reads from."""
         return kind_of(self.request.source)
 
     @property
@@ -123,7 +124,7 @@ class Fetch:
         return "storage" if self.state == "resolving" else ""
 
     async def run(self, emit: Emit) -> None:
-        """Raises PenstockError, and CancelledError when the caller goes."""
+        """Raises PenstockError, and CancelledError when the caller goes away."""
         source = choose(self._context.sources, self.request.source)
         top = source.location(self.request.source)
         files, charge = await self._list(source, top)
@@ -141,15 +142,15 @@ class Fetch:
             charge.resize(0)
 
     async def _list(self, source: Source, top: str) -> tuple[list[Listed], Charge]:
-        """On a thread of the store's. The charge is for the list."""
+        """Lists on a thread of the store's. The charge is for the list."""
         resolvers = self._context.resolvers(self.request.sources, self.caller.uid)
         try:
             return await asyncio.wrap_future(resolvers.submit(self._list_now, source, top))
         finally:
-            self._left = True  # where the thread goes on, for nobody: it cannot be called back
+            self._left = True  # the thread may go on for nobody, as it cannot be cancelled
 
     def _list_now(self, source: Source, top: str) -> tuple[list[Listed], Charge]:
-        """Raises CheckpointInvalidError for more than the client asked for."""
+        """Raises CheckpointInvalidError for more files or bytes than the client asked for."""
         request, charge = self.request, self._context.memory.charge(self.caller.uid)
         files: list[Listed] = []
         total_bytes = listed_bytes = 0
@@ -201,7 +202,7 @@ class Fetch:
         return bool(self.request.has) and digest(name, version) in self.request.has
 
     async def _tell(self, emit: Emit, event: Event) -> None:
-        """Raises InvalidRequestError when the client does not take it."""
+        """Sends an event. Raises InvalidRequestError if the client does not take it in time."""
         telling = asyncio.current_task()
         assert telling is not None
         late = False

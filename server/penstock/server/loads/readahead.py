@@ -1,6 +1,6 @@
-"""Reads files in order, several parts of them at a time, so that the latencies of a store do not add up.
+"""Reads files in order, and several parts of them at a time, so that the latencies of a store do not add up.
 
-What is read and not yet taken is bounded for each user and in all (`buffers`); so are the descriptors. Where
+Bytes that are read and not yet taken are bounded for each user and in all (`buffers`). So are descriptors. If
 others have used them up, a fetch goes on with one small part at a time.
 """
 
@@ -20,11 +20,11 @@ from ..sources import Access, Listed, RetryingReader, Source, SourceFile, join
 from ..system.quota import Quota
 
 PART_BYTES = 512 << 10
-"""Of a file, read at once and sent in one message."""
+"""Bytes of a file that are read at once and sent in one message."""
 SMALL_PART_BYTES = 32 << 10
-"""For a fetch whose user's share of the buffers is used up."""
+"""The same for a fetch whose user's share of the buffers is used up."""
 PARTS_AT_ONCE = 32
-"""Of one fetch. A store has about as many threads that open files."""
+"""Most parts of one fetch at a time. A store has about as many threads that open files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,15 @@ class Part:
     """Bytes of a file that follow those of the part before."""
 
     listed: Listed
-    """With the version that the open file has."""
+    """The listed file, with the version that the open file has."""
     offset: int
     data: bytes
     unchanged: bool = False
-    """The caller has the file: there are no bytes."""
+    """Whether the caller has the file already: there are no bytes then."""
 
 
 class ReadAhead:
-    """One fetch's files. `parts` once, on the event loop."""
+    """The files of one fetch. Call `parts` once, on the event loop."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ReadAhead:
         descriptors: Quota,
         has: Callable[[str, str], bool],
     ) -> None:
-        """`has` says whether the caller has that version of the file of that name."""
+        """`has` says whether the caller has that version of the file with that name."""
         self.source = source
         self.top = top
         self.access = access
@@ -61,11 +61,12 @@ class ReadAhead:
         self._descriptors = descriptors
         self._window: deque[_Reading] = deque()
         self._current: _File | None = None
-        """The file of which not all parts have been begun."""
+        """The file of which some parts have not been begun."""
 
     async def parts(self, files: Iterable[Listed]) -> AsyncGenerator[Part, None]:
-        """Each file's parts in order, at least one. Raises CheckpointChangedError for a file that is not the
-        listed version, or changed before its last part was given; and what opening and reading raise."""
+        """Yields each file's parts in order, at least one for each. Raises CheckpointChangedError for a file
+        that differs from the listed version, or changed before its last part was yielded; and the errors of
+        opening and reading."""
         coming = iter(files)
         try:
             while True:
@@ -84,7 +85,7 @@ class ReadAhead:
                 self._current.close_when_read()
 
     def _begin_next(self, coming: Iterator[Listed]) -> bool:
-        """Begins to read one more part, if there is one and room for it."""
+        """Begins to read one more part, if there is one and the bounds allow it."""
         if len(self._window) >= PARTS_AT_ONCE:
             return False
         if self._current is None:
@@ -97,7 +98,7 @@ class ReadAhead:
             self._current = _File(self, listed, Descriptors(self._descriptors, self.access.uid))
         file = self._current
         if file.begun_bytes and not file.opened:
-            return False  # else a thread would wait for the one that opens it
+            return False  # else a thread would wait for the thread that opens it
         size_bytes = min(PART_BYTES, file.left_bytes)
         charged = size_bytes
         if not self._buffers.take(self.access.uid, size_bytes):
@@ -141,19 +142,21 @@ class _Reading:
 
     @classmethod
     def of(cls, part: Part) -> _Reading:
-        """Of what need not be read."""
+        """A part that need not be read."""
         future: Future[Part] = Future()
         future.set_result(part)
         return cls(future, lambda: None)
 
     def end(self) -> None:
-        """It was taken, or nobody wants it any more. Its bytes are given back when no thread writes them."""
+        """The part was taken, or nobody wants it any more. Its bytes are given back when no thread writes
+        them."""
         self.future.cancel()
         self.future.add_done_callback(lambda _: self._give_back())
 
 
 class _File:
-    """Opened by the thread that reads its first part, closed by the one that reads its last."""
+    """A file that is opened by the thread that reads its first part, and closed by the one that reads its
+    last."""
 
     def __init__(self, ahead: ReadAhead, listed: Listed, descriptors: Descriptors) -> None:
         self.descriptors = descriptors
@@ -164,7 +167,7 @@ class _File:
         self._lock = threading.Lock()
         self._file: SourceFile | None = None
         self._reads = 0
-        """Under way, or waiting for a thread."""
+        """Parts that are being read, or wait for a thread."""
         self._unread_bytes = listed.size_bytes
         self._all_begun = False
 
@@ -193,7 +196,7 @@ class _File:
         return future
 
     def close_when_read(self) -> None:
-        """No other part will be begun."""
+        """Called when no other part will be begun."""
         self._all_begun = True
         self._close_if_done()
 

@@ -19,6 +19,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..config.settings import Config
 from ..config.values import UNLIMITED
+from ..loads.load import Load
 from ..loads.running import Running
 from ..loads.warm.warm_set import WarmSet
 from ..sources.stores import kind_of
@@ -151,7 +152,7 @@ class Status:
 
     def _load(self, load: Running, now: float) -> pb.LoadStatus:
         place = self.staging.place(load.entry) if load.entry else 0
-        return pb.LoadStatus(
+        status = pb.LoadStatus(
             load_id=load.id,
             sources=shown_sources(load.request.sources),
             uid=load.caller.uid,
@@ -168,6 +169,10 @@ class Status:
             waited_seconds=now - load.queued_since if load.state == "waiting" else load.waited_seconds,
             waits_for=load.waits_for,
         )
+        if isinstance(load, Load) and (member := load.in_group) is not None:
+            status.group.CopyFrom(pb.GroupStatus(name=member.name, size=member.size, joined=member.joined))
+            status.group_waited_seconds = member.waited_seconds
+        return status
 
 
 def effective(config: Config) -> dict[str, str]:
@@ -246,9 +251,18 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         read_bytes=entry.read_bytes,
         source=kind_of(sources[0]),
     )
+    members = entry.members
+    if members.group and not entry.full:
+        message.group.CopyFrom(
+            pb.GroupStatus(name=members.group, size=members.expected, joined=members.joined)
+        )
     holders = (holder for holder in entry.holders.values() if only_uid in (None, holder.uid))
     for holder in islice(holders, most_holders):
         message.holders.add(
-            uid=holder.uid, pid=holder.pid, held_seconds=now - holder.since, client_name=holder.name
+            uid=holder.uid,
+            pid=holder.pid,
+            held_seconds=now - holder.since,
+            client_name=holder.name,
+            group=holder.group,
         )
     return message

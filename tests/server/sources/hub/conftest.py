@@ -24,6 +24,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with contextlib.closing(HubServer()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        # Other tests of this process set it before they import transformers.
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         yield server
 
 

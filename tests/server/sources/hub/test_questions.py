@@ -69,7 +69,11 @@ def content(source: HubSource, location: str, access: Access | None = None) -> b
 # ---- the server is one --------------------------------------------------------------------------
 
 
-def test_huggingface_hub_takes_the_tests_server_for_a_hub(hub: HubServer, tmp_path: Path) -> None:
+def test_huggingface_hub_takes_the_tests_server_for_a_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It read the variable when it was imported, perhaps by another test.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     files = {WEIGHTS: CONTENT, "config.json": b"{}", "sub/é ü.safetensors": CONTENT[:1000]}
     sha = hub.commit(REPOSITORY, files)
     hub.page_size = 2

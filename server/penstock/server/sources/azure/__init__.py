@@ -1,12 +1,12 @@
-"""What is Azure Blob Storage's own; `objects/` does the rest.
+"""Azure Blob Storage: only what is its own. `objects/` does the rest.
 
-store       all of it with its threads
-source      what lies in it
+store       the store with its threads
+source      its files and directories
 location    az:// and abfss:// URIs (pure)
-account     addresses, versions, and which credentials are for which account
-signatures  the credentials that an account can have: key, SAS, tokens, none
-identity    azure-identity's part: tokens, and why there are none; imported when first needed
-listing     what lists say, parsed within bounds (pure)
-answers     what error answers mean (pure)
-settings    what only Azure has flags and variables for
+account     addresses, versions, and which credentials belong to which account
+signatures  the kinds of credentials of an account: key, SAS, tokens, none
+identity    azure-identity's part: tokens, or why there are none; imported when first needed
+listing     the parser of lists, within bounds (pure)
+answers     the meaning of error answers (pure)
+settings    the flags and variables of Azure alone
 """

@@ -1,4 +1,4 @@
-"""Addresses and versions of Azure's blobs, and which credentials are for which account."""
+"""Addresses and versions of Azure's blobs, and which credentials belong to which account."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .signatures import Anonymous, Bearer, Credential, SharedAccessSignature, Sh
 
 API_VERSION = "2023-11-03"
 MAX_RENEWALS = 2
-"""Of tokens, for a request: a store may call all of them expired."""
+"""How often one request may get new tokens: a store may call all of them expired."""
 PAGE_NAMES = 1000
-"""With their metadata of up to 8 KiB each, these fit into a page's bound."""
+"""Blobs on a page of a list. With up to 8 KiB of metadata each, they fit into the bound of a page."""
 
 
 class Account:
-    """Methods block, since tokens come from a network."""
+    """Methods block, since tokens come over a network."""
 
     def __init__(self, settings: AzureSettings, timeout_seconds: float) -> None:
         """Raises PenstockError."""
@@ -35,9 +35,9 @@ class Account:
         self._configured = configured(settings, os.environ)
         self._lock = threading.Lock()
         self._identity: Credential | None = None
-        """Made when it is first needed."""
+        """azure-identity's credentials, made when they are first needed."""
         self._own: Credential | None = None
-        """Of the configured account alone."""
+        """The credential of the configured account alone."""
         if settings.anonymous:
             self._own = self._identity = Anonymous()
         elif self._configured.key:
@@ -47,11 +47,11 @@ class Account:
 
     def sign(self, ask: Ask[Location]) -> Signed:
         headers = {"x-ms-version": API_VERSION, **ask.headers}
-        url = self._url(ask)  # first: where there is no account, nobody need ask for a token
+        url = self._url(ask)  # first: without an account no token is needed
         return self._credential(ask.location).sign(ask.method, url, headers)
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """What is refused for its token is asked again with a new one."""
+        """Whether to ask again with a new token, as the old one was refused."""
         if answer.status != 401 or len(tried) > MAX_RENEWALS:
             return False
         return self._credential(ask.location).renewed(tried[-1])
@@ -81,7 +81,7 @@ class Account:
         parameters = {
             "restype": "container",
             "comp": "list",
-            "include": "metadata",  # which tells directories
+            "include": "metadata",  # shows which blobs are directories
             "maxresults": str(PAGE_NAMES),
             "prefix": location.key,
         }

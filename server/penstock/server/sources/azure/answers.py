@@ -1,4 +1,4 @@
-"""What Azure's error answers mean. Pure."""
+"""The meaning of Azure's error answers. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _UNKNOWN = (
     "PublicAccessNotPermitted",
     "ResourceNotFound",
 )
-"""The store does not know who asks, or wants to. The last one is also said of what is not public."""
+"""The store does not know who asks, or requires a login. It sends the last one also for private
+containers."""
 _SAS = "the SAS of penstockd does not allow it; make one that allows to read and to list blobs"
 _WORDS = Words(
     store="Azure",
@@ -59,7 +60,7 @@ def said(answer: Answer) -> Said:
 
 
 def failure(answer: Said, location: Location, *, listing: bool, unknown: str) -> PenstockError | Transient:
-    """What an error answer to a GET or HEAD means, or to a request for a list. `unknown` is what to do where
+    """The meaning of an error answer to a GET or HEAD, or to a request for a list. `unknown` is the remedy if
     the store does not know who asks."""
     remedies = {
         **_WORDS.remedies,

@@ -1,7 +1,8 @@
-"""azure-identity's part: tokens, and why there are none, in words. Imported when first needed.
+"""azure-identity's part: tokens, or why there are none, in words. Imported when first needed.
 
-Only what makes sense on a node is asked, and one kind alone where variables name it: what AKS mounts for
-workload identity, a client's secret or certificate, and else a managed identity, or the login of `az`.
+Asks only for kinds of identity that make sense on a node. If variables name one, it is used alone: the one
+that AKS mounts for workload identity, or a client's secret or certificate. Otherwise it asks for a managed
+identity, or the login of `az`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ _CODES = (
     re.compile(r"\b(HTTP [0-9]{3})\b"),
 )
 
-# They log requests, and each credential that they try.
+# These loggers write requests, and each credential that they try.
 for _name in ("azure", "msal", "urllib3"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class AzureIdentity:
-    """One thread at a time may use it."""
+    """Used by one thread at a time."""
 
     def __init__(self, timeout_seconds: float) -> None:
-        """Asks nobody anything. Raises PenstockError."""
+        """Makes no request. Raises PenstockError."""
         try:
             import azure.identity
         except ImportError as error:

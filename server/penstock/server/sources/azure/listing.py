@@ -1,5 +1,5 @@
-"""What a page of a list says: XML, of which a hostile store can make a parser do anything. So there are no
-document types and entities here, and elements, their depth and their texts are bounded. Pure."""
+"""Parses a page of a list. It is XML, with which a hostile store could make a parser do anything. So document
+types and entities are refused, and elements, their depth and their texts are bounded. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from ..objects.faults import Transient
 from ..objects.service import Entry, Page
 
 MAX_ELEMENTS = 100_000
-"""A page of 1000 blobs has about 30,000, and as many of metadata as these have."""
+"""Most elements. A page of 1000 blobs has about 30,000, and as many for their metadata."""
 MAX_DEPTH = 10
 MAX_TEXT_CHARACTERS = 12 << 10
-"""A name has 1024, each written as up to twelve; metadata 8 KiB."""
+"""Most characters of a text. A name has 1024, each written as up to twelve; metadata have 8 KiB."""
 _ROOT = "/EnumerationResults"
 _BLOB = f"{_ROOT}/Blobs/Blob"
 _LONG_TAG = re.compile(rb"<[^<]{100000}")
-"""With its attributes, and the text after it. The parser would make objects of all of them at once."""
+"""Longest tag, with its attributes and the text after it. The parser would make objects of all of them at
+once."""
 _PIECE_BYTES = 64 << 10
-"""Between pieces other threads get their turn."""
+"""Bytes parsed at once. Other threads run between these pieces."""
 
 
 def parse_page(body: bytes) -> Page:
-    """Directories, where an account has some, are left out. Raises Transient."""
+    """Directories are left out, if the account has any. Raises Transient."""
     reader = _Reader()
     parser = xml.parsers.expat.ParserCreate("utf-8")
     parser.buffer_text = True
@@ -35,7 +36,7 @@ def parse_page(body: bytes) -> Page:
     parser.StartDoctypeDeclHandler = _refuse
     parser.EntityDeclHandler = _refuse
     try:
-        if b"\0" in body or _LONG_TAG.search(body):  # in UTF-16 tags would look otherwise
+        if b"\0" in body or _LONG_TAG.search(body):  # in UTF-16 tags would look different
             raise ValueError("a longer tag than a list has, or another encoding")
         for start in range(0, len(body), _PIECE_BYTES):
             parser.Parse(body[start : start + _PIECE_BYTES], False)
@@ -49,14 +50,14 @@ def parse_page(body: bytes) -> Page:
 
 @dataclass
 class _Reader:
-    """Handlers of the parser. Raise ValueError."""
+    """The parser's handlers. They raise ValueError."""
 
     entries: list[Entry] = field(default_factory=list)
     next: str = ""
     whole: bool = False
-    """The root was closed, and it is that of a list."""
+    """Whether the root was closed, and is that of a list."""
     _paths: list[str] = field(default_factory=lambda: [""])
-    """Of the open elements, from the outermost to the innermost."""
+    """The paths of the open elements, from the outermost to the innermost."""
     _elements: int = 0
     _text: list[str] = field(default_factory=list)
     _characters: int = 0

@@ -1,5 +1,5 @@
 """`az://container/key` in the account that penstockd is configured for, and
-`abfss://container@account.dfs.core.windows.net/key` in any. Pure.
+`abfss://container@account.dfs.core.windows.net/key` in any account. Pure.
 
 Both are read from the blob endpoint, whether or not the account has a hierarchical namespace.
 """
@@ -15,19 +15,19 @@ from ..objects.keys import check_key
 
 SHORT, LONG = "az://", "abfss://"
 SUFFIXES = ("core.windows.net", "core.chinacloudapi.cn", "core.usgovcloudapi.net", "storage.azure.net")
-"""Microsoft's: only to these, and to a configured one, do credentials go."""
+"""Microsoft's domains. Credentials go only to these and to a configured one."""
 _CONTAINER = re.compile(r"\$(?:root|web|logs)|[a-z0-9](?:[a-z0-9-]{0,62})", re.ASCII)
 _HOST = re.compile(r"[a-z0-9]{3,24}(?:\.z[0-9]{1,3})?\.dfs\.([a-z0-9.-]{1,200})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A container, a blob, or what begins with the same key."""
+    """A container, a blob, or all keys that begin with a prefix."""
 
     container: str
     key: str
     host: str = ""
-    """Of an account that is named; empty for the one that penstockd is configured for."""
+    """The host of an account that the URI names; empty for the configured account."""
 
     @property
     def uri(self) -> str:
@@ -39,7 +39,7 @@ class Location:
 
 
 def parse(uri: str, suffixes: Collection[str] = SUFFIXES) -> Location:
-    """`suffixes` are the domains that an account may be named in. Raises InvalidRequestError."""
+    """`suffixes` are the domains in which an account may be. Raises InvalidRequestError."""
     if uri.startswith(LONG):
         place, _, key = uri.removeprefix(LONG).partition("/")
         container, _, host = place.partition("@")

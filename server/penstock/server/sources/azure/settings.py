@@ -1,5 +1,5 @@
-"""What the daemon's flags and the environment say about Azure alone. Secrets come by variables only, since
-everybody sees the arguments of a process; azure-identity reads its own."""
+"""The daemon's flags and variables for Azure alone. Secrets come by variables only, since everybody can see
+the arguments of a process. azure-identity reads its own variables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _account(text: str) -> str:
 
 
 def _suffix(text: str) -> str:
-    text = text.removeprefix("blob.")  # which Run:ai's variable has in front
+    text = text.removeprefix("blob.")  # Run:ai's variable begins with it
     if not _SUFFIX.fullmatch(text):
         raise ValueError(f"{text[:50]!r} is no domain such as core.windows.net; write one")
     return text
@@ -79,19 +79,19 @@ class AzureSettings:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The account that `az://` URIs are in, and its secrets."""
+    """The account of `az://` URIs, and its secrets."""
 
     account: str
     endpoint: str
-    """Without a slash at its end. Both are empty where nothing names an account."""
+    """Without a slash at its end. Both are empty if no account is configured."""
     host: str
-    """By which abfss:// URIs name the account."""
+    """The host name by which abfss:// URIs name the account."""
     key: str = field(default="", repr=False)
     sas: str = field(default="", repr=False)
 
 
 def configured(settings: AzureSettings, environment: Mapping[str, str]) -> Configured:
-    """Raises SourceUnavailableError, which names variables and no values."""
+    """Raises SourceUnavailableError. The error names variables but no values."""
     text = environment.get(CONNECTION_STRING, "").strip()
     if text:
         return _from_connection_string(text, settings)
@@ -122,7 +122,7 @@ def _from_connection_string(text: str, settings: AzureSettings) -> Configured:
             f"Azure: {CONNECTION_STRING} has neither AccountName nor a BlobEndpoint that is a URL; write it "
             "as the portal shows it"
         )
-    # The first label of a host name; emulators have it in their paths.
+    # The first label of the host name; emulators have the account in the path.
     account = account or parts.path.strip("/") or str(parts.hostname).partition(".")[0]
     return Configured(
         account,

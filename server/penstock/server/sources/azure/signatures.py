@@ -1,4 +1,4 @@
-"""The credentials that an account can have, and how requests are signed with them."""
+"""The kinds of credentials of an account, and how they sign requests."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _SIGNED_HEADERS = (
     "if-unmodified-since",
     "range",
 )
-"""In the order in which Shared Key signs their values."""
+"""The headers in the order in which Shared Key signs their values."""
 
 
 class Credential(Protocol):
-    """Signs requests. Every thread may use it."""
+    """Signs requests. Thread-safe."""
 
     remedy: str
-    """Where to look when a store does not know who asks."""
+    """The remedy if a store does not know who asks."""
 
     def sign(self, method: str, url: str, headers: Mapping[str, str]) -> Signed:
         """Raises PenstockError and Transient."""
 
     def renewed(self, refused: Signed) -> bool:
-        """There is another credential now than the one that a store refused."""
+        """Whether there is now another credential than the one that a store refused."""
 
 
 class Anonymous:
@@ -71,7 +71,7 @@ class SharedAccessSignature:
 
 
 class SharedKey:
-    """The key of an account, which opens all of it."""
+    """The key of an account, which gives access to all of it."""
 
     remedy = "check the account key of penstockd, and this node's clock (NTP)"
 

@@ -27,7 +27,7 @@ class AzureSource(ObjectSource[Location]):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> None:
-        """As those of `ObjectSource`; `own` is what only Azure has."""
+        """Arguments as for `ObjectSource`; `own` are the settings of Azure alone."""
         super().__init__(settings, workers, on_retry)
         self._own = own
         self._suffixes = frozenset({*SUFFIXES, own.suffix})

@@ -1,10 +1,10 @@
-"""What is Google Cloud Storage's own; `objects/` does the rest.
+"""Google Cloud Storage: only what is its own. `objects/` does the rest.
 
-store        all of it with its threads
-source       what lies in it
+store        the store with its threads
+source       its files and directories
 location     gs:// URIs (pure)
-account      addresses, signed headers, versions, and what lists say
-credentials  google-auth's part: tokens, and why there are none; imported when first needed
-answers      what error answers mean (pure)
-settings     what only GCS has flags for
+account      addresses, signed headers, versions, and the parsing of lists
+credentials  google-auth's part: tokens, or why there are none; imported when first needed
+answers      the meaning of error answers (pure)
+settings     the flags of GCS alone
 """

@@ -1,5 +1,5 @@
 """Addresses, signed headers, versions and lists of GCS. Objects come from its XML interface, where a path is
-a bucket and a key. Lists come from its JSON interface, which can be asked for some fields alone."""
+a bucket and a key. Lists come from its JSON interface, which can return some fields alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .location import Location
 from .settings import GcsSettings
 
 MAX_RENEWALS = 2
-"""Of tokens, for a request: a store may call all of them expired."""
+"""How often one request may get new tokens: a store may call all of them expired."""
 PAGE_NAMES = 1000
 _KIND = "storage#objects"
 _FIELDS = "kind,items(name,size,generation),nextPageToken"
@@ -42,10 +42,10 @@ class _List(msgspec.Struct):
 
 
 class Account:
-    """Methods block, since tokens come from a network."""
+    """Methods block, since tokens come over a network."""
 
     def __init__(self, settings: GcsSettings, timeout_seconds: float) -> None:
-        """Raises SourceUnavailableError where google-auth is missing, and for a CA bundle that is no such."""
+        """Raises SourceUnavailableError if google-auth is missing, or a CA bundle cannot be used."""
         self._endpoint = settings.endpoint
         self.tls = tls_context("GCS")
         self._tokens: Tokens | None = None
@@ -58,7 +58,7 @@ class Account:
     def sign(self, ask: Ask[Location]) -> Signed:
         headers = dict(ask.headers)
         if not ask.is_list:
-            # What is stored with gzip would be unpacked on the way, and its ranges ignored.
+            # Otherwise objects stored with gzip would be unpacked on the way, and ranges ignored.
             headers["Accept-Encoding"] = "gzip"
         token = ""
         if self._tokens is not None:
@@ -70,7 +70,7 @@ class Account:
         return Signed(url, headers, (token,))
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """What is refused for its token is asked again with a new one."""
+        """Whether to ask again with a new token, as the old one was refused."""
         if answer.status != 401 or self._tokens is None or len(tried) > MAX_RENEWALS:
             return False
         return self._tokens.renewed(tried[-1].identity[0])
@@ -133,7 +133,7 @@ def _size_bytes(text: str) -> int | None:
 
 
 def _crc32c(hashes: str) -> int | None:
-    """What `X-Goog-Hash` says of the whole object."""
+    """The CRC32C of the whole object, from `X-Goog-Hash`."""
     match = _CRC32C.search(hashes)
     if match is None:
         return None

@@ -1,5 +1,5 @@
-"""What GCS's error answers mean. Its XML interface sends XML for objects, its JSON interface JSON for lists.
-Pure."""
+"""The meaning of GCS's error answers. Its XML interface sends XML for objects, its JSON interface JSON for
+lists. Pure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def said(answer: Answer) -> Said:
 
 
 def failure(answer: Said, location: Location, *, listing: bool, anonymous: bool) -> PenstockError | Transient:
-    """What an error answer to a GET or HEAD means, or to a request for a list."""
+    """The meaning of an error answer to a GET or HEAD, or to a request for a list."""
     words = _WORDS
     if anonymous:
         words = replace(

@@ -1,6 +1,6 @@
-"""google-auth's part: tokens, and why there are none, in words. Imported when first needed.
+"""google-auth's part: tokens, or why there are none, in words. Imported when first needed.
 
-Errors name variables, flags and kinds of credentials, never their values, nor what an answer quotes.
+Errors name variables, flags and kinds of credentials, but neither their values nor texts of answers.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _CODES = (
     re.compile(r"Status: ([0-9]{3})\b"),
 )
 
-# At the level `debug` these log requests and answers, tokens among them.
+# At the level `debug` these loggers write requests and answers, tokens among them.
 for _name in ("google.auth", "urllib3", "requests"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# Warns of each attempt to reach the metadata server, which is told when the last one has failed.
+# Warns of each attempt to reach the metadata server. An error reports it when the last one has failed.
 logging.getLogger("google.auth.compute_engine").setLevel(logging.ERROR)
 
 
 class GoogleCredentials:
-    """Those of a file, or application default credentials. One thread at a time may use it."""
+    """Credentials of a file, or application default credentials. Used by one thread at a time."""
 
     def __init__(self, file: str, timeout_seconds: float) -> None:
-        """Asks nobody anything. Raises SourceUnavailableError where google-auth is missing."""
+        """Makes no request. Raises SourceUnavailableError if google-auth is missing."""
         try:
             self._request = _transport(timeout_seconds)
         except ImportError as error:
@@ -54,7 +54,7 @@ class GoogleCredentials:
 
     @property
     def quota_project(self) -> str:
-        """Which project pays for requests, where the credentials or GOOGLE_CLOUD_QUOTA_PROJECT say so."""
+        """The project that pays for requests, if the credentials or GOOGLE_CLOUD_QUOTA_PROJECT name one."""
         return getattr(self._credentials, "quota_project_id", None) or ""
 
     def fetch(self) -> Token:
@@ -71,7 +71,7 @@ class GoogleCredentials:
         import google.auth
 
         with warnings.catch_warnings():
-            # Of user credentials of the command line tools, and of loading what a file says, whatever it is.
+            # Warnings about user credentials of the command line tools, and about loading a file of any kind.
             warnings.simplefilter("ignore")
             if self._file:
                 return google.auth.load_credentials_from_file(
@@ -84,7 +84,7 @@ class GoogleCredentials:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turns what google-auth raises into what clients are told."""
+        """Turns google-auth's errors into errors for clients."""
         from google.auth import exceptions
 
         try:
@@ -97,7 +97,7 @@ class GoogleCredentials:
             if error.retryable or isinstance(error.__cause__, exceptions.TransportError):
                 raise Transient("server_error", self._no_token(error)) from error
             raise AccessDeniedError(f"GCS: {self._no_token(error)}; {self._remedy()}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of files that are odd
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # for malformed files
             raise self._none(error) from error
 
     def _no_token(self, error: Exception) -> str:
@@ -140,13 +140,13 @@ class GoogleCredentials:
 
 
 def _transport(timeout_seconds: float) -> Any:
-    """What google-auth sends requests by. Raises ImportError."""
+    """The object by which google-auth sends requests. Raises ImportError."""
     import google.auth.transport
     import google.auth.transport.requests
 
     class Transport(google.auth.transport.requests.Request):
-        """Asks for tokens with the daemon's timeout, and for nothing else: google-auth looks up the name of
-        the project too, which nothing here needs, and which may be out of reach."""
+        """Sends requests for tokens, with the daemon's timeout, and no others: google-auth also looks up the
+        name of the project, which nothing here needs, and which may be out of reach."""
 
         def __call__(self, url: str, *arguments: Any, **named: Any) -> Any:
             if url.startswith(_PROJECT_LOOKUP):

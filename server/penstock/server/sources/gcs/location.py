@@ -1,4 +1,4 @@
-"""`gs://bucket/key`, with nothing special in a key but `#GENERATION` at its end, as in gsutil. Pure."""
+"""`gs://bucket/key`. Keys are literal, except for `#GENERATION` at the end, as in gsutil. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GENERATION = re.compile(r"(.+)#([0-9]{1,19})", re.ASCII | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A bucket, an object, a generation of one, or what begins with the same key."""
+    """A bucket, an object, a generation of one, or all keys that begin with a prefix."""
 
     bucket: str
     key: str

@@ -1,4 +1,4 @@
-"""What the daemon's flags and the environment say about GCS alone. google-auth reads the rest."""
+"""The daemon's flags and variables for GCS alone. google-auth reads the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENDPOINT = "https://storage.googleapis.com"
 
 
 def _endpoint(text: str) -> str:
-    """Empty, or a URL without a slash at its end. An emulator's may lack its scheme."""
+    """Empty, or a URL without a slash at its end. The URL of an emulator may lack its scheme."""
     text = text.strip()
     if not text:
         return ""
@@ -87,7 +87,7 @@ class GcsSettings:
     endpoint: str = ENDPOINT
     anonymous: bool = False
     credential_file: str = ""
-    """Empty: application default credentials."""
+    """Empty: application default credentials are used."""
 
     @classmethod
     def of(cls, config: Config) -> GcsSettings:

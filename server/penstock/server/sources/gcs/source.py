@@ -26,7 +26,7 @@ class GcsSource(ObjectSource[Location]):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> None:
-        """As those of `ObjectSource`; `own` is what only GCS has."""
+        """Arguments as for `ObjectSource`; `own` are the settings of GCS alone."""
         super().__init__(settings, workers, on_retry)
         self._own = own
 

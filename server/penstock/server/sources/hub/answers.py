@@ -1,7 +1,7 @@
-"""What error answers of the Hub mean, and of the storage that it leads to: what is asked again, and what is
-final. Pure.
+"""The meaning of error answers of the Hub and of its storage: which requests are repeated, and which errors
+are final. Pure.
 
-The Hub says in X-Error-Code what is missing. Nothing else of an answer is told.
+The Hub names what is missing in X-Error-Code. Errors show nothing else of an answer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..objects.service import Answer
 from .location import Location, is_commit
 
 LONGEST_WAIT_SECONDS = 300.0
-"""The Hub counts requests in windows of five minutes, and says how long one still lasts."""
+"""The Hub counts requests in windows of five minutes, and reports how long the present one still lasts."""
 _RATE_LIMIT = re.compile(r";\s*t\s*=\s*(\d{1,9})\b")
 _CODE = re.compile(r"[A-Za-z]{1,60}")
 _FOR_EVER = (501, 505)
 
 
 def wait_seconds(answer: Answer) -> float:
-    """What an answer asks for, within bounds; 0 where it says nothing."""
+    """The delay that an answer asks for, within bounds; 0 if it asks for none."""
     limit = _RATE_LIMIT.search(answer.headers.get("ratelimit", ""))
     if answer.status == 429 and limit is not None:
         return min(float(limit[1]), LONGEST_WAIT_SECONDS)
@@ -35,7 +35,7 @@ def wait_seconds(answer: Answer) -> float:
 
 
 def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -> PenstockError | Transient:
-    """Of the Hub at `host`; `has_token`: it was told a token."""
+    """For answers of the Hub at `host`. `has_token`: the request had a token."""
     status, code = answer.status, answer.headers.get("x-error-code", "")
     code = code if _CODE.fullmatch(code) else ""
     passing = _passing(answer)
@@ -88,7 +88,7 @@ def failure(answer: Answer, location: Location, host: str, *, has_token: bool) -
 
 
 def storage_failure(answer: Answer, location: Location) -> PenstockError | Transient:
-    """Of the storage that the Hub leads to, when a new address did not help."""
+    """For answers of the storage to which the Hub redirects, when a new address did not help."""
     passing = _passing(answer)
     if passing is not None:
         return passing

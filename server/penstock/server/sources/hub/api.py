@@ -1,6 +1,6 @@
-"""What the Hub is asked: which commit a revision is, which files a commit has, and where the bytes of a file
-are. It counts requests, and refuses those of whoever makes too many: so what it says is remembered for as
-long as it holds, and when it asks to wait nothing is asked."""
+"""Questions to the Hub: which commit a revision is, which files a commit has, and where the bytes of a file
+are. The Hub limits the number of requests. So its answers are remembered for as long as they are valid, and
+nothing is asked while it demands a delay."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from .settings import HubSettings
 from .tree import HubFile, Tree
 
 MAX_INFO_BYTES = 8 << 20
-"""Some mirrors tell all they know about a repository."""
+"""Most bytes of an answer: some mirrors send all they know about a repository."""
 REMEMBERED_BYTES = 24 << 20
-"""Of all trees together."""
+"""Most bytes of all remembered trees together."""
 ANSWERS_AT_ONCE = 2
-"""No more are held in memory."""
+"""Most answers that are held in memory at a time."""
 ADDRESS_SECONDS = 3000.0
-"""How long an address counts that does not say until when it is signed: the Hub's are for an hour."""
+"""How long an address is valid if it does not say so itself: the Hub signs for an hour."""
 _FOR_EVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the bytes of a file are to be asked for."""
+    """Where to ask for the bytes of a file."""
 
     url: str
     at_hub: bool
-    """At the Hub itself, which is told the token. Nobody else is."""
+    """Whether this is the Hub itself. Only the Hub gets the token."""
 
 
 class HubApi:
-    """Every thread may use it; methods block."""
+    """Thread-safe; methods block."""
 
     def __init__(
         self, settings: HubSettings, of_objects: ObjectSettings, on_retry: Callable[[str], None]
@@ -59,16 +59,16 @@ class HubApi:
         self._answers = threading.BoundedSemaphore(ANSWERS_AT_ONCE)
 
     def commit(self, location: Location) -> str:
-        """Which one its revision is now. Raises PenstockError."""
+        """The commit that its revision is at now. Raises PenstockError."""
         return self._requests.patiently(location, lambda: self._ask_commit(location), doing="asking for it")
 
     def tree(self, location: Location) -> Tree:
-        """Of its commit. Raises PenstockError."""
+        """The tree of its commit. Raises PenstockError."""
         key = location.repository, location.commit
         return self._trees.get(key, lambda: (self._list(replace(location, key="")), _FOR_EVER))
 
     def target(self, location: Location) -> tuple[Target, float]:
-        """Where a file of the tree is, and until when by the monotonic clock. Asked once: raises Transient,
+        """Where a file of the tree is, and until when, by the monotonic clock. Asks once. Raises Transient
         and PenstockError."""
         at = location
         for _ in range(reach.MAX_REDIRECTS + 1):
@@ -87,7 +87,7 @@ class HubApi:
         raise Transient("bad_response", "the Hub leads on and on")
 
     def forget(self, location: Location) -> None:
-        """Its commit turned out to be gone."""
+        """Forgets what is known of its commit, which no longer exists."""
         self._trees.forget((location.repository, location.commit))
 
     def stop(self) -> None:
@@ -110,7 +110,7 @@ class HubApi:
 
 
 class ApiService:
-    """How the Hub's own addresses are asked. Every thread may use it."""
+    """Requests to the Hub's own addresses. Thread-safe."""
 
     def __init__(self, settings: HubSettings) -> None:
         """Raises SourceUnavailableError."""
@@ -130,7 +130,7 @@ class ApiService:
         return f"{self.settings.endpoint}/{path}"
 
     def at_hub(self, url: str, headers: Mapping[str, str]) -> Signed:
-        """A request to the Hub itself. Raises Transient while it wants to be left alone."""
+        """A request to the Hub itself. Raises Transient while the Hub demands a delay."""
         wait_seconds = self._resume_at - time.monotonic()
         if wait_seconds > 0:
             raise Transient("throttled", "the Hub has asked to wait", retry_after_seconds=wait_seconds)
@@ -148,8 +148,8 @@ class ApiService:
         return self.at_hub(self._redirects.get(url) or url, ask.headers)
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """A repository that has another name now is asked for by that, and a token that was renewed
-        meanwhile is told."""
+        """Whether to ask again: under the repository's new name if it was renamed, or with a token that was
+        renewed meanwhile."""
         if answer.status in reach.REDIRECTS and len(tried) <= reach.MAX_REDIRECTS:
             led = reach.redirected(tried[-1].url, answer.headers.get("location", ""))
             if led is not None and self.is_hub(led):
@@ -158,7 +158,7 @@ class ApiService:
         return self.renewed(answer, tried)
 
     def renewed(self, answer: Answer, tried: Sequence[Signed]) -> bool:
-        """There is another token than the one that was refused. Once."""
+        """Whether there is another token than the refused one. Once for each request."""
         told = [signed.identity for signed in tried if signed.identity]
         return answer.status in (401, 403) and len(told) == 1 and told[0] != (self.settings.current_token(),)
 
@@ -170,7 +170,7 @@ class ApiService:
         return fault
 
     def state(self, location: Location, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
-        """What the tree said: that a commit's files never change is what makes it one."""
+        """The state of a file, from the tree: the files of a commit never change."""
         return state_of(location)
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
@@ -205,7 +205,7 @@ def state_of(location: Location) -> ObjectState:
 
 
 def _check_content(location: Location, headers: Mapping[str, str]) -> None:
-    """An answer about a file says the same of it as the tree. What it does not say does not count. Raises
+    """Checks that an answer about a file agrees with the tree. Fields that it lacks are not checked. Raises
     CheckpointChangedError."""
     said = (headers.get("x-linked-etag") or headers.get("etag", "")).removeprefix("W/").strip('"')
     other_hash = len(said) == len(location.content) and said != location.content and said.isalnum()
@@ -216,8 +216,8 @@ def _check_content(location: Location, headers: Mapping[str, str]) -> None:
 
 
 def until(url: str) -> float:
-    """When a signed address expires, by the monotonic clock, with some time to spare. One that says nothing
-    that can be, as the clocks differ, counts as the Hub's usually do."""
+    """When a signed address expires, by the monotonic clock, less a margin. If its times make no sense, as
+    clocks differ, the Hub's usual time is taken."""
     query = parse_qs(urlsplit(url).query)
     at, after = query.get("Expires", [""])[0], query.get("X-Amz-Expires", [""])[0]
     seconds = 0.0

@@ -3,9 +3,9 @@
     models--org--repo/refs/main           the commit that a branch was when it was fetched
     models--org--repo/snapshots/SHA/file  a link to a file in blobs, which may be a link itself
 
-They are read as files are. The cache is the daemon's own: who may read it is decided by the URI, as if the
-files came from the Hub. Whoever can write to it could put links there that lead to other files which the
-daemon can read. So links are followed only beneath the cache, for root too.
+They are read as local files are. The cache belongs to the daemon: the URI decides who may read it, as if the
+files came from the Hub. A user who can write to it could add links to other files that the daemon can read.
+So links are followed only beneath the cache, for root too.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class HubCache:
-    """`context` gives what files know of the machine, when first needed."""
+    """`context` returns what files need to know of the machine; it is called when first needed."""
 
     def __init__(self, root: Path, context: Callable[[], FileContext]) -> None:
         self._root = os.path.abspath(root)
         self._context = context
 
     def commit(self, location: Location) -> str:
-        """What its revision was when it was fetched; empty where it is not there. Raises PenstockError where
-        it cannot be read."""
+        """The commit of its revision when it was fetched; empty if it is not in the cache. Raises
+        PenstockError if it cannot be read."""
         path = f"{self._folder(location)}/refs/{location.wanted_revision}"
         with self._context().asking(path):
             try:
@@ -50,8 +50,8 @@ class HubCache:
         return text if is_commit(text) else ""
 
     def open(self, location: Location, uid: int) -> CachedFile:
-        """A file of its commit. The caller must close it. Raises PenstockError; CheckpointNotFoundError where
-        it is not in the cache."""
+        """A file of its commit. The caller must close it. Raises PenstockError; CheckpointNotFoundError if it
+        is not in the cache."""
         path = f"{self._snapshot(location)}/{location.key}"
         context = self._context()
         with context.asking(path):
@@ -59,7 +59,7 @@ class HubCache:
             return CachedFile(location, path, fd, context)
 
     def tree(self, location: Location, uid: int, wanted: Wanted) -> Iterator[Listed]:
-        """What is there of its commit below its path, as `Source.tree` gives it."""
+        """The cached files of its commit below its path, as for `Source.tree`."""
         top = f"{self._snapshot(location)}/{location.key}".rstrip("/")
         return walk(top, self._access(uid), wanted, self._context().asking)
 
@@ -74,19 +74,19 @@ class HubCache:
 
 
 class CachedFile(LocalFile):
-    """A file of the cache, under the name that the Hub has for it."""
+    """A file of the cache, under its name on the Hub."""
 
     def __init__(self, location: Location, path: str, fd: int, context: FileContext) -> None:
         super().__init__(path, fd, context)
         self.uri = location.uri
-        if location.content:  # as the Hub's list says it; else as that of the directory does
+        if location.content:  # from the Hub's list; without one, from the cache directory
             self.listed_version = listed_version(location.content, self.size_bytes)
         self.sha256 = location.sha256 or _sha256_named(fd)
-        """Of the whole content, where it is known; else empty."""
+        """SHA-256 of the whole content, if it is known; else empty."""
 
 
 def _sha256_named(fd: int) -> str:
-    """What the blob of an open file is named for."""
+    """The hash in the name of the blob that an open file is."""
     try:
         name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
     except OSError:

@@ -1,7 +1,7 @@
 """`hf://org/repo@revision/path` and who may read it. Pure.
 
-A path is text, as in Git: nothing in it is decoded. A revision is a branch, a tag or a commit; one that has a
-slash is escaped (`@refs%2Fpr%2F1`), but for the two kinds of them that the Hub makes itself (`@refs/pr/1`,
+A path is text, as in Git: nothing in it is decoded. A revision is a branch, a tag or a commit. One with a
+slash is escaped (`@refs%2Fpr%2F1`), except for the two kinds that the Hub makes itself (`@refs/pr/1`,
 `@refs/convert/parquet`).
 """
 
@@ -30,20 +30,20 @@ _NOWHERE = Reach(uid=-1, privileged=False, everywhere=False, prefixes=())
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A repository, a file in one, or what lies below a path in one; of a revision."""
+    """A repository, a file in one, or a directory in one, at a revision."""
 
     repository: str
     """`org/repo`."""
     revision: str | None
-    """None where the URI names none."""
+    """The revision; None if the URI names none."""
     key: str
-    """The path; of a directory it may end in `/`, or be empty."""
+    """The path. For a directory it may end in `/`, or be empty."""
     commit: str = ""
-    """What the revision is, for this load; empty before that is known."""
+    """The commit of the revision, for this load; empty until it is known."""
     url: str = ""
-    """Where the Hub says that it is to be asked instead; empty: where it should be."""
+    """Another repository name that the Hub redirects to; empty if there is none."""
     content: str = ""
-    """Hash of a file's content: SHA-256 where it has 64 digits, else Git's."""
+    """Hash of a file's content: SHA-256 if it has 64 digits, else Git's."""
     size_bytes: int = 0
     reach: Reach = _NOWHERE
     """Where redirects may lead."""
@@ -74,7 +74,7 @@ class Location:
 
 
 def is_commit(revision: str) -> bool:
-    """It is a commit, whole: what it names never changes."""
+    """Whether it is a whole commit hash: the files of such a revision never change."""
     return _COMMIT.fullmatch(revision) is not None
 
 
@@ -111,7 +111,7 @@ def parse(uri: str) -> Location:
 
 
 def _is_safe(name: str) -> bool:
-    """As the Hub has it; in its cache `--` stands between the parts of a name."""
+    """The Hub's own rule for names; in its cache `--` separates the parts of a name."""
     return "--" not in name and ".." not in name
 
 
@@ -131,8 +131,8 @@ def _checked_path(uri: str, path: str) -> str:
 
 
 def admitted(location: Location, access: Access) -> Location:
-    """The same for a caller who may load it: a prefix allows the repository, organisation or path that it
-    names and what lies below, and of a repository that it names without a revision all revisions. Raises
+    """The location, for a caller who may load it. A prefix allows the repository, organisation or path that
+    it names, and all below it. A repository without a revision allows all its revisions. Raises
     AccessDeniedError."""
     if not access.privileged:
         if {".", ".."} & set(location.key.split("/")):
@@ -151,7 +151,7 @@ def admitted(location: Location, access: Access) -> Location:
 
 
 def _holds(prefix: str, location: Location) -> bool:
-    """`prefix` is as `allowed` made it."""
+    """`prefix` comes from `allowed`."""
     rest = prefix.removeprefix(SCHEME).rstrip("/")
     if "/" not in rest:
         return rest in ("", location.repository.partition("/")[0])
@@ -165,7 +165,7 @@ def _holds(prefix: str, location: Location) -> bool:
 
 
 def allowed(text: str) -> str:
-    """What a URI is as a prefix of `--allow`. Raises ValueError."""
+    """The canonical form of a `--allow` prefix. Raises ValueError."""
     rest = text.removeprefix(SCHEME).removeprefix("models/").rstrip("/")
     if rest and "/" not in rest and not (_NAME.fullmatch(rest) and _is_safe(rest)):
         raise ValueError(f"{text!r} names no organisation of the Hub; write hf://org or hf://org/repo")

@@ -1,4 +1,4 @@
-"""What was found out, and holds for a while or for ever."""
+"""Answers that stay valid for a while or for ever."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class _Slot(Generic[V]):
 
 
 class Memo(Generic[K, V]):
-    """Values by key, each found out by one thread while others that want it wait. The least recently used go
-    when there are too many. Every thread may use it."""
+    """Values by key. One thread finds out a value while others that want it wait. When there are too many,
+    the least recently used are dropped. Thread-safe."""
 
     def __init__(self, most: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
-        """At most `most` together, as `weigh` counts; but the last one is kept, whatever it weighs."""
+        """Keeps at most `most` together, as `weigh` counts; but the last one is kept, whatever its weight."""
         self._most = most
         self._weigh = weigh
         self._lock = threading.Lock()
@@ -33,7 +33,7 @@ class Memo(Generic[K, V]):
         self._weight = 0
 
     def get(self, key: K, find_out: Callable[[], tuple[V, float]]) -> V:
-        """`find_out` gives a value and until when it holds, by the monotonic clock."""
+        """`find_out` returns a value, and until when it is valid, by the monotonic clock."""
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             self._slots.move_to_end(key)
@@ -48,7 +48,7 @@ class Memo(Generic[K, V]):
             return slot.value
 
     def replace(self, key: K, value: V, new: V | None, until: float = 0.0) -> None:
-        """Unless another was found out meanwhile. By None: it is forgotten."""
+        """Replaces a value, unless another was found out meanwhile. A `new` of None drops it."""
         with self._lock:
             slot = self._slots.get(key)
         if slot is not None:
@@ -70,7 +70,7 @@ class Memo(Generic[K, V]):
 
     def _count(self, key: K, slot: _Slot[V], weight: int) -> None:
         with self._lock:
-            if self._slots.get(key) is not slot:  # it was the least recently used meanwhile
+            if self._slots.get(key) is not slot:  # it was dropped meanwhile, as the least recently used
                 return
             self._weight += weight - slot.weight
             slot.weight = weight

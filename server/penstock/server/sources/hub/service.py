@@ -16,12 +16,12 @@ from .memo import Memo
 
 REMEMBERED_TARGETS = 10_000
 _EXPIRED = (400, 401, 403, 404, 410)
-"""What storage says to an address whose time is over."""
+"""Statuses with which storage refuses an expired address."""
 _File = tuple[str, str, str]
 
 
 class HubService:
-    """Every thread may use it."""
+    """Thread-safe."""
 
     def __init__(self, api: HubApi) -> None:
         self.tls = api.service.tls
@@ -30,7 +30,7 @@ class HubService:
         self._targets: Memo[_File, Target] = Memo(REMEMBERED_TARGETS)
 
     def sign(self, ask: Ask[Location]) -> Signed:
-        """Asks the Hub for the address where none is known. The token goes to the Hub alone."""
+        """Asks the Hub for the address if none is known. The token goes to the Hub alone."""
         location = ask.location
         target = self._target(location)
         if target.at_hub:
@@ -39,7 +39,8 @@ class HubService:
         return Signed(target.url, self._hub.plain(ask.headers), (), way.public_only)
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """An address that has expired is asked for anew, once; one that leads on is followed."""
+        """Whether to ask again: at a new address if the old one expired, once; or at the address of a
+        redirect."""
         location, last = ask.location, tried[-1].url
         at_hub = bool(tried[-1].identity)  # where only what the Hub itself leads to is asked
         if answer.status in reach.REDIRECTS and len(tried) <= reach.MAX_REDIRECTS:
@@ -66,7 +67,7 @@ class HubService:
         return self._hub.page(ask, headers, body)
 
     def _replace(self, location: Location, url: str, new: Target | None) -> None:
-        """In the place of the target that has this URL."""
+        """Replaces the target that has this URL."""
         for at_hub in (True, False):
             self._targets.replace(
                 _file(location), Target(url, at_hub), new, until(new.url) if new is not None else 0.0

@@ -1,4 +1,4 @@
-"""What the environment says about the Hub: huggingface_hub's own variables, as it reads them."""
+"""The environment's settings for the Hub: huggingface_hub's own variables, as it reads them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class HubSettings:
     cache: Path
     """The directory of `models--org--repo`."""
     offline: bool
-    """Nothing is asked: only the cache counts."""
+    """Whether the Hub is never asked, and only the cache is used."""
     token_file: Path | None
-    """None: no token is sent that HF_TOKEN does not name."""
+    """The token file. None: no token is sent unless HF_TOKEN names one."""
     token: str
 
     @classmethod
@@ -46,8 +46,8 @@ class HubSettings:
         )
 
     def current_token(self) -> str:
-        """As it is now: who renews it writes the file anew. Empty where there is none. Raises
-        SourceUnavailableError, which does not tell it."""
+        """The present token; a program that renews it rewrites the file. Empty if there is none. Raises
+        SourceUnavailableError, whose text does not hold it."""
         token, place = self.token, "HF_TOKEN"
         if not token and self.token_file is not None:
             place = f"the token file {self.token_file}"

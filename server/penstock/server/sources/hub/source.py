@@ -25,11 +25,11 @@ from .service import HubService
 from .settings import HubSettings
 
 WHOLE_BYTES = 16 << 20
-"""The Hub keeps files up to 10 MB in Git itself, and may answer with all of one."""
+"""The Hub keeps files of up to 10 MB in Git itself, and may answer with a whole file."""
 
 
 class HubSource(ObjectSource[Location]):
-    """Repositories, directories and files in them. What the local cache has is read from there."""
+    """Repositories, directories and files in them. Files in the local cache are read from there."""
 
     kind = "hub"
     schemes = ("hf",)
@@ -42,7 +42,8 @@ class HubSource(ObjectSource[Location]):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> None:
-        """As those of `ObjectSource`; `context` is what files of the cache know of the machine."""
+        """Arguments as for `ObjectSource`; `context` is what files of the cache need to know of the
+        machine."""
         super().__init__(settings, workers, on_retry)
         self._context = context
         self._making = threading.Lock()
@@ -121,7 +122,7 @@ class HubSource(ObjectSource[Location]):
     # ---- inside ---------------------------------------------------------------------------------
 
     def _connected(self) -> _Hub:
-        """Reads the environment the first time."""
+        """Reads the environment when first called."""
         with self._making:
             if self._hub is None:
                 settings = HubSettings.of(os.environ)
@@ -130,7 +131,7 @@ class HubSource(ObjectSource[Location]):
             return self._hub
 
     def _pinned(self, location: Location, access: Access) -> Location:
-        """With the commit that the revision is for all of this load."""
+        """The location with the commit of its revision, which then stays the same for the whole load."""
         revision = location.wanted_revision
         if is_commit(revision):
             return replace(location, commit=revision)
@@ -147,7 +148,7 @@ class HubSource(ObjectSource[Location]):
         return commit
 
     def _below(self, directory: Location, access: Access, wanted: Wanted) -> Iterator[Listed]:
-        """Of a commit what lies below a path that ends in `/` or is empty, by names relative to it."""
+        """The files of a commit below a path that ends in `/` or is empty, by names relative to it."""
         hub = self._connected()
         top = directory.key
         if hub.settings.offline:
@@ -169,7 +170,7 @@ class HubSource(ObjectSource[Location]):
         except CheckpointInvalidError:
             if not directory.key:
                 raise
-            """It is a file."""
+            """Whether it is a file."""
 
     def _open_offline(self, hub: _Hub, at: Location, access: Access) -> CachedFile:
         try:
@@ -179,7 +180,7 @@ class HubSource(ObjectSource[Location]):
 
 
 class _Hub:
-    """The Hub as the environment has it."""
+    """The Hub as the environment configures it."""
 
     def __init__(self, settings: HubSettings, api: HubApi, cache: HubCache) -> None:
         self.settings = settings
@@ -188,8 +189,8 @@ class _Hub:
 
 
 def _open_cached(cache: HubCache, at: Location, access: Access) -> CachedFile | None:
-    """None where the cache does not have that file whole, or may not be followed there: it comes from the
-    Hub then."""
+    """The file from the cache. None if the cache does not have it whole, or it may not be followed there; it
+    then comes from the Hub."""
     try:
         file = cache.open(at, access.uid)
     except (CheckpointNotFoundError, AccessDeniedError, CheckpointInvalidError):

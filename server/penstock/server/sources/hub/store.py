@@ -26,7 +26,7 @@ class HubStore(ObjectStore):
         self._config = config
         self._lock = threading.Lock()
         self._files: FileStore | None = None
-        """Of the local cache. Made when a file of it is first looked for."""
+        """What files of the local cache need to know of the machine; made when one is first looked for."""
         super().__init__(config)
 
     def make_source(

@@ -1,4 +1,4 @@
-"""What the Hub says of the files of a commit: pages of JSON in, files out. Pure."""
+"""Parses the Hub's lists of the files of a commit: pages of JSON in, files out. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .location import Location
 
 MAX_FILES = 20_000
 MAX_NAMES_BYTES = 8 << 20
-"""Both of a repository."""
+"""Bounds for a repository."""
 MAX_PAGE_FILES = 20_000
-"""The Hub gives 1000."""
+"""Most files on a page. The Hub sends 1000."""
 FILE_BYTES = 350
-"""What a file takes in memory besides its name."""
+"""Memory of a file, besides its name."""
 _CONTENT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _NEXT = re.compile(r'<([^<>\s]{1,8192})>\s*;\s*rel="?next"?')
 _PATH = b'"path"'
@@ -77,7 +77,7 @@ def _entry(item: _Item) -> Entry:
 
 
 def commit(body: bytes) -> str:
-    """What a revision is. Raises Transient."""
+    """The commit of a revision. Raises Transient."""
     try:
         sha = _INFO.decode(body).sha
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -88,7 +88,7 @@ def commit(body: bytes) -> str:
 
 
 def weight(tree: Tree) -> int:
-    """Bytes that it takes in memory."""
+    """Memory of a tree in bytes."""
     return sum(FILE_BYTES + len(name.encode(errors="replace")) for name in tree)
 
 

@@ -1,4 +1,4 @@
-"""What S3's error answers mean beside what every store's do. Pure."""
+"""The meaning of S3's error answers, beside those that all stores share. Pure."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ _PLAIN_REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 @dataclass(frozen=True, slots=True)
 class Said(meaning.Said):
-    """What an error answer says."""
+    """The contents of an error answer."""
 
     region: str
-    """Where the bucket is, if it says so."""
+    """The region of the bucket, if the answer has it."""
 
     @classmethod
     def of(cls, answer: Answer) -> Said:
@@ -83,7 +83,7 @@ class Said(meaning.Said):
 
 
 def failure(answer: Said, location: Location, *, listing: bool = False) -> PenstockError | Transient:
-    """What an error answer to a GET or HEAD means, or to a request for a list."""
+    """The meaning of an error answer to a GET or HEAD, or to a request for a list."""
     status, code, uri = answer.status, answer.code, location.uri
     meant = meaning.failure(answer, location, _WORDS, container=location.bucket, listing=listing)
     if isinstance(meant, Transient) or status in (412, 416):

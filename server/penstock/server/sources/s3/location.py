@@ -1,4 +1,4 @@
-"""`s3://bucket/key`, with nothing special in a key but `?versionId=` at its end. Pure."""
+"""`s3://bucket/key`. Keys are literal, except for `?versionId=` at the end. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VERSION_MARK = "?versionId="
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A bucket, an object, a version of one, or what begins with the same key."""
+    """A bucket, an object, a version of one, or all keys that begin with a prefix."""
 
     bucket: str
     key: str
@@ -52,7 +52,7 @@ def parse(uri: str) -> Location:
 
 
 def _refuse_other_kinds(bucket: str) -> None:
-    """Of what the AWS tools take in the place of a bucket."""
+    """Refuses other kinds of names that the AWS tools accept as buckets."""
     if _ARN.fullmatch(bucket):
         raise InvalidRequestError(
             f"sources: {bucket[:200]!r} is an ARN, which penstockd takes for no bucket; write the access "

@@ -27,7 +27,7 @@ class S3Source(ObjectSource[Location]):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> None:
-        """As those of `ObjectSource`; `own` is what only S3 has."""
+        """Arguments as for `ObjectSource`; `own` are the settings of S3 alone."""
         super().__init__(settings, workers, on_retry)
         self._own = own
 

@@ -1,9 +1,9 @@
 """Files on plain web servers, `https://` and `http://`; `objects/` does the rest.
 
-store     all of it with its threads
-source    what lies there: files, and no lists of them
+store     the store with its threads
+source    its files; web servers have no lists
 location  URLs, and who may read them (pure)
 service   where requests go, through redirects, and what names a version
-answers   what error answers mean (pure)
-logins    users and passwords, out of a netrc file
+answers   the meaning of error answers (pure)
+logins    users and passwords from a netrc file
 """

@@ -1,4 +1,5 @@
-"""What error answers of web servers mean: what is asked again, and what is final. Pure."""
+"""The meaning of web servers' error answers: which requests are repeated, and which errors are final.
+Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _NO_ERROR_BUT_ONE_FOR_EVER = (501, 505)
 
 
 def failure(answer: Answer, uri: str) -> PenstockError | Transient:
-    """Nothing of the body is told: it is the server's, and may say anything."""
+    """Errors show nothing of the body: it comes from the server and may hold anything."""
     status = answer.status
     said = f"HTTP {status}"
     wait = retry_after(answer.headers.get("retry-after", ""))
@@ -56,7 +57,7 @@ def failure(answer: Answer, uri: str) -> PenstockError | Transient:
 
 
 def no_ranges(uri: str) -> SourceUnavailableError:
-    """A server answers with all of a file to whoever asks for a part."""
+    """The error for a server that answers a request for a part with the whole file."""
     return SourceUnavailableError(
         f"{uri}: the server gives no parts of a file (it ignores Range), so that it cannot be read by "
         "several connections, nor go on where one broke off; use a server that does, such as nginx, or copy "

@@ -1,7 +1,7 @@
 """`https://host/path` and who may read it. Pure.
 
-A location is a URL in one way of writing it: escaped where it has to be, and nowhere else. The file's name is
-what that means.
+A location is a URL in canonical form: characters are escaped where they must be, and nowhere else. The file's
+name is the unescaped path.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _DAEMON = Reach(uid=-1, privileged=False, everywhere=False, prefixes=())
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A file on a web server, and for whom it is asked."""
+    """A file on a web server, and the caller for whom it is read."""
 
     place: WebPath
     reach: Reach = _DAEMON
-    """Where redirects may lead. Nowhere but to public hosts before `admitted`."""
+    """Where redirects may lead. Until `admitted`, to public hosts only."""
 
     @property
     def uri(self) -> str:
@@ -48,7 +48,7 @@ def parse(url: str) -> Location:
 
 
 def admitted(location: Location, access: Access) -> Location:
-    """The same for a caller who may load it. Raises AccessDeniedError."""
+    """The location, for a caller who may load it. Raises AccessDeniedError."""
     reach = Reach.of(access)
     reach.check(location.place)
     return replace(location, reach=reach)

@@ -1,7 +1,7 @@
-"""Users and passwords for web servers, out of the netrc file that NETRC names, else of ~/.netrc.
+"""Users and passwords for web servers, from the netrc file that NETRC names, else from ~/.netrc.
 
-Only entries of a `machine` count, not the `default` one, which would tell a password to whatever host a
-caller names. What the file holds is told to nobody but its host.
+Only entries of a `machine` count. The `default` entry would send a password to any host that a caller names.
+A login goes to its own host and to nobody else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...errors import SourceUnavailableError
 
 
 class Logins:
-    """Every thread may use it. The file is read when it changed."""
+    """Thread-safe. Reads the file again when it has changed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,8 +24,8 @@ class Logins:
         self._hosts: dict[str, str] = {}
 
     def header(self, host: str) -> dict[str, str]:
-        """What tells the host who asks; empty where there is no login for it. Raises SourceUnavailableError
-        for a file that cannot be used."""
+        """The header that logs in at the host; empty if there is no login for it. Raises
+        SourceUnavailableError for a file that cannot be used."""
         path = Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
         with self._lock:
             try:
@@ -38,7 +38,7 @@ class Logins:
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 raise _unusable(path, str(reason)) from None
-            except netrc.NetrcParseError as error:  # whose text quotes the file
+            except netrc.NetrcParseError as error:  # its text quotes the file
                 raise _unusable(path, f"line {error.lineno} is malformed") from None
             login = self._hosts.get(host)
         return {} if login is None else {"Authorization": login}

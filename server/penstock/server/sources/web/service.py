@@ -1,7 +1,7 @@
-"""Where requests for files on web servers go, and what names a version of one.
+"""Where requests for files on web servers go, and how a version of a file is identified.
 
-A redirect is followed by the request that met it, and remembered: the next ones go straight to where it led.
-When that place refuses, the URL itself is asked again, since what it leads to may be signed for a while.
+The request that meets a redirect follows it, and its target is remembered: the next requests go there at
+once. If the target refuses, the URL itself is asked again, since the target may be signed for a while only.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .location import Location
 from .logins import Logins
 
 _GONE = (401, 403, 404, 410)
-"""What a place says that a redirect led to, when its time is over."""
+"""Statuses with which the target of a redirect refuses when its time is over."""
 
 
 _Asked = tuple[str, bool]
-"""A URL, and whether it is asked with a login: what answered that may not be told to others."""
+"""A URL, and whether it is asked with a login: answers to a login are not shown to others."""
 
 
 class WebService:
-    """Every thread may use it."""
+    """Thread-safe."""
 
     def __init__(self) -> None:
         """Raises SourceUnavailableError."""
@@ -38,7 +38,8 @@ class WebService:
         self._redirects: Redirects[_Asked] = Redirects()
 
     def sign(self, ask: Ask[Location]) -> Signed:
-        """To the URL, or to where it led lately. Nobody gets a login but the host that the caller named."""
+        """A request to the URL, or to its remembered target. Only the host that the caller named gets a
+        login."""
         location = ask.location
         url = self._redirects.get(_asked(location)) or location.uri
         way = location.reach.way(url, location.uri)
@@ -48,7 +49,8 @@ class WebService:
         return Signed(url, headers, (url,), way.public_only)
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """A redirect is followed, and what was remembered of one forgotten, once."""
+        """Whether to ask again: at the target of a redirect, or once at the URL itself, without its
+        remembered target."""
         asked, last = _asked(ask.location), tried[-1].url
         if answer.status in reach.REDIRECTS:
             target = reach.redirected(last, answer.headers.get("location", ""))
@@ -76,7 +78,7 @@ class WebService:
         )
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
-        """Nothing lies in what has no lists."""
+        """An empty page: web servers have no lists."""
         return Page([], "")
 
 

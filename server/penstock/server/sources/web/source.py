@@ -40,7 +40,7 @@ class WebSource(ObjectSource[Location]):
         return join(directory, escaped_name(name))
 
     def list(self, location: str, access: Access) -> None:
-        """Everything is a file, but for what ends in `/`."""
+        """Everything is a file, except URLs that end in `/`."""
         named = self.admitted(location, access)
         if named.place.path.endswith("/"):
             raise _no_lists(named.uri)
