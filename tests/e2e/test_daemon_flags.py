@@ -24,6 +24,7 @@ MIB = 1 << 20
 FLAGS = (
     *("--socket-dir", "--memory-limit", "--concurrency", "--block-size", "--allow", "--trim-after"),
     *("--queue-timeout", "--group-timeout", "--grace", "--max-loads", "--log-format", "--log-level"),
+    *("--warm-set", "--warm-set-interval", "--node-features"),
     *("--http-address", "--stall-timeout", "--no-populate", "--exit-with-stdin", "--version"),
 )
 
@@ -380,3 +381,63 @@ def test_what_others_hold_of_the_cgroup_is_taken_when_they_let_go(
         holder.communicate(b"\n", timeout=60)
     wait_until(lambda: " populated" in daemon.log(), "the rest of the buffer")
     assert daemon.status()["staging"]["peak_bytes"] == 256 * MIB
+
+
+GROW = """
+held = []
+print(flush=True)
+for line in iter(input, "end"):
+    held.append(b"x" * (4 << 20))
+    print(flush=True)
+"""
+
+
+def left_bytes(cgroup: Path) -> int:
+    """What processes in it can take before the kernel kills one. Page cache counts."""
+    usage = next(
+        path for name in ("memory.current", "memory.usage_in_bytes") if (path := cgroup / name).exists()
+    )
+    stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    return 512 * MIB - int(usage.read_text()) + int(stat["active_file"]) + int(stat["inactive_file"])
+
+
+def kills(cgroup: Path) -> int:
+    """How many processes of it the kernel has killed for want of memory."""
+    (path,) = [path for name in ("memory.events", "memory.oom_control") if (path := cgroup / name).exists()]
+    return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
+
+
+def test_nothing_is_killed_for_memory_that_is_only_warm(
+    cgroup: Path, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """A neighbour in the same container takes what is left, and then what was warm: the checkpoint that was
+    used first goes first, the last one when it has to."""
+    paths = [write_checkpoint(tmp_path / f"{n}.safetensors", random_tensors(14, MIB, seed=n)) for n in (1, 2)]
+    daemon = start_daemon(wrapper=inside(cgroup))
+    with daemon.client() as client:
+        for path in paths:
+            client.prefetch(path)
+
+    def warm() -> list[str]:
+        return [Path(stage["sources"][0]).stem for stage in daemon.status()["stages"]]
+
+    assert warm() == ["1", "2"]
+    least_bytes = 512 * MIB // 16
+    command = [*inside(cgroup), sys.executable, "-c", GROW]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as neighbour:
+        assert neighbour.stdin is not None
+        assert neighbour.stdout is not None
+        assert neighbour.stdout.readline() == b"\n"
+        seen = [["1", "2"]]
+        for _ in range((left_bytes(cgroup) - least_bytes + 80 * MIB) // (4 * MIB)):
+            neighbour.stdin.write(b"\n")
+            neighbour.stdin.flush()
+            assert neighbour.stdout.readline() == b"\n"
+            wait_until(lambda: left_bytes(cgroup) >= least_bytes, "the share to be left again")
+            if (now := warm()) != seen[-1]:
+                seen.append(now)
+        neighbour.communicate(b"end\n", timeout=60)
+        assert neighbour.returncode == 0
+    assert kills(cgroup) == 0
+    assert seen == [["1", "2"], ["2"], []]
+    assert " memory is short " in daemon.log()

@@ -16,12 +16,14 @@ from penstock.server.checkpoint import child
 from penstock.server.checkpoint.header import CHILDREN
 from penstock.server.checkpoint.rules import MAX_HEADER_BYTES
 from penstock.server.config.settings import load_config
+from penstock.server.loads.warm.features import PREFIX
+from penstock.server.loads.warm.wishes import parse
 from penstock.server.sources.stores import FLAGS, kind_of
 from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 from .manifests import DEPLOY, OVERLAYS, Container, containers, render
 
-DAEMONS = [name for name in OVERLAYS if name != "daemonset-client"]
+DAEMONS = [name for name in OVERLAYS if not name.startswith("daemonset-client")]
 RESTRICTED_VOLUMES = {
     "configMap",
     "csi",
@@ -74,7 +76,7 @@ def test_the_daemon_takes_its_command_and_settings_in_the_memory_it_gets(overlay
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_are_restricted_but_for_what_is_known(overlay: str) -> None:
-    steps_as_root = {"socket-directory", "huge-pages"}
+    steps_as_root = {"socket-directory", "huge-pages", "node-features-directory"}
     for name, container in containers(f"overlays/{overlay}").items():
         kinds = {kind for volume, _, _ in container.mounts for kind in volume if kind != "name"}
         assert kinds <= RESTRICTED_VOLUMES | ({"hostPath"} if overlay.startswith("daemonset") else set())
@@ -164,6 +166,33 @@ def test_clients_see_the_sockets_read_only_in_the_same_volume() -> None:
         assert read_only
         assert mine.get("emptyDir") == theirs.get("emptyDir")
         assert mine.get("hostPath", {}).get("path") == theirs.get("hostPath", {}).get("path")
+
+
+def test_the_warm_set_of_a_config_map_is_valid_mounted_whole_and_reconciled_without_a_restart() -> None:
+    objects = render("overlays/daemonset-warm")
+    (volume,) = (one for one in objects if one["kind"] == "ConfigMap" and "warm-set.yaml" in one["data"])
+    assert volume["metadata"]["name"] == "penstock-warm-set"
+    wishes = parse(volume["data"]["warm-set.yaml"].encode(), [flags.locators for flags in FLAGS])
+    daemon = containers("overlays/daemonset-warm")["penstock"]
+    mounts = {place: (mounted, read_only) for mounted, place, read_only in daemon.mounts}
+    file, features = (
+        Path(daemon.environment["PENSTOCK_WARM_SET"]),
+        daemon.environment["PENSTOCK_NODE_FEATURES"],
+    )
+    mounted, read_only = mounts[str(file.parent)]
+    assert (mounted["configMap"], read_only) == ({"name": "penstock-warm-set"}, True)
+    assert file.name in volume["data"]
+    assert not any("subPath" in mount for mount in daemon.spec["volumeMounts"])
+    directory, read_only = mounts[str(Path(features).parent)]
+    assert directory["hostPath"]["path"] == "/etc/kubernetes/node-feature-discovery/features.d"
+    assert not read_only
+    (client,) = (one for one in render("overlays/daemonset-client-warm") if one["kind"] == "Deployment")
+    preferred = client["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = preferred["preferredDuringSchedulingIgnoredDuringExecution"]
+    (wanted,) = term["preference"]["matchExpressions"]
+    assert wanted["key"] in {f"{PREFIX}{wish.name}" for wish in wishes}
+    model = containers("overlays/daemonset-client-warm")["inference"].environment["MODEL"]
+    assert {(f"{PREFIX}{wish.name}", wish.sources) for wish in wishes} == {(wanted["key"], (model,))}
 
 
 def test_images_have_the_version_of_the_package() -> None:

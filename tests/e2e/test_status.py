@@ -231,17 +231,23 @@ def test_every_value_of_the_configuration_is_in_status_and_the_log(start_daemon:
     assert told.items() <= logged.items()
 
 
-def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: StartDaemon) -> None:
+def test_the_sample_document_has_every_field_and_can_be_shown(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
     """What the tables are tested with is what a daemon says."""
     sample = json.loads((Path(__file__).parents[1] / "server/data/status.json").read_text())
-    daemon = start_daemon("--memory-limit", "16MiB")
+    daemon = start_daemon("--memory-limit", "16MiB", "--warm-set", str(tmp_path / "none.yaml"))
     told = daemon.http_status()
 
     def fields(value: dict[str, Any]) -> dict[str, Any]:
         return {key: fields(inner) if isinstance(inner, dict) else 0 for key, inner in value.items()}
 
     assert fields(sample) == fields(told)
-    assert "warm, pinned" in show(sample)
+    shown = show(sample)
+    assert "warm, pinned" in shown
+    assert "not in force: /etc/penstock/warm-set.yaml: line 9: pinned" in shown
+    assert "does not fit" in shown
+    assert "it needs 93.4 GB" in shown
 
 
 def test_status_can_be_told_of_paths_that_are_no_utf_8(

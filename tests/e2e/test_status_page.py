@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -419,3 +420,28 @@ def next_delay(browser: Browser) -> int:
 def asks_again(browser: Browser) -> tuple[int, str]:
     """The next delay, and the last word of what the page then says of the daemon's health."""
     return next_delay(browser), browser.text("#health").split()[-1]
+
+
+def test_the_warm_set_is_shown_with_its_states_and_the_faults_of_its_file(
+    browser: Browser, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(3, MIB // 4))
+    here = {"name": "here", "source": str(path), "pin": True}
+    file = tmp_path / "set.yaml"
+    file.write_text(json.dumps({"checkpoints": [here, {"name": "gone", "source": "/<b>nothing"}]}))
+    daemon = start_daemon("--memory-limit", "16MiB", "--warm-set", str(file))
+    open_page(browser, daemon)
+    wishes = "return [...document.querySelectorAll('#warm .wish')].map((node) => node.innerText)"
+
+    def shown() -> bool:
+        found = browser.run(wishes)
+        return len(found) == 2 and "warm" in found[0] and "failed" in found[1]
+
+    wait_until(shown, "both entries")
+    warm, gone = browser.run(wishes)
+    assert "pinned" in warm
+    assert "3.1 MB of 3.1 MB" in warm.replace("\N{NO-BREAK SPACE}", " ")
+    assert "/<b>nothing does not exist" in gone
+    file.write_text("[]")
+    problems = "return document.getElementById('warm-problems').innerText"
+    wait_until(lambda: "not in force: line 1: the file" in browser.run(problems), "the fault")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -142,8 +142,12 @@ class Visit:
 class Bench:
     """A staging buffer, and what has to be zero when all have left."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, *, spare: Callable[[], int] = lambda: 1 << 40, **config: Any) -> None:
+        """`spare` says how many bytes the system has to spare."""
         gc.collect()
+        self._asked = spare
+        self.looks = 0
+        """How often the system's memory was looked at."""
         self.fds = len(open_fds())
         self.config = make_config(**config)
         self.workers = WatchedExecutor(3)
@@ -158,7 +162,14 @@ class Bench:
             workers=self.workers,
             hashers=self.workers,
             totals=self.totals,
+            spare=self._spare,
         )
+
+    def _spare(self) -> int:
+        try:
+            return self._asked()
+        finally:
+            self.looks += 1
 
     def enter(
         self,

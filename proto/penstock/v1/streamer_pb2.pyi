@@ -354,7 +354,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds", "hung_mounts")
+    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds", "hung_mounts", "warm_set")
     class ConfigurationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +378,7 @@ class GetStatusResponse(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HUNG_MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    WARM_SET_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_seconds: float
@@ -394,7 +395,48 @@ class GetStatusResponse(_message.Message):
     host: str
     unix_seconds: float
     hung_mounts: _containers.RepeatedCompositeFieldContainer[HungMount]
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ..., hung_mounts: _Optional[_Iterable[_Union[HungMount, _Mapping]]] = ...) -> None: ...
+    warm_set: WarmSet
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ..., hung_mounts: _Optional[_Iterable[_Union[HungMount, _Mapping]]] = ..., warm_set: _Optional[_Union[WarmSet, _Mapping]] = ...) -> None: ...
+
+class WarmSet(_message.Message):
+    __slots__ = ("file", "problems", "entries")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    entries: _containers.RepeatedCompositeFieldContainer[WarmSetEntry]
+    def __init__(self, file: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., entries: _Optional[_Iterable[_Union[WarmSetEntry, _Mapping]]] = ...) -> None: ...
+
+class WarmSetEntry(_message.Message):
+    __slots__ = ("name", "sources", "state", "reason", "seconds", "pin", "tensors", "ready_bytes", "total_bytes", "needed_bytes", "left_bytes", "stage_id", "checked_seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    READY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    state: str
+    reason: str
+    seconds: float
+    pin: bool
+    tensors: _containers.RepeatedScalarFieldContainer[str]
+    ready_bytes: int
+    total_bytes: int
+    needed_bytes: int
+    left_bytes: int
+    stage_id: int
+    checked_seconds: float
+    def __init__(self, name: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., pin: bool = ..., tensors: _Optional[_Iterable[str]] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ..., stage_id: _Optional[int] = ..., checked_seconds: _Optional[float] = ...) -> None: ...
 
 class HungMount(_message.Message):
     __slots__ = ("mount_point", "threads", "seconds")

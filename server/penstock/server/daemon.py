@@ -24,9 +24,10 @@ from .loads import at_start
 from .loads.control import Control
 from .loads.fetch import BUFFER_BYTES, FetchContext
 from .loads.request import LoadContext
+from .loads.warm.warm_set import WarmSet
 from .sources import choose
 from .sources.store import Events, Reading
-from .sources.stores import STORES
+from .sources.stores import FLAGS, STORES
 from .staging.buffer import StagingBuffer
 from .staging.reader import ReaderPool
 from .system.counts import Totals
@@ -102,6 +103,7 @@ class Daemon:
             prefixes=config.allow,
             on_failed=self.history.failed,
         )
+        self._warm_set = self._make_warm_set()
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
             version=self.version,
@@ -132,6 +134,20 @@ class Daemon:
             loads=self._control.running,
             health=self.health,
             history=self.history,
+            warm_set=self._warm_set,
+        )
+
+    def _make_warm_set(self) -> WarmSet | None:
+        config = self.config
+        if config.warm_set is None:
+            return None
+        return WarmSet(
+            config.warm_set,
+            self._context,
+            self._control.run,
+            stores=[flags.locators for flags in FLAGS],
+            interval_seconds=config.warm_set_interval_seconds,
+            features=config.node_features,
         )
 
     # ---- for its parts --------------------------------------------------------------------------
@@ -168,14 +184,17 @@ class Daemon:
                 asyncio.create_task(self._watch_rpc()),
             ]
             unwatch = self._watch_stores()
-            prefetching = asyncio.create_task(self._prefetch_all())
+            staging = [asyncio.create_task(self._prefetch_all())]
+            if self._warm_set is not None:
+                staging.append(asyncio.create_task(self._warm_set.run()))
             try:
                 await self._stop_asked.wait()
-                prefetching.cancel()
+                for task in staging:
+                    task.cancel()
                 await self._drain()
             finally:
                 unwatch()
-                for task in (*keeping, prefetching):
+                for task in (*keeping, *staging):
                     task.cancel()
                 self._handoff.stop()
                 await self._rpc.stop()

@@ -85,6 +85,13 @@ OPTIONS = [
         {"/a": ("/a",), "/b\n/c d\n": ("/b", "/c d"), "s3://x/": ("s3://x/",)},
     ),
     ("--prefetch", ["PENSTOCK_PREFETCH"], "prefetch", {"/a": ("/a",), "/b\n/c": ("/b", "/c")}),
+    ("--warm-set", ["PENSTOCK_WARM_SET"], "warm_set", {"": None, "/etc/warm.yaml": Path("/etc/warm.yaml")}),
+    (
+        "--warm-set-interval",
+        ["PENSTOCK_WARM_SET_INTERVAL"],
+        "warm_set_interval_seconds",
+        {"9": 9.0, "8": 8.0},
+    ),
     ("--trim-after", ["PENSTOCK_TRIM_AFTER"], "trim_after_seconds", {"0": 0.0, "1.5": 1.5, "9": 9.0}),
     ("--queue-timeout", ["PENSTOCK_QUEUE_TIMEOUT"], "queue_timeout_seconds", {"0": 0.0, "1": 1.0, "2": 2.0}),
     ("--group-timeout", ["PENSTOCK_GROUP_TIMEOUT"], "group_timeout_seconds", {"0": 0.0, "1": 1.0, "2": 2.0}),
@@ -148,7 +155,7 @@ def test_the_defaults() -> None:
     config = load()
     assert config.memory_limit == -1
     assert (config.concurrency, config.block_bytes, config.max_loads) == (16, 8 * MIB, 256)
-    assert (config.trim_after_seconds, config.group_timeout_seconds, config.grace_seconds) == (60, 60, 30)
+    assert (config.trim_after_seconds, config.group_timeout_seconds, config.grace_seconds) == (900, 60, 30)
     assert (config.allow, config.prefetch) == ((), ())
     assert config.socket_dir == Path("/run/penstock")
     assert not config.populate

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +19,9 @@ from penstock.server.loads.prefetch import Prefetch
 from penstock.server.loads.request import Listing, LoadContext, Request
 from penstock.server.sources import Access
 from penstock.server.system.failure import NoThreadError
-from penstock.server.system.fair import FairExecutor
 
-from ..bench import Bench, running
 from ..support import ROOT, advance, on_clock_loop, open_fds, turns
+from .context import load_context
 
 
 class Client:
@@ -51,24 +49,6 @@ class Client:
     def go(self) -> None:
         for release in self.releases.values():
             release()
-
-
-@asynccontextmanager
-async def load_context() -> AsyncIterator[tuple[Bench, LoadContext]]:
-    async with running() as bench:
-        threads = FairExecutor(4, "test")
-        yield (
-            bench,
-            LoadContext(
-                catalog=bench.catalog,
-                staging=bench.staging,
-                totals=bench.totals,
-                resolvers=lambda _, uid: threads.of(uid),
-                cpu_pool=threads,
-                selector=threads,
-            ),
-        )
-        threads.shutdown()
 
 
 def load(client: Client, context: LoadContext, path: Path, **fields: Any) -> Load:

@@ -11,7 +11,7 @@ from penstock.server.checkpoint.table import MAX_NAME_BYTES
 from penstock.server.sources.verification import Wish
 
 from ...error_rule import Example
-from ..support import checkpoint_bytes
+from ..support import checkpoint_bytes, header_of
 from . import provoked, resolved, said
 
 INDEX = "model.safetensors.index.json"
@@ -53,6 +53,12 @@ EXAMPLES = [
         "SHA256SUMS",
         "has 1048577 bytes, more than 1048576",
         "leave only the names of the checkpoint's files in it",
+    ),
+    provoked(
+        lambda: plan.select_matching([header_of([4]).tensors], ["model.*"]),
+        "the checkpoint",
+        "has no tensor whose name matches 'model.*'",
+        "compare with the names",
     ),
     damaged(header('{"a": ' + "[" * 500, b"\0" * 9), "the header"),
     damaged(header('{"__metadata__": NaN}'), "the header is not JSON"),

@@ -33,6 +33,19 @@ EXAMPLES = [
         "give a limit",
     ),
     provoked(
+        started("--memory-limit", "0", "--warm-set", "/x"),
+        "--warm-set",
+        "nothing can be kept warm",
+        "give a limit",
+    ),
+    provoked(
+        started("--node-features", "/x"),
+        "--node-features",
+        "it tells what of --warm-set is warm, and there is none",
+        "give --warm-set too",
+    ),
+    provoked(started("--warm-set", "/x/"), "--warm-set", "'/x/' is a directory", "name a file in it"),
+    provoked(
         started("--max-loads", "1", "--prefetch", "/x"),
         "--max-loads",
         "must be more than the number of --prefetch",

@@ -6,6 +6,7 @@ The buffer has 8 slabs of 2 MiB unless a test says otherwise. Time passes only w
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from penstock.server.errors import (
     SourceUnavailableError,
 )
 from penstock.server.staging.demand import Demand
+from penstock.server.system.headroom import SPARE_SHARE, spare_bytes
 
-from ..bench import GROUP, running
+from ..bench import GROUP, Bench, running
+from ..machine import GIB, machine
 from ..support import (
     MIB,
     SLAB_BYTES,
@@ -305,6 +308,96 @@ async def test_without_a_limit_memory_goes_back_to_the_system(make: Callable[...
 
         await until(trimmed)
         assert not bench.staging.entries
+        keeping.cancel()
+
+
+@on_clock_loop
+async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    share_bytes = int(16 * GIB * SPARE_SHARE)
+    root = machine(tmp_path / "machine", available=share_bytes)
+    spare = functools.partial(spare_bytes, root)
+
+    async def looks(bench: Bench) -> None:
+        """Two looks that began after this call have ended."""
+        before = bench.looks
+        await until(lambda: bench.looks >= before + 2)
+        await turns()
+
+    async with running(spare=spare, memory_limit=-1) as bench:
+        keeping = asyncio.ensure_future(bench.staging.keep())
+        names = ["oldest", "pinned", "leased", "newest"]
+        visits = {name: bench.enter(make(name, 1), pin=name == "pinned") for name in names}
+        for name, visit in visits.items():
+            await visit.read(release=False)
+            advance(1)
+            if name != "leased":
+                visit.leave()
+        await looks(bench)
+
+        def left() -> set[str]:
+            return {Path(entry.checkpoint.sources[0]).stem for entry in bench.staging.entries.values()}
+
+        assert left() == set(names)
+        machine(root, available=share_bytes - 1)
+        await until(lambda: open_slabs() == 3)
+        machine(root, available=share_bytes)
+        await looks(bench)
+        assert left() == {"pinned", "leased", "newest"}
+        machine(root, available=0)
+        await until(lambda: open_slabs() == 2)
+        await looks(bench)
+        assert left() == {"pinned", "leased"}
+        await visits["leased"].read()
+        visits["leased"].leave()
+        await until(lambda: open_slabs() == 1)
+        keeping.cancel()
+
+
+@on_clock_loop
+async def test_free_slabs_go_back_before_what_is_warm(make: Callable[..., Path]) -> None:
+    spare = [0]
+    async with running(spare=lambda: spare[0], memory_limit=-1) as bench:
+        keeping = asyncio.ensure_future(bench.staging.keep())
+        window = bench.enter(make("window", 4), memory_limit=2 * SLAB_BYTES)
+        await window.read()
+        window.leave()
+        warm = bench.enter(make("warm", 1))
+        await warm.read()
+        warm.leave()
+        assert open_slabs() == 2
+        spare[0] = -1
+        await until(lambda: open_slabs() == 1)
+        spare[0] = 0
+        assert list(bench.staging.entries.values()) == [warm.entry]
+        keeping.cancel()
+
+
+@on_clock_loop
+async def test_a_look_that_fails_is_logged_once_and_ends_no_later_one(
+    make: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = [True]
+
+    def spare() -> int:
+        if fails[0]:
+            raise OSError("no /proc")
+        return -1
+
+    async with running(spare=spare, memory_limit=-1) as bench:
+        keeping = asyncio.ensure_future(bench.staging.keep())
+        visit = bench.enter(make("a", 1))
+        await visit.read()
+        visit.leave()
+        before = bench.looks
+        await until(lambda: bench.looks >= before + 3)
+        assert [record.message for record in caplog.records if "no /proc" in record.message] == [
+            "how much memory is left could not be asked: no /proc"
+        ]
+        assert open_slabs() == 1
+        fails[0] = False
+        await until(lambda: open_slabs() == 0)
         keeping.cancel()
 
 

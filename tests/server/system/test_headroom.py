@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from penstock.server.system.headroom import buffer_headroom
+from penstock.server.system.headroom import (
+    PRESSURE_PERCENT,
+    SPARE_SHARE,
+    SPARE_SHARE_UNDER_PRESSURE,
+    buffer_headroom,
+    spare_bytes,
+)
 from penstock.server.system.limits import OVERHEAD_BYTES
 
+from ..machine import GIB, PRESSURE, V1, machine, v2
 from ..support import MIB
 
-GIB = 1 << 30
-V2 = "0::/pod/a\n"
-V1 = "5:memory:/pod/a\n"
 RESERVE = OVERHEAD_BYTES * 3 // 4
-
-
-def machine(
-    root: Path, *, cgroup: str = V2, available: int = 16 * GIB, shm: int = 0, files: Mapping[str, str | int]
-) -> Path:
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(cgroup)
-    (root / "proc/self/status").write_text(
-        f"Name:\tpenstockd\nVmRSS:\t1 kB\nRssAnon:\t  0 kB\nRssShmem:\t{shm >> 10} kB\nThreads:\t3\n"
-    )
-    meminfo = f"MemTotal: {16 << 20} kB\nMemAvailable: {available >> 10} kB\nHuge: 0\n"
-    (root / "proc/meminfo").write_text(meminfo)
-    for name, content in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    return root
-
-
-def v2(limit: int, used: int, cached: int = 0) -> dict[str, str | int]:
-    return {
-        "pod/a/memory.max": limit,
-        "pod/a/memory.current": used,
-        "pod/a/memory.stat": f"file {9 * GIB}\ninactive_file {cached // 2}\nactive_file {cached // 2}",
-    }
 
 
 def test_an_empty_container_has_room_for_all_that_it_was_made_for(tmp_path: Path) -> None:
@@ -91,3 +69,48 @@ def test_the_machine_s_memory_counts(tmp_path: Path, available: int, room: int) 
 
 def test_this_machine_has_room_for_a_slab() -> None:
     assert buffer_headroom(2 * MIB) == 2 * MIB
+
+
+# ---- what has to go back -------------------------------------------------------------------------
+
+
+def test_a_machine_with_memory_to_spare_lacks_nothing(tmp_path: Path) -> None:
+    assert spare_bytes(machine(tmp_path, available=3 * GIB, files=v2(8 * GIB, 7 * GIB))) == GIB // 2
+    assert spare_bytes(machine(tmp_path, available=GIB, files=v2(8 * GIB, 7 * GIB))) == 0
+
+
+def test_a_machine_is_short_of_what_its_share_lacks(tmp_path: Path) -> None:
+    assert spare_bytes(machine(tmp_path, available=GIB - 5 * MIB)) == -5 * MIB
+    assert 16 * GIB * SPARE_SHARE == GIB
+
+
+def test_a_container_is_short_though_the_machine_is_not(tmp_path: Path) -> None:
+    files = v2(8 * GIB, 8 * GIB - 100 * MIB, cached=40 * MIB)
+    assert spare_bytes(machine(tmp_path, files=files)) == 140 * MIB - 8 * GIB * SPARE_SHARE
+
+
+def test_a_container_without_a_limit_lacks_nothing(tmp_path: Path) -> None:
+    files: dict[str, str | int] = {**v2(0, 15 * GIB), "pod/a/memory.max": "max"}
+    assert spare_bytes(machine(tmp_path, files=files)) == 16 * GIB - 16 * GIB * SPARE_SHARE
+
+
+def test_where_processes_stall_for_memory_more_of_it_goes_back(tmp_path: Path) -> None:
+    calm = machine(tmp_path, available=3 * GIB, stalled_percent=PRESSURE_PERCENT - 0.01)
+    assert spare_bytes(calm) == 3 * GIB - 16 * GIB * SPARE_SHARE
+    pressed = machine(tmp_path, available=3 * GIB, stalled_percent=PRESSURE_PERCENT)
+    assert spare_bytes(pressed) == 3 * GIB - 16 * GIB * SPARE_SHARE_UNDER_PRESSURE
+
+
+def test_a_container_in_which_processes_stall_gives_back_more(tmp_path: Path) -> None:
+    files = {**v2(8 * GIB, 7 * GIB), "pod/a/memory.pressure": PRESSURE.format(55.5)}
+    assert spare_bytes(machine(tmp_path, files=files)) == GIB - 8 * GIB * SPARE_SHARE_UNDER_PRESSURE
+
+
+def test_stalls_elsewhere_take_nothing_from_a_machine_with_much_memory_left(tmp_path: Path) -> None:
+    assert spare_bytes(machine(tmp_path, available=5 * GIB, stalled_percent=80.0)) == GIB
+
+
+def test_a_kernel_that_knows_no_pressure_is_judged_by_its_memory(tmp_path: Path) -> None:
+    root = machine(tmp_path, available=GIB - MIB)
+    (root / "proc/pressure/memory").unlink()
+    assert spare_bytes(root) == -MIB

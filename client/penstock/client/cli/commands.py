@@ -1,4 +1,4 @@
-"""`penstock load | status | health | prefetch | fetch | evict | verify | bench | demo`.
+"""`penstock load | status | health | prefetch | fetch | evict | verify | bench | warm-set check | demo`.
 
 Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
 """
@@ -26,7 +26,8 @@ from .status_text import show
 
 _PIN = (
     "keep it until it is evicted; without, it stays until its memory is needed, and in a daemon without a "
-    "memory limit for as long as penstockd --trim-after says (60 s by default)"
+    "memory limit for as long as penstockd --trim-after says (15 minutes by default) and the node has memory "
+    "to spare"
 )
 _VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(run=run)
-        if name not in ("demo", "bench"):  # which start a daemon of their own
+        if name not in ("demo", "bench", "warm-set"):  # which need no daemon that runs
             added.add_argument(
                 "--socket-dir",
                 metavar="DIR",
@@ -171,6 +172,14 @@ def _parser() -> argparse.ArgumentParser:
         help="of the private daemon that measures (default: 1GiB)",
     )
     bench.add_argument("--no-progress", action="store_true", help="no bar on stderr")
+
+    warm_set = command("warm-set", _check_warm_set, "Checks the file of penstockd's --warm-set.")
+    actions = warm_set.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check_help = (
+        "Exits with 0 if the file is a warm set, else with 1 and a line for each fault; needs no daemon."
+    )
+    check = actions.add_parser("check", help=check_help, description=check_help)
+    check.add_argument("file", metavar="FILE", help="as for penstockd --warm-set")
 
     command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
     return parser
@@ -358,6 +367,18 @@ def _bench(options: argparse.Namespace) -> None:
         memory_limit=options.memory_limit,
         progress=not options.no_progress,
     )
+
+
+def _check_warm_set(options: argparse.Namespace) -> None:
+    """By a process of its own: this package knows neither the server nor YAML."""
+    from ..system.interpreter import start_module
+
+    sys.stdout.flush()
+    module = "penstock.server.loads.warm.check"
+    with start_module(module, [options.file], stdout=None, stderr=None, environment=os.environ) as checking:
+        code = checking.wait()
+    if code:
+        raise SystemExit(1)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -14,7 +14,14 @@ _ERRORS = 5
 
 def show(status: dict[str, Any]) -> str:
     """Lines for a terminal. Text that clients chose is made printable."""
-    parts = [_head(status), _stages(status), _holders(status), _loads(status), _errors(status)]
+    parts = [
+        _head(status),
+        _warm_set(status),
+        _stages(status),
+        _holders(status),
+        _loads(status),
+        _errors(status),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -47,6 +54,26 @@ def _head(status: dict[str, Any]) -> str:
             *hung,
         ]
     )
+
+
+def _warm_set(status: dict[str, Any]) -> str:
+    warm_set = status.get("warm_set")  # a daemon of an earlier version tells of none
+    if not warm_set or not warm_set["file"]:
+        return ""
+    rows = [
+        (
+            _plain(entry["name"]),
+            entry["state"].replace("_", " ") + (", pinned" if entry["pin"] else ""),
+            _share(entry["ready_bytes"], entry["total_bytes"]),
+            _duration(entry["seconds"]),
+            _plain(entry["reason"]) or "-",
+            _sources(entry["sources"]),
+        )
+        for entry in warm_set["entries"]
+    ]
+    problems = [f"not in force: {_plain(warm_set['file'])}: {_plain(one)}" for one in warm_set["problems"]]
+    table = _table(("WARM SET", "STATE", "READ", "SINCE", "WHY", "CHECKPOINT"), rows)
+    return "\n".join([*problems, *([table] if table else [])])
 
 
 def _stages(status: dict[str, Any]) -> str:

@@ -39,10 +39,15 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def start_module(
-    module: str, arguments: Sequence[str], *, stderr: IO[bytes], environment: Mapping[str, str]
+    module: str,
+    arguments: Sequence[str],
+    *,
+    stdout: int | None = subprocess.DEVNULL,
+    stderr: IO[bytes] | None,
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     """Runs `module` as `python -m` would, with its standard input a pipe. It keeps the working directory, and
-    Ctrl-C in the terminal does not reach it.
+    Ctrl-C in the terminal does not reach it. With None for `stdout` or `stderr` it writes to this process's.
 
     Raises DaemonUnavailableError where this program has no interpreter that can be started.
     """
@@ -54,7 +59,7 @@ def start_module(
             return subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=stdout,
                 stderr=stderr,
                 env=environment,
                 cwd="/",

@@ -14,7 +14,9 @@ file says.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,6 +115,27 @@ def select(
             tensor=some[0],
         )
     return Selection(tuple(files))
+
+
+def select_matching(
+    tables: Sequence[TensorTable], patterns: Sequence[str], delivered: Sequence[Indices] | None = None
+) -> Selection:
+    """The tensors whose names match one of the patterns of a shell, of those that are `delivered` at all.
+    Raises TensorNotFoundError if there is none."""
+    matches = [re.compile(fnmatch.translate(pattern)).match for pattern in patterns]
+    files = []
+    for table, counts in zip(tables, select(tables, None, delivered).files, strict=True):
+        matching = (index for index in counts if any(match(table.name(index)) for match in matches))
+        files.append(compact(array("I", matching)))
+    selection = Selection(tuple(files))
+    if not selection.tensor_count:
+        shown = ", ".join(repr(pattern[:200]) for pattern in patterns[:3])
+        raise TensorNotFoundError(
+            f"the checkpoint has no tensor whose name matches {shown}; compare with the names that a load "
+            "without a selection yields",
+            tensor=patterns[0],
+        )
+    return selection
 
 
 def skip(selection: Selection, count: int) -> Selection:

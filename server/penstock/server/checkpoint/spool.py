@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from ..config.units import show_size
 from ..errors import TooManyLoadsError
-from ..system.headroom import left_bytes
+from ..system.headroom import levels
 from ..system.quota import Quota
 
 SPOOL_BYTES = 128 << 20
@@ -52,7 +52,7 @@ class Spools:
         clock). Raises TooManyLoadsError if no bytes are free by then, or no memory is left."""
         self._take(uid, size_bytes, give_up_at)
         try:
-            left = min(left_bytes())
+            left = min(level.left_bytes for level in levels())
             if left < size_bytes + SPARE_BYTES:
                 raise TooManyLoadsError(
                     f"a header or index of {show_size(size_bytes)} cannot be read: the machine or the "

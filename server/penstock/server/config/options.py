@@ -88,12 +88,37 @@ _FIRST_OPTIONS = (
         "SIZE",
     ),
 )
+_WARM_OPTIONS = (
+    Option(
+        "--warm-set",
+        "",
+        values.optional_file,
+        "file that lists checkpoints to keep warm, as YAML; it is watched, and a change counts at once",
+        "FILE",
+    ),
+    Option(
+        "--warm-set-interval",
+        "300",
+        values.waiting_seconds,
+        "seconds, give or take a fifth, between two looks whether storage has another version of a "
+        "checkpoint of --warm-set",
+        "SECONDS",
+    ),
+    Option(
+        "--node-features",
+        "",
+        values.optional_file,
+        "file to keep for node-feature-discovery: a label for each checkpoint of --warm-set that is warm",
+        "FILE",
+    ),
+)
 _FURTHER_OPTIONS = (
     Option(
         "--trim-after",
-        "60",
+        "900",
         values.seconds,
-        "without a limit: seconds after which unused memory goes back to the system",
+        "without a limit: seconds after which a checkpoint that nobody uses is evicted; it goes at once when "
+        "the machine or the container runs short of memory",
         "SECONDS",
     ),
     Option("--queue-timeout", "600", values.seconds, "seconds that a load may wait for memory", "SECONDS"),
@@ -186,6 +211,7 @@ def _options(stores: Sequence[StoreFlags]) -> tuple[Option, ...]:
             "URI",
             repeatable=True,
         ),
+        *_WARM_OPTIONS,
         *_FURTHER_OPTIONS,
         *(option for store in stores for option in store.options),
         *_LOG_OPTIONS,

@@ -39,6 +39,9 @@ class Config:
     allow: tuple[str, ...]
     prefetch: tuple[str, ...]
     ready_after_prefetch: bool
+    warm_set: Path | None
+    warm_set_interval_seconds: float
+    node_features: Path | None
     trim_after_seconds: float
     queue_timeout_seconds: float
     group_timeout_seconds: float
@@ -80,7 +83,8 @@ class Config:
             return "not at all; set --memory-limit to keep checkpoints"
         if self.trims:
             return (
-                f"{self.trim_after_seconds:g} s after its last use; raise --trim-after, or set --memory-limit"
+                f"{self.trim_after_seconds:g} s after its last use, or until the machine or the container "
+                "runs short of memory; raise --trim-after, or set --memory-limit"
             )
         return "until others need the memory"
 
@@ -110,6 +114,9 @@ def load_config(
         allow=values["allow"],
         prefetch=values["prefetch"],
         ready_after_prefetch=values["ready_after_prefetch"],
+        warm_set=values["warm_set"],
+        warm_set_interval_seconds=values["warm_set_interval"],
+        node_features=values["node_features"],
         trim_after_seconds=values["trim_after"],
         queue_timeout_seconds=values["queue_timeout"],
         group_timeout_seconds=values["group_timeout"],
@@ -136,6 +143,15 @@ def _check_together(values: Mapping[str, Any]) -> None:
     if values["prefetch"] and limit == MINIMAL:
         raise ConfigError(
             "--prefetch: nothing can be kept staged with --memory-limit 0; give a limit that holds it, or -1"
+        )
+    if values["warm_set"] and limit == MINIMAL:
+        raise ConfigError(
+            "--warm-set: nothing can be kept warm with --memory-limit 0; give a limit that holds it, or -1"
+        )
+    if values["node_features"] and not values["warm_set"]:
+        raise ConfigError(
+            "--node-features: it tells what of --warm-set is warm, and there is none; give --warm-set too, "
+            "or leave it out"
         )
     if len(values["prefetch"]) >= values["max_loads"]:
         raise ConfigError(

@@ -33,6 +33,15 @@ def directory(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
+def optional_file(text: str) -> Path | None:
+    """Absolute; None for an empty text."""
+    if not text.strip():
+        return None
+    if text.endswith("/") or Path(text).name in ("", ".."):
+        raise ValueError(f"{text!r} is a directory; name a file in it")
+    return Path(os.path.abspath(text))
+
+
 def memory_limit(text: str) -> int:
     """UNLIMITED, MINIMAL or bytes."""
     if text.strip() == "-1":

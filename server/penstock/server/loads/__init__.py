@@ -5,7 +5,8 @@ The caller comes in by a protocol (`request.Caller`).
 
 Start with `load`, which reads from top to bottom. `request` is its input,
 `admission` resolves, chooses and admits. `control` decides
-who may load, pin and evict, and how many loads run at once, and counts their results.
+who may load, pin and evict, and how many loads run at once, and counts their results. `warm/` keeps what
+an operator's file names warm.
 
 May import: staging, checkpoint, sources, config, system.
 """

@@ -15,7 +15,8 @@ from typing import ClassVar, TypeVar
 
 from ..checkpoint import plan
 from ..checkpoint.catalog import NO_WISH, Checkpoint
-from ..checkpoint.plan import Selection
+from ..checkpoint.plan import Indices, Selection
+from ..checkpoint.table import TensorTable
 from ..config.units import show_size
 from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
@@ -48,6 +49,8 @@ class Admission:
     """One client's way to an entry in the staging buffer. `state` and the numbers are for status and the
     log."""
 
+    _keeps_old = False
+    """It leaves older versions of the checkpoint in the buffer."""
     kind: ClassVar[str]
     """Its kind in the log and in status: load or prefetch."""
 
@@ -73,7 +76,7 @@ class Admission:
         """Whether it has got everything that it asked for: if the caller goes away now, nothing is lost."""
         self._access = access
         self._context = context
-        self._wish = NO_WISH
+        self._verification = NO_WISH
         self._choosing = False
         self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
@@ -120,20 +123,9 @@ class Admission:
         return checkpoint, selection, entry
 
     async def _resolve(self) -> Checkpoint:
-        catalog, request = self._context.catalog, self.request
-        self._wish = Wish.of(self._context.verify, request.verify, request.digests)
-        resolvers = self._context.resolvers(request.sources, self.caller.uid)
-        resolving = resolvers.submit(
-            catalog.resolve, request.sources, self._access, variant=request.variant, wish=self._wish
-        )
-        try:
-            checkpoint = await asyncio.wrap_future(resolving)
-        except asyncio.CancelledError:
-            # Cancelling one future cancelled the other, if it had not begun.
-            resolving.add_done_callback(_close_unwanted)
-            raise
-        finally:
-            del resolving  # else an error and this frame would keep each other, and a header, alive until gc
+        request = self.request
+        self._verification = Wish.of(self._context.verify, request.verify, request.digests)
+        checkpoint = await resolve(self._context, request, self._access)
         if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
@@ -161,7 +153,7 @@ class Admission:
         entry serves it. For a group that goes on after a restart, the latter are all that any member may
         still need."""
         skipped, group = self.request.skip_tensors, self.request.group
-        selection = plan.select(checkpoint.tables, names, checkpoint.delivered)
+        selection = select(self.request, checkpoint.tables, names, checkpoint.delivered)
         rest = made_for = plan.skip(selection, skipped)
         if group is not None and group.window:
             made_for = plan.skip(selection, min(skipped, group.released_tensors))
@@ -235,6 +227,7 @@ class Admission:
             group=request.group,
             owner_uid=owner_uid,
             made_for=made_for,
+            keep_old=self._keeps_old,
         )
         self.warm_segments = entry.ready_segments()
         self.read_before = entry.read_bytes
@@ -301,6 +294,35 @@ class Admission:
             "waited_seconds": round(self.waited_seconds, 4),
             "stage": self.entry.id if self.entry else 0,
         }
+
+
+def select(
+    request: Request,
+    tables: Sequence[TensorTable],
+    names: Names | Sequence[str] | None,
+    delivered: Sequence[Indices] | None,
+) -> Selection:
+    """What the request selects, by its patterns or by names. Raises TensorNotFoundError."""
+    if request.patterns:
+        return plan.select_matching(tables, request.patterns, delivered)
+    return plan.select(tables, names, delivered)
+
+
+async def resolve(context: LoadContext, request: Request, access: Access) -> Checkpoint:
+    """The caller has to close it. Raises as `Catalog.resolve` does."""
+    wish = Wish.of(context.verify, request.verify, request.digests)
+    resolvers = context.resolvers(request.sources, access.uid)
+    resolving = resolvers.submit(
+        context.catalog.resolve, request.sources, access, variant=request.variant, wish=wish
+    )
+    try:
+        return await asyncio.wrap_future(resolving)
+    except asyncio.CancelledError:
+        # Cancelling the one cancelled the other, if that had not begun.
+        resolving.add_done_callback(_close_unwanted)
+        raise
+    finally:
+        del resolving  # or an error and this frame would keep each other, and a header, until gc comes
 
 
 def _close_unwanted(resolving: Future[Checkpoint]) -> None:

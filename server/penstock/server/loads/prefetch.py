@@ -50,6 +50,11 @@ class Prefetch(Admission):
         finally:
             self._leave()
 
+    def _keep(self, entry: CacheEntry) -> None:
+        """It is staged whole, and not yet left."""
+        if self._pin:
+            entry.pin(self.request.sources)
+
     async def _follow(self, entry: CacheEntry, emit: Emit) -> None:
         ring = entry.ring
         assert ring is not None
@@ -67,7 +72,6 @@ class Prefetch(Admission):
             with contextlib.suppress(asyncio.CancelledError):
                 await waiting
         self.delivered_bytes = ring.ready_bytes
-        if self._pin:
-            entry.pin(self.request.sources)
+        self._keep(entry)
         self.finished = True
         await emit(Progress(ring.ready_bytes, ring.total_bytes, done=True))

@@ -21,6 +21,7 @@ from ..config.units import show_size
 from ..errors import ShuttingDownError, StagingExhaustedError
 from ..system import failure
 from ..system.counts import Totals
+from ..system.headroom import spare_bytes
 from ..system.log import event
 from ..system.shown import shown_source
 from .contents import Contents
@@ -50,9 +51,10 @@ class StagingBuffer:
         workers: Workers,
         hashers: Workers,
         totals: Totals,
+        spare: Callable[[], int] = spare_bytes,
     ) -> None:
         """`readers` has the reader threads for each kind of source, `hashers` the threads on which SHA-256
-        follows the reading."""
+        follows the reading. `spare` says how much memory the system has to spare, as `spare_bytes` does."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -91,6 +93,8 @@ class StagingBuffer:
             workers,
             may_populate=lambda: not self._queue,
             evict_idle=self._evict_idle,
+            evict_for=self._evict_for,
+            spare=spare,
         )
 
     @property
@@ -132,12 +136,14 @@ class StagingBuffer:
         group: Group | None,
         owner_uid: int | None,
         made_for: Selection | None = None,
+        keep_old: bool = False,
     ) -> CacheEntry:
         """Joins an entry, or queues a new one, which then owns `checkpoint`.
 
         A new entry is made for `made_for` if that is given: `selection` is then all of it, or its end. `key`
         holds the entry from now on; the caller must call `leave(key)`. The slabs will go to the user
-        `owner_uid`; None means that no user is known yet.
+        `owner_uid`; None means that no user is known yet. `keep_old` leaves entries with older versions of
+        the files in the buffer.
         """
         found = find(
             self.entries.values(),
@@ -160,7 +166,8 @@ class StagingBuffer:
                 self._queue.reorder()
             return entry
         self._totals.stage_misses += 1
-        self._evict_old_versions(checkpoint, holder.since)
+        if not keep_old:
+            self.evict_old_versions(checkpoint, holder.since)
         made_for = made_for or selection
         terms = terms_of(group, self.entries.values(), checkpoint, owner_uid=owner_uid)
         entry = CacheEntry(Contents(checkpoint, made_for), terms, self._context, owner_uid=owner_uid)
@@ -181,16 +188,31 @@ class StagingBuffer:
 
     def make_room(self, count: int) -> bool:
         """Evicts as many idle checkpoints as it takes, least recently used first. If that cannot make enough
-        room, it evicts none. Entries whose cancelled reads still run come last, since some of their slabs
-        stay in use."""
+        room, it evicts none. Checkpoints that a warm set names come after the others. Entries whose cancelled
+        reads still run come last, since some of their slabs stay in use."""
         evictable = [entry for entry in self.entries.values() if entry.evictable and not entry.pinned]
         if self.pool.available + sum(entry.unused_slabs for entry in evictable) < count:
             return False
-        for entry in sorted(evictable, key=lambda entry: (entry.stuck, entry.last_used)):
+        for entry in sorted(evictable, key=lambda entry: (entry.stuck, entry.wanted, entry.last_used)):
             if self.pool.available >= count:
                 break
             self._evict(entry)
         return True
+
+    async def spare_bytes(self, *, evicting: bool, evicting_wanted: bool) -> int:
+        """How much a checkpoint can have that a warm set names: what is free, and with `evicting` what
+        others use that is only warm, or even, with `evicting_wanted`, what the set names and does not pin.
+        Without a limit no more than the system has to spare."""
+        evictable = sum(
+            entry.unused_slabs
+            for entry in self.entries.values()
+            if evicting and entry.idle and not entry.pinned and (evicting_wanted or not entry.wanted)
+        )
+        slabs = self.pool.available + evictable
+        if self._config.trims:
+            spare = max(0, await self._upkeep.spare_slabs())
+            slabs = min(slabs, self.pool.free_slabs + evictable + spare)
+        return slabs * self.pool.slab_bytes
 
     def memory_will_return(self, uid: int | None = None) -> bool:
         """Whether some slabs (of `uid`, if that is given) belong to a load that runs. Slabs that do not
@@ -222,6 +244,16 @@ class StagingBuffer:
             leased += len(entry.slabs)
             freed += slabs - len(entry.slabs)
         return freed * self.pool.slab_bytes, leased * self.pool.slab_bytes
+
+    def evict_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
+        """What was made before `since` with other versions of these files, pinned or not: memory is for what
+        can still be loaded, and that no longer can."""
+        old = superseded(self.entries.values(), checkpoint, since=since)
+        for entry in old:
+            source = ",".join(entry.checkpoint.sources[:3])
+            fields = {"stage": entry.id, "source": source, "pinned": entry.pinned}
+            event(logger, "changed in storage", fields)
+        self.evict(lambda entry: entry in old)
 
     def usage(self) -> Usage:
         return Usage.of(self.pool, self.entries.values(), self._draining, waiting=len(self._queue))
@@ -266,17 +298,18 @@ class StagingBuffer:
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _evict_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
-        """Evicts old versions, pinned or not: they can no longer be loaded, and take memory from what can."""
-        old = superseded(self.entries.values(), checkpoint, since=since)
-        for entry in old:
-            source = ",".join(entry.checkpoint.sources[:3])
-            fields = {"stage": entry.id, "source": source, "pinned": entry.pinned}
-            event(logger, "changed in storage", fields)
-        self.evict(lambda entry: entry in old)
-
     def _evict_idle(self, since: float) -> None:
-        self.evict(lambda entry: entry.idle and not entry.pinned and entry.last_used <= since)
+        self.evict(
+            lambda entry: entry.idle and not entry.pinned and not entry.wanted and entry.last_used <= since
+        )
+
+    def _evict_for(self, free_slabs: int) -> None:
+        """For the system: what is only warm, least recently used first, until so many slabs are free."""
+        warm = [entry for entry in self.entries.values() if entry.idle and not entry.pinned and entry.started]
+        for entry in sorted(warm, key=lambda entry: (entry.wanted, entry.last_used)):
+            if self.pool.free_slabs >= free_slabs:
+                return
+            self._evict(entry)
 
     def _grant(self) -> None:
         """Starts every entry that is next in the queue and can have its slabs now."""

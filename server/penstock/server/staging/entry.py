@@ -79,7 +79,9 @@ class CacheEntry:
         self.verifier: Verifier | None = None
         """Once started: what of it was compared with checksums."""
         self.error: PenstockError | None = None
-        self.pinned = False
+        self._pinned = False
+        self._wishes: dict[str, bool] = {}
+        """Names of the warm set that it is kept for, and whether each pins it."""
         self.names = [contents.checkpoint.sources]
         """Names under which it was staged or pinned. Several may mean the same files."""
         self.read_bytes = 0
@@ -128,6 +130,20 @@ class CacheEntry:
     def closed(self) -> bool:
         """Whether it is no longer in the buffer."""
         return self.phase in (Phase.DRAINING, Phase.CLOSED)
+
+    @property
+    def pinned(self) -> bool:
+        """It is evicted for nobody's memory."""
+        return self._pinned or any(self._wishes.values())
+
+    @property
+    def wanted(self) -> bool:
+        """A warm set names it: it is evicted after what is warm by chance."""
+        return bool(self._wishes)
+
+    def wanted_as(self, name: str) -> bool:
+        """The warm set names it so."""
+        return name in self._wishes
 
     @property
     def reading(self) -> bool:
@@ -259,13 +275,23 @@ class CacheEntry:
 
     def pin(self, name: tuple[str, ...]) -> None:
         """Keeps the entry until it is evicted, and adds `name` to its names."""
-        self.pinned, self._evict_when_left = True, False
-        if name not in self.names:
-            self.names = [*self.names[: MAX_NAMES - 1], name]
+        self._pinned, self._evict_when_left = True, False
+        self._call(name)
+
+    def want(self, name: str, sources: tuple[str, ...], *, pin: bool) -> None:
+        """A warm set names it, until `unwant` or `unpin`. `sources` are what it is staged as there."""
+        self._wishes[name], self._evict_when_left = pin, False
+        self._call(sources)
+
+    def unwant(self, name: str) -> None:
+        """The warm set does not name it so any more: it is warm as after a load."""
+        if self._wishes.pop(name, None) is not None:
+            self.last_used = self._loop.time()
 
     def unpin(self) -> None:
         """From now on it may be evicted for others. Nothing keeps it once its last holder has left."""
-        self.pinned, self._evict_when_left = False, True
+        self._pinned, self._evict_when_left = False, True
+        self._wishes.clear()
 
     def fail(self, error: PenstockError) -> None:
         """All who wait for the entry, now or later, get the error."""
@@ -370,6 +396,10 @@ class CacheEntry:
         changed.set_result(None)
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _call(self, sources: tuple[str, ...]) -> None:
+        if sources not in self.names:
+            self.names = [*self.names[: MAX_NAMES - 1], sources]
 
     def _raise_error(self) -> None:
         if self.error is not None:

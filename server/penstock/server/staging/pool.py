@@ -113,6 +113,12 @@ class SlabPool:
         self._free = [entry for entry in self._free if entry[1] > limit]
         await self._retire(old)
 
+    async def shrink(self, count: int) -> int:
+        """Gives up to `count` free slabs back to the system, longest free first. How many it gave."""
+        old, self._free = self._free[:count], self._free[count:]
+        await self._retire([slab for slab, _ in old])
+        return len(old)
+
     async def populate(self, may_go_on: Callable[[], bool]) -> None:
         """Makes every slab that the limit allows and touches its pages, pausing while not `may_go_on()`."""
         await asyncio.gather(*(self._populate(may_go_on) for _ in range(POPULATORS)))

@@ -11,15 +11,17 @@ from collections.abc import Callable
 from ..config.settings import Config
 from ..config.units import show_size
 from ..system.failure import NoThreadError
-from ..system.headroom import buffer_headroom
+from ..system.headroom import buffer_headroom, spare_bytes
 from ..system.log import event
 from .pool import SlabPool, Workers
 
 logger = logging.getLogger(__name__)
 
 HEADROOM_SECONDS = 1.0
-TRIM_SECONDS = 0.5
-"""The least between two looks for what nobody uses."""
+LOOK_SECONDS = 0.25
+"""Between two looks for memory that is to go back to the system."""
+FREE_SECONDS = 60.0
+"""Slabs without a checkpoint go back after this: they only save the cost of fresh pages."""
 
 
 class Upkeep:
@@ -33,8 +35,12 @@ class Upkeep:
         *,
         may_populate: Callable[[], bool],
         evict_idle: Callable[[float], None],
+        evict_for: Callable[[int], None],
+        spare: Callable[[], int] = spare_bytes,
     ) -> None:
-        """`evict_idle` evicts what nobody has used since a time of the loop's clock."""
+        """`evict_idle` evicts what nobody has used since a time of the loop's clock. `evict_for` evicts what
+        nobody uses, least recently used first, until so many slabs are free. `spare` says how much memory
+        the system has to spare, as `spare_bytes` does."""
         self.populating = False
         """The buffer's pages are being made."""
         self._config = config
@@ -42,6 +48,10 @@ class Upkeep:
         self._workers = workers
         self._may_populate = may_populate
         self._evict_idle = evict_idle
+        self._evict_for = evict_for
+        self._spare = spare
+        self._blind = False
+        """The last look at the system's memory failed."""
         pool.limit_headroom(self._headroom_slabs())
 
     async def run(self) -> None:
@@ -83,7 +93,34 @@ class Upkeep:
             event(logger, "populated", {"bytes": self._pool.existing_slabs * self._pool.slab_bytes})
 
     async def _trim(self) -> None:
+        """Without a limit: gives back what nobody has used for long, and at once what others lack."""
+        loop, after = asyncio.get_running_loop(), self._config.trim_after_seconds
         while self._config.trims:
-            await asyncio.sleep(max(self._config.trim_after_seconds / 4, TRIM_SECONDS))
-            self._evict_idle(asyncio.get_running_loop().time() - self._config.trim_after_seconds)
-            await self._pool.trim(self._config.trim_after_seconds)
+            await asyncio.sleep(LOOK_SECONDS)
+            self._evict_idle(loop.time() - after)
+            await self._pool.trim(min(after, FREE_SECONDS))
+            if self._pool.existing_slabs:
+                await self._give_back(max(0, -await self.spare_slabs()))
+
+    async def _give_back(self, missing_slabs: int) -> None:
+        """Free slabs first, then checkpoints that are only warm."""
+        if not missing_slabs:
+            return
+        self._evict_for(missing_slabs)
+        if given := await self._pool.shrink(missing_slabs):
+            slab_bytes = self._pool.slab_bytes
+            fields = {"missing": missing_slabs * slab_bytes, "given_back": given * slab_bytes}
+            event(logger, "memory is short", fields)
+
+    async def spare_slabs(self) -> int:
+        """How many more the system has memory for, at most; negative: so many have to go back."""
+        loop, workers = asyncio.get_running_loop(), self._workers.of(os.geteuid())
+        try:
+            spare_bytes = await loop.run_in_executor(workers, self._spare)
+        except (OSError, MemoryError, NoThreadError, ValueError) as error:
+            if not self._blind:
+                logger.warning("how much memory is left could not be asked: %s", error)
+            self._blind = True
+            return 0
+        self._blind = False
+        return spare_bytes // self._pool.slab_bytes

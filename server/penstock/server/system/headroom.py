@@ -4,16 +4,47 @@ It may be less than the limit: on a node whose memory is used up, or in a contai
 died while clients held its slabs. These stay charged until the clients unmap them, and a daemon that took
 more would be killed. In a container that is started anew the kernel does not show older charges. There the
 container's limit has to be large enough (docs/deploy.md).
+
+And how much of it has to go back. Without a limit the buffer keeps what is warm as long as the machine and
+each cgroup have `SPARE_SHARE` of their memory left. Where processes stall for memory they must have
+`SPARE_SHARE_UNDER_PRESSURE`. Stalls alone say too little: the kernel reports those of a neighbour in a tight
+cgroup of its own as the machine's too, and no memory of ours helps that one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 
 _ROOT = Path("/")
+
+SPARE_SHARE = 1 / 16
+"""Of the memory of the machine, and of each cgroup's limit. At 0.25 s a look (`staging/upkeep.py`) a process
+may take 16 GB/s of a node with 64 GB, and finds memory left."""
+SPARE_SHARE_UNDER_PRESSURE = 1 / 4
+PRESSURE_PERCENT = 10.0
+"""Of the last ten seconds, in which at least one process waited for memory: `some avg10` of PSI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The machine, or one cgroup. Page cache counts as left."""
+
+    limit_bytes: int
+    left_bytes: int
+    stalled_percent: float
+    """Of the last ten seconds; 0 where the kernel does not say."""
+
+    @property
+    def spare_bytes(self) -> int:
+        """Beyond the share that it has to have left; negative where some of that is missing."""
+        pressed = self.stalled_percent >= PRESSURE_PERCENT
+        share = SPARE_SHARE_UNDER_PRESSURE if pressed else SPARE_SHARE
+        return self.left_bytes - math.ceil(self.limit_bytes * share)
 
 
 def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
@@ -22,15 +53,26 @@ def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
     beside_bytes = max(0, memory_bound(root).limit_bytes - capacity_bytes)
     # Memory that the daemon may need for itself, as far as the limits have any beside the buffer.
     reserve_bytes = min(OVERHEAD_BYTES, beside_bytes) * 3 // 4 - own.get("RssAnon", 0)
-    left = min(left_bytes(root))
+    left = min(level.left_bytes for level in levels(root))
     room_bytes = left + own.get("RssShmem", 0) - max(0, reserve_bytes)
     return min(capacity_bytes, max(0, room_bytes))
 
 
-def left_bytes(root: Path = _ROOT) -> Iterator[int]:
-    """The bytes that the machine and each cgroup have left. Page cache counts as free."""
+def spare_bytes(root: Path = _ROOT) -> int:
+    """How much more memory may be kept so that every level has its share left. Negative: so much has to go
+    back. Blocks for a moment."""
+    return min(level.spare_bytes for level in levels(root))
+
+
+def levels(root: Path = _ROOT) -> Iterator[Level]:
+    """The machine, then each cgroup that has a limit."""
     machine = proc_sizes(root / "proc/meminfo")
-    yield machine.get("MemAvailable", machine["MemTotal"])
+    total_bytes = machine["MemTotal"]
+    yield Level(
+        total_bytes,
+        machine.get("MemAvailable", total_bytes),
+        _stalled_percent(root / "proc/pressure/memory"),
+    )
     for directory, name in cgroup_limits(root):
         prefix, usage = (
             ("", "memory.current") if name == "memory.max" else ("total_", "memory.usage_in_bytes")
@@ -43,4 +85,14 @@ def left_bytes(root: Path = _ROOT) -> Iterator[int]:
             continue
         if limit.isdecimal():
             cached_bytes = sum(int(cache.get(prefix + part, 0)) for part in ("inactive_file", "active_file"))
-            yield int(limit) - used_bytes + cached_bytes
+            left_bytes = int(limit) - used_bytes + cached_bytes
+            yield Level(int(limit), left_bytes, _stalled_percent(directory / "memory.pressure"))
+
+
+def _stalled_percent(path: Path) -> float:
+    """`some avg10` of a file of PSI; 0 for kernels and cgroups without it."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return 0.0
+    return next((float(word[6:]) for word in words if word.startswith("avg10=")), 0.0)

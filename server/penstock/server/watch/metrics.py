@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from ..errors import reasons
+from ..loads.warm.keeper import STATES
 from ..sources.stores import KINDS
 from ..system.counts import (
     CACHES,
@@ -158,6 +159,18 @@ METRICS = (
         "counter",
         "Idle checkpoints evicted for their memory, on request, or because they changed in storage.",
     ),
+    Metric(
+        "warm_set_entries",
+        "gauge",
+        "Checkpoints of --warm-set: waiting to be read, being read, warm, failed, or too large for the "
+        "memory that is left.",
+        {"state": STATES},
+    ),
+    Metric(
+        "warm_set_broken",
+        "gauge",
+        "1 while the latest version of the file of --warm-set has a fault, and the one before is in force.",
+    ),
     Metric("readers", "gauge", "Reader threads."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
     Metric(
@@ -222,6 +235,9 @@ class Gauges:
     readers: int = 0
     readers_busy: int = 0
     stuck_bytes: int = 0
+    warm_set_entries: Mapping[str, int] = field(default_factory=dict)
+    """By state."""
+    warm_set_broken: bool = False
 
 
 class Exposition(Collector):
@@ -311,6 +327,8 @@ def _present(gauges: Gauges) -> dict[str, _Values]:
         "readers": {(): gauges.readers},
         "readers_busy": {(): gauges.readers_busy},
         "stuck_bytes": {(): gauges.stuck_bytes},
+        "warm_set_entries": {(state,): count for state, count in gauges.warm_set_entries.items()},
+        "warm_set_broken": {(): float(gauges.warm_set_broken)},
     }
 
 

@@ -21,6 +21,7 @@ from ..config.settings import Config
 from ..config.values import UNLIMITED
 from ..loads.load import Load
 from ..loads.running import Running
+from ..loads.warm.warm_set import WarmSet
 from ..sources.stores import kind_of
 from ..staging.buffer import StagingBuffer
 from ..staging.entry import CacheEntry
@@ -49,6 +50,7 @@ class Status:
     loads: Collection[Running]
     health: Health
     history: History
+    warm_set: WarmSet | None = None
 
     def gauges(self) -> Gauges:
         usage = self.staging.usage()
@@ -65,6 +67,8 @@ class Status:
             readers=sum(len(pool.threads) for pool in self.readers),
             readers_busy=sum(pool.busy for pool in self.readers),
             stuck_bytes=usage.stuck_bytes,
+            warm_set_entries=self.warm_set.counts() if self.warm_set is not None else {},
+            warm_set_broken=self.warm_set is not None and bool(self.warm_set.problems),
         )
 
     def message(self, only_uid: int | None) -> pb.GetStatusResponse:
@@ -104,6 +108,7 @@ class Status:
             ]
             if all_of_it
             else [],
+            warm_set=_warm_set(self.warm_set, now) if all_of_it and self.warm_set is not None else None,
         )
         holders_left = SHOWN_HOLDERS
         for entry in self.staging.entries.values():
@@ -185,6 +190,34 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else encodable(str(value))
+
+
+def _warm_set(warm_set: WarmSet, now: float) -> pb.WarmSet:
+    entries = []
+    for keeper in warm_set.keepers:
+        wish, entry = keeper.wish, keeper.entry
+        ready_bytes, total_bytes = keeper.progress
+        lacks = keeper.state == "does_not_fit"
+        entries.append(
+            pb.WarmSetEntry(
+                name=wish.name,
+                sources=shown_sources(wish.sources),
+                state=keeper.state,
+                reason=keeper.reason,
+                seconds=now - keeper.since,
+                pin=wish.pin,
+                tensors=shown_sources(wish.tensors),
+                ready_bytes=ready_bytes,
+                total_bytes=total_bytes,
+                needed_bytes=keeper.needed_bytes if lacks else 0,
+                left_bytes=keeper.left_bytes if lacks else 0,
+                stage_id=entry.id if entry is not None else 0,
+                checked_seconds=None if keeper.checked_at is None else now - keeper.checked_at,
+            )
+        )
+    return pb.WarmSet(
+        file=encodable(str(warm_set.path)), problems=map(encodable, warm_set.problems), entries=entries
+    )
 
 
 def _failure(failure: Failure) -> pb.RecentError:

@@ -16,6 +16,7 @@ const TOTALS = [
 ];
 const SHOWN_ERRORS = 8;
 const position = (_, index) => index;
+const BADGES = { waiting: "waiting", reading: "reading", warm: "warm", failed: "failed", does_not_fit: "failed" };
 const STATE_ORDER = ["reading", "leased", "warm", "waiting", "failed"];
 
 export function showTiles({ readers, staging, loads, stages, totals, hung_mounts: hung }) {
@@ -62,6 +63,30 @@ function waits(load) {
   if (load.waits_for === "") return "";
   const queue = load.queue_place > 0 ? `, place ${load.queue_place}, for ${duration(load.waited_seconds)} so far` : "";
   return `Waits for ${load.waits_for}${queue}`;
+}
+
+export function showWarmSet(warmSet) {
+  const given = Boolean(warmSet?.file); // a daemon without one says nothing of it
+  byId("warm-card").hidden = !given;
+  if (!given) return;
+  const { entries, file, problems } = warmSet;
+  byId("warm-empty").hidden = entries.length > 0;
+  text(byId("warm-more"), file);
+  const why = (problem) => `The latest version is not in force: ${problem}`;
+  repeat(byId("warm-problems"), "problem", problems, position, (node, problem) => fill(node, { message: why(problem) }));
+  repeat(byId("warm"), "wish", entries, (entry) => entry.name, (node, entry) => {
+    node.dataset.state = entry.state;
+    node.querySelector(".badge").dataset.state = BADGES[entry.state];
+    fill(node, {
+      name: entry.name,
+      state: entry.state.replaceAll("_", " "),
+      pinned: entry.pin ? "pinned" : "",
+      path: entry.sources.join(", "),
+      progress: entry.total_bytes > 0 ? `${size(entry.ready_bytes)} of ${size(entry.total_bytes)}` : "",
+      since: `for ${duration(entry.seconds)}`,
+      reason: entry.reason,
+    });
+  });
 }
 
 export function showStages(stages) {

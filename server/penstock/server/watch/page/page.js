@@ -4,7 +4,7 @@
 import { showBuffer } from "./buffer.js";
 import { showChart } from "./chart.js";
 import { byId, text } from "./dom.js";
-import { showConfiguration, showErrors, showLoads, showStages, showTiles, showTotals } from "./lists.js";
+import { showConfiguration, showErrors, showLoads, showStages, showTiles, showTotals, showWarmSet } from "./lists.js";
 import { duration } from "./units.js";
 
 const INTERVAL_SECONDS = 1;
@@ -49,6 +49,7 @@ function show(status) {
   showTiles(status);
   showChart(status.throughput);
   showLoads(status.loads);
+  showWarmSet(status.warm_set);
   showStages(status.stages);
   showErrors(status.errors);
   showTotals(status.totals);
