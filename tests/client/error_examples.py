@@ -28,7 +28,7 @@ import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, sglang, vllm
+from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, sglang, vllm, vllm_remote
 from penstock.client.adopt import run_ai as streamer
 from penstock.client.adopt import safe_open as opening
 from penstock.client.adopt.written import every_parameter_written
@@ -298,6 +298,14 @@ def load_nothing() -> None:
         pass
 
 
+def fetch_by_a_process_that_dies() -> object:
+    from penstock.client.adopt import vllm_files
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_files, "__name__", "penstock.client.adopt")  # says nothing
+        return vllm_files.fetch_apart("/s", "s3://b/m")
+
+
 def ask_another_vllm() -> object:
     interfaces.install()
     from penstock.client.adopt.vllm_own import member
@@ -540,6 +548,8 @@ EXAMPLES = [
     Example("weights that are missing", load_nothing, "Linear has parameters", "the checkpoint has nothing: bias, weight", "load a complete checkpoint"),
     Example("SGLang's other loaders", lambda: sglang.refuse_other_loaders("IncModelLoader", quantized_already=False), "this model", "by its IncModelLoader, which cannot load through", "give a model that is quantized already"),
     Example("another vLLM", ask_another_vllm, "vLLM", "has no vllm.other.gone", "use a version"),
+    Example("fetch apart", fetch_by_a_process_that_dies, "s3://b/m: the process that fetches", "ended with 1", "see what it wrote"),
+    Example("revision apart", lambda: vllm_remote._fetch("/s", "hf://o/r", "v2"), "the revision 'v2'", "would not count", "leave it out"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),
     Example("concurrency", lambda: plugin(concurrency=4), "concurrency", "the daemon's, not a load's", "leave it out here"),

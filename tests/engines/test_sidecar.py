@@ -9,7 +9,7 @@ import kubernetes_validate
 import yaml
 
 from penstock.server.config.settings import load_config
-from penstock.server.sources.stores import FLAGS
+from penstock.server.sources.stores import FLAGS, kind_of
 from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 MIB = 1 << 20
@@ -47,16 +47,35 @@ def test_the_daemon_takes_its_settings_in_the_memory_it_gets() -> None:
     assert daemon["restartPolicy"] == "Always"
 
 
-def test_both_containers_see_the_sockets_and_the_model_under_one_path() -> None:
+def mounts(container: dict[str, Any]) -> dict[str, str]:
+    return {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_engine_loads_a_uri_through_the_socket_that_both_containers_see() -> None:
     (daemon,), (engine,) = pod()["initContainers"], pod()["containers"]
     assert engine["args"][engine["args"].index("--load-format") + 1] == "penstock"
-    mounts = [
-        {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        for container in (daemon, engine)
-    ]
-    for name in ("sockets", "models"):
-        assert mounts[0][name] == mounts[1][name]
-    assert engine["args"][engine["args"].index("--model") + 1].startswith(mounts[1]["models"] + "/")
+    assert kind_of(engine["args"][engine["args"].index("--model") + 1]) == "s3"
+    assert mounts(daemon)["sockets"] == mounts(engine)["sockets"]
+    assert mounts(engine)["tmp"] == next(each["value"] for each in engine["env"] if each["name"] == "HOME")
+
+
+def test_only_the_daemon_s_container_has_a_token() -> None:
+    (daemon,), (engine,) = pod()["initContainers"], pod()["containers"]
+    tokens = [volume["name"] for volume in pod()["volumes"] if "serviceAccountToken" in str(volume)]
+    assert tokens == ["token"]
+    environment = {variable["name"]: variable["value"] for variable in daemon["env"]}
+    token = next(volume for volume in pod()["volumes"] if volume["name"] == "token")
+    (source,) = token["projected"]["sources"]
+    place = Path(mounts(daemon)["token"], source["serviceAccountToken"]["path"])
+    assert environment["AWS_WEB_IDENTITY_TOKEN_FILE"] == str(place)
+    assert set(mounts(engine)) == {"sockets", "shm", "tmp"}
+    assert not [variable for variable in engine["env"] if variable["name"].startswith("AWS_")]
+    # Nothing else puts one into the engine's.
+    assert pod()["automountServiceAccountToken"] is False
+    account = one("ServiceAccount")
+    assert account["metadata"]["name"] == pod()["serviceAccountName"]
+    assert account["automountServiceAccountToken"] is False
+    assert "annotations" not in account["metadata"]
 
 
 def test_its_daemon_is_probed_and_scraped_like_the_overlay_s() -> None:

@@ -139,6 +139,18 @@ def test_a_model_in_object_storage_is_asked_for_by_its_uri(
     assert penstock._source(model_config(tmp_path, model_weights=uri)) == uri
 
 
+def test_a_model_may_choose_files_below_its_uri(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """A directory stands for the prefix: the daemon lists both."""
+    for name in ("model.safetensors", "b.safetensors", "a.safetensors", "below/a.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    penstock = loader(socket_dir=str(start_daemon("--memory-limit", "4MiB").socket_dir))
+    config = model_config("/cache/of/vllm", model_weights=str(tmp_path))
+    chosen = [f"{tmp_path}/{name}.safetensors" for name in "ab"]
+    assert penstock._source(config, ["none*.safetensors", "[ab].safetensors"]) == chosen
+    assert penstock._source(config, ["none*.safetensors"]) == str(tmp_path)
+
+
 def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
     start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:

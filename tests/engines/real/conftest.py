@@ -33,13 +33,13 @@ class Engines(Nursery):
         self._clients = []
 
     def launch(
-        self, program: str, model: Path, load: dict[str, Any], options: dict[str, Any], **more: Any
+        self, program: str, model: Path | str, load: dict[str, Any], options: dict[str, Any], **more: Any
     ) -> ClientProcess:
         return self.start(program, model=str(model), load=load, options=options, **more)
 
     def run(
         self,
-        model: Path,
+        model: Path | str,
         load: dict[str, Any],
         *,
         program: str = "generate",

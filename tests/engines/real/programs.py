@@ -58,6 +58,7 @@ def program(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         global _test
         _test = os.dup(1)
         os.dup2(2, 1)
+        _forget_object_stores()
         try:
             result = function(**arguments)
         except Exception as error:
@@ -68,6 +69,14 @@ def program(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         os._exit(0)  # vLLM's threads and groups need not end in order
 
     return run
+
+
+def _forget_object_stores() -> None:
+    """No engine needs credentials or a library for them."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "RUNAI_"))]:
+        del os.environ[name]
+    for name in ("boto3", "botocore"):
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it fails
 
 
 def digest(model: torch.nn.Module) -> str:

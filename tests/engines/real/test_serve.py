@@ -19,11 +19,14 @@ from ...e2e.support import DaemonProcess
 from .agreed import ENVIRONMENT, PROMPTS, TOKENS
 from .conftest import PATIENCE_SECONDS, Engines, auto
 
+START_SECONDS = 500.0
+"""For three interpreters, one after the other, that import vLLM on a busy machine."""
+
 
 class Server:
     """`vllm serve` with a model; ends with its `with` block."""
 
-    def __init__(self, log: Path, model: Path, *flags: str, **variables: str) -> None:
+    def __init__(self, log: Path, model: Path | str, *flags: str, **variables: str) -> None:
         self._log = log
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -42,7 +45,8 @@ class Server:
         self._variables = variables
 
     def __enter__(self) -> Server:
-        environment = {**os.environ, **ENVIRONMENT, **self._variables}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment = {**inherited, **ENVIRONMENT, **self._variables}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 self._command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
@@ -61,16 +65,16 @@ class Server:
         return self._log.read_text()
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{self._url}/health"):
                 return
             time.sleep(0.1)
         raise AssertionError(self.log())
 
-    def complete(self, prompt: str) -> list[int]:
+    def complete(self, prompt: str, **more: str) -> list[int]:
         """The tokens with which it goes on."""
-        asked = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+        asked = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, **more}
         body = json.dumps({**asked, "return_token_ids": True}).encode()
         request = urllib.request.Request(
             f"{self._url}/v1/completions", body, {"Content-Type": "application/json"}

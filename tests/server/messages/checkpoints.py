@@ -43,6 +43,12 @@ A = f'"a": {entry("U8", [4], 0, 4)}'
 
 EXAMPLES = [
     provoked(
+        lambda: plan.select_matching([header_of([4]).tensors], ["model.*"]),
+        "the checkpoint",
+        "has no tensor whose name matches 'model.*'",
+        "compare with the names",
+    ),
+    provoked(
         resolved({"m.safetensors": GOOD}, wish=Wish("require")),
         "m.safetensors",
         "cannot be verified: its store says no checksum of the whole content",
@@ -53,12 +59,6 @@ EXAMPLES = [
         "SHA256SUMS",
         "has 1048577 bytes, more than 1048576",
         "leave only the names of the checkpoint's files in it",
-    ),
-    provoked(
-        lambda: plan.select_matching([header_of([4]).tensors], ["model.*"]),
-        "the checkpoint",
-        "has no tensor whose name matches 'model.*'",
-        "compare with the names",
     ),
     damaged(header('{"a": ' + "[" * 500, b"\0" * 9), "the header"),
     damaged(header('{"__metadata__": NaN}'), "the header is not JSON"),

@@ -175,25 +175,26 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """The safetensors files of a directory, without those below it, sorted. For a prefix in object storage or
-    a directory of an hf:// repository, with its last slash or without: the files that the daemon loads from
-    there. Empty if there are none. Web servers have no lists.
+    """Every safetensors file of a directory, or of a prefix in object storage with its last slash or without,
+    sorted; not those below it. Nothing of the files is read. Empty if there are none. Web servers have no
+    lists.
 
     Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError if the bucket or repository does
-    not exist, or an object is no safetensors file.
+    not exist, or the daemon refuses this user.
     """
     if not _object_scheme(path):
         return _safetensors_in(path)
     client = ambient_client(S3Credentials.for_source(path, s3_credentials))
+    prefix = os.path.join(path, "")  # with a slash, as the name alone may be an object's
     try:
-        # With a slash, as the name alone may be an object's.
-        with _as_value_error(), client.load(os.path.join(path, ""), tensors=[]) as load:
-            return [file.uri for file in load.files]
+        with _as_value_error():
+            names = client.list_files(prefix, allow="*.safetensors", ignore="*/*")
     except ValueError as error:
         cause = error.__cause__
         if isinstance(cause, errors.CheckpointNotFoundError) and not _CONTAINERS & set(cause.details):
             return []
         raise
+    return sorted(_as_told(prefix) + name for name in names)
 
 
 def _safetensors_in(directory: str) -> list[str]:

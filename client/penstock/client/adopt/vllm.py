@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 REPLACE_VARIABLE = "PENSTOCK_REPLACE_RUNAI"
+LORA_VARIABLE = "PENSTOCK_LORA_BASE"
 
 
 def replaces_runai() -> bool:
@@ -25,18 +26,25 @@ def replaces_runai() -> bool:
 
 
 def register() -> None:
-    """Makes `load_format="penstock"` known to vLLM, and its "runai_streamer" ours when that is wanted."""
+    """Makes `load_format="penstock"` known to vLLM, with models in object storage and adapters by name; makes
+    its "runai_streamer" ours when that is wanted."""
     from vllm.model_executor.model_loader import register_model_loader
 
+    from . import vllm_remote
     from .vllm_loader import PenstockModelLoader
 
     register_model_loader("penstock")(PenstockModelLoader)
     if replaces_runai():
         register_model_loader("runai_streamer")(PenstockModelLoader)
-    if (
-        arguments := sys.modules.get("vllm.engine.arg_utils")
-    ) is not None:  # the process that starts an engine
+    # In a process that starts an engine.
+    arguments = sys.modules.get("vllm.engine.arg_utils")
+    vllm_remote.install(replaces_runai, arguments)
+    if arguments is not None:
         _check_before_workers_start(arguments.EngineArgs)
+    if base := os.environ.get(LORA_VARIABLE):
+        from .vllm_lora import register as register_adapters
+
+        register_adapters(base)
 
 
 def _check_before_workers_start(engine_args: Any) -> None:

@@ -182,8 +182,17 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         # vLLM keeps the URI of a model in object storage here, and a directory without weights in `model`.
         uri = getattr(model_config, "model_weights", "")
         if uri:
-            return str(uri)
+            return self._objects(str(uri), patterns)
         return _files(self._folder(model_config.model, model_config.revision), patterns)
+
+    def _objects(self, uri: str, patterns: list[str] | None) -> str | list[str]:
+        """As `_files`."""
+        for pattern in patterns or ():
+            prefix = os.path.join(uri, "")
+            found = StreamerClient(self.options.socket_dir).list_files(prefix, allow=pattern, ignore="*/*")
+            if found:
+                return [prefix + name for name in sorted(found)]
+        return uri
 
     def _chosen_source(self, model_config: ModelConfig) -> str | list[str] | None:
         """The option `source`, where it has the weights of this model, and not of the one that it was given

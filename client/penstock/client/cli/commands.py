@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(run=run)
-        if name not in ("demo", "bench", "warm-set"):  # which need no daemon that runs
+        if name not in ("demo", "bench", "warm-set"):  # the first two start a daemon of their own
             added.add_argument(
                 "--socket-dir",
                 metavar="DIR",
@@ -147,6 +147,14 @@ def _parser() -> argparse.ArgumentParser:
     evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
     evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
 
+    warm_set = command("warm-set", _check_warm_set, "Checks the file of penstockd's --warm-set.")
+    actions = warm_set.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check_help = (
+        "Exits with 0 if the file is a warm set, else with 1 and a line for each fault; needs no daemon."
+    )
+    check = actions.add_parser("check", help=check_help, description=check_help)
+    check.add_argument("file", metavar="FILE", help="as for penstockd --warm-set")
+
     verify = command(
         "verify", _verify, "Reads every file and compares it with its checksum; exits with 1 if one differs."
     )
@@ -172,14 +180,6 @@ def _parser() -> argparse.ArgumentParser:
         help="of the private daemon that measures (default: 1GiB)",
     )
     bench.add_argument("--no-progress", action="store_true", help="no bar on stderr")
-
-    warm_set = command("warm-set", _check_warm_set, "Checks the file of penstockd's --warm-set.")
-    actions = warm_set.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check_help = (
-        "Exits with 0 if the file is a warm set, else with 1 and a line for each fault; needs no daemon."
-    )
-    check = actions.add_parser("check", help=check_help, description=check_help)
-    check.add_argument("file", metavar="FILE", help="as for penstockd --warm-set")
 
     command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
     return parser
@@ -342,6 +342,18 @@ def _evict(options: argparse.Namespace) -> None:
     print(f"freed {show_bytes(evicted.freed_bytes)}, in use {show_bytes(evicted.leased_bytes)}")
 
 
+def _check_warm_set(options: argparse.Namespace) -> None:
+    """By a process of its own: this package knows neither the server nor YAML."""
+    from ..system.interpreter import start_module
+
+    sys.stdout.flush()
+    module = "penstock.server.loads.warm.check"
+    with start_module(module, [options.file], stdout=None, stderr=None, environment=os.environ) as checking:
+        code = checking.wait()
+    if code:
+        raise SystemExit(1)
+
+
 def _verify(options: argparse.Namespace) -> None:
     need("torch", *([] if options.no_progress else ["tqdm"]))
     from .verify import verify
@@ -367,18 +379,6 @@ def _bench(options: argparse.Namespace) -> None:
         memory_limit=options.memory_limit,
         progress=not options.no_progress,
     )
-
-
-def _check_warm_set(options: argparse.Namespace) -> None:
-    """By a process of its own: this package knows neither the server nor YAML."""
-    from ..system.interpreter import start_module
-
-    sys.stdout.flush()
-    module = "penstock.server.loads.warm.check"
-    with start_module(module, [options.file], stdout=None, stderr=None, environment=os.environ) as checking:
-        code = checking.wait()
-    if code:
-        raise SystemExit(1)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ class Admission:
         """Whether it has got everything that it asked for: if the caller goes away now, nothing is lost."""
         self._access = access
         self._context = context
-        self._verification = NO_WISH
+        self._wish = NO_WISH
         self._choosing = False
         self._unsubscribe: Callable[[], object] = lambda: None
         self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
@@ -124,8 +124,8 @@ class Admission:
 
     async def _resolve(self) -> Checkpoint:
         request = self.request
-        self._verification = Wish.of(self._context.verify, request.verify, request.digests)
-        checkpoint = await resolve(self._context, request, self._access)
+        self._wish = Wish.of(self._context.verify, request.verify, request.digests)
+        checkpoint = await resolve(self._context, request, self._access, self._wish)
         if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
@@ -308,9 +308,8 @@ def select(
     return plan.select(tables, names, delivered)
 
 
-async def resolve(context: LoadContext, request: Request, access: Access) -> Checkpoint:
+async def resolve(context: LoadContext, request: Request, access: Access, wish: Wish = NO_WISH) -> Checkpoint:
     """The caller has to close it. Raises as `Catalog.resolve` does."""
-    wish = Wish.of(context.verify, request.verify, request.digests)
     resolvers = context.resolvers(request.sources, access.uid)
     resolving = resolvers.submit(
         context.catalog.resolve, request.sources, access, variant=request.variant, wish=wish

@@ -218,7 +218,7 @@ class Load(Admission):
             total_bytes=self.total_bytes,
             warm_bytes=min(warm, self.total_bytes),
             variant=self.request.variant,
-            verify=self._verification.mode,
+            verify=self._wish.mode,
         )
 
     async def _deliver(

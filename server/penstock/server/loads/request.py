@@ -52,12 +52,12 @@ class Request:
     expect_version: str = ""
     client_name: str = ""
     variant: str = ""
+    patterns: tuple[str, ...] = ()
+    """Instead of names: a tensor's name has to match one of them. Only from the daemon itself."""
     verify: str = ""
     """off, auto, require, or empty for the daemon's."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 by the name or URI of a file."""
-    patterns: tuple[str, ...] = ()
-    """Instead of names: a tensor's name has to match one of them. Only from the daemon itself."""
 
 
 @dataclass(frozen=True, slots=True)

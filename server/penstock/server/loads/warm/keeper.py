@@ -75,11 +75,11 @@ class _WarmUp(Prefetch):
 
     def __init__(self, wish: Wish, keeper: Keeper, shared: Shared, *, keep_old: bool) -> None:
         super().__init__(keeper.request, keeper.caller, keeper.access, shared.context, pin=False)
-        self._wish = wish
+        self._warm_as = wish
         self._keeps_old = keep_old
 
     def _keep(self, entry: CacheEntry) -> None:
-        entry.want(self._wish.name, self._wish.sources, pin=self._wish.pin)
+        entry.want(self._warm_as.name, self._warm_as.sources, pin=self._warm_as.pin)
 
 
 class Keeper:
