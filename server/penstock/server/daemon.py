@@ -23,7 +23,8 @@ from .errors import ConfigError
 from .loads import at_start
 from .loads.control import Control
 from .loads.request import LoadContext
-from .sources import choose
+from .sources import Source, choose
+from .sources.kept import Remote
 from .sources.store import Events, Reading
 from .sources.stores import STORES
 from .staging.buffer import StagingBuffer
@@ -35,6 +36,8 @@ from .system.lock import locked
 from .system.log import event
 from .system.quota import Quota
 from .system.version import distribution_version
+from .tier.source import TieredSource
+from .tier.tier import Tier, open_tier
 from .watch.endpoints import Endpoints
 from .watch.health import Health
 from .watch.history import INTERVAL_SECONDS, History
@@ -46,12 +49,15 @@ logger = logging.getLogger(__name__)
 
 CPU_THREADS = 4
 SLAB_WORKERS = 4
+TIER_OPENING_SECONDS = 60
+"""Looking at ten thousand files of a healthy disk takes less than one."""
 
 
 class Daemon:
     """Everything of one penstockd. Made and used on one event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tier: Tier | None = None) -> None:
+        """Stops the tier in the end."""
         self.config = config
         self.version = distribution_version()
         self.stores = {store.kind: store(config) for store in STORES}
@@ -62,9 +68,16 @@ class Daemon:
         self._selector = FairExecutor(1, "selector")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self.staging = StagingBuffer(
-            config, readers=self.readers, workers=self._slab_workers, totals=self.totals
+            config,
+            readers=self.readers,
+            workers=self._slab_workers,
+            totals=self.totals,
+            writers=tier,
         )
-        self._sources = [store.source for store in self.stores.values()]
+        self._tier = tier
+        if tier is not None:
+            self.totals.tier = tier.counts
+        self._sources = [_tiered(store.source, tier) for store in self.stores.values()]
         self._catalog = Catalog(
             self._sources,
             descriptors=Quota(
@@ -109,6 +122,7 @@ class Daemon:
             began=asyncio.get_running_loop().time(),
             staging=self.staging,
             readers=self.readers.values(),
+            tier=tier,
             totals=self.totals,
             loads=self._control.running,
             health=self.health,
@@ -168,6 +182,8 @@ class Daemon:
                 for store in self.stores.values():
                     store.shutdown()
                 self._catalog.shutdown()
+                if self._tier is not None:
+                    self._tier.stop()
                 for executor in (self._cpu_pool, self._selector, self._slab_workers):
                     executor.shutdown()
                 self.health.stop()
@@ -295,6 +311,11 @@ class Daemon:
             self.ask_to_stop()
 
 
+def _tiered(source: Source, tier: Tier | None) -> Source:
+    """With what comes over a network kept on the disk, if there is a tier."""
+    return TieredSource(source, tier) if tier is not None and isinstance(source, Remote) else source
+
+
 def _readers(reading: Reading) -> ReaderPool:
     return ReaderPool(
         reading.threads,
@@ -317,4 +338,21 @@ def _huge_pages() -> dict[str, str]:
 async def serve(config: Config) -> bool:
     """Runs one daemon to its end, and says whether that was asked for."""
     raise_open_files()
-    return await Daemon(config).run()
+    return await Daemon(config, await _open_tier(config)).run()
+
+
+async def _open_tier(config: Config) -> Tier | None:
+    """None: there is none. Raises ConfigError."""
+    if config.tier_dir is None:
+        return None
+    opener = FairExecutor(1, "tier-opener")  # of its own, as it may hang
+    opening = opener.submit(os.geteuid(), open_tier, config.tier_dir, config.tier_limit_bytes)
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(opening), TIER_OPENING_SECONDS)
+    except asyncio.TimeoutError:
+        why = {"directory": config.tier_dir, "why": f"its disk did not answer for {TIER_OPENING_SECONDS} s"}
+        hint = {"hint": "penstockd runs without it; see to the disk, and start penstockd again"}
+        event(logger, "no tier", {**why, **hint}, level=logging.WARNING)
+        return None
+    finally:
+        opener.shutdown()

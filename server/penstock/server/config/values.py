@@ -33,6 +33,11 @@ def directory(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
+def optional_directory(text: str) -> Path | None:
+    """Absolute; None for an empty text."""
+    return directory(text) if text.strip() else None
+
+
 def memory_limit(text: str) -> int:
     """UNLIMITED, MINIMAL or bytes."""
     if text.strip() == "-1":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
+from .kept import KeptFile
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -167,10 +168,12 @@ class RetryingReader:
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         self.file.give_up_at = self.give_up_at
+        start, whole = offset, views
         try:
             while True:
                 try:
-                    return self.file.read_into(offset, views)
+                    self.file.read_into(offset, views)
+                    break
                 except RetryLater as later:
                     if time.monotonic() + later.delay_seconds > self.give_up_at:
                         raise too_slow(self.file.uri, later.reached) from None
@@ -179,6 +182,8 @@ class RetryingReader:
                     time.sleep(later.delay_seconds)
         finally:
             self.file.give_up_at = math.inf
+        if isinstance(self.file, KeptFile):
+            self.file.keep_bytes(start, whole)
 
 
 def too_slow(uri: str, reached: int) -> SourceUnavailableError:

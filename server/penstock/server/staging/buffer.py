@@ -19,12 +19,14 @@ from ..checkpoint.plan import Selection
 from ..config.settings import Config
 from ..config.units import show_size
 from ..errors import ShuttingDownError, StagingExhaustedError
+from ..sources.kept import Writers
 from ..system import failure
 from ..system.counts import Totals
 from ..system.log import event
 from .contents import Contents
 from .demand import Demand, measure
 from .entry import CacheEntry, Surroundings
+from .keeping import Keeper
 from .members import Holder
 from .phase import Phase
 from .pool import SlabPool, Workers
@@ -42,9 +44,15 @@ class StagingBuffer:
     """Sharing and eviction. All on the event loop; decides at once over plain state."""
 
     def __init__(
-        self, config: Config, *, readers: Mapping[str, ReaderPool], workers: Workers, totals: Totals
+        self,
+        config: Config,
+        *,
+        readers: Mapping[str, ReaderPool],
+        workers: Workers,
+        totals: Totals,
+        writers: Writers | None = None,
     ) -> None:
-        """`readers` by kind of source."""
+        """`readers` by kind of source; `writers` of files that keep what is read of them."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -59,7 +67,11 @@ class StagingBuffer:
         self._draining: set[CacheEntry] = set()
         """Evicted while reads wrote into some of their slabs, which are theirs until these end."""
         self._around = Surroundings(
-            self, readers, totals, patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS)
+            self,
+            readers,
+            totals,
+            Keeper(writers),
+            patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS),
         )
         self._shares = Shares(self.entries, self._draining, max_slabs=config.max_slabs)
         self._queue = WaitingLine(

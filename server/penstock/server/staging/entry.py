@@ -23,6 +23,7 @@ from ..errors import PenstockError, StagingExhaustedError
 from ..system.counts import Totals
 from .contents import Contents
 from .filling import Filling
+from .keeping import Keeper, Keeping
 from .members import GroupTerms, Holder, Members
 from .phase import Phase, moved
 from .reader import Cancelled, ReaderPool
@@ -42,10 +43,11 @@ class Owner(Protocol):
         """Nobody holds it and no read is under way."""
 
     def entry_read(self, entry: CacheEntry) -> None:
-        """One more of its segments is there."""
+        """One more of its segments is there, or fewer of its slabs are in use."""
 
     def entry_drained(self, entry: CacheEntry, slabs: list[Slab]) -> None:
-        """The last read ended of one that was evicted before; the slabs that it kept are the owner's."""
+        """The last read or copy ended of one that was evicted before; the slabs that it kept are the
+        owner's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Surroundings:
     readers: Mapping[str, ReaderPool]
     """By kind of source."""
     totals: Totals
+    keeper: Keeper
     patience_seconds: float
     """How long others of a window may keep a load waiting."""
 
@@ -83,6 +86,7 @@ class CacheEntry:
         self._evict_when_left = False
         self._granted_slabs = 0
         self._filling: Filling | None = None
+        self._keeping: Keeping | None = None
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self.made_at = self.last_used = self._moved = self._loop.time()
@@ -125,6 +129,11 @@ class CacheEntry:
     def reading(self) -> bool:
         """Some of its bytes are on their way."""
         return self._filling is not None and self._filling.active
+
+    @property
+    def copying(self) -> bool:
+        """Some of its bytes are being copied to where they are kept. That takes milliseconds."""
+        return self._keeping is not None and bool(self._keeping.slabs_in_use)
 
     def stands_still(self, seconds: float) -> bool:
         """Nobody joined, left or released anything for so long, and no segment came: its client takes
@@ -221,6 +230,15 @@ class CacheEntry:
             on_end=self._read_ended,
             on_block=self._around.totals.observe_read,
         )
+        self._keeping = self._around.keeper.keep(
+            ring,
+            self._filling,
+            self.checkpoint.files,
+            may_copy=self._may_copy,
+            on_copied=self._copied,
+        )
+        if self._keeping is not None and self.pinned:
+            self._keeping.pin(True)
         self.phase = moved(self.phase, Phase.STARTED)
         self.slabs, self.ring = slabs, ring
         self.assign(self.owner_uid)
@@ -243,12 +261,16 @@ class CacheEntry:
     def pin(self, name: tuple[str, ...]) -> None:
         """Keeps it until it is evicted, under that name too."""
         self.pinned, self._evict_when_left = True, False
+        if self._keeping is not None:
+            self._keeping.pin(True)
         if name not in self.names:
             self.names = [*self.names[: MAX_NAMES - 1], name]
 
     def unpin(self) -> None:
         """From now on it may be evicted for others, and is when nobody holds it any more."""
         self.pinned, self._evict_when_left = False, True
+        if self._keeping is not None:
+            self._keeping.pin(False)
 
     def fail(self, error: PenstockError) -> None:
         """Everybody waiting, now or later, gets the error."""
@@ -265,16 +287,17 @@ class CacheEntry:
         self._pump()
 
     def close(self) -> list[Slab]:
-        """Only when nobody holds it. Returns the slabs that no read is writing into, which are the caller's
-        from now on. The owner is told when it may have the others: a read that hangs in the kernel cannot be
-        called back, so they are given to nobody before it ends. Until then the files stay open too."""
+        """Only when nobody holds it. Returns the slabs that no read is writing into and nothing is copied
+        from, which are the caller's from now on. The owner is told when it may have the others: a read that
+        hangs in the kernel cannot be called back, so they are given to nobody before it ends. Until then the
+        files stay open too."""
         assert not self.holders
         if self.reading:
             self._cancel_reads()
         stuck = self._slabs_in_use()
         free = [slab for slab in self.slabs if slab not in stuck]
         self.slabs = stuck
-        if self.reading:
+        if self.reading or self.copying:
             self.phase = moved(self.phase, Phase.DRAINING)
         else:
             self._end()
@@ -314,6 +337,7 @@ class CacheEntry:
             self._cancel_reads()
         if self.idle:
             self._around.owner.entry_idle(self)
+        self._around.keeper.pump()
 
     async def wait_change(self) -> None:
         """Until anything about it is different."""
@@ -358,7 +382,7 @@ class CacheEntry:
 
     def _raise_if_blocked(self, key: Hashable, segment: int) -> None:
         assert self.ring is not None
-        blockers = self.ring.in_the_way(key, segment)
+        blockers = [blocker for blocker in self.ring.in_the_way(key, segment) if blocker in self.holders]
         if blockers:
             pids = sorted({self.holders[blocker].pid for blocker in blockers})
             raise StagingExhaustedError(
@@ -387,6 +411,9 @@ class CacheEntry:
             self.read_bytes += segment.size_bytes
             source = self.checkpoint.files[segment.file].kind
             self._around.totals.source_bytes[source] += segment.size_bytes
+            if self._keeping is not None:
+                self._keeping.read(index)
+                self._around.keeper.pump()
             self._around.owner.entry_read(self)
             self._pump()
             if self.complete:
@@ -399,8 +426,26 @@ class CacheEntry:
         if not self.holders and self.idle:
             self._around.owner.entry_idle(self)
 
+    def _copied(self) -> None:
+        """Some of its slabs are not copied from any more."""
+        if self.closed:
+            self._drained()
+            return
+        self._pump()
+        if not self.holders:
+            self._around.owner.entry_read(self)
+
+    def _may_copy(self) -> bool:
+        """Whether segments may be copied to where they are kept. Of a window at once, or they would be gone;
+        of a full entry when all is read, or nobody waits for it: until then all cores are for the load."""
+        if self.closed or self.error is not None:
+            return False
+        if not self.full:
+            return bool(self.holders)
+        return self.complete if self.holders else self.keeps_warm
+
     def _drained(self) -> None:
-        if not self.reading:
+        if not self.reading and not self.copying:
             slabs, self.slabs = self.slabs, []
             self._end()
             self._around.owner.entry_drained(self, slabs)
@@ -408,10 +453,15 @@ class CacheEntry:
     def _end(self) -> None:
         self.phase = moved(self.phase, Phase.CLOSED)
         self._filling = None
+        if self._keeping is not None:
+            self._keeping.close()
+            self._keeping = None
         self.checkpoint.close()
 
     def _slabs_in_use(self) -> list[Slab]:
-        return self._filling.slabs_in_use() if self._filling is not None else []
+        used = self._filling.slabs_in_use() if self._filling is not None else []
+        kept = self._keeping.slabs_in_use if self._keeping is not None else []
+        return [slab for slab in self.slabs if slab in used or slab in kept]
 
     def _cancel_reads(self) -> None:
         if self._filling is not None:

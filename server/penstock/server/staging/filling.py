@@ -102,12 +102,19 @@ class Filling:
         """On a reader thread."""
         file = self._files[self._ring.segments[index].file]
         begin, finish = self._whole_pages(index, start, end)
-        views = [
+        began = time.monotonic()
+        file.read_into(begin, self.views(index, begin, finish))
+        self._on_block(file.kind, time.monotonic() - began)
+
+    def views(self, index: int, begin: int, finish: int) -> list[memoryview]:
+        """The memory of a range of the segment's file."""
+        return [
             self._slabs[number].view[first:last] for number, first, last in self._parts(index, begin, finish)
         ]
-        began = time.monotonic()
-        file.read_into(begin, views)
-        self._on_block(file.kind, time.monotonic() - began)
+
+    def slabs_of(self, index: int, begin: int, finish: int) -> list[Slab]:
+        """Those that `views` are in."""
+        return [self._slabs[number] for number, _, _ in self._parts(index, begin, finish)]
 
     def _whole_pages(self, index: int, start: int, end: int) -> tuple[int, int]:
         """The range rounded out to what the source reads best: the segment owns its pages."""

@@ -35,6 +35,7 @@ from ..system.counts import (
     READ_SECONDS,
     RESULTS,
     RETRY_REASONS,
+    TIER_COUNTS,
     Distribution,
     Totals,
 )
@@ -136,6 +137,22 @@ METRICS = (
         "gauge",
         "Of the bytes being read into, those of checkpoints that were evicted, and whose reads hang.",
     ),
+    Metric("tier_limit_bytes", "gauge", "The most that --tier-dir may take of its disk; 0: no tier."),
+    Metric("tier_bytes", "gauge", "What --tier-dir takes of its disk."),
+    Metric("tier_versions", "gauge", "Versions of objects of which --tier-dir keeps something."),
+    Metric("tier_off", "gauge", "1 when the disk of the tier is full, failing or read-only."),
+    Metric(
+        "tier_read_bytes_total",
+        "counter",
+        "Bytes that were read from --tier-dir and not from their store. read_bytes_total counts them too.",
+    ),
+    Metric("tier_written_bytes_total", "counter", "Bytes that were written to --tier-dir, and synced."),
+    Metric(
+        "tier_failed_reads_total",
+        "counter",
+        "Reads of --tier-dir that failed, or gave other bytes than were written: the store gave them.",
+    ),
+    Metric("tier_evictions_total", "counter", "Versions of objects that went from --tier-dir for others."),
     Metric(
         "rejected_total",
         "counter",
@@ -182,6 +199,10 @@ class Gauges:
     readers: int = 0
     readers_busy: int = 0
     stuck_bytes: int = 0
+    tier_limit_bytes: int = 0
+    tier_bytes: int = 0
+    tier_versions: int = 0
+    tier_off: int = 0
 
 
 class Exposition(Collector):
@@ -250,6 +271,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},
         "connections_closed_total": {(reason,): count for reason, count in totals.connections_closed.items()},
+        **{f"tier_{name}_total": {(): totals.tier[name]} for name in TIER_COUNTS},
         "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
     }
 
@@ -266,6 +288,10 @@ def _present(gauges: Gauges) -> dict[str, _Values]:
         "readers": {(): gauges.readers},
         "readers_busy": {(): gauges.readers_busy},
         "stuck_bytes": {(): gauges.stuck_bytes},
+        "tier_limit_bytes": {(): gauges.tier_limit_bytes},
+        "tier_bytes": {(): gauges.tier_bytes},
+        "tier_versions": {(): gauges.tier_versions},
+        "tier_off": {(): gauges.tier_off},
     }
 
 

@@ -26,6 +26,7 @@ from ..staging.entry import CacheEntry
 from ..staging.reader import ReaderPool
 from ..system.counts import Totals
 from ..system.shown import encodable, shown_sources
+from ..tier.tier import Tier
 from .health import Health
 from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges
@@ -44,6 +45,7 @@ class Status:
     began: float
     staging: StagingBuffer
     readers: Collection[ReaderPool]
+    tier: Tier | None
     totals: Totals
     loads: Collection[Admission]
     health: Health
@@ -64,6 +66,10 @@ class Status:
             readers=sum(len(pool.threads) for pool in self.readers),
             readers_busy=sum(pool.busy for pool in self.readers),
             stuck_bytes=usage.stuck_bytes,
+            tier_limit_bytes=self.tier.limit_bytes if self.tier else 0,
+            tier_bytes=self.tier.used_bytes if self.tier else 0,
+            tier_versions=self.tier.version_count if self.tier else 0,
+            tier_off=int(self.tier is not None and bool(self.tier.off_because)),
         )
 
     def message(self, only_uid: int | None) -> pb.GetStatusResponse:
