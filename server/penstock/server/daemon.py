@@ -350,7 +350,10 @@ async def _open_tier(config: Config) -> Tier | None:
     try:
         return await asyncio.wait_for(asyncio.wrap_future(opening), TIER_OPENING_SECONDS)
     except asyncio.TimeoutError:
-        why = {"directory": config.tier_dir, "why": f"its disk did not answer for {TIER_OPENING_SECONDS} s"}
+        why = {
+            "directory": str(config.tier_dir),
+            "why": f"its disk did not answer for {TIER_OPENING_SECONDS} s",
+        }
         hint = {"hint": "penstockd runs without it; see to the disk, and start penstockd again"}
         event(logger, "no tier", {**why, **hint}, level=logging.WARNING)
         return None

@@ -50,6 +50,17 @@ EXAMPLES = [
         "S3 cannot charge a requester that it does not know",
         "leave out --s3-unsigned",
     ),
+    provoked(
+        started("--tier-dir", "/tier"),
+        "--tier-dir and --tier-limit",
+        "one is given without the other",
+        "name the directory, and how much",
+    ),
+    said(
+        "--tier-dir: /tier",
+        " is a link or no directory; ",
+        "name a directory itself",
+    ),
     provoked(started("--max-loads", "0"), "--max-loads", "'0' is not a whole number above 0", "write one"),
     provoked(started("--concurrency", "9999999"), "--concurrency", "is more than", "lower it"),
     provoked(started("--grace", "soon"), "--grace", "is not a number of seconds", "write one"),

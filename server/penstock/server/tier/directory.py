@@ -58,7 +58,11 @@ class Directory:
         try:
             self._check_directory()
             self._lock_fd = self._lock()
-            self.found = self._look()
+            try:
+                self.found = self._look()
+            except BaseException:
+                os.close(self._lock_fd)
+                raise
         except BaseException:
             os.close(self.fd)
             raise
@@ -88,7 +92,7 @@ class Directory:
         with os.fdopen(fd, "rb") as file:
             data = file.read(MAX_RECORDS_BYTES + 1)
         if len(data) > MAX_RECORDS_BYTES:
-            raise OSError(errno.EFBIG, "it is too long")
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return data
 
     def read(self, fd: int, view: memoryview, position: int) -> int:
@@ -108,10 +112,12 @@ class Directory:
         os.fdatasync(fd)
 
     def truncate(self, name: str, size_bytes: int) -> None:
+        """To at most that."""
         fd = self.open(name, os.O_WRONLY)
         try:
-            os.ftruncate(fd, size_bytes)
-            self.sync(fd)
+            if os.fstat(fd).st_size > size_bytes:
+                os.ftruncate(fd, size_bytes)
+                self.sync(fd)
         finally:
             os.close(fd)
 
@@ -141,7 +147,7 @@ class Directory:
             raise _refused(self.path, "can be entered by other users; chmod it to 700, or name a new one")
 
     def _lock(self) -> int:
-        fd = self.open(LOCK, os.O_RDWR | os.O_CREAT)
+        fd = self.open(LOCK, os.O_RDONLY | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -126,7 +126,7 @@ class Tier:
             logger,
             "tier off",
             {
-                "directory": self._directory.path,
+                "directory": str(self._directory.path),
                 "why": self.off_because,
                 "hint": "loads go on, and nothing more is kept on the disk; see to the disk, or lower "
                 "--tier-limit, and start penstockd again",
@@ -365,13 +365,13 @@ def open_tier(path: Path, limit_bytes: int) -> Tier | None:
     except OSError as error:
         why, hint = error.strerror or str(error), "see to the disk, or name another --tier-dir"
     else:
-        fields = {"directory": path, "limit": show_size(limit_bytes), "used": show_size(tier.used_bytes)}
+        fields = {"directory": str(path), "limit": show_size(limit_bytes), "used": show_size(tier.used_bytes)}
         event(logger, "tier", {**fields, "versions": tier.version_count})
         return tier
     event(
         logger,
         "no tier",
-        {"directory": path, "why": why, "hint": f"penstockd runs without it; {hint}"},
+        {"directory": str(path), "why": why, "hint": f"penstockd runs without it; {hint}"},
         level=logging.WARNING,
     )
     return None

@@ -17,6 +17,7 @@ from .records import (
     CHUNK_BYTES,
     Block,
     Identity,
+    Log,
     chunk_crcs,
     decode,
     encode_head,
@@ -98,16 +99,18 @@ class Version:
 
     def open(self, identity: Identity) -> None:
         """Reads what is kept, if that is not known. Waits for the disk; raises OSError, after which nothing
-        is kept of it, and nothing is written."""
+        may be written. What could be read is kept all the same."""
         with self._disk:
             if self._pieces is not None:
                 return
             self._identity, self._head_crc = identity, head_crc(identity)
-            pieces = Pieces()
-            if self.stem is not None:
-                pieces = self._read_records(identity)
+            log = self._read_records(identity) if self.stem is not None else None
             with self._lock:
-                self._pieces, self._no_room = pieces, False
+                self._pieces, self._no_room = Pieces(log.blocks if log is not None else ()), False
+            if log is not None:
+                # What follows would stand before the next record, which nobody would find then.
+                self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
+                self._directory.touch(f"{self.stem}{RECORDS}")
 
     def close(self) -> None:
         """Nobody uses it: what is known of it is read again the next time."""
@@ -176,20 +179,18 @@ class Version:
 
     # ---- inside, with the disk's lock -----------------------------------------------------------
 
-    def _read_records(self, identity: Identity) -> Pieces:
+    def _read_records(self, identity: Identity) -> Log | None:
+        """None: the files were of no use, and are gone."""
         assert self.stem is not None
         data = self._directory.read_all(self.stem + RECORDS)
         log = decode(data, identity, self._directory.size_bytes(self.stem + BLOCKS))
         if log is None:
             self.remove()
             self.stem = None
-            return Pieces()
+            return None
         self._records_bytes, self._number = log.size_bytes, len(log.blocks)
         self._blocks_bytes = log.blocks_bytes
-        if log.size_bytes < len(data):  # or the next record would stand behind what is none
-            self._directory.truncate(self.stem + RECORDS, log.size_bytes)
-        self._directory.touch(self.stem + RECORDS)
-        return Pieces(log.blocks)
+        return log
 
     def _stem(self) -> str:
         """Makes the files if there are none. No two are ever called the same, or the records of one that was
