@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.server.errors import AccessDeniedError
 from penstock.server.sources import Access, Source
-from penstock.server.tier.directory import BLOCKS
+from penstock.server.tier.directory import BLOCKS, Directory
 from penstock.server.tier.source import TieredFile, TieredSource
 from penstock.server.tier.tier import Tier, open_tier
 
@@ -225,8 +226,6 @@ def test_a_disk_that_hangs_holds_up_no_load_and_never_writes_into_memory_that_wa
 
 
 def test_a_disk_that_hangs_in_writing_takes_its_threads_and_no_memory_of_loads(tmp_path: Path) -> None:
-    from penstock.server.tier.directory import Directory
-
     class Hanging(Directory):
         def sync(self, fd: int) -> None:
             assert released.wait(PATIENCE_SECONDS)
@@ -248,6 +247,24 @@ def test_a_disk_that_hangs_in_writing_takes_its_threads_and_no_memory_of_loads(t
         released.set()
         assert all(event.wait(PATIENCE_SECONDS) for event in done[:2])
         assert tier.free
+
+
+def test_headers_that_wait_for_a_disk_that_hangs_are_bounded(tmp_path: Path) -> None:
+    class Hanging(Directory):
+        def sync(self, fd: int) -> None:
+            assert released.wait(PATIENCE_SECONDS)
+            super().sync(fd)
+
+    released = threading.Event()
+    things = [Thing(4 * MIB, uri=f"s3://b/{number}") for number in range(8)]
+    with tier_in(Hanging(tmp_path / "tier")) as tier:
+        for thing in things:
+            file, _ = opened(tier, thing)
+            file.keep_bytes(0, [memoryview(thing.data)])
+            file.close()
+        released.set()
+        wait_until(lambda: tier.free, "all that waited to be written")
+        assert sum(thing.kept(tier) for thing in things) == 4 * 4 * MIB  # what WAITING_BYTES allow
 
 
 class Kept:
@@ -284,8 +301,6 @@ def test_of_an_object_that_is_kept_the_source_asks_for_the_version_alone(tmp_pat
 
 
 def test_a_source_that_refuses_is_not_bypassed(tmp_path: Path) -> None:
-    from penstock.server.errors import AccessDeniedError
-
     class Refusing(Kept):
         def open(self, location: str, access: Access) -> Stored:
             raise AccessDeniedError("refused")

@@ -21,7 +21,7 @@ from .bench import PATIENCE_SECONDS, Thing, disk_bytes
 
 KIB = 1 << 10
 SIZE = 512 * KIB
-LIMIT_BYTES = 2048 * KIB
+LIMIT_BYTES = 1024 * KIB
 COUNT = 6
 NUMBERS = st.integers(0, COUNT - 1)
 POSITIONS = st.integers(0, SIZE)
@@ -96,7 +96,7 @@ class TierMachine(RuleBasedStateMachine):
             self._may_lose(torn)
         self.tier = self._start()
 
-    @rule(limit=st.sampled_from([LIMIT_BYTES // 4, LIMIT_BYTES, 4 * LIMIT_BYTES]))
+    @rule(limit=st.sampled_from([LIMIT_BYTES // 2, LIMIT_BYTES, 4 * LIMIT_BYTES]))
     def restart_with_another_limit(self, limit: int) -> None:
         self._stop()
         self.limit = limit
