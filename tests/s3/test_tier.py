@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.client import errors
+from penstock.client.cli.status_text import show
+
 from ..e2e.conftest import StartDaemon
-from ..e2e.support import DaemonProcess, wait_until
+from ..e2e.support import DaemonProcess, same, wait_until
 from . import faults
 from .proxy import FaultProxy, asks
-from .support import FLAGS, MIB, Bucket, environment, load_and_compare
+from .support import FLAGS, MIB, Bucket, environment, load_and_compare, refused
 
 KEY = "models/one.safetensors"
 Start = Callable[..., DaemonProcess]
@@ -58,6 +61,61 @@ def test_after_a_crash_a_load_comes_from_the_disk_and_asks_the_store_for_version
     proxy.reset()
     proxy.on(asks("GET", bucket=bucket.name, key=KEY), faults.stall, times=None)
     second = start()
-    load_and_compare(second, bucket.uri(KEY), tensors)
+    with second.client() as client, client.load(bucket.uri(KEY)) as load:
+        same(load, tensors)
+    assert (load.stats.read_bytes, load.stats.tier_bytes) == (8 * MIB, 8 * MIB)
     assert [request.method for request in proxy.requests()] == ["HEAD"]
-    assert metric(second, "tier_read_bytes_total") > 8 * MIB
+    assert metric(second, "tier_read_bytes_total") > 8 * MIB  # the header too
+    tier = second.http_status()["tier"]
+    assert tier["read_bytes"] > 8 * MIB
+    assert tier["used_bytes"] <= tier["limit_bytes"] == 64 * MIB
+    assert " 1 files; " in show(second.status())
+
+
+def test_a_window_keeps_what_passes_through_it_and_the_rest_another_time(
+    start: Start, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    tensors = bucket.put_random(KEY, mib=24)
+    daemon = start("--memory-limit", "8MiB")
+    for _ in range(10):
+        with daemon.client() as client, client.load(bucket.uri(KEY)) as load:
+            same(load, tensors)
+        daemon.wait_idle()
+        if load.stats.tier_bytes == 24 * MIB:
+            break
+    assert load.stats.tier_bytes == 24 * MIB
+    assert metric(daemon, "tier_versions") == 1
+
+
+def test_a_new_version_has_nothing_of_the_old_one(start: Start, proxy: FaultProxy, bucket: Bucket) -> None:
+    old = bucket.put_random(KEY, mib=2)
+    daemon = start()
+    load_and_compare(daemon, bucket.uri(KEY), old)
+    wait_written(daemon, 2 * MIB)
+    new = bucket.put_random(KEY, mib=2, seed=7)
+    with daemon.client() as client, client.load(bucket.uri(KEY)) as load:
+        same(load, new)
+    assert load.stats.tier_bytes == 0
+
+
+def test_who_may_not_load_from_the_store_gets_nothing_from_the_disk(
+    start: Start, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    tensors = bucket.put_random(KEY, mib=1)
+    first = start()
+    load_and_compare(first, bucket.uri(KEY), tensors)
+    wait_written(first, MIB)
+    first.kill()
+    proxy.on(asks(bucket=bucket.name, key=KEY), faults.error(403, "AccessDenied"), times=None)
+    refused(start(), bucket.uri(KEY), errors.AccessDeniedError, KEY)
+
+
+def test_evicting_a_checkpoint_that_is_being_written_leaves_its_memory_free(
+    start: Start, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    tensors = bucket.put_random(KEY, mib=16)
+    daemon = start()
+    load_and_compare(daemon, bucket.uri(KEY), tensors)
+    with daemon.client() as client:
+        client.evict()
+    wait_until(lambda: daemon.status()["staging"]["free_bytes"] == 64 * MIB, "all memory to be free")

@@ -18,7 +18,7 @@ class Account:
         self.bytes = 0
         self.total_bytes = 0
         self._waited_seconds = 0.0
-        self._read_bytes = 0
+        self._read_bytes = self._tier_bytes = 0
         self._started = time.monotonic()
         self._first_tensor: float | None = None
         self._ended: float | None = None
@@ -44,10 +44,11 @@ class Account:
         if self._bar is not None:
             self.show()
 
-    def finish(self, waited_seconds: float, read_bytes: int) -> None:
+    def finish(self, waited_seconds: float, read_bytes: int, tier_bytes: int) -> None:
         """A daemon has told what the load, or its part of it, took."""
         self._waited_seconds += waited_seconds
         self._read_bytes += read_bytes
+        self._tier_bytes += tier_bytes
 
     def show(self) -> None:
         if self._bar is not None and self._pid == os.getpid():
@@ -70,4 +71,5 @@ class Account:
             first_tensor_seconds=None if first is None else first - self._started,
             cache_hit=cache_hit,
             read_bytes=self._read_bytes,
+            tier_bytes=self._tier_bytes,
         )

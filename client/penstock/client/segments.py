@@ -71,7 +71,7 @@ class Segments:
                 self._group_progress = segment.group
             finished = self.stream.finished
             if segment is None and finished is not None:
-                self.account.finish(finished.waited_seconds, finished.read_bytes)
+                self.account.finish(finished.waited_seconds, finished.read_bytes, finished.tier_bytes)
             return segment
 
     def close(self) -> None:

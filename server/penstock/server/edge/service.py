@@ -297,7 +297,9 @@ def _response(event: Queued | SegmentReady | Finished) -> pb.LoadResponse:
         return _segment_ready(event)
     if isinstance(event, Queued):
         return pb.LoadResponse(queued=_queued(event))
-    finished = pb.Finished(waited_seconds=event.waited_seconds, read_bytes=event.read_bytes)
+    finished = pb.Finished(
+        waited_seconds=event.waited_seconds, read_bytes=event.read_bytes, tier_bytes=event.tier_bytes
+    )
     return pb.LoadResponse(finished=finished)
 
 

@@ -65,6 +65,8 @@ class Admission:
         """Segments that were in the staging buffer already when it came."""
         self.read_before = 0
         """Bytes that had been read into it until then."""
+        self.tier_before = 0
+        """Of these, from the tier."""
         self.was_warm = False
         """All it asked for was."""
         self.finished = False
@@ -213,7 +215,7 @@ class Admission:
             made_for=made_for,
         )
         self.warm_segments = entry.ready_segments()
-        self.read_before = entry.read_bytes
+        self.read_before, self.tier_before = entry.read_bytes, entry.tier_bytes
         self._unsubscribe = self.caller.on_close(functools.partial(entry.leave, self))
         return entry
 

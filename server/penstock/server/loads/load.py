@@ -64,6 +64,7 @@ class SegmentReady:
 class Finished:
     waited_seconds: float
     read_bytes: int
+    tier_bytes: int
 
 
 Event = Queued | Listing | Manifest | SegmentReady | Finished
@@ -114,7 +115,9 @@ class Load(Admission):
                 entry, entry.contents.tables(checkpoint), slices, selection.tensor_count, emit
             )
             self.finished = True
-            await emit(Finished(self.waited_seconds, entry.read_bytes - self.read_before))
+            read_bytes = entry.read_bytes - self.read_before
+            tier_bytes = min(read_bytes, entry.tier_bytes - self.tier_before)
+            await emit(Finished(self.waited_seconds, read_bytes, tier_bytes))
         finally:
             if not self._handed_off:
                 self._leave()

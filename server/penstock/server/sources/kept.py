@@ -38,6 +38,10 @@ class Keep(Protocol):
 class KeptFile(Protocol):
     """An open file that keeps what is read of it."""
 
+    @property
+    def disk_bytes(self) -> int:
+        """How many bytes were read from the local disk, and not from the store."""
+
     def keep(self) -> Keep | None:
         """A hold for who has its bytes; the caller releases it. None: nothing can be kept now."""
 

@@ -20,6 +20,7 @@ from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Segment
 from ..config.units import show_size
 from ..errors import PenstockError, StagingExhaustedError
+from ..sources.kept import KeptFile
 from ..system.counts import Totals
 from .contents import Contents
 from .filling import Filling
@@ -80,6 +81,8 @@ class CacheEntry:
         self.names = [contents.checkpoint.sources]
         """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.read_bytes = 0
+        self._disk_before = 0
+        """Bytes of its files that had come from the tier before it was read, such as headers."""
         self.owner_uid = owner_uid
         """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
         self._around = around
@@ -134,6 +137,11 @@ class CacheEntry:
     def copying(self) -> bool:
         """Some of its bytes are being copied to where they are kept. That takes milliseconds."""
         return self._keeping is not None and bool(self._keeping.slabs_in_use)
+
+    @property
+    def tier_bytes(self) -> int:
+        """Of `read_bytes`, those that came from the tier."""
+        return min(self.read_bytes, self._disk_bytes() - self._disk_before)
 
     def stands_still(self, seconds: float) -> bool:
         """Nobody joined, left or released anything for so long, and no segment came: its client takes
@@ -221,6 +229,7 @@ class CacheEntry:
         """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
         if this raises before they are in `slabs`."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
+        self._disk_before = self._disk_bytes()
         self._filling = Filling(
             ring,
             slabs,
@@ -375,6 +384,9 @@ class CacheEntry:
         changed.set_result(None)
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _disk_bytes(self) -> int:
+        return sum(file.disk_bytes for file in set(self.checkpoint.files) if isinstance(file, KeptFile))
 
     def _raise_error(self) -> None:
         if self.error is not None:

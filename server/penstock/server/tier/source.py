@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
@@ -71,6 +72,8 @@ class TieredFile:
         self._tier = tier
         self._hold = hold
         self._uid = uid
+        self._lock = threading.Lock()
+        self.disk_bytes = 0
 
     @property
     def give_up_at(self) -> float:
@@ -127,10 +130,12 @@ class TieredFile:
         except UnavailableError:
             return 0
         except (OSError, RottenError):
-            self._tier.counts["failed_reads"] += 1
+            self._tier.count("failed_reads", 1)
             version.forget(position, span.end)
             return 0
-        self._tier.counts["read_bytes"] += count
+        with self._lock:
+            self.disk_bytes += count
+        self._tier.count("read_bytes", count)
         beat()
         return count
 

@@ -91,6 +91,10 @@ class Tier:
         """A write that begins now need not wait for another."""
         return not self.off_because and self._writing < WRITERS
 
+    def count(self, what: str, amount: int) -> None:
+        with self._lock:
+            self.counts[what] += amount
+
     def has(self, uri: str) -> bool:
         """Some version of it may be kept."""
         with self._lock:
@@ -228,7 +232,7 @@ class Tier:
         allocated_bytes = version.allocated_bytes
         try:
             allocated_bytes = version.write(start, size_bytes, buffer)
-            self.counts["written_bytes"] += size_bytes
+            self.count("written_bytes", size_bytes)
         finally:
             with self._lock:
                 # Of two that write at once, the earlier may have been the later to look.
@@ -252,7 +256,7 @@ class Tier:
                 victim.remove()
                 with self._lock:
                     self._used_bytes -= victim.allocated_bytes
-                self.counts["evictions"] += 1
+                self.count("evictions", 1)
 
     def _add(self, version: Version) -> None:
         self._versions[version.key] = version

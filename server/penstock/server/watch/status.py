@@ -101,6 +101,7 @@ class Status:
             configuration=effective(self.config) if all_of_it else {},
             host=socket.gethostname(),
             unix_seconds=time.time(),
+            tier=self._tier(),
             hung_mounts=[
                 pb.HungMount(
                     mount_point=encodable(hung.mount_point), threads=hung.threads, seconds=hung.seconds
@@ -139,6 +140,18 @@ class Status:
         if self.config.memory_limit != UNLIMITED:
             status.limit_bytes = self.config.memory_limit
         return status
+
+    def _tier(self) -> pb.TierStatus | None:
+        if self.tier is None:
+            return None
+        return pb.TierStatus(
+            limit_bytes=self.tier.limit_bytes,
+            used_bytes=self.tier.used_bytes,
+            versions=self.tier.version_count,
+            read_bytes=self.tier.counts["read_bytes"],
+            written_bytes=self.tier.counts["written_bytes"],
+            off_because=self.tier.off_because,
+        )
 
     def _oldest_lease_seconds(self) -> float:
         now = asyncio.get_running_loop().time()
@@ -217,6 +230,7 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         slab_count=len(entry.slabs),
         uid=entry.owner_uid,
         read_bytes=entry.read_bytes,
+        tier_bytes=entry.tier_bytes,
         source=kind_of(sources[0]),
     )
     holders = (holder for holder in entry.holders.values() if only_uid in (None, holder.uid))
