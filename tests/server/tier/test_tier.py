@@ -196,15 +196,16 @@ def test_versions_in_use_stay_and_a_checkpoint_larger_than_the_limit_keeps_what_
 def test_pinned_versions_go_last(path: Path) -> None:
     pinned, plain, new = (Thing(3 * MIB, uri=f"s3://bucket/{number}") for number in range(3))
     with tier_in(path, 8 * MIB) as tier:
-        with held(tier, pinned) as hold:
-            pinned.keep_by(hold)
-            hold.pin(True)
-            keeps_pin = hold.again()
-            keeps_pin.pin(True)
-        tier._release(keeps_pin.version)  # its use ends, and the pin stays
+        hold = tier.hold(pinned.identity, 0)
+        pinned.keep_by(hold)
+        hold.pin(True)
+        hold.rest()
         plain.keep(tier)
         new.keep(tier)
         assert [bool(thing.kept(tier)) for thing in (pinned, plain, new)] == [True, False, True]
+        hold.release()
+        Thing(3 * MIB, uri="s3://bucket/another").keep(tier)
+        assert pinned.kept(tier) == 0, "the pin outlived its hold"
 
 
 def test_thousands_of_versions(path: Path) -> None:

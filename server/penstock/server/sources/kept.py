@@ -30,8 +30,11 @@ class Keep(Protocol):
     def pin(self, pinned: bool) -> None:
         """Whether it goes only after everything that is not pinned."""
 
+    def rest(self) -> None:
+        """Nothing more is to be written: what is kept may go for others again. A pin stays."""
+
     def release(self) -> None:
-        """Ends the hold. Releasing twice is releasing once."""
+        """Ends the hold, and its pin. Releasing twice is releasing once."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ before its turn comes is written when it is read another time. On the event loop
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +19,8 @@ from ..sources.kept import Keep, KeptFile, Writers
 from .filling import Filling
 from .ring import SegmentRing, SegmentState
 from .slab import Slab
+
+logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -124,20 +127,30 @@ class Keeping:
             self._left[0] = (index, end)
             self._copy(keep, index, start, end)
             return True
+        if not self._left and self._ring.complete:
+            for keep in self._keeps:
+                if keep is not None:
+                    keep.rest()
         return False
 
     def _copy(self, keep: Keep, index: int, start: int, end: int) -> None:
         copy = object()
         self._ring.join(copy, index)
         self._copying[copy] = self._filling.slabs_of(index, start, end)
-        tell = self._loop.call_soon_threadsafe
         keep.write(
             start,
             end,
             self._filling.views(index, start, end),
-            partial(tell, self._copied, copy),
-            partial(tell, self._keeper.pump),
+            partial(self._call_back, self._copied, copy),
+            partial(self._call_back, self._keeper.pump),
         )
+
+    def _call_back(self, call: Callable[..., None], *arguments: object) -> None:
+        """On a writer's thread."""
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:  # the event loop closed while this write was under way
+            logger.debug("a write ended after the daemon stopped")
 
     def _copied(self, copy: object) -> None:
         del self._copying[copy]

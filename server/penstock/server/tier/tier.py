@@ -190,6 +190,8 @@ class Tier:
                     self._buffers.put(buffer)
             except OSError as error:
                 self.turn_off(error)
+            except Exception:  # a fault of the program's own costs no load
+                logger.exception("keeping a block failed unexpectedly")
             finally:
                 version.end_write(start, end, room=room)
                 self._release(version)
@@ -348,6 +350,9 @@ class Hold:
 
     def release(self) -> None:
         self.pin(False)
+        self.rest()
+
+    def rest(self) -> None:
         with self._lock:
             released, self._released = self._released, True
         if not released:
