@@ -242,6 +242,9 @@ def test_the_sample_document_has_every_field_and_can_be_shown(start_daemon: Star
 
     assert fields(sample) == fields(told)
     assert "warm, pinned" in show(sample)
+    assert "30 files; " in show(sample)
+    assert "off: No space left on device" in show(sample)
+    assert "tier " not in show(told)
 
 
 def test_status_can_be_told_of_paths_that_are_no_utf_8(

@@ -51,8 +51,8 @@ def _head(status: dict[str, Any]) -> str:
 
 
 def _tier(status: dict[str, Any]) -> list[str]:
-    tier = status.get("tier")
-    if not tier:
+    tier = status.get("tier")  # a daemon of an earlier version tells of none
+    if not tier or not tier["limit_bytes"]:
         return []
     off = f"; off: {_plain(tier['off_because'])}" if tier["off_because"] else ""
     return [
