@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from awscrt.checksums import crc64nvme
-
 MAGIC: Final = b"PSTTIER1"
 CHUNK_BYTES: Final = 256 << 10
 """What one CRC covers, from the start of the block on; the last chunk of a block may be shorter. A read that
@@ -68,8 +66,15 @@ def padded(size_bytes: int) -> int:
     return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
+def crc64nvme(data: bytes | memoryview, before: int = 0) -> int:
+    """Releases the interpreter's lock while it works. Its library is imported with the first call: a daemon
+    without a tier does not need it."""
+    from awscrt import checksums
+
+    return int(checksums.crc64nvme(data, before))
+
+
 def chunk_crcs(data: memoryview) -> tuple[int, ...]:
-    """Releases the interpreter's lock while it works."""
     return tuple(crc64nvme(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
 
 
