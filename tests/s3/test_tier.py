@@ -18,6 +18,8 @@ from .proxy import FaultProxy, asks
 from .support import FLAGS, MIB, Bucket, environment, load_and_compare, refused
 
 KEY = "models/one.safetensors"
+HEADER_BYTES = 256 << 10
+"""What the first read of a file asks for."""
 Start = Callable[..., DaemonProcess]
 
 
@@ -95,7 +97,8 @@ def test_a_new_version_has_nothing_of_the_old_one(start: Start, proxy: FaultProx
     new = bucket.put_random(KEY, mib=2, seed=7)
     with daemon.client() as client, client.load(bucket.uri(KEY)) as load:
         same(load, new)
-    assert load.stats.tier_bytes == 0
+    # What this load itself read with the header may have been kept by the time its segments were read.
+    assert load.stats.tier_bytes <= HEADER_BYTES
 
 
 def test_who_may_not_load_from_the_store_gets_nothing_from_the_disk(
