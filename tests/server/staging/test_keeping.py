@@ -31,6 +31,9 @@ class Writes:
     def free(self) -> bool:
         return self.under_way < self.most
 
+    def call_when_free(self, call: Callable[[], object]) -> None:
+        self.when_free = call
+
     def end(self) -> None:
         self.under_way -= 1
         self.done.pop(0)()
@@ -180,6 +183,17 @@ async def test_no_more_writes_begin_than_there_are_writers_for() -> None:
     bench.writes.end()
     await turns()
     assert len(bench.writes.begun) == 2
+
+
+async def test_a_write_of_somebody_else_that_ends_makes_room_for_one() -> None:
+    bench = Bench(pages=64)
+    bench.writes.under_way = 1  # a header
+    bench.read()
+    assert not bench.writes.begun
+    bench.writes.under_way = 0
+    bench.writes.when_free()
+    await turns()
+    assert len(bench.writes.begun) == 1
 
 
 def test_a_write_that_ends_after_the_loop_is_no_error() -> None:

@@ -262,7 +262,10 @@ def test_headers_that_wait_for_a_disk_that_hangs_are_bounded(tmp_path: Path) -> 
             file, _ = opened(tier, thing)
             file.keep_bytes(0, [memoryview(thing.data)])
             file.close()
+        freed = threading.Event()
+        tier.call_when_free(freed.set)
         released.set()
+        assert freed.wait(PATIENCE_SECONDS)
         wait_until(lambda: tier.free, "all that waited to be written")
         assert sum(thing.kept(tier) for thing in things) == 4 * 4 * MIB  # what WAITING_BYTES allow
 

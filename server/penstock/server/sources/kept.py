@@ -59,6 +59,10 @@ class Writers(Protocol):
     def free(self) -> bool:
         """A write that begins now need not wait for another."""
 
+    def call_when_free(self, call: Callable[[], object]) -> None:
+        """From now on `call` is called, on another thread, when a write of `keep_bytes` ended: of those the
+        caller of `Keep.write` does not know."""
+
 
 @runtime_checkable
 class Remote(Protocol):

@@ -81,6 +81,7 @@ class CacheEntry:
         self.names = [contents.checkpoint.sources]
         """What it was staged as, and pinned as, which may name the same files in other ways."""
         self.read_bytes = 0
+        self._kept_files: list[KeptFile] = []
         self._disk_before = 0
         """Bytes of its files that had come from the tier before it was read, such as headers."""
         self.owner_uid = owner_uid
@@ -229,6 +230,7 @@ class CacheEntry:
         """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
         if this raises before they are in `slabs`."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
+        self._kept_files = [file for file in set(self.checkpoint.files) if isinstance(file, KeptFile)]
         self._disk_before = self._disk_bytes()
         self._filling = Filling(
             ring,
@@ -386,7 +388,7 @@ class CacheEntry:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _disk_bytes(self) -> int:
-        return sum(file.disk_bytes for file in set(self.checkpoint.files) if isinstance(file, KeptFile))
+        return sum(file.disk_bytes for file in self._kept_files)
 
     def _raise_error(self) -> None:
         if self.error is not None:

@@ -30,6 +30,8 @@ class Keeper:
         """None: nothing is kept."""
         self.writers = writers
         self._keepings: deque[Keeping] = deque()
+        if writers is not None:
+            writers.call_when_free(partial(call_back, asyncio.get_running_loop(), self.pump))
 
     def keep(
         self,
@@ -141,18 +143,19 @@ class Keeping:
             start,
             end,
             self._filling.views(index, start, end),
-            partial(self._call_back, self._copied, copy),
-            partial(self._call_back, self._keeper.pump),
+            partial(call_back, self._loop, self._copied, copy),
+            partial(call_back, self._loop, self._keeper.pump),
         )
-
-    def _call_back(self, call: Callable[..., None], *arguments: object) -> None:
-        """On a writer's thread."""
-        try:
-            self._loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:  # the event loop closed while this write was under way
-            logger.debug("a write ended after the daemon stopped")
 
     def _copied(self, copy: object) -> None:
         del self._copying[copy]
         self._ring.leave(copy)
         self._on_copied()
+
+
+def call_back(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
+    """On a writer's thread."""
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:  # the event loop closed while this write was under way
+        logger.debug("a write ended after the daemon stopped")

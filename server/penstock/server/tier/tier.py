@@ -72,6 +72,7 @@ class Tier:
         self._used_bytes = 0
         self._writing = 0
         self._waiting_bytes = 0
+        self._when_free: Callable[[], object] = lambda: None
         self.off_because = ""
         """Why nothing is written any more; empty while all is well."""
         self._find()
@@ -90,6 +91,9 @@ class Tier:
     def free(self) -> bool:
         """A write that begins now need not wait for another."""
         return not self.off_because and self._writing < WRITERS
+
+    def call_when_free(self, call: Callable[[], object]) -> None:
+        self._when_free = call
 
     def count(self, what: str, amount: int) -> None:
         with self._lock:
@@ -220,6 +224,7 @@ class Tier:
         def done() -> None:
             with self._lock:
                 self._waiting_bytes -= size_bytes
+            self._when_free()
 
         held = memoryview(b"".join(views))
         self._write(version, start, start + size_bytes, [held], lambda: None, done)
