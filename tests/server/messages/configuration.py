@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from penstock.server.config.settings import load_config
 from penstock.server.sources.stores import FLAGS
 from penstock.server.system.limits import MemoryBound
+from penstock.server.tier.directory import Directory
 
 from . import provoked, said
 
@@ -17,6 +20,13 @@ def started(*flags: str, bound_bytes: int = 16 * GIB, **variables: str) -> Calla
     return lambda: load_config(
         flags, variables, lambda: MemoryBound(bound_bytes, "the machine's memory"), FLAGS
     )
+
+
+def a_link_as_tier() -> object:
+    with tempfile.TemporaryDirectory() as directory:
+        link = Path(directory, "tier")
+        link.symlink_to(directory)
+        return Directory(link)
 
 
 EXAMPLES = [
@@ -56,11 +66,7 @@ EXAMPLES = [
         "one is given without the other",
         "name the directory, and how much",
     ),
-    said(
-        "--tier-dir: /tier",
-        " is a link or no directory; ",
-        "name a directory itself",
-    ),
+    provoked(a_link_as_tier, "--tier-dir", "is a link or no directory", "name a directory itself"),
     provoked(started("--max-loads", "0"), "--max-loads", "'0' is not a whole number above 0", "write one"),
     provoked(started("--concurrency", "9999999"), "--concurrency", "is more than", "lower it"),
     provoked(started("--grace", "soon"), "--grace", "is not a number of seconds", "write one"),
