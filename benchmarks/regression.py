@@ -3,7 +3,8 @@
     git worktree add /tmp/before COMMIT
     make bench ARGS="--only before --before /tmp/before"
 
-Both take turns within one run, on the same files, so that the ratio holds on a machine whose speed varies.
+Both take turns within one run, on the same files, so that the ratio holds on a machine whose speed varies. On
+one that does other work too, the CPU time says more than the clock.
 """
 
 import contextlib
@@ -54,7 +55,12 @@ def before(runner: Runner) -> None:
         _NOW,
         _BEFORE,
         "mean time now / before",
-        "daemon CPU now / before",
+        "daemon CPU seconds",
+        "now / before",
+        "client CPU seconds",
+        "now / before",
+        "CPU seconds of both",
+        "now / before",
     ]
     note = f"Before: commit {system.commit(runner.before)}."
     runner.publish_lines("before", [note, "", *report.markdown_table(head, rows)])
@@ -79,14 +85,24 @@ def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]
                 tell_run(f"{what}, {name}", runs[name])
     compare_checksums({_CONTENDER: [run for rounds in runs.values() for run in rounds]})
     seconds = {name: [run.measurement.last_seconds for run in rounds] for name, rounds in runs.items()}
-    cpu = {name: [run.daemon_cpu_seconds for run in rounds] for name, rounds in runs.items()}
+    daemon = {name: [run.daemon_cpu_seconds for run in rounds] for name, rounds in runs.items()}
+    client = {name: [run.measurement.cpu_seconds for run in rounds] for name, rounds in runs.items()}
+    both = {name: [sum(pair) for pair in zip(daemon[name], client[name], strict=True)] for name in runs}
     return [
         what,
         report.spread(seconds[_NOW], 3),
         report.spread(seconds[_BEFORE], 3),
         f"{statistics.mean(seconds[_NOW]) / statistics.mean(seconds[_BEFORE]):.2f}",
-        f"{sum(cpu[_NOW]) / sum(cpu[_BEFORE]):.2f}",
+        *_medians(daemon),
+        *_medians(client),
+        *_medians(both),
     ]
+
+
+def _medians(cpu_seconds: dict[str, list[float]]) -> tuple[str, str]:
+    """Both, and their ratio: the median, since one that was disturbed says nothing of the others."""
+    now, earlier = (statistics.median(cpu_seconds[name]) for name in (_NOW, _BEFORE))
+    return f"{now:.3f}, before {earlier:.3f}", f"{now / earlier:.2f}" if earlier else "-"
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ _TITLES = {
     "before": "Against an earlier commit",
     "s3": "Object storage, as fast as a server can be",
     "s3latency": "Object storage that is far away",
+    "fetch": "Small files from object storage that is far away",
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from what the daemon declares; with `--check`, fails where it is out of date."""
+"""Writes docs/metrics.md from the daemon's declarations. With `--check`, fails if the page is out of date."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ HEAD = """\
 
 <!-- Made by `make docs` from server/penstock/server/watch/metrics.py: change that, not this. -->
 
-Served at `/metrics` on `--http-address`, as Prometheus text or OpenMetrics, as the scraper prefers. Bytes are
-bytes and seconds are seconds. No label takes a model's name, a path or a client's id, so there are few series
-however many models there are: what those would tell is in `/status` and in the log. Every series exists from
-the start, so that rates are right from the first event on.
+The daemon serves these metrics at `/metrics` on `--http-address`, as Prometheus text or OpenMetrics, as the
+scraper prefers. Units are bytes and seconds. No label takes a model's name, a path or a client's id, so
+there are few series however many models there are. `/status` and the log have names, paths and ids. Every
+series exists from the start, so that rates are right from the first event on.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
 """
 MIDDLE = """
-The usual `process_*` metrics (CPU seconds, memory, open descriptors, start time) are there too;
+The usual `process_*` metrics (CPU seconds, memory, open descriptors, start time) are served too.
 `process_resident_memory_bytes` includes the staging buffer, `penstock_resident_bytes` does not.
 
-A scrape is answered by a thread of its own. If the event loop hangs, it shows what was last known, with
+A separate thread answers scrapes. If the event loop hangs, a scrape shows the last known values, with
 `penstock_stalled{part="loop"}` at 1.
 
 ## Questions and queries

@@ -1,21 +1,43 @@
 """What all tests share: an environment of their own, and what a skipped test means in CI."""
 
 import functools
+import gc
 import os
 import re
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+# Before another conftest imports torch, which reads it once. Tests run side by side, and threads of OpenMP
+# spin while they wait for each other, on cores that other tests need.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 _Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
 
 TEMPORARY_DIRECTORY = Path("/tmp")
 """Short, as the path of a Unix socket has at most 107 bytes: not what TMPDIR of the caller says."""
+
+_SETTINGS = (
+    *("PENSTOCK_", "RUNAI_", "AWS_", "HF_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_"),
+    *("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"),
+)
+"""How the variables begin that daemons and clients read, or their libraries."""
+
+LONGEST_FIRST = (
+    "tests/attacks/test_soak.py",
+    "tests/engines/",
+    "tests/test_shell.py",
+    "tests/attacks/",
+    "tests/e2e/",
+    "tests/s3/",
+)
+"""Files and directories whose tests run before all others: they start processes and wait for them."""
 
 MAY_SKIP_IN_CI = (
     # CI machines have no GPU. `pytest -m gpu` on one that has shows them all.
@@ -43,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
     for name in ("LANG", "LANGUAGE", "PYTHONWARNINGS", "PYTHONPATH", "TMP", "TEMP"):
         os.environ.pop(name, None)
-    for name in [name for name in os.environ if name.startswith(("PENSTOCK_", "RUNAI_", "AWS_", "HF_"))]:
+    for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         del os.environ[name]
     # Daemons of tests run side by side: each takes a port of its own.
     os.environ["PENSTOCK_HTTP_ADDRESS"] = "127.0.0.1:0"
@@ -62,6 +84,32 @@ def _keep_descriptors_from_children() -> None:
                 os.set_inheritable(int(entry), False)
         except OSError:
             continue  # the one that listed the directory
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process: the files that take longest are begun first, so that no process is
+    left with one of them at the end. Among others those with the most tests come first."""
+    tests = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.nodeid.partition("::")[0]
+        ranks = [rank for rank, begin in enumerate(LONGEST_FIRST) if name.startswith(begin)]
+        return min(ranks, default=len(LONGEST_FIRST)), -tests[item.path], name
+
+    items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. `gc.collect`, which tests and libraries call often, need not go through
+    torch each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """For Hypothesis, which is imported for its summary and asks who refers to an object."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

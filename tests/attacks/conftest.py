@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,8 +17,8 @@ __all__ = ["checkpoints", "nursery_process", "root", "write"]
 StartTarget = Callable[..., TargetDaemon]
 
 
-@pytest.fixture
-def start_target() -> Iterator[StartTarget]:
+@contextlib.contextmanager
+def starting_targets() -> Iterator[StartTarget]:
     """Starts daemons to attack; at the end each that still runs has to be idle and to stop cleanly, with a
     log free of unexpected errors."""
     tops: list[Path] = []
@@ -40,6 +41,12 @@ def start_target() -> Iterator[StartTarget]:
             daemon.kill()
         for top in tops:
             shutil.rmtree(top)
+
+
+@pytest.fixture
+def start_target() -> Iterator[StartTarget]:
+    with starting_targets() as start:
+        yield start
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def _loads(
     reads: bool = True,
     seconds: float = ROUND_SECONDS,
     more: Sequence[bytes] = (),
+    method: str = "Load",
 ) -> None:
     """Begins loads and holds them for a round; with `reads` false it takes nothing of what the daemon says.
 
@@ -39,7 +40,7 @@ def _loads(
             if number % STREAMS_PER_CONNECTION == 0:
                 connections.append(held.enter_context(place.connect(settings_sent=window)))
             token = held.enter_context(place.session())
-            stream = connections[-1].open_stream("Load", [("penstock-session", token)])
+            stream = connections[-1].open_stream(method, [("penstock-session", token)])
             for message in (opening, *more):
                 connections[-1].send_message(stream, message)
         for connection in connections:
@@ -156,6 +157,31 @@ def release_flood(place: Place) -> None:
                 connection.send_data(stream, unit[:room])
             else:
                 connection.linger(0.001)
+
+
+@attack
+def fetches_nobody_reads(place: Place) -> None:
+    """Of all that the daemon may read, weights included."""
+    request = pb.FetchRequest(source=str(place.models), allow=["*"], max_bytes=1 << 50, max_files=100_000)
+    _loads(place, request.SerializeToString(), reads=False, method="Fetch")
+
+
+@attack
+def fetches_given_up_at_once(place: Place) -> None:
+    end = time.monotonic() + ROUND_SECONDS
+    request = pb.FetchRequest(source=str(place.models), allow=["*"]).SerializeToString()
+    while time.monotonic() < end:
+        _loads(place, request, 5, seconds=0.01, method="Fetch")
+
+
+@attack
+def fetches_with_costly_patterns_and_lists(place: Place) -> None:
+    have = [pb.FetchedFile(name="x" * 200, version=str(number)) for number in range(3000)]
+    request = pb.FetchRequest(
+        source=str(place.models), allow=["*a" * 128] * 32, ignore=["[!a]*" * 51] * 32, have=have, more=True
+    )
+    parts = [pb.FetchRequest(have=have, more=True).SerializeToString()] * 20
+    _loads(place, request.SerializeToString(), more=parts, method="Fetch")
 
 
 @attack

@@ -22,7 +22,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..e2e.support import Checkpoint, Checkpoints, wait_until
 from ..e2e.wire import make_checkpoint, recordings
-from .conftest import StartTarget
+from .conftest import starting_targets
 from .http2 import PREFACE, Closed, Flag, Kind, call_fields, frame, ping, reset, window_update
 from .http2 import settings as settings_frame
 from .mutation import mutated, mutated_frames
@@ -105,9 +105,16 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[TargetDaemon]:
+    """For all tests here, as it has to be after each what it was before."""
+    with starting_targets() as start:
+        yield start()
+
+
 @pytest.fixture
-def examined(start_target: StartTarget, checkpoints: Checkpoints) -> Iterator[Examined]:
-    found = Examined(start_target(), checkpoints("honest", 2))
+def examined(daemon: TargetDaemon, checkpoints: Checkpoints) -> Iterator[Examined]:
+    found = Examined(daemon, checkpoints("honest", 2))
     yield found
     found.finish()
 
@@ -197,7 +204,7 @@ def test_mutated_grpc_traffic_costs_its_connection_only(
 
 
 @EFFORTS
-@pytest.mark.parametrize("method", ["Load", "Prefetch", "Evict", "GetStatus"])
+@pytest.mark.parametrize("method", ["Load", "Prefetch", "Fetch", "Evict", "GetStatus"])
 def test_mutated_messages_are_served_or_refused_in_order(
     effort: settings, method: str, directory: Path, examined: Examined
 ) -> None:
@@ -245,6 +252,19 @@ def messages(method: str, directory: Path) -> list[bytes]:
             pb.LoadRequest(release=pb.Release(segments=1)),
         ],
         "Prefetch": [pb.PrefetchRequest(sources=[source], tensors=names, pin=True)],
+        "Fetch": [
+            pb.FetchRequest(
+                source=str(directory),
+                allow=["*", "[a-z]*/"],
+                ignore=["*.x"],
+                have=[pb.FetchedFile(name="one.safetensors", version="1")],
+                max_bytes=1 << 40,
+                max_files=100,
+                client_name="fuzz",
+                more=True,
+            ),
+            pb.FetchRequest(source=str(directory), list_only=True),
+        ],
         "Evict": [pb.EvictRequest()],
         "GetStatus": [pb.GetStatusRequest()],
     }

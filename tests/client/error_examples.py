@@ -18,22 +18,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import grpc
+import numpy
 import pytest
 import torch
 
 import penstock.client
 from penstock.client import SafetensorsStreamer, StreamerClient, embedded, errors, prefetch
-from penstock.client.adopt import ambient, vllm
+from penstock.client.adopt import ambient, run_ai_files, safe_parts, safe_patch, sglang, vllm
 from penstock.client.adopt import run_ai as streamer
+from penstock.client.adopt import safe_open as opening
+from penstock.client.adopt.written import every_parameter_written
 from penstock.client.cli import commands as cli
 from penstock.client.cli import demo, health
 from penstock.client.cuda import device as cuda
 from penstock.client.ring import handoff, mapping, progress, tensors
-from penstock.client.system import descriptors, missing, sizes
+from penstock.client.system import descriptors, missing, sizes, trees
 from penstock.v1 import streamer_pb2 as pb
 
 from ..engines import interfaces
@@ -41,6 +44,7 @@ from ..error_rule import Example
 from .fake_daemon import SLAB_BYTES, Behaviour, FakeDaemon, FakeTensor, make_slab, random_tensors
 
 TENSORS = random_tensors(6, 400)
+ARRAY = numpy.zeros((2, 3))
 TWICE = [FakeTensor("twice", "F32", (1,), bytes(4))] * 2
 WHERE = Path("/run/penstock-example")
 LOG = "see its log, and load again when it is back"
@@ -93,6 +97,28 @@ def streamed(act: Callable[[SafetensorsStreamer], object]) -> Act:
     return on_fake(by)
 
 
+def opened(
+    act: Callable[[opening.safe_open], object],
+    *,
+    tamper_manifest: Callable[[pb.Manifest], object] = lambda manifest: manifest.files.pop(),
+) -> Act:
+    """A file that a daemon has."""
+    return on_fake(
+        lambda client: act(opening.safe_open("/fake/a", "pt", client=client)), tamper_manifest=tamper_manifest
+    )
+
+
+def use_after_close(file: opening.safe_open) -> object:
+    with file:
+        pass
+    return file.keys()
+
+
+def without_metadata(manifest: pb.Manifest) -> None:
+    manifest.files.pop()
+    manifest.files[0].metadata_omitted = True
+
+
 def command(*arguments: str) -> Callable[[StreamerClient], object]:
     """The command line, before it makes one line of what was raised."""
 
@@ -101,6 +127,57 @@ def command(*arguments: str) -> Callable[[StreamerClient], object]:
         return options.run(options)
 
     return run
+
+
+DONE = pb.FetchResponse(done=True)
+
+
+def fetched(name: str, size_bytes: int, data: bytes = b"", *, unchanged: bool = False) -> pb.FetchResponse:
+    file = pb.FetchedFile(name=name, size_bytes=size_bytes, version="1", unchanged=unchanged)
+    return pb.FetchResponse(file=file, data=data)
+
+
+def fetches(*responses: pb.FetchResponse, into: Callable[[Path], object] = lambda top: None) -> Act:
+    """To a directory `out`, of a daemon that gives these answers."""
+
+    def fetch(client: StreamerClient) -> object:
+        with tempfile.TemporaryDirectory(prefix="pst-") as directory:
+            out = Path(directory) / "out"
+            out.mkdir()
+            into(out)
+            return client.fetch("/x", out)
+
+    return on_fake(fetch, fetched=list(responses))
+
+
+def mine(top: Path) -> None:
+    (top / "mine").touch()
+
+
+def a_file(top: Path) -> None:
+    top.rmdir()
+    top.touch()
+
+
+def nothing_pulled() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pst-") as directory,
+        run_ai_files.ObjectStorageModel("s3://b/m", f"{directory}/m") as model,
+    ):
+        model.pull_files(allow_pattern=[])
+
+
+def raises(error: Exception) -> Callable[..., object]:
+    def raising(*_: object) -> object:
+        raise error
+
+    return raising
+
+
+def changed_copy() -> None:
+    with tempfile.TemporaryDirectory(prefix="pst-") as name, trees.Draft(Path(name), "s") as draft:
+        (Path(name) / "x").write_bytes(b"x")
+        draft.copy("x", trees.Tree(Path(name), {"x": trees.Kept(1, "1", 1)}, whole=True))
 
 
 def received(*packets: bytes, then: Callable[[handoff.Handoff], object] = lambda handoff: None) -> Act:
@@ -214,6 +291,18 @@ def plugin(**extra: Any) -> Any:
     from penstock.client.adopt.vllm_loader import PenstockModelLoader
 
     return PenstockModelLoader(LoadConfig(model_loader_extra_config=extra.pop("whole", extra)))
+
+
+def load_nothing() -> None:
+    with every_parameter_written(torch.nn.Linear(2, 2)):
+        pass
+
+
+def ask_another_vllm() -> object:
+    interfaces.install()
+    from penstock.client.adopt.vllm_own import member
+
+    return member(ModuleType("vllm.other"), "gone")
 
 
 def use_closed_client(client: StreamerClient) -> object:
@@ -354,11 +443,11 @@ EXAMPLES = [
     Example("other rest", on_fake(lambda client: list(client.load("/x")), die_after=[1],
         tamper_manifest=on_second_manifest(lambda manifest: setattr(manifest, "tensor_count", 9))), "9 tensors left", "does not keep to the protocol", WIRE),
     Example("too few tensors", on_fake(lambda client: list(client.load("/x")), tamper_manifest=lambda manifest: setattr(manifest, "tensor_count", 7)),
-        "6 of 7 tensors came", "does not keep to the protocol", WIRE),
+        "6 of 7 tensors were sent", "does not keep to the protocol", WIRE),
     Example("no memory", lambda: mapping.map_anonymous(1 << 62), f"{1 << 62} bytes", "cannot map", "load less at a time"),
     Example("odd ring", slabs([], slab_bytes=100), "a ring of 1 slabs of 100 bytes", "cannot be mapped", WIRE),
-    Example("too many slabs", lambda: slabs([slab(), slab()])(), "slabs came", "more than 1", WIRE),
-    Example("too few slabs", lambda: slabs([slab()], count=2)(), "slabs came", "instead of 2", WIRE),
+    Example("too many slabs", lambda: slabs([slab(), slab()])(), "slabs were sent", "more than 1", WIRE),
+    Example("too few slabs", lambda: slabs([slab()], count=2)(), "slabs were sent", "instead of 2", WIRE),
     Example("small slab", lambda: slabs([slab(size_bytes=4096)])(), "a slab", "has 4096 bytes instead of", WIRE),
     Example("unsealed slab", lambda: slabs([slab(seals=0)])(), "a slab", "is not sealed against change", WIRE),
     Example("slab that is none", lambda: slabs([[ordinary_file()]])(), "a slab", "is not a memfd", WIRE),
@@ -368,6 +457,26 @@ EXAMPLES = [
         "tqdm and torch", "are not installed", "pip install 'penstock[client]'"),
     Example("other module", on_fake(lambda client: client.load_into(torch.nn.Linear(2, 2), "/x")), "loading state_dict for Linear", "Missing key(s)", "Load a checkpoint of this module"),
     Example("unfinished prefetch", lambda: prefetch.follow(silent_session(), pb.PrefetchRequest(), None), "Prefetch", "ended before it was done", WIRE),
+    *(Example(f"fetch {what}", fetches(*responses), thing, wrong, WIRE) for what, thing, wrong, responses in (
+        ("unfinished", "Fetch", "ended before it was done", ()),
+        ("too long", "'x'", "has more bytes than its size", (fetched("x", 1, b"12"),)),
+        ("too short", "'x'", "has fewer bytes than its size", (fetched("x", 3, b"12"), DONE)),
+        ("not had", "'x'", "is called unchanged and was not there", (fetched("x", 3, unchanged=True), DONE)),
+        ("elsewhere", "the daemon names a file '../x'", "which cannot be made", (fetched("../x", 0), DONE)),
+        ("twice", "the daemon names a file 'x'", "twice", (fetched("x", 0), fetched("x", 0), DONE)))),
+    Example("fetch over files", fetches(DONE, into=mine), "/out", "is not empty", "name another directory"),
+    Example("fetch over a file", fetches(DONE, into=a_file), "/out", "is a file", "name a directory"),
+    Example("fetch over a mount", on_fake(lambda client: client.fetch("/x", "/proc")), "/proc", "is a mount point", "name a directory in it"),
+    Example("fetch without a right", patched(fetches(fetched("x", 0), DONE), ("os.rename", raises(PermissionError(1, "Not permitted")))), "/out", "cannot be written there (Not permitted)", "set PENSTOCK_CACHE_DIR"),
+    Example("changed copy", changed_copy, "/x", "was changed while it was copied", "fetch again"),
+    Example("state dict", on_fake(lambda client: client.from_pretrained(dict, "/x", state_dict={"x": 1})), "state_dict", "is given", "leave it out"),
+    Example("pulled path", lambda: run_ai_files.pull_files("/m", "/x"), "pull_files of '/m'", "is not implemented", "call StreamerClient.fetch"),
+    Example("model of a path", lambda: run_ai_files.ObjectStorageModel("/m", "/x"), "model_path '/m'", "is no URI of an object store", "give one"),
+    Example("nothing pulled", nothing_pulled, "no files of s3://b/m/", "were copied to", "check the URI"),
+    Example("no patterns", on_fake(lambda client: client.fetch("/x", allow=[])), "allow", "is an empty list", "give patterns"),
+    Example("odd pattern", on_fake(lambda client: client.fetch("/x", ignore=[5])), "ignore: 5", "is no pattern", "give a str"),  # type: ignore[list-item]
+    Example("several to fetch", on_fake(lambda client: client.fetch(["/x"])), "source=['/x']", "is no source", "give a path or a URI"),  # type: ignore[arg-type]
+    Example("size", lambda: sizes.parse_size("max_bytes", "much"), "max_bytes='much'", "is not a size", "write bytes"),
     Example("no bar", bar_without_tqdm, "progress=True", "needs tqdm", "pip install tqdm"),
     Example("group", on_fake(lambda client: client.load("/x", group=5)), "group=5", "is no name with a number", "give both"),  # type: ignore[arg-type]
     Example("variant", on_fake(lambda client: client.load("/x", variant="")), "variant=''", "is no name of a variant", "give one"),
@@ -405,6 +514,23 @@ EXAMPLES = [
     Example("odd dimension", wrapped(dtype="F4", shape=[3]), "tensor 't'", "is no multiple of 2", "leave the tensor out"),
     Example("outside", wrapped(dtype="F32", shape=[3], size_bytes=12), "tensor 't'", "does not fit its segment", WIRE),
     Example("huge shape", wrapped(dtype="F32", shape=[1 << 63, 0]), "tensor 't'", "which torch cannot represent", "leave it out"),
+    Example("several files", opened(lambda file: None, tamper_manifest=lambda manifest: None), "/fake/a", "means 2 files", "name a safetensors file"),
+    Example("much metadata", opened(lambda file: None, tamper_manifest=without_metadata), "/fake/a", "more metadata than", "load its tensors by"),
+    Example("file name", lambda: opening.safe_open(5, "pt"), "filename=5", "is no path", "give a str"),  # type: ignore[arg-type]
+    Example("framework", lambda: opening.safe_open("/x", "mlx"), "framework 'mlx'", "is not read through a daemon", "use 'pt' or 'np'"),
+    Example("open a directory", lambda: opening.safe_open("/", "pt"), "/", "is a directory", "name a file in it"),
+    Example("closed file", opened(use_after_close), "/fake/a", "is closed", "open it again"),
+    Example("tensor's name", opened(lambda file: file.get_tensor(5)), "name=5", "is no name", "give a str"),  # type: ignore[arg-type]
+    Example("no such tensor", opened(lambda file: file.get_tensor("x")), "/fake/a", "does not contain tensor x", "see keys()"),
+    Example("pickled file", opened(pickle.dumps), "/fake/a", "cannot be pickled", "open it in the other"),
+    Example("list of indexes", lambda: safe_parts.numpy_part(ARRAY, [0, 1]), "a list ([0, 1])", "cannot select", "use slices"),
+    Example("many indexes", lambda: safe_parts.numpy_part(ARRAY, (0, 0, 0)), "(0, 0, 0)", "does not fit a tensor of shape [2, 3]", "give at most"),
+    Example("odd index", lambda: safe_parts.numpy_part(ARRAY, (0, slice(-1, None))), "slice(-1, None, None)", "does not select from a dimension of 3", "give an integer"),
+    Example("PENSTOCK_PATCH_SAFETENSORS", patched(safe_patch.patch_as_asked, PENSTOCK_PATCH_SAFETENSORS="maybe"), "PENSTOCK_PATCH_SAFETENSORS='maybe'", "is neither yes nor no", "set 1"),
+    Example("changed meanwhile", lambda: safe_patch._changed("/m/f"), "/m/f", "changed while it was read", "load it again"),
+    Example("weights that are missing", load_nothing, "Linear has parameters", "the checkpoint has nothing: bias, weight", "load a complete checkpoint"),
+    Example("SGLang's other loaders", lambda: sglang.refuse_other_loaders("IncModelLoader", quantized_already=False), "this model", "by its IncModelLoader, which cannot load through", "give a model that is quantized already"),
+    Example("another vLLM", ask_another_vllm, "vLLM", "has no vllm.other.gone", "use a version"),
     Example("PENSTOCK_REPLACE_RUNAI", patched(vllm.replaces_runai, PENSTOCK_REPLACE_RUNAI="yes"), "PENSTOCK_REPLACE_RUNAI='yes'", "is neither 0 nor 1", "set it"),
     Example("extra config", lambda: plugin(whole=[1]), "model_loader_extra_config", "is a list and no dict", "give a JSON object"),
     Example("concurrency", lambda: plugin(concurrency=4), "concurrency", "the daemon's, not a load's", "leave it out here"),

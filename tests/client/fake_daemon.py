@@ -74,6 +74,8 @@ class Behaviour:
     finish: bool = True
     # Whether anything that is to be evicted is there.
     evicts: bool = True
+    # What it answers to a fetch.
+    fetched: list[pb.FetchResponse] = field(default_factory=lambda: [pb.FetchResponse(done=True)])
     # So many loads, and prefetches, break once they were told their place in the queue.
     die_queued: int = 0
 
@@ -85,6 +87,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         self.behaviour = behaviour
         self.opens: list[pb.OpenLoad] = []
         self.prefetches: list[pb.PrefetchRequest] = []
+        self.fetches: list[pb.FetchRequest] = []
         self.releases: list[int] = []
         self.ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.stalled = threading.Event()
@@ -164,6 +167,16 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         self._die_queued(context)
         yield pb.PrefetchResponse(ready_bytes=1, total_bytes=2)
         yield pb.PrefetchResponse(ready_bytes=2, total_bytes=2, done=True)
+
+    def Fetch(
+        self, requests: Iterator[pb.FetchRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.FetchResponse]:
+        self._connection(context)
+        more = True
+        while more:
+            self.fetches.append(next(requests))
+            more = self.fetches[-1].more
+        yield from self.behaviour.fetched
 
     def Load(
         self, requests: Iterator[pb.LoadRequest], context: grpc.ServicerContext

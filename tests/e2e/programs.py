@@ -18,11 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from penstock.client import SafetensorsStreamer, StreamerClient, errors
+from penstock.client import fetch as fetch_module
+from penstock.client.system import trees
 from penstock.v1 import streamer_pb2 as pb
 
 
@@ -46,6 +48,36 @@ def digest(tensor: torch.Tensor) -> str:
 
 def digests(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, str]]:
     return [(name, digest(tensor)) for name, tensor in tensors]
+
+
+def fetch(
+    socket_dir: str,
+    source: str,
+    directory: str | None = None,
+    cache: str | None = None,
+    pause_at: str | None = None,
+    reconnect_timeout: float = 60.0,
+    **options: Any,
+) -> None:
+    """Fetches, pausing before it writes the file `pause_at`, once; says where to, or what it raised."""
+    if cache is not None:
+        os.environ["PENSTOCK_CACHE_DIR"] = cache
+    paused: list[str] = []
+
+    class Pausing(trees.Draft):
+        def create(self, name: str) -> IO[bytes]:
+            if name == pause_at and not paused:
+                paused.append(name)
+                say("paused")
+                await_go()
+            return super().create(name)
+
+    fetch_module.Draft = Pausing  # type: ignore[attr-defined]
+    try:
+        client = StreamerClient(socket_dir, reconnect_timeout=reconnect_timeout)
+        say("fetched", directory=str(client.fetch(source, directory, **options)), error="")
+    except Exception as error:
+        say("fetched", error=type(error).__name__, message=str(error))
 
 
 def load(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from penstock.client.cli.status_text import show
 
 from .conftest import StartDaemon
 from .support import (
@@ -196,3 +199,73 @@ def test_a_group_s_load_that_waits_for_no_one_is_a_plain_load(
     daemon: DaemonProcess, member: Member, large: Checkpoint
 ) -> None:
     assert member(daemon, 1).hear("loaded")["found"] == expected(large[1])
+
+
+def test_status_log_and_metrics_tell_of_a_group_and_its_members(
+    start_daemon: StartDaemon, nursery: Nursery, member: Member, large: Checkpoint
+) -> None:
+    daemon = start_daemon("--memory-limit", str(LIMIT))
+    first = member(daemon, 2)
+
+    def kept_waiting() -> dict[str, Any] | None:
+        (load,) = daemon.status()["loads"] or [None]
+        return load if load is not None and load["group_waited_seconds"] > 0 else None
+
+    load = wait_until(kept_waiting, "the first member to wait for the other")
+    assert load["group"] == {"name": "job", "size": 2, "joined": 1}
+    assert load["waits_for"].startswith("others of its window")
+    (stage,) = daemon.http_status()["stages"]
+    assert stage["group"] == {"name": "job", "size": 2, "joined": 1}
+    assert [(holder["pid"], holder["group"]) for holder in stage["holders"]] == [(first.pid, "job")]
+    shown = show(daemon.status())
+    assert "job 1/2" in shown
+    second = member(daemon, 2)
+    for one in (first, second):
+        one.hear("loaded")
+    alone = nursery.start("load", socket_dir=daemon.socket_dir, source=large[0])
+    alone.hear("loaded")
+    daemon.wait_idle()
+    opened = {line["pid"]: line for line in logged(daemon, "opened")}
+    ended = {line["pid"]: line for line in logged(daemon, "load")}
+    for one in (first, second):
+        begin, end = opened[str(one.pid)], ended[str(one.pid)]
+        assert (begin["group"], begin["group_size"]) == ("job", "2")
+        assert (end["group"], end["group_size"], end["group_joined"]) == ("job", "2", "2")
+    assert float(ended[str(first.pid)]["group_waited_seconds"]) >= load["group_waited_seconds"]
+    plain = {**opened[str(alone.pid)], **ended[str(alone.pid)]}
+    assert not [key for key in plain if key.startswith("group")]
+    counted = metrics(daemon)
+    waited = counted['penstock_group_loads_total{waited="yes"}']
+    assert waited >= 1
+    assert waited + counted['penstock_group_loads_total{waited="no"}'] == 2
+    assert counted["penstock_group_wait_seconds_count"] == 2
+    assert counted["penstock_group_wait_seconds_sum"] >= load["group_waited_seconds"]
+    assert counted["penstock_group_timeouts_total"] == 0
+
+
+def test_a_group_that_stays_incomplete_is_logged_and_counted(
+    start_daemon: StartDaemon, member: Member, large: Checkpoint
+) -> None:
+    daemon = start_daemon("--memory-limit", str(LIMIT), "--group-timeout", "0.1")
+    assert member(daemon, 3).hear("loaded")["found"] == expected(large[1])
+    (incomplete,) = logged(daemon, "group not complete")
+    told = {key: value for key, value in incomplete.items() if key.startswith("group")}
+    assert told == {"group": "job", "group_size": "3", "group_joined": "1"}
+    assert metrics(daemon)["penstock_group_timeouts_total"] == 1
+
+
+def logged(daemon: DaemonProcess, event: str) -> list[dict[str, str]]:
+    """The fields of each line of such an event."""
+    lines = [line.split(" ", 2)[2] for line in daemon.log().splitlines()]
+    return [
+        dict(field.split("=", 1) for field in line.removeprefix(f"{event} ").split() if "=" in field)
+        for line in lines
+        if line.startswith(f"{event} ")
+    ]
+
+
+def metrics(daemon: DaemonProcess) -> dict[str, float]:
+    """By name and labels, as in the text."""
+    _, body = daemon.http("/metrics")
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}

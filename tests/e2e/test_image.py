@@ -52,7 +52,7 @@ def asked_for(key: str) -> list[Requirement]:
 
 def test_the_lock_file_has_what_the_daemon_needs_and_nothing_else() -> None:
     needed: set[str] = set()
-    todo = asked_for("dependencies") + asked_for("server")
+    todo = [one for key in ("dependencies", "server", "gcs", "azure") for one in asked_for(key)]
     while todo:
         package = todo.pop()
         needed.add(canonicalize_name(package.name))

@@ -16,7 +16,7 @@ from penstock.server.checkpoint import child
 from penstock.server.checkpoint.header import CHILDREN
 from penstock.server.checkpoint.rules import MAX_HEADER_BYTES
 from penstock.server.config.settings import load_config
-from penstock.server.sources.stores import FLAGS
+from penstock.server.sources.stores import FLAGS, kind_of
 from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
 
 from .manifests import DEPLOY, OVERLAYS, Container, containers, render
@@ -88,6 +88,41 @@ def test_pods_are_restricted_but_for_what_is_known(overlay: str) -> None:
         assert security["allowPrivilegeEscalation"] is False, name
         assert security["capabilities"] == {"drop": ["ALL"]}, name
         assert not security.get("privileged"), name
+
+
+CLOUDS = {
+    "sidecar-s3": "eks.amazonaws.com/role-arn",
+    "sidecar-gcs": "iam.gke.io/gcp-service-account",
+    "sidecar-azure": "azure.workload.identity/client-id",
+}
+"""What names the identity of the service account."""
+
+
+@pytest.mark.parametrize(("overlay", "annotation"), CLOUDS.items())
+def test_a_cloud_s_daemon_has_an_identity_for_a_model_that_its_store_reads(
+    overlay: str, annotation: str
+) -> None:
+    objects = render(f"overlays/{overlay}")
+    (account,) = (one for one in objects if one["kind"] == "ServiceAccount")
+    assert account["metadata"]["annotations"][annotation]
+    (deployment,) = (one for one in objects if one["kind"] == "Deployment")
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    inference = containers(f"overlays/{overlay}")["inference"]
+    assert kind_of(inference.environment["MODEL"]) == overlay.removeprefix("sidecar-")
+    for container in containers(f"overlays/{overlay}").values():
+        assert not any(place == "/models" for _, place, _ in container.mounts)
+
+
+def test_where_a_webhook_gives_credentials_the_engine_gets_none() -> None:
+    for overlay, prefix in (
+        ("sidecar-s3", "eks.amazonaws.com"),
+        ("sidecar-azure", "azure.workload.identity"),
+    ):
+        (deployment,) = (one for one in render(f"overlays/{overlay}") if one["kind"] == "Deployment")
+        metadata = deployment["spec"]["template"]["metadata"]
+        assert metadata["annotations"][f"{prefix}/skip-containers"] == "inference"
+        if prefix == "azure.workload.identity":
+            assert metadata["labels"][f"{prefix}/use"] == "true"
 
 
 def test_only_the_optional_step_is_privileged() -> None:

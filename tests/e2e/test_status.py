@@ -20,7 +20,7 @@ from penstock.client import StreamerClient, errors
 from penstock.client.cli import commands as cli
 from penstock.client.cli.status_text import show
 from penstock.server.config.settings import Config
-from penstock.server.sources.stores import FLAGS
+from penstock.server.sources.stores import FLAGS, KINDS
 
 from .conftest import StartDaemon
 from .support import (
@@ -96,7 +96,7 @@ def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) 
         assert staging["oldest_lease_seconds"] == pytest.approx(
             status["stages"][1]["holders"][0]["held_seconds"], abs=1
         )
-        assert status["readers"]["threads"] == 3 + 2
+        assert status["readers"]["threads"] == 3 + 2 * (len(KINDS) - 1)  # of files, and of each object store
         assert not staging["populating"]
         del state
     gc.collect()

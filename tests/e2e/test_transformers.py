@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from safetensors.torch import load_file
 from penstock.client import StreamerClient
 from penstock.client.cli.demo import find_model
 
+from .patched import Library
 from .support import running_daemon, same
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-transformers = pytest.importorskip("transformers")
+transformers: Any = Library("transformers")
 SENTENCES = ["A penstock carries water to a turbine.", "Weights", "The quick brown fox jumps."]
 
 

@@ -7,12 +7,15 @@ that instead. docs/vllm.md says what was checked against which of them.
 from __future__ import annotations
 
 import enum
+import logging
+import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +42,19 @@ class BaseModelLoader(ABC):
 
 
 class DefaultModelLoader(BaseModelLoader):
+    def download_model(self, model_config: Any) -> None:
+        raise NotImplementedError
+
+    def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
+        raise NotImplementedError
+
+    def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Of files that are no safetensors."""
+        for pattern in source.allow_patterns_overrides or ["*.bin"]:
+            for file in sorted(Path(source.model_or_path, source.subfolder or "").glob(pattern)):
+                for name, tensor in torch.load(file).items():
+                    yield source.prefix + name, tensor
+
     def track_weights_loading(
         self, model: torch.nn.Module, loaded_weights: set[str] | None, quantized: bool = False
     ) -> None:
@@ -47,6 +63,61 @@ class DefaultModelLoader(BaseModelLoader):
             missing = {name for name, _ in model.named_parameters()} - loaded_weights
             if missing:
                 raise ValueError(f"Following weights were not initialized from checkpoint: {missing}")
+
+
+class PPMissingLayer(torch.nn.Identity):
+    """Where a layer would be that another pipeline stage has."""
+
+
+@dataclass
+class FusedMoEParallelConfig:
+    ep_size: int
+    ep_rank: int
+    dp_size: int = 1
+    dp_rank: int = 0
+
+
+class RoutedExperts(torch.nn.Module):
+    """The experts of a layer that this rank holds."""
+
+    def __init__(self, held: list[int], count: int, parallel: FusedMoEParallelConfig) -> None:
+        super().__init__()
+        self.global_num_experts = count
+        self.expert_map_manager = SimpleNamespace(get_local_expert_ids=lambda: held)
+        self.moe_config = SimpleNamespace(moe_parallel_config=parallel)
+
+
+def compute_local_expert_ids(
+    num_experts: int, ep_size: int, ep_rank: int, placement: str = "linear"
+) -> set[int] | None:
+    """For numbers of experts that ranks divide."""
+    if ep_size == 1:
+        return None
+    if placement == "round_robin":
+        return set(range(ep_rank, num_experts, ep_size))
+    share = num_experts // ep_size
+    return set(range(ep_rank * share, (ep_rank + 1) * share))
+
+
+def parse_expert_id(weight_name: str) -> int | None:
+    found = re.search(r"\.experts\.(\d+)\.", weight_name)
+    return int(found[1]) if found else None
+
+
+def should_skip_weight(weight_name: str, local_expert_ids: set[int] | None) -> bool:
+    expert = parse_expert_id(weight_name)
+    if expert is None or local_expert_ids is None or not weight_name.endswith((".weight", ".weight_packed")):
+        return False
+    return expert not in local_expert_ids
+
+
+@dataclass
+class ParallelConfig:
+    enable_expert_parallel: bool = False
+    enable_eplb: bool = False
+    expert_placement_strategy: str = "linear"
+    data_parallel_size_local: int = 1
+    data_parallel_rank_local: int | None = None
 
 
 @dataclass
@@ -60,6 +131,7 @@ class VllmConfig:
     model_config: Any
     load_config: LoadConfig
     speculative_config: SpeculativeConfig | None = None
+    parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def get_current_vllm_config() -> VllmConfig:
@@ -116,6 +188,7 @@ pp_group = Coordinator(1)
 
 
 class HookType(enum.Enum):
+    AROUND = "around"
     REPLACE = "replace"
 
 
@@ -127,12 +200,16 @@ class HookRegistry:
         cls.hooks[target] = (hook, hook_type)
 
 
+LOAD_FORMAT_CHOICES = ["auto", "runai_streamer"]
+"""SGLang's."""
+
 _MODULES: dict[str, dict[str, Any]] = {
     "vllm": {},
     "vllm.config": {
         "get_current_vllm_config": get_current_vllm_config,
     },
     "vllm.config.load": {"LoadConfig": LoadConfig},
+    "vllm.logger": {"init_logger": logging.getLogger},
     "vllm.distributed": {"get_tp_group": lambda: tp_group, "get_pp_group": lambda: pp_group},
     "vllm.model_executor": {},
     "vllm.model_executor.model_loader": {
@@ -142,9 +219,23 @@ _MODULES: dict[str, dict[str, Any]] = {
     },
     "vllm.model_executor.model_loader.base_loader": {"BaseModelLoader": BaseModelLoader},
     "vllm.model_executor.model_loader.default_loader": {"DefaultModelLoader": DefaultModelLoader},
+    "vllm.model_executor.model_loader.ep_weight_filter": {
+        "compute_local_expert_ids": compute_local_expert_ids,
+        "parse_expert_id": parse_expert_id,
+        "should_skip_weight": should_skip_weight,
+    },
+    "vllm.model_executor.layers": {},
+    "vllm.model_executor.layers.fused_moe": {},
+    "vllm.model_executor.layers.fused_moe.routed_experts": {"RoutedExperts": RoutedExperts},
+    "vllm.model_executor.models": {},
+    "vllm.model_executor.models.utils": {"PPMissingLayer": PPMissingLayer},
     "sglang": {},
     "sglang.srt": {},
     "sglang.srt.distributed": {"get_tp_group": lambda: tp_group},
+    "sglang.srt.server_args": {
+        "LOAD_FORMAT_CHOICES": LOAD_FORMAT_CHOICES,
+        "add_load_format_choices": LOAD_FORMAT_CHOICES.extend,
+    },
     "sglang.srt.plugins": {},
     "sglang.srt.plugins.hook_registry": {"HookRegistry": HookRegistry, "HookType": HookType},
 }

@@ -61,10 +61,14 @@ def checkpoint(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     directory.mkdir()
     tensors = random_tensors(8, MIB // 4)
     names = sorted(tensors)
-    write_checkpoint(directory / "model-1.safetensors", {name: tensors[name] for name in names[:4]})
-    write_checkpoint(directory / "model-2.safetensors", {name: tensors[name] for name in names[4:]})
+    write_checkpoint(
+        directory / "model-00001-of-00002.safetensors", {name: tensors[name] for name in names[:4]}
+    )
+    write_checkpoint(
+        directory / "model-00002-of-00002.safetensors", {name: tensors[name] for name in names[4:]}
+    )
     write_checkpoint(directory / "consolidated.safetensors", {"other": torch.ones(3)})
-    index = {name: f"model-{1 + (name in names[4:])}.safetensors" for name in names}
+    index = {name: f"model-0000{1 + (name in names[4:])}-of-00002.safetensors" for name in names}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return directory, tensors
 
@@ -104,7 +108,11 @@ def test_of_two_layouts_in_a_directory_the_one_of_transformers_is_loaded(
 def test_a_directory_of_one_layout_is_asked_for_by_its_own_name(tmp_path: Path) -> None:
     """So that its staged checkpoint has the name that a prefetch gave it."""
     penstock = loader()
-    for names in (["consolidated.safetensors"], ["model-1.safetensors", "model.safetensors.index.json"], []):
+    for names in (
+        ["consolidated.safetensors"],
+        ["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
+        [],
+    ):
         directory = tmp_path / f"of {len(names)} [files]"
         directory.mkdir()
         for name in names:
@@ -123,11 +131,12 @@ def test_the_source_may_be_named_apart_from_the_model(
     same(model.taken.items(), tensors)
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/llama", "gs://bucket/llama", "az://container/llama"])
 def test_a_model_in_object_storage_is_asked_for_by_its_uri(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     penstock = loader()
-    assert penstock._source(model_config(tmp_path, model_weights="s3://bucket/llama")) == "s3://bucket/llama"
+    assert penstock._source(model_config(tmp_path, model_weights=uri)) == uri
 
 
 def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
@@ -139,7 +148,7 @@ def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
     write_checkpoint(part / "model.safetensors", {"bias": torch.arange(5.0)})
     daemon = start_daemon("--memory-limit", "64MiB")
     model = Model(
-        allow_patterns_overrides=["absent*.safetensors", "model-2.safetensors"],
+        allow_patterns_overrides=["absent*.safetensors", "model-00002-of-00002.safetensors"],
         is_unused_checkpoint_weight=lambda name: name.startswith("layer.7"),
         secondary_weights=[
             SimpleNamespace(
@@ -148,12 +157,21 @@ def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
                 subfolder="encoder",
                 prefix="encoder.",
                 allow_patterns_overrides=None,
-            )
+            ),
+            SimpleNamespace(
+                model_or_path=str(tmp_path / "part"),
+                revision=None,
+                subfolder=None,
+                prefix="head.",
+                allow_patterns_overrides=["head.pt"],
+            ),
         ],
     )
+    torch.save({"weight": torch.arange(3.0)}, tmp_path / "part" / "head.pt")
     loader(socket_dir=str(daemon.socket_dir)).load_weights(model, model_config(directory))
     expected = {name: tensors[name] for name in ("layer.4.weight", "layer.5.weight", "layer.6.weight")}
-    same(model.taken.items(), {**expected, "encoder.bias": torch.arange(5.0)})
+    parts = {"encoder.bias": torch.arange(5.0), "head.weight": torch.arange(3.0)}
+    same(model.taken.items(), {**expected, **parts})
 
 
 @pytest.fixture
@@ -213,7 +231,10 @@ def test_a_draft_model_gets_its_own_weights_beside_a_target_with_a_source(
     same(draft_of(own, tmp_path / "draft", monkeypatch).taken.items(), two_models["draft source"])
     # vLLM 0.32 passes a draft of the method "draft_model" the target's options all the same.
     ignored = draft_of(own, tmp_path / "draft", monkeypatch, load=penstock.load_config)
-    same(ignored.taken.items(), two_models["draft"])
+    same(ignored.taken.items(), two_models["draft source"])
+    plain = loader(socket_dir=socket_dir).load_config
+    without = speculating(target_config, penstock.load_config, draft_load=plain)
+    same(draft_of(without, tmp_path / "draft", monkeypatch).taken.items(), two_models["draft"])
 
 
 def test_a_draft_model_of_which_vllm_does_not_tell_whose_options_it_has_is_refused_a_source(
@@ -340,18 +361,31 @@ def test_runai_s_place_is_taken_only_when_that_is_asked_for(monkeypatch: pytest.
     vllm.register()
     sglang.register()
     assert taken == ["penstock"]
-    assert interfaces.HookRegistry.hooks == {}
+    assert [target.rsplit(".", 1)[1] for target in interfaces.HookRegistry.hooks] == ["_verify_load_format"]
     monkeypatch.setenv("PENSTOCK_REPLACE_RUNAI", "1")
     vllm.register()
     sglang.register()
     assert taken[1:] == ["penstock", "runai_streamer"]
-    ((target, (hook, kind)),) = interfaces.HookRegistry.hooks.items()
+    _, (target, (hook, kind)) = interfaces.HookRegistry.hooks.items()
     assert target.endswith(".runai_safetensors_weights_iterator")
     assert (hook, kind) == (sglang.weights_iterator, interfaces.HookType.REPLACE)
     interfaces.HookRegistry.hooks.clear()
     monkeypatch.setenv("PENSTOCK_REPLACE_RUNAI", "yes")
     with pytest.raises(ValueError, match="PENSTOCK_REPLACE_RUNAI='yes'"):
         vllm.register()
+
+
+def test_sglang_s_formats_are_extended_by_one_and_checked_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PENSTOCK_REPLACE_RUNAI", raising=False)
+    sglang.register()
+    sglang.register()
+    assert interfaces.LOAD_FORMAT_CHOICES.count("penstock") == 1
+    (hook, kind) = interfaces.HookRegistry.hooks.popitem()[1]
+    assert kind is interfaces.HookType.AROUND
+    checked: list[Any] = []
+    config = SimpleNamespace(load_format="safetensors")
+    hook(checked.append, config)
+    assert (checked, config.load_format) == ([config], "safetensors")
 
 
 def test_sglang_s_function_yields_the_files_tensors(
@@ -362,7 +396,7 @@ def test_sglang_s_function_yields_the_files_tensors(
     directory, tensors = checkpoint
     daemon = start_daemon("--memory-limit", "64MiB")
     monkeypatch.setenv("PENSTOCK_SOCKET_DIR", str(daemon.socket_dir))
-    files = [str(directory / f"model-{number}.safetensors") for number in (1, 2)]
+    files = [str(directory / f"model-0000{number}-of-00002.safetensors") for number in (1, 2)]
     same(sglang.weights_iterator(files, False, "cuda:0"), tensors)
 
 

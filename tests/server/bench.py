@@ -49,11 +49,8 @@ class GatedFile:
         self._file = file
         self.uri, self.version, self.size_bytes = file.uri, file.version, file.size_bytes
         self.kind, self.alignment, self.give_up_at = file.kind, file.alignment, file.give_up_at
-        self.portable_version, self.mount, self.mount_point = (
-            file.portable_version,
-            file.mount,
-            file.mount_point,
-        )
+        self.portable_version, self.listed_version = file.portable_version, file.listed_version
+        self.mount, self.mount_point = file.mount, file.mount_point
         self.gate = threading.Event()
         self.reads = 0
         self.read_bytes = 0

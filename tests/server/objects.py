@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ class ObjectServer:
     etags: dict[str, str] = field(default_factory=dict)
     hooks: list[Hook] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
+    """For an HTTPS server."""
 
     def __post_init__(self) -> None:
         outer = self
@@ -64,15 +67,17 @@ class ObjectServer:
             def do_GET(self) -> None:
                 outer._serve(self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_GET
 
             def log_message(self, *_: object) -> None:
                 """Nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if self.tls is not None:
+            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self._server.server_port}"
 
     def put(self, key: str, content: bytes, *, etag: str | None = None) -> None:
         self.objects[key] = content

@@ -26,6 +26,7 @@ from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.s3.settings import S3Settings
 from penstock.server.sources.s3.source import S3Source
+from penstock.server.sources.stores import FLAGS
 from penstock.server.staging.slab import Slab
 
 _P = ParamSpec("_P")
@@ -106,7 +107,9 @@ def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Conf
         "log_level": "info",
         "exit_with_stdin": False,
         "object_concurrency": 2,
-        "store_options": {"s3_addressing": "auto", "s3_unsigned": False, "s3_requester_pays": False},
+        "store_options": {
+            option.field: option.parse(option.default) for store in FLAGS for option in store.options
+        },
         "object_block_bytes": 256 << 10,
     }
     fields = Config.__dataclass_fields__

@@ -12,13 +12,15 @@ import pytest
 import penstock.server
 
 from ..error_rule import Example, Site, check, message_of, message_sites
-from .messages import ToldError, bounds, checkpoints, configuration, loads, storage
+from .messages import ToldError, bounds, checkpoints, clouds, configuration, loads, storage, web
 
 PACKAGE = Path(penstock.server.__file__).parent
 EXAMPLES = [
     *configuration.EXAMPLES,
     *checkpoints.EXAMPLES,
     *storage.EXAMPLES,
+    *clouds.EXAMPLES,
+    *web.EXAMPLES,
     *bounds.EXAMPLES,
     *loads.EXAMPLES,
 ]
@@ -33,6 +35,11 @@ INTERNAL = {
     "not a tensor table": "between the daemon and its children",
     "not packed metadata": "between the daemon and its children",
     "not a packed index": "between the daemon and its children",
+    "another kind of answer": "caught where a list is parsed",
+    "more elements than a list has": "caught where a list is parsed",
+    "a longer tag than a list has": "caught where a list is parsed",
+    "a longer text than a list has": "caught where a list is parsed",
+    "a list declares no types": "caught where a list is parsed",
     "a header block is cut off": "gRPC's libraries send none; closes the connection",
     "a number in a header block": "gRPC's libraries send none; closes the connection",
 }
@@ -46,6 +53,7 @@ PASSED_ON = {
     "config/options.py": "options.py names the flag or the variable",
     "config/units.py": "options.py names the flag or the variable",
     "config/values.py": "options.py names the flag or the variable",
+    "sources/objects/reach.py": "web/location.py names the URL, and reach.py the prefix",
 }
 """Files whose errors are a part of a longer message, and whose."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointChangedError,
+    CheckpointInvalidError,
     CheckpointNotFoundError,
     InvalidRequestError,
     PenstockError,
     SourceUnavailableError,
 )
-from penstock.server.sources import Access, RetryingReader, SourceFile, choose, scheme_of
+from penstock.server.sources import Access, RetryingReader, SourceFile, choose, join, scheme_of
 from penstock.server.sources.file.store import FileStore
 from penstock.server.sources.store import Store
 from penstock.server.sources.stores import STORES, kind_of
@@ -116,6 +118,59 @@ class StoreTests:
         assert names is not None
         assert [name for name in names if name != "deeper"] == ["a.safetensors", "b.safetensors", "é"]
         assert storage.store.source.list(f"{storage.top}/d/a.safetensors", ROOT) is None
+
+    def test_a_tree_holds_every_file_below_with_its_size_and_version(self, storage: Storage) -> None:
+        names = ["a", "b c+%41#d", "deep/er/e.json", "deep/é漢", "deeper/f"]
+        for number, name in enumerate(names):
+            storage.put(f"t/{name}", CONTENT[: number * 1000])
+        storage.put("tree/beside", b"x")
+        for top in (f"{storage.top}/t", f"{storage.top}/t/"):
+            listed = {one.name: one for one in storage.store.source.tree(top, ROOT, lambda name: True)}
+            assert sorted(listed) == sorted(names)
+            assert [listed[name].size_bytes for name in names] == [0, 1000, 2000, 3000, 4000]
+        for name in names:
+            with contextlib.closing(storage.open(join(top, name))) as file:
+                assert file.listed_version
+                assert listed[name].version in ("", file.listed_version)
+
+    def test_of_a_tree_only_what_is_wanted_is_given(self, storage: Storage) -> None:
+        for name in ("a", "b", "deep/a", "deep/b"):
+            storage.put(f"t/{name}", b"x")
+        tree = storage.store.source.tree(f"{storage.top}/t", ROOT, lambda name: not name.endswith("b"))
+        assert sorted(one.name for one in tree) == ["a", "deep/a"]
+
+    def test_the_version_in_a_tree_is_another_after_each_change(self, storage: Storage) -> None:
+        def version() -> str:
+            (listed,) = storage.store.source.tree(f"{storage.top}/t", ROOT, lambda name: True)
+            with contextlib.closing(storage.open(f"{storage.top}/t/a")) as file:
+                return listed.version or file.listed_version
+
+        versions = []
+        for content in (CONTENT, CONTENT[::-1], CONTENT[:1000]):
+            storage.put("t/a", content)
+            versions += [version(), version()]
+        assert versions[0::2] == versions[1::2]
+        assert len(set(versions)) == 3
+
+    def test_of_what_is_no_directory_there_is_no_tree(self, storage: Storage) -> None:
+        storage.put("t/a", b"x")
+        for name in ("t/a", "nothing"):
+            with pytest.raises((CheckpointNotFoundError, CheckpointInvalidError), match=f"/{name}"):
+                list(storage.store.source.tree(f"{storage.top}/{name}", ROOT, lambda name: True))
+
+    def test_a_tree_is_for_those_who_may_read_what_is_in_it(self, storage: Storage) -> None:
+        storage.put("models/a", b"x")
+        storage.put("models-secret/a", b"x")
+        access = Access(UID, privileged=False, prefixes=(f"{storage.top}/models",))
+
+        def tree(name: str) -> list[str]:
+            listed = storage.store.source.tree(f"{storage.top}/{name}", access, lambda name: True)
+            return [one.name for one in listed]
+
+        assert tree("models") == ["a"]
+        for name in ("models-secret", "models/../models-secret", "."):
+            with pytest.raises(AccessDeniedError, match=re.escape(f"/{name}")):
+                tree(name)
 
     # ---- open and read --------------------------------------------------------------------------
 

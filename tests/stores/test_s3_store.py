@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from urllib.parse import parse_qs, quote, urlsplit
+from xml.sax.saxutils import escape
 
 import pytest
 
@@ -86,15 +87,19 @@ class Bucket(ObjectStorage):
             self._server.hooks.remove(hook)
 
     def _list(self, asked: Asked) -> bool:
-        """Answers what lies directly below a prefix."""
+        """Answers what lies below a prefix; with a delimiter what lies directly below it."""
         query = parse_qs(urlsplit(asked.target).query)
         if "list-type" not in query:
             return False
         prefix = query.get("prefix", [""])[0]
-        keys = [
-            key for key in self._server.objects if key.startswith(prefix) and "/" not in key[len(prefix) :]
-        ]
-        contents = "".join(f"<Contents><Key>{quote(key)}</Key></Contents>" for key in keys)
+        keys = [key for key in self._server.objects if key.startswith(prefix)]
+        if "delimiter" in query:
+            keys = [key for key in keys if "/" not in key[len(prefix) :]]
+        contents = "".join(
+            f"<Contents><Key>{quote(key)}</Key><Size>{len(self._server.objects[key])}</Size>"
+            f"<ETag>{escape(self._server.etags[key])}</ETag></Contents>"
+            for key in keys
+        )
         body = (
             f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="{NAMESPACE}"><Name>bucket</Name>'
             f"<Prefix>{quote(prefix)}</Prefix><KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys>"

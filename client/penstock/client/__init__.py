@@ -6,18 +6,24 @@
         for name, tensor in load:
             ...
 
-Importing this package costs nothing: torch, grpc and protobuf are imported at the first load.
+Importing this package costs nothing: torch, grpc and protobuf are imported at the first load. With
+PENSTOCK_PATCH_SAFETENSORS=1 in the environment it calls `patch_safetensors()`.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adopt.ambient import S3Credentials as S3Credentials
     from .adopt.run_ai import SafetensorsStreamer as SafetensorsStreamer
     from .adopt.run_ai import list_safetensors as list_safetensors
+    from .adopt.run_ai_files import ObjectStorageModel as ObjectStorageModel
+    from .adopt.run_ai_files import pull_files as pull_files
+    from .adopt.safe_patch import SafetensorsPatch as SafetensorsPatch
+    from .adopt.safe_patch import patch_safetensors as patch_safetensors
     from .client import Evicted as Evicted
     from .client import StreamerClient as StreamerClient
     from .errors import AccessDeniedError as AccessDeniedError
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointWarning as CheckpointWarning
     from .errors import DaemonUnavailableError as DaemonUnavailableError
     from .errors import DuplicateTensorError as DuplicateTensorError
+    from .errors import FallbackWarning as FallbackWarning
     from .errors import ForkedProcessError as ForkedProcessError
     from .errors import InvalidRequestError as InvalidRequestError
     from .errors import LoadClosedError as LoadClosedError
@@ -55,6 +62,10 @@ _HOMES = {
     "S3Credentials": "adopt.ambient",
     "SafetensorsStreamer": "adopt.run_ai",
     "list_safetensors": "adopt.run_ai",
+    "SafetensorsPatch": "adopt.safe_patch",
+    "patch_safetensors": "adopt.safe_patch",
+    "ObjectStorageModel": "adopt.run_ai_files",
+    "pull_files": "adopt.run_ai_files",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
     "CheckpointInvalidError": "errors",
@@ -62,6 +73,7 @@ _HOMES = {
     "CheckpointWarning": "errors",
     "DaemonUnavailableError": "errors",
     "DuplicateTensorError": "errors",
+    "FallbackWarning": "errors",
     "ForkedProcessError": "errors",
     "InvalidRequestError": "errors",
     "LoadClosedError": "errors",
@@ -92,3 +104,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+if os.environ.get("PENSTOCK_PATCH_SAFETENSORS"):
+    from .adopt.safe_patch import patch_as_asked
+
+    patch_as_asked()

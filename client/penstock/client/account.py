@@ -1,4 +1,4 @@
-"""What one load has delivered, and when: for its stats, its bar, and to go on at another daemon."""
+"""What one load has delivered, and when: for its stats, its progress bar, and to go on at another daemon."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .summary import LoadStats
 
 
 class Account:
-    """Starts with the request. Written by the thread that iterates, read by any."""
+    """Starts with the request. The iterating thread writes it, any thread may read it."""
 
     def __init__(self, *, progress: bool) -> None:
-        """Raises ImportError that says what to install for `progress`."""
+        """Raises ImportError for `progress` if tqdm is missing; the error says what to install."""
         self.tensors = 0
         self.bytes = 0
         self.total_bytes = 0
@@ -31,12 +31,12 @@ class Account:
         return (self._ended or time.monotonic()) - self._started
 
     def begin(self) -> None:
-        """The bytes of the next tensors are there; of those that come at once with `add`, not needed."""
+        """The bytes of the next tensors have arrived. Not needed if `add` follows at once."""
         if self._first_tensor is None:
             self._first_tensor = time.monotonic()
 
     def add(self, tensors: int, size_bytes: int) -> None:
-        """So many were delivered."""
+        """So many tensors were delivered."""
         if self._first_tensor is None:
             self._first_tensor = time.monotonic()
         self.tensors += tensors
@@ -45,7 +45,7 @@ class Account:
             self.show()
 
     def finish(self, waited_seconds: float, read_bytes: int, tier_bytes: int) -> None:
-        """A daemon has told what the load, or its part of it, took."""
+        """Adds the times and bytes that a daemon reported for the load, or for its part of it."""
         self._waited_seconds += waited_seconds
         self._read_bytes += read_bytes
         self._tier_bytes += tier_bytes
@@ -58,7 +58,9 @@ class Account:
         """The load has ended. May be called again."""
         if self._ended is None:
             self._ended = time.monotonic()
-        if self._bar is not None and self._pid == os.getpid():  # its lock may be held for ever elsewhere
+        if (
+            self._bar is not None and self._pid == os.getpid()
+        ):  # in a forked child its lock may be held for ever
             self._bar.close()
 
     def stats(self, *, cache_hit: bool) -> LoadStats:

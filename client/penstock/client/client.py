@@ -12,26 +12,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import errors
 from .selection import Selection, checked_variant, choice, wire_group
 from .system import descriptors
-from .system.sizes import Source, absolute_sources, parse_memory_limit
+from .system.sizes import Source, absolute_sources, parse_memory_limit, parse_size
 from .system.version import client_version
 
 if TYPE_CHECKING:
     import torch
     from torch.nn.modules.module import _IncompatibleKeys
 
-    from penstock.v1.streamer_pb2 import OpenLoad
+    from penstock.v1.streamer_pb2 import FetchRequest, OpenLoad
 
     from .embedded import EmbeddedDaemon
     from .load import Load
     from .prefetch import Prefetched
+    from .ring.progress import Bar
     from .ring.rpc import Session
     from .ring.stream import Choose
 
+_T = TypeVar("_T")
 DEFAULT_SOCKET_DIR = "/run/penstock"
 
 
@@ -247,30 +249,112 @@ class StreamerClient:
         from penstock.v1 import streamer_pb2 as pb
 
         from .prefetch import follow
-        from .ring.progress import Bar
-        from .ring.reconnect import persist
 
         request = pb.PrefetchRequest(
             sources=absolute_sources(source), pin=pin, variant=checked_variant(variant)
         )
-        bar = Bar("prefetch") if progress else None
+        return self._persist(
+            lambda session, bar: follow(session, request, bar), "prefetch" if progress else None
+        )
 
-        def attempt() -> Prefetched:
-            with self._session() as session:
-                return follow(session, request, bar)
+    def fetch(
+        self,
+        source: Source,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        allow: str | Iterable[str] | None = None,
+        ignore: str | Iterable[str] | None = None,
+        max_bytes: int | str | None = None,
+        max_files: int | None = None,
+        progress: bool = False,
+    ) -> Path:
+        """Copies the files beside the weights, such as configuration, tokenizer and code, and returns the
+        directory that holds them, complete.
 
-        def sleep(seconds: float) -> None:
-            if self._closed.wait(seconds):
-                self._check_open()
+        source: a directory, or the URI of a prefix in an object store, with all that lies below it.
+        directory: where to; what is there must be empty, or made by a fetch, and is replaced at once. None is
+            the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock: files whose versions are there are not sent
+            again, and when one changes the result is another directory. Do not write to it.
+        allow, ignore: patterns of relative names, as in a shell, where `*` matches `/` too and `code/` all
+            below it. None takes all but weights (`*.safetensors`, `*.bin`, `*.pt`, `*.gguf` and so on), and
+            what lies below `original/` and `.git/`. `ignore` wins.
+        max_bytes, max_files: what is refused as too much; None is 1 GiB and 10,000 files.
+        progress: shows a bar on stderr; needs tqdm.
 
-        try:
-            return persist(attempt, timeout_seconds=self._reconnect_timeout, sleep=sleep)
-        finally:
-            if bar is not None:
-                bar.close()
+        Raises CheckpointInvalidError for more than that or for names that cannot be made,
+        CheckpointChangedError when a file changes meanwhile, OSError where the directory cannot be written.
+        Whatever it raises, `directory` is as it was.
+        """
+        from .fetch import to_cache, to_place
+
+        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+
+        def attempt(session: Session, bar: Bar | None) -> Path:
+            # Built anew each time: the versions that are there may be others by then.
+            fresh = type(request).FromString(request.SerializeToString())
+            if directory is None:
+                return to_cache(session, fresh, bar)
+            return to_place(session, fresh, Path(directory), bar)
+
+        return self._persist(attempt, "fetch" if progress else None)
+
+    def fetch_into(
+        self,
+        source: Source,
+        directory: str | os.PathLike[str],
+        *,
+        allow: str | Iterable[str] | None = None,
+        ignore: str | Iterable[str] | None = None,
+        max_bytes: int | str | None = None,
+        max_files: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Copies files into a directory of the caller's, beside what is there; arguments as in `fetch()`.
+
+        All of them come before any is put in its place, where it replaces one of its name. Nothing is kept of
+        their versions: each call copies all.
+        """
+        from .fetch import into
+
+        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+        place = Path(os.path.abspath(directory))
+        self._persist(lambda session, bar: into(session, request, place, bar), "fetch" if progress else None)
+
+    def from_pretrained(self, cls: type[_T], source: Source, *arguments: Any, **options: Any) -> _T:
+        """`cls.from_pretrained(source, …)` of transformers, with files and weights through the daemon.
+
+        cls: a model's class or an Auto class, such as AutoModelForCausalLM.
+        source: a directory, or a URI, which transformers alone could not load.
+        arguments, options: those of transformers, such as `dtype`, `device_map` and `trust_remote_code`; what
+            is about downloads makes no difference.
+
+        The model is equal to the one that transformers loads from a copy of the directory. Only safetensors
+        weights are loaded. On the CPU its parameters may be views of the staging buffer, which the model then
+        leases for as long as it lives. What lies beside the weights is in the cache of `fetch()`, where
+        `AutoTokenizer.from_pretrained(model.name_or_path)` finds it.
+        """
+        from .pretrained import from_pretrained
+
+        made: _T = from_pretrained(self, cls, source, *arguments, **options)
+        return made
+
+    def list_files(
+        self,
+        source: Source,
+        *,
+        allow: str | Iterable[str] | None = "*",
+        ignore: str | Iterable[str] | None = None,
+    ) -> dict[str, int]:
+        """Relative names of the files at or below a directory or prefix, and their sizes in bytes; arguments
+        as in `fetch()`. At most 10,000 files."""
+        from .fetch import listed
+
+        request = self._fetch_request(source, allow, ignore, 2**63 - 1, None)
+        files = self._persist(lambda session, bar: listed(session, request), None)
+        return {file.name: file.size_bytes for file in files}
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
-        """Gives up the staged checkpoint `source`, pinned or not; None gives up every idle one."""
+        """Evicts the staged checkpoint `source`, pinned or not; None evicts every idle one."""
         from penstock.v1 import streamer_pb2 as pb
 
         request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
@@ -347,7 +431,7 @@ class StreamerClient:
         request = pb.OpenLoad(
             sources=absolute_sources(source),
             memory_limit_bytes=parse_memory_limit(memory_limit),
-            client_name=Path(sys.argv[0] if sys.argv else "").name[:200],
+            client_name=client_name(),
             client_version=client_version(),
             variant=checked_variant(variant),
         )
@@ -365,6 +449,49 @@ class StreamerClient:
         )
         self._loads.add(load)
         return load
+
+    def _fetch_request(
+        self,
+        source: Source,
+        allow: str | Iterable[str] | None,
+        ignore: str | Iterable[str] | None,
+        max_bytes: int | str | None,
+        max_files: int | None,
+    ) -> FetchRequest:
+        from penstock.v1 import streamer_pb2 as pb
+
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(f"source={source!r} is no source: give a path or a URI, one at a time")
+        return pb.FetchRequest(
+            source=absolute_sources(source)[0],
+            allow=_patterns("allow", allow),
+            ignore=_patterns("ignore", ignore),
+            max_bytes=parse_size("max_bytes", max_bytes),
+            max_files=max_files,
+            client_name=client_name(),
+            client_version=client_version(),
+        )
+
+    def _persist(self, attempt: Callable[[Session, Bar | None], _T], bar_name: str | None) -> _T:
+        """What `attempt` returns; made again at the next daemon where one went away in its middle."""
+        from .ring.progress import Bar
+        from .ring.reconnect import persist
+
+        bar = Bar(bar_name) if bar_name else None
+
+        def once() -> _T:
+            with self._session() as session:
+                return attempt(session, bar)
+
+        def sleep(seconds: float) -> None:
+            if self._closed.wait(seconds):
+                self._check_open()
+
+        try:
+            return persist(once, timeout_seconds=self._reconnect_timeout, sleep=sleep)
+        finally:
+            if bar is not None:
+                bar.close()
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -385,6 +512,21 @@ class StreamerClient:
                 "this client is closed; make another one, with "
                 f"StreamerClient({os.fspath(self.socket_dir)!r})"
             )
+
+
+def client_name() -> str:
+    """What the daemon's log and status call this process."""
+    return Path(sys.argv[0] if sys.argv else "").name[:200]
+
+
+def _patterns(argument: str, given: str | Iterable[str] | None) -> list[str]:
+    patterns = [given] if isinstance(given, str) else list(given or ())
+    if given is not None and not patterns:
+        raise ValueError(f"{argument} is an empty list: give patterns, or leave it out")
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise TypeError(f"{argument}: {pattern!r} is no pattern; give a str such as '*.json'")
+    return patterns
 
 
 def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:

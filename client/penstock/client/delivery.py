@@ -9,7 +9,7 @@ HostDelivery    segment by segment: wait until its bytes are there, wrap its ten
                 again
 AheadDelivery   copies to a CUDA device, segments ahead of what is yielded              (cuda/transfer.py)
 
-Both count what they yield in the load's account, and keep nothing of the load itself alive.
+Both count the tensors that they yield in the load's account, and keep no part of the load itself alive.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .cuda.transfer import Releases, Tensors, Transfer, run_ahead
 from .ring.copies import CopyPool
 from .ring.stream import Stream
 from .segments import Segments
+from .system import process
 
 
 class Delivery(Protocol):
@@ -36,15 +37,15 @@ class Delivery(Protocol):
         """Yields every tensor, once."""
 
     def close(self) -> None:
-        """Nothing more is delivered. Does not wait; may be called again, by any thread."""
+        """Stops delivery. Does not wait. May be called again, by any thread."""
 
     def join(self) -> None:
-        """After `close()`: returns when nothing is under way any more."""
+        """To be called after `close()`. Returns when no copy is under way any more."""
 
 
 class HostDelivery:
     def __init__(self, device: torch.device | None, *, owned: bool) -> None:
-        """`device` is where tensors are moved to by torch; None leaves them in the host's memory."""
+        """torch moves the tensors to `device`; None leaves them in the host's memory."""
         self._device = device
         self._owned = owned
         self._copies = CopyPool()
@@ -55,7 +56,8 @@ class HostDelivery:
             stream = segments.stream
             window = not stream.manifest.full
             copies = self._copies if window and self._owned and device is None else None
-            # Nothing that is yielded refers to the ring: its space can go before the last tensor does.
+            # No yielded tensor refers to the ring, so its space can be released before the last tensor is
+            # yielded.
             detached = copies is not None or device is not None
             account.begin()
             count, done = len(segment.tensors), 0
@@ -71,7 +73,8 @@ class HostDelivery:
                         stream.release(segment, written=False)
                     yield name, tensor
                     del tensor  # or it would live on while the next one is made
-                    segments.check_process()
+                    if segments.pid != process.pid:
+                        segments.check_process()
             finally:
                 account.add(done, sum(entry.size_bytes for entry in islice(segment.tensors, done)))
             if window and not (detached and count):
@@ -81,7 +84,7 @@ class HostDelivery:
         self._copies.close()
 
     def join(self) -> None:
-        """Nothing is under way between two tensors."""
+        """No copy is under way between two tensors."""
 
 
 class AheadDelivery:
@@ -99,7 +102,8 @@ class AheadDelivery:
                 account.add(1, tensor.nbytes)
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made
-                segments.check_process()
+                if segments.pid != process.pid:
+                    segments.check_process()
         except Exception as error:
             if isinstance(error, RingClosedError) or segments.closed.is_set():
                 raise errors.closed(segments.load_id) from None

@@ -40,6 +40,10 @@ class CheckpointWarning(UserWarning):
     """A checkpoint was loaded, but its files are odd: for example, its index is stale."""
 
 
+class FallbackWarning(UserWarning):
+    """A patched library reads files by itself, as the daemon does not serve them to this process."""
+
+
 class PenstockError(Exception):
     """Base of everything that penstock.client raises about a daemon or a checkpoint.
 

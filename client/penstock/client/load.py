@@ -1,10 +1,10 @@
 """One load, from the request to the last tensor.
 
 load()      connect, ask, wait for memory, get the manifest, map the slabs      (ring/stream.py)
-iterate     segment by segment, from whichever daemon is there                  (segments.py)
+iterate     segment by segment, from the daemon that runs at the time           (segments.py)
             views or copies of the host, or copies on a device ahead            (delivery.py)
             counted on the way                                                  (account.py)
-close       at the end, or wherever the caller stops: the call, the channel, the mapping
+close       at the end, or when the caller stops early: the call, the channel, the mapping
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _log = logging.getLogger("penstock.client")
 class Load:
     """Yields (name, tensor) once, in the order of the files. Made by `StreamerClient.load()`.
 
-    Leaving it early by `close()`, by its `with` block, by an exception or by dropping it gives
-    everything back that no living tensor needs. Not to be iterated by two threads; any may close it.
+    Leaving it early by `close()`, by its `with` block, by an exception or by dropping it gives back
+    everything that no living tensor needs. Only one thread may iterate it; any thread may close it.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class Load:
         progress: bool,
         reconnect_timeout: float,
     ) -> None:
-        """Opens the load; raises what the daemon refuses it with, ValueError for an absent device."""
+        """Opens the load. Raises the error with which the daemon refuses it, and ValueError for an absent
+        device."""
         self._account = Account(progress=progress)
         self._iterated = False
         self._owned = owned
@@ -61,7 +62,7 @@ class Load:
         self._segments = Segments(
             socket_dir, request, choose, self._account, reconnect_timeout=reconnect_timeout
         )
-        # Of what does not keep this Load alive.
+        # Only objects that do not keep this Load alive.
         self._finalizer = weakref.finalize(self, _close_all, self._segments, self._delivery)
         self._manifest = self._segments.manifest
         _log.info(
@@ -91,6 +92,16 @@ class Load:
         return self._manifest.total_bytes
 
     @property
+    def full(self) -> bool:
+        """Whether the staging buffer has room for all of it at once. Otherwise it comes through a window."""
+        return self._manifest.full
+
+    @property
+    def version(self) -> str:
+        """Identifies the bytes: the same for the same versions of the same files."""
+        return self._manifest.version
+
+    @property
     def files(self) -> tuple[LoadedFile, ...]:
         """The checkpoint's files, in the order of the sources."""
         return tuple(
@@ -100,7 +111,7 @@ class Load:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The files' `__metadata__` in one; where they disagree, the last file's word."""
+        """The `__metadata__` of all files in one dict. If files disagree, the last file's value counts."""
         return {key: value for file in self._manifest.files for key, value in file.metadata.items()}
 
     @property
@@ -109,8 +120,8 @@ class Load:
         return self._account.stats(cache_hit=self._manifest.warm_bytes == self._manifest.total_bytes)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Raises LoadClosedError the second time and after `close()`, and ForkedProcessError, from the
-        iterator too, in a process that the load's own one has forked."""
+        """Raises LoadClosedError the second time and after `close()`. It and the iterator raise
+        ForkedProcessError in a process that was forked from the load's own."""
         self._segments.check_process()
         if self._iterated or self._segments.closed.is_set():
             raise errors.LoadClosedError(
@@ -125,7 +136,7 @@ class Load:
     def close(self) -> None:
         """Ends the load. Tensors already yielded stay valid as `owned` promises. May be called again.
 
-        In a process that the load's own one has forked it only gives up what that process has of it.
+        In a process that was forked from the load's own, it gives up only that process's part.
         """
         segments = self._segments
         segments.closed.set()
@@ -162,7 +173,7 @@ class Load:
             yield from self._delivery.run(self._segments)
             if self._account.tensors != self.tensor_count:
                 raise errors.broken(
-                    f"{self._account.tensors} of {self.tensor_count} tensors came", load_id=self.load_id
+                    f"{self._account.tensors} of {self.tensor_count} tensors were sent", load_id=self.load_id
                 )
             if not self._owned:
                 # The caller's loop variable still holds the last view. Its lease would make this
@@ -179,11 +190,11 @@ class Load:
             self.close()
 
     def _warn(self) -> None:
-        """Passes on what the daemon finds odd about the files."""
+        """Issues the daemon's warnings about the files."""
         try:
             for text in self._manifest.warnings:
                 warnings.warn(f"{text} (load {self.load_id})", errors.CheckpointWarning, stacklevel=4)
-        except BaseException:  # where warnings are errors
+        except BaseException:  # if warnings are errors
             self.close()
             raise
 
@@ -196,6 +207,6 @@ def _delivery_to(device: torch.device, *, owned: bool) -> Delivery:
 
 
 def _close_all(segments: Segments, delivery: Delivery) -> None:
-    with contextlib.ExitStack() as stack:  # a device that failed keeps nothing else from being given back
+    with contextlib.ExitStack() as stack:  # if a device failed, everything else is given back all the same
         stack.callback(segments.close)
         stack.callback(delivery.close)

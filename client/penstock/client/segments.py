@@ -1,7 +1,7 @@
-"""The segments of one load, from the daemon that took it up or from the next one, should that one die.
+"""The segments of one load, from the daemon that it began at or, if that one ends, from the next one.
 
-interrupted by the death of the daemon: wait for the next one (ring/reconnect.py), check that it has the same
-version, skip what was delivered, go on
+If the daemon ends: wait for the next one (ring/reconnect.py), check that it has the same version, skip the
+tensors that were delivered, and go on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger("penstock.client")
 
 
 class Segments:
-    """`stream` is that of the daemon of the day, `manifest` what the load began with."""
+    """`stream` belongs to the present daemon, `manifest` is the one that the load began with."""
 
     def __init__(
         self,
@@ -33,10 +33,11 @@ class Segments:
         *,
         reconnect_timeout: float,
     ) -> None:
-        """Opens the load; raises what the daemon refuses it with."""
+        """Opens the load. Raises the error with which the daemon refuses it."""
         self.closed = threading.Event()
         self.account = account
-        self._pid = os.getpid()
+        self.pid = os.getpid()
+        """The process that opened the load."""
         self._socket_dir = socket_dir
         self._request = request
         self._reconnect_timeout = reconnect_timeout
@@ -50,13 +51,13 @@ class Segments:
         return self.manifest.load_id
 
     def check_process(self) -> None:
-        """Raises ForkedProcessError in a process that the load's own one has forked."""
-        if self._pid != os.getpid():
-            raise errors.forked("this load", self._pid, load_id=self.load_id)
+        """Raises ForkedProcessError in a process that was forked from the load's own."""
+        if self.pid != os.getpid():
+            raise errors.forked("this load", self.pid, load_id=self.load_id)
 
     def next(self, *, ahead: bool = False) -> pb.SegmentReady | None:
-        """The next one, None after the last. `ahead` of tensors that were not delivered yet, it is too early
-        to tell a new daemon what is left: DaemonUnavailableError then."""
+        """The next segment, None after the last. With `ahead`, some tensors are not delivered yet, so a new
+        daemon cannot be told what is left: raises DaemonUnavailableError then."""
         while True:
             try:
                 segment = self.stream.next_segment()
@@ -66,7 +67,7 @@ class Segments:
                 if self.account.tensors != self.manifest.tensor_count:
                     self._resume(lost)
                     continue
-                segment = None  # only the farewell is missing
+                segment = None  # only the last message is missing
             if segment is not None and segment.HasField("group"):
                 self._group_progress = segment.group
             finished = self.stream.finished
@@ -82,14 +83,14 @@ class Segments:
     def _open(
         self, choose: Choose | None = None, lost: errors.DaemonUnavailableError | None = None
     ) -> Stream:
-        """The load, or what is left of it: at the daemon that is there, or at the next one when that one is
-        `lost` or goes away while the load waits for memory."""
+        """Opens the load, or the rest of it: at the daemon that runs, or at the next one if that daemon is
+        `lost`, or goes away while the load waits for memory."""
 
         def attempt() -> Stream:
             request = pb.OpenLoad()
             request.CopyFrom(self._request)
             stream = Stream(self._socket_dir, request, choose)
-            self._request = request  # with what was chosen
+            self._request = request  # with the chosen names
             return stream
 
         return persist(attempt, timeout_seconds=self._reconnect_timeout, sleep=self._sleep, lost=lost)
@@ -104,7 +105,7 @@ class Segments:
         self.stream.close()
         self._request.skip_tensors = delivered
         self._request.expect_version = manifest.version
-        if self._group_progress is not None:  # with it the daemon brings the members together again
+        if self._group_progress is not None:  # from this the daemon puts the members into one window again
             self._request.group.progress.CopyFrom(self._group_progress)
         self.stream = stream = self._open(lost=lost)
         _log.warning("load %s goes on as load %s", self.load_id, stream.manifest.load_id)

@@ -251,6 +251,64 @@ class PrefetchResponse(_message.Message):
     queued: Queued
     def __init__(self, ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: bool = ..., queued: _Optional[_Union[Queued, _Mapping]] = ...) -> None: ...
 
+class FetchRequest(_message.Message):
+    __slots__ = ("source", "allow", "ignore", "have", "max_bytes", "max_files", "client_name", "client_version", "more", "list_only")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    LIST_ONLY_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    allow: _containers.RepeatedScalarFieldContainer[str]
+    ignore: _containers.RepeatedScalarFieldContainer[str]
+    have: _containers.RepeatedCompositeFieldContainer[FetchedFile]
+    max_bytes: int
+    max_files: int
+    client_name: str
+    client_version: str
+    more: bool
+    list_only: bool
+    def __init__(self, source: _Optional[str] = ..., allow: _Optional[_Iterable[str]] = ..., ignore: _Optional[_Iterable[str]] = ..., have: _Optional[_Iterable[_Union[FetchedFile, _Mapping]]] = ..., max_bytes: _Optional[int] = ..., max_files: _Optional[int] = ..., client_name: _Optional[str] = ..., client_version: _Optional[str] = ..., more: bool = ..., list_only: bool = ...) -> None: ...
+
+class FetchedFile(_message.Message):
+    __slots__ = ("name", "size_bytes", "version", "unchanged")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    version: str
+    unchanged: bool
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., version: _Optional[str] = ..., unchanged: bool = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("plan", "file", "data", "done")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    plan: FetchPlan
+    file: FetchedFile
+    data: bytes
+    done: bool
+    def __init__(self, plan: _Optional[_Union[FetchPlan, _Mapping]] = ..., file: _Optional[_Union[FetchedFile, _Mapping]] = ..., data: _Optional[bytes] = ..., done: bool = ...) -> None: ...
+
+class FetchPlan(_message.Message):
+    __slots__ = ("files", "total_bytes", "load_id")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    total_bytes: int
+    load_id: str
+    def __init__(self, files: _Optional[int] = ..., total_bytes: _Optional[int] = ..., load_id: _Optional[str] = ...) -> None: ...
+
 class EvictRequest(_message.Message):
     __slots__ = ("sources",)
     SOURCES_FIELD_NUMBER: _ClassVar[int]
@@ -391,7 +449,7 @@ class ReaderStatus(_message.Message):
     def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ..., stalled: _Optional[int] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "tier_bytes", "source")
+    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "tier_bytes", "source", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -408,6 +466,7 @@ class StageStatus(_message.Message):
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     id: int
     sources: _containers.RepeatedScalarFieldContainer[str]
     version: str
@@ -424,22 +483,35 @@ class StageStatus(_message.Message):
     read_bytes: int
     tier_bytes: int
     source: str
-    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+    group: GroupStatus
+    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ..., source: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ...) -> None: ...
 
 class Holder(_message.Message):
-    __slots__ = ("uid", "pid", "held_seconds", "client_name")
+    __slots__ = ("uid", "pid", "held_seconds", "client_name", "group")
     UID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     HELD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     uid: int
     pid: int
     held_seconds: float
     client_name: str
-    def __init__(self, uid: _Optional[int] = ..., pid: _Optional[int] = ..., held_seconds: _Optional[float] = ..., client_name: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, uid: _Optional[int] = ..., pid: _Optional[int] = ..., held_seconds: _Optional[float] = ..., client_name: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
+
+class GroupStatus(_message.Message):
+    __slots__ = ("name", "size", "joined")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    joined: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class LoadStatus(_message.Message):
-    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for")
+    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for", "group", "group_waited_seconds")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -455,6 +527,8 @@ class LoadStatus(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GROUP_WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     uid: int
@@ -470,7 +544,9 @@ class LoadStatus(_message.Message):
     bytes_per_second: float
     waited_seconds: float
     waits_for: str
-    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ...) -> None: ...
+    group: GroupStatus
+    group_waited_seconds: float
+    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ..., group_waited_seconds: _Optional[float] = ...) -> None: ...
 
 class RecentError(_message.Message):
     __slots__ = ("age_seconds", "load_id", "reason", "message", "uid", "pid", "sources")

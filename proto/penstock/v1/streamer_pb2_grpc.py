@@ -44,6 +44,11 @@ class StreamerServiceStub(object):
                 request_serializer=penstock_dot_v1_dot_streamer__pb2.PrefetchRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_streamer__pb2.PrefetchResponse.FromString,
                 _registered_method=True)
+        self.Fetch = channel.stream_stream(
+                '/penstock.v1.StreamerService/Fetch',
+                request_serializer=penstock_dot_v1_dot_streamer__pb2.FetchRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_streamer__pb2.FetchResponse.FromString,
+                _registered_method=True)
         self.Evict = channel.unary_unary(
                 '/penstock.v1.StreamerService/Evict',
                 request_serializer=penstock_dot_v1_dot_streamer__pb2.EvictRequest.SerializeToString,
@@ -69,6 +74,14 @@ class StreamerServiceServicer(object):
     def Prefetch(self, request_iterator, context):
         """Reads a checkpoint into the staging buffer before anyone asks for it.
         One request message, or several where PrefetchRequest.tensors has `more`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request_iterator, context):
+        """Sends the files of a directory that are no weights: configurations, tokenizers, code. One request message, or
+        several where FetchRequest.more is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +113,11 @@ def add_StreamerServiceServicer_to_server(servicer, server):
                     servicer.Prefetch,
                     request_deserializer=penstock_dot_v1_dot_streamer__pb2.PrefetchRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_streamer__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'Fetch': grpc.stream_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=penstock_dot_v1_dot_streamer__pb2.FetchRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_streamer__pb2.FetchResponse.SerializeToString,
             ),
             'Evict': grpc.unary_unary_rpc_method_handler(
                     servicer.Evict,
@@ -166,6 +184,33 @@ class StreamerService(object):
             '/penstock.v1.StreamerService/Prefetch',
             penstock_dot_v1_dot_streamer__pb2.PrefetchRequest.SerializeToString,
             penstock_dot_v1_dot_streamer__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/penstock.v1.StreamerService/Fetch',
+            penstock_dot_v1_dot_streamer__pb2.FetchRequest.SerializeToString,
+            penstock_dot_v1_dot_streamer__pb2.FetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,7 @@ from .edge.service import StreamerService
 from .errors import ConfigError
 from .loads import at_start
 from .loads.control import Control
+from .loads.fetch import BUFFER_BYTES, FetchContext
 from .loads.request import LoadContext
 from .sources import Source, choose
 from .sources.kept import Remote
@@ -93,8 +94,20 @@ class Daemon:
             selector=self._selector,
         )
         self.history = History()
+        fetching = FetchContext(
+            self._sources,
+            self._resolvers,
+            self.totals,
+            self._catalog.keep.budget,
+            self._catalog.descriptors,
+            Quota(BUFFER_BYTES),
+        )
         self._control = Control(
-            self._context, max_loads=config.max_loads, prefixes=config.allow, on_failed=self.history.failed
+            self._context,
+            fetching,
+            max_loads=config.max_loads,
+            prefixes=config.allow,
+            on_failed=self.history.failed,
         )
         self._handoff = HandoffServer(
             config.socket_dir / "handoff.sock",
@@ -313,7 +326,9 @@ class Daemon:
 
 def _tiered(source: Source, tier: Tier | None) -> Source:
     """With what comes over a network kept on the disk, if there is a tier."""
-    return TieredSource(source, tier) if tier is not None and isinstance(source, Remote) else source
+    if tier is None or not isinstance(source, Remote):
+        return source
+    return TieredSource(source, tier)
 
 
 def _readers(reading: Reading) -> ReaderPool:

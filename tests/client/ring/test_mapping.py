@@ -145,7 +145,7 @@ def test_a_file_of_the_right_size_is_no_slab(tmp_path: Path) -> None:
 def test_the_wrong_number_of_slabs_is_refused(count: int) -> None:
     released = Released()
     packets = [[make_slab()[0]] for _ in range(count)]
-    with pytest.raises(ProtocolError, match="slabs came"):
+    with pytest.raises(ProtocolError, match="slabs were sent"):
         Mapping(packets, slab_count=2, slab_bytes=SLAB_BYTES, mirrored=False, release=released)
     assert released.count == 1
 

@@ -274,7 +274,7 @@ def test_a_segment_s_tensors_are_described_in_a_bounded_message(
     assert [index for segment in made for index in segment.tensors] == list(indices)
     for segment, after in itertools.zip_longest(made, made[1:]):
         event = SegmentReady(0, 0, segment.start, segment.end, table, segment.tensors)
-        size_bytes = _segment_ready(event).ByteSize()
+        size_bytes = len(_segment_ready(event))
         described = sum(plan._described_bytes(table, index) for index in segment.tensors)
         assert size_bytes <= described + 100
         assert described <= plan.SEGMENT_DESCRIPTION_BYTES

@@ -162,7 +162,7 @@ def test_the_defaults() -> None:
         ("--concurrency", ["1025", "0", "-1", "1.5", "many", "9" * 5000]),
         ("--block-size", ["0", "4095", "2GiB", "x"]),
         ("--window-size", ["-1", "x"]),
-        ("--allow", ["models", "./x", "http://x", "/a\nb"]),
+        ("--allow", ["models", "./x", "ftp://x", "http://", "https://u@h/", "hf://-", "/a\nb"]),
         ("--prefetch", ["models"]),
         ("--trim-after", ["-1", "x", "nan", "inf", "1e10"]),
         ("--queue-timeout", ["-1", "x"]),

@@ -471,6 +471,35 @@ async def test_what_a_stream_held_comes_back_whoever_ends_it(behind: Behind) -> 
     assert behind.memory.used == CONNECTION_BYTES
 
 
+@pytest.mark.parametrize("approved", [False, True])
+async def test_answers_pass_in_large_pieces_to_calls_with_a_token_alone(
+    approved: bool, behind: Behind
+) -> None:
+    client, server = await behind.pair()
+    client.say(headers(1))
+    stream = claimed(behind, (await server.request())[1])
+    if approved:
+        stream.approve()
+    answer = data(1, bytes(range(256)) * 64)
+    server.say(answer * 64)
+    assert await client.reader.readexactly(64 * len(answer)) == answer * 64
+    assert behind.gate.wide_connections == approved
+    client.writer.close()
+    await until(lambda: behind.gate.wide_connections == 0)
+
+
+async def test_so_many_connections_are_passed_large_pieces_as_fit_into_their_bound(behind: Behind) -> None:
+    behind.gate._wide = Quota(2, newcomers=0)
+    answer = data(1, bytes(16384)) * 32
+    for _ in range(3):
+        client, server = await behind.pair()
+        client.say(headers(1))
+        claimed(behind, (await server.request())[1]).approve()
+        server.say(answer)
+        assert await client.reader.readexactly(len(answer)) == answer
+    assert behind.gate.wide_connections == 2
+
+
 async def test_calls_that_grpc_has_not_taken_wait_at_the_gate_by_user(
     behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

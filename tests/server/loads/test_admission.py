@@ -91,7 +91,7 @@ async def test_a_load_whose_client_never_chooses_ends_after_a_while(make: Callab
         await turns()
         assert not running.done()
         advance(2)
-        with pytest.raises(InvalidRequestError, match=f"no choice came within {CHOICE_SECONDS:.0f} s"):
+        with pytest.raises(InvalidRequestError, match=f"chose no tensors within {CHOICE_SECONDS:.0f} s"):
             await running
         assert str(path) not in open_fds().values()
 
@@ -108,7 +108,7 @@ async def test_a_client_that_does_not_take_the_listing_has_no_longer(make: Calla
         while one.waits_for != WAITS_FOR_CHOICE:
             await turns(1)
         advance(CHOICE_SECONDS + 1)
-        with pytest.raises(InvalidRequestError, match="no choice"):
+        with pytest.raises(InvalidRequestError, match="chose no tensors"):
             await running
 
 

@@ -142,7 +142,7 @@ EXAMPLES = [
         " needs a process of its own, which could not be started: Cannot allocate memory; ",
         "raise the limits of penstockd (open files, processes, memory), or try again later",
     ),
-    provoked(without_spool, "a header or index of 801 B", "found no room: others take", "try again later"),
+    provoked(without_spool, "a header or index of 801 B", "no memory is free for", "try again later"),
     said(
         "a header or index of 9 MB",
         " cannot be read: the machine or the control group has 1 MB of memory left for penstockd; ",
@@ -226,7 +226,7 @@ EXAMPLES = [
     said("the headers of the call", " are not complete; ", "call again"),
     said(
         "select",
-        ": no choice came within 60 s after the listing that the load asked for; ",
+        ": the client chose no tensors within 60 s after the listing; ",
         "choose sooner, or list the tensors with one load and name them in another",
     ),
     said("the value of a header field", " is not printable ASCII; ", "send text, or base64 as gRPC does"),

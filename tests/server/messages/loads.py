@@ -3,9 +3,40 @@ bring it: here are the texts."""
 
 from __future__ import annotations
 
-from . import said
+from penstock.server.loads.choice import Choice, check_name
+
+from . import provoked, said
 
 EXAMPLES = [
+    provoked(lambda: Choice(["x"] * 33, ()), "allow: 33 patterns", "are more than 32", "give fewer"),
+    provoked(
+        lambda: Choice((), ["x" * 257]), "ignore: 'xxx", "has 257 characters", "write a shorter pattern"
+    ),
+    provoked(
+        lambda: check_name("/m", "../x"), "/m: the name '../x'", "cannot be made", "rename the file, or leave"
+    ),
+    said(
+        "max_files: 200000",
+        " are more than the 100000 names that penstockd looks at; ",
+        "fetch directories below it",
+    ),
+    said(
+        "/m",
+        " holds more than 10000 files that are no weights; ",
+        "name a directory below it, choose by `allow` and `ignore`, or raise `max_files`",
+    ),
+    said(
+        "/m: what is to be fetched of it",
+        " is larger than 1.1 GB ('tokenizer.json' alone has 3.0 GB); ",
+        "leave files out by `ignore`, or raise `max_bytes`",
+    ),
+    said("/m/x", " was changed after its directory was listed; ", "fetch again"),
+    said("/m: storage", " gave nothing of a file within 60 s; ", "check whether it answers, and fetch again"),
+    said(
+        "fetch: the client",
+        " took no message for 60 s; ",
+        "check the disk that it writes to, and fetch again",
+    ),
     said("/m", " changed since the load to be resumed began; ", "load it again"),
     said("the handoff connection", " closed before the load began; ", "keep it open"),
     said("the load's handoff connection", " was closed; ", "keep it open"),
@@ -40,19 +71,20 @@ EXAMPLES = [
     ),
     said(
         "the checkpoint",
-        " does not fit as a whole into the staging buffer of 9 bytes, and only whole ones can be kept; ",
-        "raise --memory-limit, or load it, through a window",
+        " does not fit as a whole into the staging buffer of 9 bytes, "
+        "and only whole checkpoints can be kept; ",
+        "raise --memory-limit, or load it through a window",
     ),
     said(
-        "waited 600 s for pid 9",
-        ", which loads the same checkpoint through the same window, to go on; ",
-        "end it, keep no load waiting inside another of the same checkpoint, raise --memory-limit, or raise "
-        "--queue-timeout",
+        "another load that shares this window",
+        " made no progress for 600 s (pid 9); ",
+        "end that process, start no load while you iterate another of the same checkpoint, raise "
+        "--memory-limit, or raise --queue-timeout",
     ),
     said(
         "waited 600 s for 1 GiB",
         " of a buffer of 2 GiB, of which 1 GiB are held by clients and 1 GiB are being read into; ",
-        "let tensors go, raise --memory-limit, or raise --queue-timeout",
+        "free tensors of earlier loads, raise --memory-limit, or raise --queue-timeout",
     ),
     said("reading", " failed: ValueError('x'); ", "see penstockd's log"),
     said(

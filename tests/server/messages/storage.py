@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from botocore.exceptions import (
@@ -18,13 +19,15 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from penstock.server.sources import Access, too_slow
+from penstock.server.sources import Access, too_many_names, too_slow
 from penstock.server.sources.file.paths import local_path
 from penstock.server.sources.file.source import open_file
+from penstock.server.sources.file.tree import walk
+from penstock.server.sources.objects.keys import check_access
 from penstock.server.sources.objects.service import Answer
 from penstock.server.sources.s3.answers import Said, failure
 from penstock.server.sources.s3.credentials import credentials_failure, no_credentials
-from penstock.server.sources.s3.location import check_access, parse
+from penstock.server.sources.s3.location import parse
 
 from ..support import ROOT, checkpoint_bytes
 from . import catalog, provoked, resolved, said
@@ -49,7 +52,7 @@ def answered(
     status: int, code: str = "", *, key: str = "s3://b/k", listing: bool = False
 ) -> Callable[[], object]:
     body = f"<Error><Code>{code}</Code></Error>".encode()
-    return lambda: failure(Said(Answer(status, {}, body)), parse(key), listing=listing)
+    return lambda: failure(Said.of(Answer(status, {}, body)), parse(key), listing=listing)
 
 
 def a_fifo() -> object:
@@ -86,7 +89,34 @@ def located(source: str) -> Callable[[], object]:
     return provoke
 
 
+def listed(*, link: str = "", mode: int = 0o755) -> Callable[[], object]:
+    """What a user gets of a tree with a link, or with a mode."""
+
+    def provoke() -> object:
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "d").mkdir()
+            (Path(name) / "d" / "link").symlink_to(link or "nowhere")
+            os.chmod(Path(name) / "d", mode)
+            os.chown(name, os.getuid(), os.getgid())
+            os.chmod(name, 0o755)
+            access = Access(uid=os.getuid() + 1, privileged=False, prefixes=(name,), for_fetch=True)
+            return list(walk(name, access, lambda name: name.endswith("/"), lambda _: nullcontext()))
+
+    return provoke
+
+
 EXAMPLES = [
+    provoked(
+        listed(link=".."), "link/", "leads to a directory that holds it", "remove the link, or leave it"
+    ),
+    provoked(listed(mode=0o700), "/d", "its mode 0700 does not let it", "change the mode, or leave it out"),
+    provoked(
+        lambda: list(walk(__file__, ROOT, bool, lambda _: nullcontext())),
+        __file__,
+        "is a file, and no directory",
+        "name a directory",
+    ),
+    provoked(lambda: too_many_names("/m"), "/m", "holds more than 100000 names", "name a directory below it"),
     provoked(resolved({}, "../\0"), "sources: ", "holds a NUL character", "remove it"),
     provoked(lambda: local_path("file://["), "file://[", "is neither a path nor a URI", "write one"),
     provoked(lambda: local_path("file://h/x"), "file://h/x", "is not of the form file:///", "write it so"),
@@ -134,6 +164,8 @@ EXAMPLES = [
         " cannot be opened: the machine has as many files open as it allows; ",
         "raise the sysctl fs.file-max",
     ),
+    said("s3://b/k/", ": no object lies below it; ", "check the URI, and that it names a directory"),
+    said("s3://b/k?versionId=1", " is a version of one object, and no directory; ", "name a directory"),
     # ---- S3
     provoked(lambda: parse("s3://-/k"), "s3://-/k", "is not of the form s3://bucket/key", "write it so"),
     provoked(lambda: parse("s3://b/k?versionId=/"), "s3://b/k", "ends in no version id", "correct it"),
@@ -185,7 +217,7 @@ EXAMPLES = [
         "name another",
     ),
     provoked(answered(301), "s3://b/k", "the bucket is elsewhere", "set AWS_REGION"),
-    provoked(answered(418), "s3://b/k", "S3 refuses the request", "check the endpoint"),
+    provoked(answered(418), "s3://b/k", "it refuses the request", "check the endpoint"),
     provoked(lambda: no_credentials("s3://b/k"), "s3://b/k", "has no AWS credentials", "give it some"),
     *(
         provoked(without_credentials(error), "s3://b/k", wrong, remedy)
@@ -203,7 +235,7 @@ EXAMPLES = [
     said(
         "s3://b/k: the certificate of host",
         " is not trusted: self-signed certificate; ",
-        "if its authority is private, name its bundle in AWS_CA_BUNDLE",
+        "if its authority is private, name its bundle in AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE",
     ),
     said(
         "s3://b/k",

@@ -131,14 +131,17 @@ def query_of(asked: Asked) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(asked.target).query, keep_blank_values=True))
 
 
-def lists(directory: str, *keys: str, token: str = "", after: str = "") -> Callable[[Asked], bool]:
-    """Answers what asks for that directory, from the page `token` on; `after` is the one that follows."""
+def lists(
+    directory: str, *keys: str, token: str = "", after: str = "", about: str = "<Size>1</Size>"
+) -> Callable[[Asked], bool]:
+    """Answers what asks for that directory, from the page `token` on; `after` is the one that follows, and
+    `about` stands beside each key."""
 
     def hook(asked: Asked) -> bool:
         query = query_of(asked)
         if query.get("prefix") != directory or query.get("continuation-token", "") != token:
             return False
-        contents = "".join(f"<Contents><Key>{quote(key)}</Key></Contents>" for key in keys)
+        contents = "".join(f"<Contents><Key>{quote(key)}</Key>{about}</Contents>" for key in keys)
         following = f"<NextContinuationToken>{escape(after)}</NextContinuationToken>" if after else ""
         body = (
             f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="{NAMESPACE}"><Name>bucket</Name>'

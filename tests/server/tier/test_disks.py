@@ -58,7 +58,7 @@ class Stored:
     """A file of a store, whose reads are counted."""
 
     kind = "s3"
-    mount = mount_point = ""
+    listed_version = mount = mount_point = ""
     alignment = 1
     give_up_at = float("inf")
 

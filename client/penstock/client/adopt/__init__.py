@@ -1,4 +1,5 @@
-"""Other people's interfaces on top of the client: the Run:ai Model Streamer's, vLLM's, SGLang's.
+"""The interfaces of other projects on top of the client: the Run:ai Model Streamer's, vLLM's, SGLang's,
+safetensors'.
 
-Nothing of the client imports this but the lazy names of `penstock.client`.
+Nothing in the client imports this, except the lazy names of `penstock.client`.
 """

@@ -1,11 +1,11 @@
 """The client for code that names no daemon: the node's daemon where there is one, else a private one.
 
-    $PENSTOCK_SOCKET_DIR is set      the daemon there, and an error where none answers: a private daemon in
-                                     every process would read, and hold, everything once for each
+    $PENSTOCK_SOCKET_DIR is set      the daemon there, and an error if none answers: with private daemons
+                                     instead, every process would read, and hold, everything once
     one answers in /run/penstock     that one
     neither                          a private daemon, one for each process, until the process ends
 
-Which one it is is logged once.
+The log says once which one it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _told: set[str] = set()
 
 @dataclass(frozen=True)
 class S3Credentials:
-    """Where and as whom to read objects; what is None is left to boto3's own search."""
+    """Where to read objects, and with which credentials. boto3's own search finds whatever is None."""
 
     access_key_id: str | None = None
     secret_access_key: str | None = None
@@ -40,7 +40,7 @@ class S3Credentials:
 
     @classmethod
     def of(cls, given: Any) -> S3Credentials | None:
-        """From one of these or of runai_model_streamer's; None when nothing is given."""
+        """From such an object or one of runai_model_streamer's; None if nothing is given."""
         if given is None:
             return None
         credentials = cls(
@@ -52,17 +52,22 @@ class S3Credentials:
         )
         return None if credentials == cls() else credentials
 
+    @classmethod
+    def for_source(cls, source: str, given: Any) -> S3Credentials | None:
+        """The given credentials for s3:// sources, None for any other source."""
+        return cls.of(given) if source.startswith("s3://") else None
+
     def __repr__(self) -> str:
         return f"<S3Credentials of {self.access_key_id or 'the environment'}>"
 
     def environment(self) -> dict[str, str | None]:
-        """What to set in a process that shall use them; None is to be removed."""
+        """Variables to set in a process that uses them. None means to remove the variable."""
         wanted: dict[str, str | None] = {}
         if self.access_key_id is not None or self.secret_access_key is not None:
             wanted.update(
                 AWS_ACCESS_KEY_ID=self.access_key_id,
                 AWS_SECRET_ACCESS_KEY=self.secret_access_key,
-                # Those of another identity would be taken with these keys.
+                # Otherwise those of another identity would be combined with these keys.
                 AWS_SESSION_TOKEN=None,
                 AWS_PROFILE=None,
             )
@@ -76,10 +81,10 @@ class S3Credentials:
 
 
 def ambient_client(credentials: S3Credentials | None = None) -> StreamerClient:
-    """The client to use; not to be closed. Starts a private daemon if there has to be one.
+    """The client to use, which must not be closed. Starts a private daemon if necessary.
 
-    Raises ValueError for credentials where a daemon runs that is not private: it reads with its own, and
-    whoever may use it would get to see what these credentials open.
+    Raises ValueError for credentials if the daemon is not private: it reads with its own, and all its users
+    would see what these credentials give access to.
     """
     named = os.environ.get("PENSTOCK_SOCKET_DIR")
     if named or accepts(socket_path(Path(DEFAULT_SOCKET_DIR), "handoff.sock")):
@@ -105,7 +110,7 @@ def ambient_client(credentials: S3Credentials | None = None) -> StreamerClient:
 
 
 def is_private(client: StreamerClient) -> bool:
-    """Whether nobody else uses the client's daemon."""
+    """Whether only this process uses the client's daemon."""
     return client in _private.values()
 
 

@@ -1,8 +1,9 @@
 """Which ranks of torch.distributed may share one pass over the storage.
 
-Those that ask the same daemon for the same tensors of the same files. Every rank says what it asks of whom,
-in one collective, so all of them have to call this together. The group's name is one that its lowest rank
-made up, so no other job can have it. It works between nodes too: each has a daemon, and a group, of its own.
+Ranks may share if they ask the same daemon for the same tensors of the same files. In one collective every
+rank sends its request and its daemon, so all of them have to call this together. The lowest rank makes up the
+group's name, so no other job can have it. This works between nodes too: each has a daemon, and a group, of
+its own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Said = tuple[str, Hashable, Hashable]
-"""What a rank tells the others: a name for a group, its daemon, what it asks for."""
+"""What a rank sends to the others: a name for a group, its daemon, its request."""
 
 
 def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:
-    """(name, size) for `StreamerClient.load(group=)`; None where there is nobody to share with.
+    """(name, size) for `StreamerClient.load(group=)`; None if no other rank can share.
 
-    `request` is compared between ranks, and has to be picklable.
+    `request` is compared between ranks, and must be picklable.
     """
     import torch.distributed as dist
 
@@ -38,7 +39,8 @@ def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:
 
 
 def group_of(mine: Said, everybody: Sequence[Said]) -> tuple[str, int] | None:
-    """Of all who asked for what this rank did, named by the first of them; None if nobody else did."""
+    """The group of all ranks with this rank's request, named by the first of them; None if it is the only
+    one."""
     alike = [name for name, *asked in everybody if asked == list(mine[1:])]
     return (alike[0], len(alike)) if len(alike) > 1 else None
 
@@ -48,5 +50,5 @@ def daemon_identity(socket_dir: Path) -> Hashable:
     try:
         status = os.stat(socket_dir / "handoff.sock")
         return _BOOT_ID.read_text(), status.st_dev, status.st_ino
-    except OSError:  # the load will say what is wrong, on every rank for itself
+    except OSError:  # the load will report what is wrong, on each rank
         return None, os.getpid()

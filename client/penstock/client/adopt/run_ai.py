@@ -3,8 +3,8 @@
     - from runai_model_streamer import SafetensorsStreamer
     + from penstock.client import SafetensorsStreamer
 
-docs/migrate.md lists what differs. What is wrong with an argument or a checkpoint, or may not be read, is a
-ValueError, as there; that no daemon answers is a PenstockError.
+docs/migrate.md lists what differs. A wrong argument, a damaged checkpoint and a refused access are a
+ValueError, as there. If no daemon answers, that is a PenstockError.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from ..load import Load
 
-OBJECT_SCHEMES = ("s3://", "gs://", "az://")
+OBJECT_SCHEMES = ("s3://", "gs://", "az://", "abfss://", "hf://", "https://", "http://")
+_CONTAINERS = {"bucket", "container", "repository"}
+"""Details of an error that name a missing bucket, container or repository."""
+_HUB_MODELS = "hf://models/"
 _PRIVATE_LIMIT_BYTES = 40_000_000_000
-"""What runai_model_streamer takes when RUNAI_STREAMER_MEMORY_LIMIT is not set."""
+"""The limit of runai_model_streamer if RUNAI_STREAMER_MEMORY_LIMIT is not set."""
 _INVALID = (
     errors.AccessDeniedError,
     errors.CheckpointChangedError,
@@ -48,8 +51,8 @@ class SafetensorsStreamer:
             for name, tensor in streamer.get_tensors():
                 ...
 
-    Takes the daemon in $PENSTOCK_SOCKET_DIR, else the one in /run/penstock, else starts a private one that
-    ends with this process.
+    Uses the daemon in $PENSTOCK_SOCKET_DIR, else the one in /run/penstock. Else it starts a private daemon,
+    which ends with this process.
     """
 
     def __init__(self) -> None:
@@ -59,9 +62,9 @@ class SafetensorsStreamer:
         self.total_size = 0
         """Bytes of the tensors of the last `stream_files()`."""
         self.device_str: str | None = None
-        """Where they go to, as it was asked for."""
+        """The device of the tensors, as the caller named it."""
         self.files_to_tensors_metadata: dict[int, Sequence[int]] = {}
-        """Has as many entries, over all its values, as there are tensors, for who counts them."""
+        """Has as many entries, over all its values, as there are tensors, for callers that count them."""
 
     def __enter__(self) -> SafetensorsStreamer:
         self._entered = True
@@ -97,19 +100,19 @@ class SafetensorsStreamer:
         tensor_names: Collection[str] | None = None,
         owned: bool = True,
     ) -> None:
-        """Opens the files; `get_tensors()` yields what is in them.
+        """Opens the files; `get_tensors()` yields their tensors.
 
-        paths: safetensors files, or s3:// URIs of such; not directories.
-        s3_credentials: an S3Credentials, looked at for object storage only. A private daemon is started with
-            them; a daemon that others use too reads with its own, and they are refused.
+        paths: safetensors files, or URIs of such files in object storage; not directories.
+        s3_credentials: an S3Credentials, used for s3:// only. A private daemon is started with them. A daemon
+            that others use too reads with its own credentials, and refuses these.
         device: where the tensors go; None is the CPU.
-        is_distributed: all ranks of torch.distributed call this together, and those that ask one daemon
-            for the same share one pass over the storage. Nothing is sent from rank to rank.
-        tensor_names: only these, each of which has to be in exactly one of the files.
-        owned: False saves copies; a tensor is then good until the next one is asked for.
+        is_distributed: all ranks of torch.distributed call this together. Those that ask one daemon for the
+            same tensors share one pass over the storage. Nothing is sent from rank to rank.
+        tensor_names: only these tensors. Each must be in exactly one of the files.
+        owned: False saves copies; a tensor is then valid until the next one is asked for.
 
-        Raises ValueError for what is wrong with the arguments or the files, TypeError for arguments that are
-        no such thing, DaemonUnavailableError where no daemon answers.
+        Raises ValueError for wrong arguments or files, TypeError for arguments of a wrong type,
+        DaemonUnavailableError if no daemon answers.
         """
         names = _checked_names(tensor_names)
         sources = _checked_paths(paths)
@@ -130,8 +133,7 @@ class SafetensorsStreamer:
                     "that have them"
                 )
             return
-        uses_objects = sources[0].startswith(OBJECT_SCHEMES)
-        client = ambient_client(S3Credentials.of(s3_credentials) if uses_objects else None)
+        client = ambient_client(S3Credentials.for_source(sources[0], s3_credentials))
         private = is_private(client)
         group = None
         if distributed and not private:
@@ -173,22 +175,23 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """The safetensors files of a directory, not of those below it, sorted; of an s3:// prefix, with its last
-    slash or without, what the daemon loads from there. Empty where there is none.
+    """The safetensors files of a directory, without those below it, sorted. For a prefix in object storage or
+    a directory of an hf:// repository, with its last slash or without: the files that the daemon loads from
+    there. Empty if there are none. Web servers have no lists.
 
-    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError where there is no such bucket,
-    or an object is no safetensors file.
+    Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError if the bucket or repository does
+    not exist, or an object is no safetensors file.
     """
     if not _object_scheme(path):
         return _safetensors_in(path)
-    client = ambient_client(S3Credentials.of(s3_credentials))
+    client = ambient_client(S3Credentials.for_source(path, s3_credentials))
     try:
         # With a slash, as the name alone may be an object's.
         with _as_value_error(), client.load(os.path.join(path, ""), tensors=[]) as load:
             return [file.uri for file in load.files]
     except ValueError as error:
         cause = error.__cause__
-        if isinstance(cause, errors.CheckpointNotFoundError) and "bucket" not in cause.details:
+        if isinstance(cause, errors.CheckpointNotFoundError) and not _CONTAINERS & set(cause.details):
             return []
         raise
 
@@ -218,7 +221,7 @@ def _checked_names(tensor_names: Collection[str] | None) -> frozenset[str] | Non
 
 
 def _checked_paths(paths: Sequence[str]) -> list[str]:
-    """Absolute, so that ranks with other working directories ask for the same."""
+    """Absolute paths, so that ranks with other working directories ask for the same files."""
     if isinstance(paths, str):
         raise ValueError(f"paths={paths!r} is one path: give a list of paths, or use stream_file()")
     count = len(paths)
@@ -232,7 +235,7 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
             "each kind by a call of their own"
         )
     if schemes != {""}:
-        return list(paths)
+        return [_as_told(path) for path in paths]
     for path in paths:
         if not path or path.endswith("/"):
             raise ValueError(f"{path!r} is no path of a file: name a safetensors file")
@@ -240,15 +243,20 @@ def _checked_paths(paths: Sequence[str]) -> list[str]:
 
 
 def _object_scheme(path: str) -> str:
-    """Empty for what is a path. Raises ValueError for upper case, which the daemon does not take either."""
+    """The URI's scheme; empty for a path. Raises ValueError for upper case, which the daemon refuses too."""
     scheme = next((scheme for scheme in OBJECT_SCHEMES if path[: len(scheme)].lower() == scheme), "")
     if not path.startswith(scheme):
         raise ValueError(f"{path[:200]!r} has its scheme in upper case: write {scheme} in lower case")
     return scheme
 
 
+def _as_told(uri: str) -> str:
+    """The URI as the daemon writes it: without `models/`, as the daemon loads only models from the Hub."""
+    return f"hf://{uri.removeprefix(_HUB_MODELS)}" if uri.startswith(_HUB_MODELS) else uri
+
+
 def _check_found(load: Load, sources: Sequence[str], names: Collection[str] | None) -> None:
-    """Whether every source is a file of its own, and every name in one of them only."""
+    """Checks that every source is a file of its own, and every name is in one file only."""
     found = [file.uri for file in load.files]
     for source, uri in zip(sources, found, strict=False):
         if uri != source:
@@ -272,7 +280,8 @@ def _distribution_wanted() -> bool:
 
 
 def _private_limit() -> int | None:
-    """Half of a private daemon's use is to bound memory: so by default as its model does."""
+    """The limit of a private daemon, by default as in runai_model_streamer: bounding memory is half its
+    use."""
     given = any(os.environ.get(name) for name in ("PENSTOCK_MEMORY_LIMIT", "RUNAI_STREAMER_MEMORY_LIMIT"))
     return None if given else _PRIVATE_LIMIT_BYTES
 

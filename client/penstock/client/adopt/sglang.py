@@ -1,29 +1,54 @@
-"""The entry point of SGLang's plugin (see docs/vllm.md).
+"""The entry point of SGLang's plugin: the load format "penstock" (see docs/vllm.md).
 
-SGLang's load formats are a closed list, so this gives its `runai_streamer` another source of tensors, when
-PENSTOCK_REPLACE_RUNAI=1 asks for it. Nothing here imports SGLang before.
+SGLang calls `register` once in each of its processes, before it reads its arguments. Nothing here imports
+SGLang before. SGLang's load formats are an enumeration, which a plugin cannot extend. But a load format may
+also be a class, so a hook puts the loader itself in the place of the word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from .vllm import replaces_runai
 
 if TYPE_CHECKING:
     import torch
 
-_TARGET = "sglang.srt.model_loader.weight_utils.runai_safetensors_weights_iterator"
+LOAD_FORMAT = "penstock"
+_CHECKS_FORMAT = "sglang.srt.configs.load_config.LoadConfig._verify_load_format"
+_STREAMS_BY_RUNAI = "sglang.srt.model_loader.weight_utils.runai_safetensors_weights_iterator"
 
 
 def register() -> None:
-    """Has SGLang call `weights_iterator` in the place of the function that streams by Run:ai's package."""
-    if not replaces_runai():
-        return
+    """Makes `--load-format penstock` known to SGLang, and its `runai_streamer` ours when that is wanted."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.server_args import LOAD_FORMAT_CHOICES, add_load_format_choices
 
-    HookRegistry.register(_TARGET, weights_iterator, HookType.REPLACE)
+    if LOAD_FORMAT not in LOAD_FORMAT_CHOICES:
+        add_load_format_choices([LOAD_FORMAT])
+    HookRegistry.register(_CHECKS_FORMAT, take_our_format, HookType.AROUND)
+    if replaces_runai():
+        HookRegistry.register(_STREAMS_BY_RUNAI, weights_iterator, HookType.REPLACE)
+
+
+def take_our_format(verify: Callable[[Any], None], load_config: Any) -> None:
+    """Stands around SGLang's check of a load format."""
+    if str(load_config.load_format).lower() != LOAD_FORMAT:
+        verify(load_config)
+        return
+    from .sglang_loader import PenstockModelLoader
+
+    load_config.load_format = PenstockModelLoader
+
+
+def refuse_other_loaders(name: str, *, quantized_already: bool) -> None:
+    """Raises ValueError unless SGLang loads the model by its default loader, or by one that does the same."""
+    if name != "DefaultModelLoader" and not (name == "ModelOptModelLoader" and quantized_already):
+        raise ValueError(
+            f"load_format penstock: SGLang would quantize this model by its {name}, which cannot load "
+            "through penstock: give a model that is quantized already, or use load format auto"
+        )
 
 
 def weights_iterator(

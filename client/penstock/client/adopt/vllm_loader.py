@@ -1,11 +1,12 @@
 """vLLM's loader for `load_format="penstock"`. Imports vLLM; `vllm.py` imports this when vLLM asks.
 
+    check            before workers start: is there a daemon?
     download_model   for a model of the Hugging Face Hub, as vLLM's other loaders do
     load_weights     the source's tensors, in the order of its files, into model.load_weights()
     get_all_weights  the same without the model's part; vLLM reloads weights by it
 
-Every rank takes all tensors and keeps its slices of them, as vLLM's models do. Ranks that use the same daemon
-join one group, so that a checkpoint larger than the staging buffer is still read once.
+Ranks that use the same daemon join one group, so that a checkpoint larger than the staging buffer is still
+read once. They ask for what any of them needs (vllm_needs.py), and each passes on what its own model needs.
 
 The option `source` stands for the weights of one model, the one that was given to vLLM. vLLM uses the same
 options for other weights too: for a draft model, and for another path that `reload_weights` is given. These
@@ -15,18 +16,25 @@ load from their own path, not from `source`.
 from __future__ import annotations
 
 import glob
-import inspect
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.logger import init_logger
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from ..client import StreamerClient
-from ..system.sizes import parse_memory_limit
-from .engine_ranks import agree_on_group
+from .. import errors
+from ..client import StreamerClient, socket_directory
+from ..load import Load
+from ..system.sizes import show_bytes
+from .engine_ranks import agree
+from .vllm_needs import EVERYTHING, Needs, mapper_of, needs_of, selection
+from .vllm_options import LoaderOptions
+from .vllm_own import by_vllm, check_complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,67 +42,12 @@ if TYPE_CHECKING:
     from vllm.config.load import LoadConfig
 
 _INDEX_NAME = "model.safetensors.index.json"
-_INDEX_PATTERN = "*.safetensors.index.json"
-_PATTERN = "*.safetensors"
-_MODEL_PATTERN = "model*.safetensors"
-_MISTRAL_PATTERN = "consolidated*.safetensors*"
+_SUFFIX = ".safetensors"
 # On a model's configuration: the model for which `source` has been loaded. vLLM changes `model` for a reload
 # from elsewhere, and keeps the options.
 _LOADED_AS = "_penstock_loaded_as"
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderOptions:
-    """What `model_loader_extra_config` says."""
-
-    # In the place of the model's own path or URI.
-    source: str | list[str] | None = None
-    socket_dir: str | None = None
-    memory_limit: int | str | None = None
-    # "cpu", "cuda", or "auto".
-    device: str = "auto"
-    # Whether ranks that load the same share one pass over the storage.
-    distributed: bool = True
-    # Whether a weight that the checkpoint lacks is an error. None is as vLLM's own loader has it: it is one,
-    # unless the model is quantized or does not tell what it loaded.
-    enable_weights_track: bool | None = None
-
-    @classmethod
-    def parse(cls, extra: Any) -> LoaderOptions:
-        """Raises ValueError that names the key."""
-        if not isinstance(extra, dict):
-            raise ValueError(
-                f"model_loader_extra_config is a {type(extra).__name__} and no dict: give a JSON object"
-            )
-        if "concurrency" in extra:
-            raise ValueError(
-                "model_loader_extra_config: concurrency is the daemon's, not a load's: leave it out here, "
-                "and start `penstockd --concurrency N`"
-            )
-        known = sorted(cls.__dataclass_fields__)
-        if unknown := sorted(set(extra) - set(known)):
-            raise ValueError(
-                f"model_loader_extra_config: load_format penstock does not know {unknown}; use {known}"
-            )
-        options = cls(**extra)
-        sources = options.source if isinstance(options.source, list) else [options.source]
-        socket_dir, device = options.socket_dir, options.device
-        for name, right, expected in (
-            ("source", "source" not in extra or _are_names(sources), "a path, a URI, or a list of these"),
-            ("socket_dir", socket_dir is None or _are_names([socket_dir]), "the directory of a daemon"),
-            ("device", device in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'),
-            ("distributed", isinstance(options.distributed, bool), "true or false"),
-            ("enable_weights_track", options.enable_weights_track in (None, True, False), "true or false"),
-        ):
-            if not right:
-                raise ValueError(
-                    f"model_loader_extra_config: {name}={extra[name]!r} makes no sense; give {expected}"
-                )
-        try:
-            parse_memory_limit(options.memory_limit)
-        except TypeError as error:
-            raise ValueError(f"model_loader_extra_config: {error}") from error
-        return options
+# Below vLLM's own name, or its log would not show it.
+_log: logging.Logger = init_logger("vllm.penstock")
 
 
 class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
@@ -103,6 +56,13 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(load_config)
         self.options = LoaderOptions.parse(load_config.model_loader_extra_config or {})
+        self._loaded_bytes = self._read_bytes = 0
+
+    def check(self) -> None:
+        """Raises DaemonUnavailableError, or what else the daemon refuses this user with."""
+        from ..ring.handoff import Handoff  # without gRPC, as vLLM forks its workers later
+
+        Handoff.connect(Path(socket_directory(self.options.socket_dir))).close()
 
     def download_model(self, model_config: ModelConfig) -> None:
         if self.options.source is None:
@@ -110,12 +70,19 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Raises ValueError where the checkpoint lacks weights of the model, as vLLM's own loader does."""
+        started = time.monotonic()
         vars(model_config).setdefault(_LOADED_AS, model_config.model)
         loaded = model.load_weights(self.get_all_weights(model_config, model))  # type: ignore[operator]
+        _log.info(
+            "Loading weights took %.2f seconds (%s by penstock, %s of them from storage)",
+            time.monotonic() - started,
+            show_bytes(self._loaded_bytes),
+            show_bytes(self._read_bytes),
+        )
         track = self.options.enable_weights_track
         quantized = getattr(model_config, "quantization", None) is not None
         if track or (track is None and loaded is not None and not quantized):
-            _check_complete(model, loaded, quantized)
+            check_complete(model, loaded, quantized)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -125,39 +92,82 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         Raises ValueError at once where `source` may or may not be meant.
         """
         source = self._source(model_config, getattr(model, "allow_patterns_overrides", None))
-        return self._weights(source, model_config, model)
+        return self._weights(source, model_config, model, needs_of(model))
 
     def _weights(
-        self, source: str | list[str], model_config: ModelConfig, model: nn.Module
+        self, source: str | list[str], model_config: ModelConfig, model: nn.Module, needs: Needs
     ) -> Iterator[tuple[str, torch.Tensor]]:
         draft = getattr(model_config, "runner", None) == "draft"
         unused = getattr(model, "is_unused_checkpoint_weight", None)
-        yield from self._load(source, unused=unused, stages_agree=not draft)
+        yield from self._load(source, model, needs=needs, unused=unused, stages_agree=not draft)
         for part in getattr(model, "secondary_weights", ()):
-            folder = self._folder(part.model_or_path, part.revision)
-            source = _files(os.path.join(folder, part.subfolder or ""), part.allow_patterns_overrides)
-            unused = getattr(part, "is_unused_weight", None)
-            for name, tensor in self._load(source, unused=unused, stages_agree=False):
-                yield part.prefix + name, tensor
+            yield from self._part(part, model)
+
+    def _part(self, part: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights that a model wants beside its own: through penstock where they are safetensors."""
+        patterns = part.allow_patterns_overrides
+        if patterns is None or any(pattern.endswith(_SUFFIX) for pattern in patterns):
+            folder = os.path.join(self._folder(part.model_or_path, part.revision), part.subfolder or "")
+            source = _files(folder, patterns)
+            if source != folder or _matching(folder, f"*{_SUFFIX}"):
+                unused = getattr(part, "is_unused_weight", None)
+                loading = self._load(source, model, needs=EVERYTHING, unused=unused, stages_agree=False)
+                yield from ((part.prefix + name, tensor) for name, tensor in loading)
+                return
+        yield from by_vllm(self.load_config, part)
 
     def _load(
-        self, source: str | list[str], *, unused: Callable[[str], bool] | None, stages_agree: bool
+        self,
+        source: str | list[str],
+        model: nn.Module,
+        *,
+        needs: Needs,
+        unused: Callable[[str], bool] | None,
+        stages_agree: bool,
     ) -> Iterator[tuple[str, torch.Tensor]]:
+        map_name = mapper_of(model)
+        if map_name is None:
+            needs, map_name = EVERYTHING, str
         client = StreamerClient(self.options.socket_dir)
-        group = None
+        group, everybody = None, [needs]
         if self.options.distributed and torch.distributed.is_initialized():
             # Stages of a pipeline may use different tensors, and only the last one has a draft model.
             groups = _rank_groups(stages_too=stages_agree and unused is None)
-            group = agree_on_group(client.socket_dir, source, groups)
-        with client.load(
-            source,
-            device=self._device(),
-            tensors=None if unused is None else lambda name: not unused(name),
-            memory_limit=self.options.memory_limit,
-            group=group,
-            progress=self.load_config.use_tqdm_on_load and _rank() == 0,
-        ) as load:
-            yield from load
+            group, everybody = agree(client.socket_dir, source, groups, needs)
+        is_needed = selection(everybody, map_name)
+        with self._open(client, source, group, is_needed, unused) as load:
+            for name, tensor in load:
+                if needs == EVERYTHING or not needs.leaves_out(name, map_name(name)):
+                    yield name, tensor
+        self._loaded_bytes += load.stats.bytes
+        self._read_bytes += load.stats.read_bytes
+
+    def _open(
+        self,
+        client: StreamerClient,
+        source: str | list[str],
+        group: tuple[str, int] | None,
+        is_needed: Callable[[str], bool] | None,
+        unused: Callable[[str], bool] | None,
+    ) -> Load:
+        def is_chosen(name: str) -> bool:
+            return (is_needed is None or is_needed(name)) and (unused is None or not unused(name))
+
+        try:
+            return client.load(
+                source,
+                device=self._device(),
+                tensors=None if is_needed is None and unused is None else is_chosen,
+                memory_limit=self.options.memory_limit,
+                group=group,
+                progress=self.load_config.use_tqdm_on_load and _rank() == 0,
+            )
+        except errors.InvalidRequestError as error:
+            if is_needed is None:
+                raise
+            # The ranks of a group choose the same, so the daemon says this to all of them.
+            _log.warning("penstock reads tensors that this node does not need: %s", str(error))
+            return self._open(client, source, group, None, unused)
 
     def _device(self) -> str:
         """A rank that keeps a slice of each tensor copies less from the host than through the device."""
@@ -167,18 +177,21 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         return "cuda" if alone and torch.cuda.is_available() else "cpu"
 
     def _source(self, model_config: ModelConfig, patterns: list[str] | None = None) -> str | list[str]:
-        if self.options.source is not None and self._is_sources_model(model_config):
-            return self.options.source
+        if (chosen := self._chosen_source(model_config)) is not None:
+            return chosen
         # vLLM keeps the URI of a model in object storage here, and a directory without weights in `model`.
         uri = getattr(model_config, "model_weights", "")
         if uri:
             return str(uri)
         return _files(self._folder(model_config.model, model_config.revision), patterns)
 
-    def _is_sources_model(self, model_config: ModelConfig) -> bool:
-        """Whether `source` has the weights of this model, and not of the one that it was given for."""
+    def _chosen_source(self, model_config: ModelConfig) -> str | list[str] | None:
+        """The option `source`, where it has the weights of this model, and not of the one that it was given
+        for."""
         if getattr(model_config, "runner", None) == "draft":
-            return _draft_takes_source(model_config, self.load_config, self.options.source)
+            return _source_of_draft(model_config, self.load_config, self.options.source)
+        if self.options.source is None:
+            return None
         loaded_as = vars(model_config).get(_LOADED_AS)
         if loaded_as is None:
             raise ValueError(
@@ -186,7 +199,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
                 f"source {self.options.source!r}, from which this process loaded no model before, so either "
                 "may be meant: leave source out of the load config, and give reload_weights the path"
             )
-        return bool(loaded_as == model_config.model)
+        return self.options.source if loaded_as == model_config.model else None
 
     def _folder(self, model: str, revision: str | None) -> str:
         if os.path.exists(model):
@@ -198,29 +211,17 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
 
         directory = self.load_config.download_dir
         folder = download_weights_from_hf(
-            model, directory, [_PATTERN], revision, ignore_patterns=self.load_config.ignore_patterns
+            model, directory, [f"*{_SUFFIX}"], revision, ignore_patterns=self.load_config.ignore_patterns
         )
         download_safetensors_index_file_from_hf(model, _INDEX_NAME, directory, revision=revision)
         return str(folder)
 
 
-def _are_names(values: list[Any]) -> bool:
-    return bool(values) and all(isinstance(value, str) and value for value in values)
-
-
 def _files(folder: str, patterns: list[str] | None) -> str | list[str]:
-    """The files that the model wants, else the directory itself; but where that holds Mistral's layout too,
-    what is in the layout of transformers, as the daemon would not know which to take."""
+    """The files that the model wants, else the directory, of which the daemon knows what belongs together."""
     for pattern in patterns or ():
         if found := _matching(folder, pattern):
             return found
-    indexes = _matching(folder, _INDEX_PATTERN)
-    index = os.path.join(folder, _INDEX_NAME)
-    if index in indexes:
-        return index if len(indexes) > 1 else folder
-    mistral = set(_matching(folder, _MISTRAL_PATTERN))
-    if mistral and mistral.issuperset(indexes) and _matching(folder, _MODEL_PATTERN):
-        return [file for file in _matching(folder, _PATTERN) if file not in mistral]
     return folder
 
 
@@ -228,9 +229,12 @@ def _matching(folder: str, pattern: str) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(glob.glob(pattern, root_dir=folder))]
 
 
-def _draft_takes_source(model_config: ModelConfig, load_config: LoadConfig, source: object) -> bool:
-    """Whether a draft model loads from the source in `load_config`: always if these options are its own; if
-    they are the target's, only where its weights are a part of the target's checkpoint (MTP)."""
+def _source_of_draft(
+    model_config: ModelConfig, load_config: LoadConfig, source: str | list[str] | None
+) -> str | list[str] | None:
+    """What stands for a draft model's own path: the source that `draft_load_config` has for it, though vLLM
+    passes that on for some methods only. The target's `source` counts where the draft's weights are a part of
+    the target's checkpoint (MTP)."""
     from vllm.config import get_current_vllm_config
 
     try:
@@ -238,27 +242,21 @@ def _draft_takes_source(model_config: ModelConfig, load_config: LoadConfig, sour
     except AssertionError:  # vLLM is not loading a model
         speculative = None
     if speculative is None:
+        if source is None:
+            return None
         raise ValueError(
             f"the draft model {model_config.model} has load options with the source {source!r}, which may be "
             "its own or the target model's; vLLM does not tell which: leave source out and give the paths of "
             "both models"
         )
     own = getattr(speculative, "draft_load_config", None)
-    if own is not None and (own is load_config or own == load_config):
-        return True
+    if own is not None and own.load_format == load_config.load_format:
+        chosen = LoaderOptions.parse(own.model_loader_extra_config or {}).source
+        if chosen is not None or own == load_config:
+            return chosen
     target = speculative.target_model_config
-    return model_config.model in (target.model, getattr(target, "model_weights", "") or target.model)
-
-
-def _check_complete(model: nn.Module, loaded: set[str] | None, quantized: bool) -> None:
-    """Raises ValueError that names the weights that did not come."""
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-
-    check: Any = DefaultModelLoader.track_weights_loading  # uses nothing of the loader
-    if "quantized" in inspect.signature(check).parameters:  # from vLLM 0.32 on
-        check(None, model, loaded, quantized=quantized)
-    else:
-        check(None, model, loaded)
+    of_target = model_config.model in (target.model, getattr(target, "model_weights", "") or target.model)
+    return source if of_target else None
 
 
 def _rank_groups(*, stages_too: bool) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`penstock load | status | health | prefetch | evict | demo`.
+"""`penstock load | status | health | prefetch | fetch | evict | demo`.
 
 Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
 """
@@ -20,7 +20,7 @@ from .. import errors
 from ..client import StreamerClient, socket_directory
 from ..ring.progress import QUEUE_LOG
 from ..system.missing import explained, need
-from ..system.sizes import parse_memory_limit, show_bytes
+from ..system.sizes import parse_memory_limit, parse_size, show_bytes
 from ..system.version import client_version
 from .status_text import show
 
@@ -117,6 +117,28 @@ def _parser() -> argparse.ArgumentParser:
     prefetch.add_argument("--variant", metavar="NAME", help=_VARIANT)
     prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
+    fetch = command(
+        "fetch", _fetch, "Copies the files beside the weights, and tells the directory that they are in."
+    )
+    fetch.add_argument("source", metavar="SOURCE", help="directory, or URI of a prefix")
+    fetch.add_argument(
+        "directory",
+        nargs="?",
+        metavar="DIRECTORY",
+        help="where to (default: the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock)",
+    )
+    fetch.add_argument(
+        "--allow", action="append", metavar="GLOB", help="only these; repeatable (default: all but weights)"
+    )
+    fetch.add_argument("--ignore", action="append", metavar="GLOB", help="not these; repeatable")
+    fetch.add_argument(
+        "--max-bytes", metavar="SIZE", type=_size, help="refuse more than that (default: 1GiB)"
+    )
+    fetch.add_argument(
+        "--max-files", metavar="N", type=int, help="refuse more files than that (default: 10000)"
+    )
+    fetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
+
     evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
     evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
 
@@ -141,6 +163,13 @@ def _memory_limit(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def _size(text: str) -> int | None:
+    try:
+        return parse_size("--max-bytes", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _load(options: argparse.Namespace) -> None:
@@ -240,6 +269,20 @@ def _prefetch(options: argparse.Namespace) -> None:
         staged = client.prefetch(options.source, pin=options.pin, variant=options.variant, progress=progress)
     warm = f" ({show_bytes(staged.warm_bytes)} were there before)" if staged.warm_bytes else ""
     print(f"staged {show_bytes(staged.total_bytes)}{warm}{', pinned' if options.pin else ''}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    with StreamerClient(options.socket_dir) as client:
+        directory = client.fetch(
+            options.source,
+            options.directory,
+            allow=options.allow,
+            ignore=options.ignore,
+            max_bytes=options.max_bytes,
+            max_files=options.max_files,
+            progress=sys.stderr.isatty() and not options.no_progress,
+        )
+    print(directory)
 
 
 def _evict(options: argparse.Namespace) -> None:

@@ -107,13 +107,29 @@ def _loads(status: dict[str, Any]) -> str:
             f"{show_bytes(load['bytes_per_second'])}/s",
             _duration(load["running_seconds"]),
             load["waits_for"] or "-",
+            _group(load.get("group")),
             f"uid {load['uid']} pid {load['pid']} {_plain(load['client_name'])}".rstrip(),
             _sources(load["sources"]),
         )
         for load in status["loads"]
     ]
-    head = ("LOAD", "KIND", "STATE", "DELIVERED", "RATE", "SINCE", "WAITS FOR", "CLIENT", "CHECKPOINT")
+    head = (
+        "LOAD",
+        "KIND",
+        "STATE",
+        "DELIVERED",
+        "RATE",
+        "SINCE",
+        "WAITS FOR",
+        "GROUP",
+        "CLIENT",
+        "CHECKPOINT",
+    )
     return _table(head, rows)
+
+
+def _group(group: dict[str, Any] | None) -> str:
+    return f"{_plain(group['name'])} {group['joined']}/{group['size']}" if group else "-"
 
 
 def _errors(status: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """CUDA as `transfer.py` uses it. The only file that touches torch.cuda.
 
-Copies run on a stream of their own, one for each device of the process, so that loads reuse each other's
-memory: torch's allocator keeps what is freed for the stream that it was allocated for. Memory that a caller's
-stream uses is marked with `record_stream`, without which it could be overwritten by the next copy while work
-that the caller has queued still reads it.
+Copies run on a stream of their own, one for each device of the process. So loads reuse each other's memory,
+since torch's allocator keeps freed memory for the stream for which it was allocated. Memory that a caller's
+stream uses is marked with `record_stream`. Otherwise the next copy could overwrite it while work that the
+caller has queued still reads it.
 
-Buffers are anonymous memory registered with the driver, not taken from torch's allocator of pinned memory,
-which rounds sizes up and keeps what it has until the process ends.
+Buffers are anonymous memory registered with the driver. They are not taken from torch's allocator of pinned
+memory, which rounds sizes up and keeps its memory until the process ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .pinned import Event
 
 
 def open_device(device: torch.device) -> CudaDevice:
-    """The device of that index, or the current one. Raises ValueError when it is not there."""
+    """The device of that index, or the current one. Raises ValueError if it does not exist."""
     if not torch.cuda.is_available():
         raise ValueError(
             f"device {str(device)!r}: torch {torch.__version__} finds no CUDA device; install a CUDA build "
@@ -53,7 +53,7 @@ class CudaDevice:
 
     def pin(self, size_bytes: int) -> torch.Tensor:
         address = mapping.map_anonymous(size_bytes)
-        # The driver would take the pages one by one, and under a lock of its own.
+        # Otherwise the driver would take the pages one by one, and under a lock of its own.
         mapping.populate(address, size_bytes)
         mapping.keep_from_children(address, size_bytes)
         with torch.cuda.device(self._device):
@@ -72,7 +72,7 @@ class CudaDevice:
         address, size_bytes = buffer.data_ptr(), buffer.nbytes
         with torch.cuda.device(self._device):
             failure = int(_cudart().cudaHostUnregister(address))
-            if failure:  # then its pages must stay: the device may still use them
+            if failure:  # then its pages must stay mapped: the device may still use them
                 self._forget_failure()
                 raise RuntimeError(
                     f"CUDA cannot give {size_bytes} pinned bytes back (error {failure}); restart this "
@@ -81,13 +81,13 @@ class CudaDevice:
         mapping.unmap(address, size_bytes)
 
     def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        # The caller may have been in inference mode when it allocated the targets; this thread is not.
+        # The caller may have allocated the targets in inference mode; this thread is not in it.
         with torch.inference_mode(), self._copying():
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
 
     def record(self) -> Event:
-        # Who waits for it sleeps instead of spinning.
+        # A thread that waits for it sleeps and does not spin.
         event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return cast(Event, event)
@@ -102,13 +102,13 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def _copying(self) -> Iterator[None]:
-        # The device first: a stream's context on its own goes back to the device before by a call that
-        # creates a CUDA context there, which takes half a gigabyte of a GPU that this load does not use.
+        # The device first: otherwise, when a stream's context ends, it returns to the device before by a call
+        # that creates a CUDA context there. That takes half a gigabyte of a GPU that this load does not use.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield
 
     def _forget_failure(self) -> None:
-        # The driver reports a failure a second time, to whatever is launched next by this thread.
+        # Clears the error: otherwise the driver reports it again at this thread's next launch.
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=self._device)
 

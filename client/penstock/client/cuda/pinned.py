@@ -1,8 +1,8 @@
-"""The pinned buffers of one load, and what a device has to offer for copying through them.
+"""The pinned buffers of one load, and the interface of a device that copies through them.
 
-A buffer is idle, taken by a copy thread that fills it, or on its way: the device still reads it, until the
-event that was recorded behind its copies fires. Buffers are made when none is idle, up to a number; from then
-on whoever needs one waits for the event of the one that left first.
+A buffer is idle, or taken by a copy thread that fills it, or in use by the device: the device reads it until
+the event that was recorded behind its copies fires. If no buffer is idle, a new one is made, up to a number.
+From then on a thread that needs one waits for the event of the buffer that has been in use longest.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Device(Protocol):
         """An event behind all copies that this thread has started."""
 
     def hand_over(self, tensor: torch.Tensor, event: Event) -> None:
-        """Makes the caller's current stream wait for `event`, and keeps the memory of `tensor` from being
-        reused before that stream is done with it. Does not wait itself."""
+        """Makes the caller's current stream wait for `event`, and prevents the memory of `tensor` from being
+        reused before that stream has finished with it. Does not wait itself."""
 
     def settle(self) -> None:
         """Returns when no copy is under way."""
@@ -65,11 +65,12 @@ class PinnedRing:
         self._idle: list[torch.Tensor] = []
         self._on_their_way: deque[tuple[Event, torch.Tensor]] = deque()
         self._closed = False
-        # Reentrant, as a garbage collection under it may close the ring of a load that was dropped.
+        # Reentrant: a garbage collection that runs under it may close the ring of a load that was dropped.
         self._changed = threading.Condition(threading.RLock())
 
     def take(self) -> torch.Tensor:
-        """A buffer that nothing reads. Raises RingClosedError, or what keeps the device from pinning."""
+        """A buffer that nothing reads. Raises RingClosedError, or the error with which the device cannot
+        pin."""
         with self._changed:
             while True:
                 if self._closed:
@@ -96,7 +97,7 @@ class PinnedRing:
         return buffer
 
     def put(self, buffer: torch.Tensor, event: Event | None) -> None:
-        """Gives a taken buffer back; `event` is behind the copies that read it, None if none was started."""
+        """Gives a taken buffer back. `event` is behind the copies that read it; None if none was started."""
         with self._changed:
             if not self._closed:
                 if event is None:
@@ -109,7 +110,7 @@ class PinnedRing:
         self.device.unpin(buffer)
 
     def close(self) -> None:
-        """Unpins all buffers, those that are taken when they are put back. May be called again."""
+        """Unpins all buffers. Taken buffers are unpinned when they are put back. May be called again."""
         with self._changed:
             self._closed = True
             buffers = [*self._idle, *(buffer for _, buffer in self._on_their_way)]

@@ -1,12 +1,13 @@
 """Where the tensors of a segment lie on a device, and in which batches they get there (pure).
 
 Every tensor starts at a multiple of 512 bytes, as if the device's allocator had placed it alone. A tensor of
-more than a mebibyte has an allocation of its own. Smaller ones that follow each other share one of at most 2
-MiB, since allocating and copying each alone would cost more than its bytes do. The price is that one of them,
-kept, keeps its neighbours' memory: no more than torch's allocator takes from the device for a single small
-tensor.
+more than a mebibyte has an allocation of its own. Smaller tensors that follow each other share one of at most
+2 MiB, since allocating and copying each alone would cost more than its bytes do. The price is that one of
+them, if it is kept, keeps its neighbours' memory. That is no more than torch's allocator takes from the
+device for a single small tensor.
 
-A batch is what one pinned buffer carries at once: whole groups of small tensors and parts of large tensors.
+A batch is the bytes that one pinned buffer carries at once: whole groups of small tensors and parts of large
+ones.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Plan:
     # Bytes of each allocation.
     allocations: list[int]
     batches: list[CopyBatch]
-    # The batches that fill an allocation: from the first number up to, not including, the second.
+    # The batches that fill an allocation: a range of numbers, the second one excluded.
     filled_by: list[tuple[int, int]]
 
 
@@ -96,7 +97,7 @@ def plan(sizes: Sequence[int], *, buffer_bytes: int) -> Plan:
             batch.copies.append(Copy(used_bytes, allocation, start, part_bytes))
             if len(tensors) == 1:
                 batch.moves.append(Move(tensors[0], start, used_bytes, part_bytes))
-            else:  # a group is never parted
+            else:  # a group is never split
                 batch.moves.extend(
                     Move(tensor, 0, used_bytes + slots[tensor].offset, sizes[tensor])
                     for tensor in tensors

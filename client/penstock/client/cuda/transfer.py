@@ -4,14 +4,14 @@
     submit(tensors)   plans them, takes memory on the device                       placement.py
     each batch        waits for a pinned buffer, fills it, starts its copies,
                       records an event behind them                                 copy threads, pinned.py
-    the last batch    `on_read`: nothing here reads the ring for these tensors any more
+    the last batch    `on_read`: nothing reads the ring for these tensors any more
     deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream
                       wait for their events; so it is right there, and the host waited for nothing
     close()           nothing new is started, the buffers are given back; at once, or when the threads that
                       still fill one are done
 
 Copy threads spend their time in memmove and in the driver, without the interpreter's lock. Small tensors are
-moved under it: taking it again costs more than moving them.
+moved with the lock held: taking it again would cost more than moving them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .pinned import Device, Event, PinnedRing, RingClosedError
 from .placement import CopyBatch, Plan, plan
 
 _BUFFER_BYTES = 16 << 20
-# More do not copy faster than the memory of one socket can be read and written.
+# More threads do not copy faster than the memory of one socket can be read and written.
 MOST_THREADS = 8
-# Below this a move keeps the interpreter's lock.
+# A smaller move keeps the interpreter's lock.
 _SMALL_BYTES = 64 << 10
 _THREAD_NAME = "penstock-copy"
 
@@ -57,17 +57,17 @@ class _Submission:
     size_bytes: int
 
 
-# Says whether something is under way; answers with the next tensors, and what to call when their bytes have
-# been read, or None at the end.
+# Called with whether something is under way. Returns the next tensors, and the function to call when their
+# bytes have been read; None at the end.
 Next = Callable[[bool], "tuple[Tensors, Callable[[], None]] | None"]
 
 
 def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.Tensor]]:
-    """Delivers everything, copying ahead of what the caller asks for.
+    """Delivers everything, and copies ahead of the tensor that the caller asks for.
 
-    Two more are taken after each that was delivered, so that the first tensor does not wait for many. What
-    goes wrong with what is ahead is raised when all before it is delivered; then a daemon that went away
-    is asked again, and so is a device that had no memory for one more.
+    Two more submissions are taken after each one that was delivered, so that the first tensor does not wait
+    for many. An error of a later submission is raised when all before it are delivered. Then a daemon that
+    went away is asked again, and so is a device that had no memory for one more.
     """
     waiting: tuple[Tensors, Callable[[], None]] | None = None
     failure: Exception | None = None
@@ -101,14 +101,15 @@ def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.
 
 
 class Releases:
-    """Releases segments in their order, in whichever order their bytes have been read."""
+    """Releases segments in their order, whatever the order in which their bytes have been read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._expected: deque[_Expected] = deque()
 
     def expect(self, release: Callable[[], None]) -> Callable[[], None]:
-        """Returns what to call when a segment has been read; `release` follows when all before it have."""
+        """Returns the function to call when a segment has been read. `release` follows when all before it
+        have."""
         expected = _Expected(release)
         with self._lock:
             self._expected.append(expected)
@@ -128,7 +129,7 @@ class _Expected:
 
 
 class Transfer:
-    """The copies of one load. `submit` and `deliver` belong to one thread; any may close it.
+    """The copies of one load. One thread calls `submit` and `deliver`; any thread may close it.
 
     At most `pinned_bytes` are pinned.
     """
@@ -136,7 +137,7 @@ class Transfer:
     def __init__(self, device: Device, *, pinned_bytes: int, threads: int | None = None) -> None:
         count = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
         buffer_bytes = min(_BUFFER_BYTES, pinned_bytes // 2 // 4096 * 4096)
-        # One that is filled for each thread, and two that the device reads: it is faster than a thread.
+        # One buffer for each thread to fill, and two for the device to read: it is faster than a thread.
         buffers = min(count + 2, pinned_bytes // buffer_bytes)
         self._device = device
         self._ring = PinnedRing(device, buffer_bytes=buffer_bytes, count=buffers)
@@ -149,19 +150,19 @@ class Transfer:
 
     @property
     def busy(self) -> bool:
-        """Something is submitted and not delivered."""
+        """Whether something is submitted and not delivered."""
         return bool(self._submissions)
 
     @property
     def has_room(self) -> bool:
-        """False when so much is under way that more would only take memory of the device."""
+        """False if so much is under way that more would only take memory of the device."""
         return not self._submissions or self._submitted_bytes < self._limit_bytes
 
     def submit(self, tensors: Tensors, on_read: Callable[[], None]) -> None:
         """Starts copying these tensors of the host, and keeps them until they are copied.
 
-        `on_read` is called by a copy thread when their bytes have been read. Raises what the device raises
-        when it is out of memory; nothing was started then.
+        A copy thread calls `on_read` when their bytes have been read. Raises the device's error when it is
+        out of memory; nothing was started then.
         """
         sizes = [tensor.nbytes for _, tensor in tensors]
         planned = plan(sizes, buffer_bytes=self._ring.buffer_bytes)
@@ -180,9 +181,9 @@ class Transfer:
             on_read()
 
     def deliver(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors that were submitted first, on the device, good on the caller's current stream.
+        """The tensors that were submitted first, on the device, valid on the caller's current stream.
 
-        Raises what went wrong with their copies; RingClosedError when the transfer was closed meanwhile.
+        Raises the error of their copies; RingClosedError if the transfer was closed meanwhile.
         """
         submission = self._submissions.popleft()
         try:
@@ -209,16 +210,17 @@ class Transfer:
         self._ring.close()
 
     def join(self) -> None:
-        """After `close()`: returns when the threads have ended and nothing is pinned any more.
+        """To be called after `close()`. Returns when the threads have ended and nothing is pinned any more.
 
-        Not on such a thread, where a garbage collection may have closed the load: it would wait for itself.
+        Does not wait on such a thread, where a garbage collection may have closed the load: it would wait for
+        itself.
         """
         if self._pid == os.getpid() and not threading.current_thread().name.startswith(_THREAD_NAME):
             self._threads.shutdown(wait=True)
 
 
 class _Job:
-    """The copies of one submission, as the threads see them. Keeps no more than what they still need."""
+    """The copies of one submission, as the threads see them. Keeps only what they still need."""
 
     def __init__(
         self,
@@ -231,17 +233,18 @@ class _Job:
         self._device = ring.device
         self._ring = ring
         self._tensors = tensors
-        """They keep the mapping until the last is read, and no longer: `on_read` may release it."""
+        """The tensors keep the mapping until the last one is read, and no longer: `on_read` may release
+        it."""
         self._addresses = [tensor.data_ptr() for _, tensor in tensors]
         self._targets = list(targets)
-        """A thread lets go of what it did only after it said so, when the caller may want the memory again:
-        so this list is cleared."""
+        """A finished thread drops its references only after it has reported, when the caller may want the
+        memory again. So this list is cleared."""
         self._on_read = on_read
         self._unread = self._unfinished = batch_count
         self._lock = threading.Lock()
 
     def carry(self, batch: CopyBatch) -> Event:
-        """Moves a batch through a pinned buffer; the event behind its copies."""
+        """Moves a batch through a pinned buffer. Returns the event behind its copies."""
         try:
             return self._carry(batch)
         finally:

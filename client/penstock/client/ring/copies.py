@@ -1,8 +1,8 @@
 """Memory for tensors that are copied out of a window.
 
-Most of what such a copy costs is the kernel giving fresh pages. A caller that copies every tensor on, into
-a module say, lets go of each before it takes the next: the memory of one is then used for another, as long
-as the load lasts. Memory of a living tensor is never touched, and fresh memory asks for huge pages.
+Most of the cost of such a copy is fresh pages from the kernel. A caller that copies every tensor on, for
+example into a module, drops each before it takes the next. The memory of one is then used for another, as
+long as the load lasts. Memory of a living tensor is never touched, and fresh memory asks for huge pages.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from .mapping import map_anonymous, unmap
 SMALL_BYTES = 1 << 20
 """For smaller tensors torch's allocator is as fast."""
 SPARE_BYTES = 512 << 20
-"""Most that is kept for reuse."""
+"""Most bytes that are kept for reuse."""
 
 
 class CopyPool:
     """The copies of one load. `close` at its end; tensors that live keep their memory.
 
-    Finalizers give memory back from whatever thread lets a tensor go, so that path only appends to a deque.
+    Finalizers give memory back on the thread that drops a tensor, whichever it is, so that path only appends
+    to a deque.
     """
 
     def __init__(self) -> None:
@@ -35,8 +36,8 @@ class CopyPool:
     def copy(self, shape: list[int], dtype: torch.dtype, address: int, size_bytes: int) -> torch.Tensor:
         """A tensor of its own with the `size_bytes` bytes at `address`.
 
-        Not by clone(): torch copies with all cores, which then wait for each other spinning, while the
-        daemon's readers need them; four to five times slower on two cores.
+        Does not use clone(): torch copies with all cores, which then spin while they wait for each other, and
+        the daemon's readers need them. On two cores that is four to five times slower.
         """
         if size_bytes < SMALL_BYTES:
             tensor = torch.empty(shape, dtype=dtype, device="cpu")
@@ -49,13 +50,13 @@ class CopyPool:
         return torch.frombuffer(array, dtype=dtype).view(shape)
 
     def close(self) -> None:
-        """Returns unused memory to the system; the rest follows when its tensors die."""
+        """Returns unused memory to the system. The rest follows when its tensors die."""
         self._closed = True
         while self._spares:
             unmap(*self._spares.pop())
 
     def _take(self, size_bytes: int) -> tuple[int, int]:
-        """(address, bytes) of memory that fits and is not much too large."""
+        """(address, bytes) of memory that is large enough and not much too large."""
         for spare in list(self._spares):
             if size_bytes <= spare[1] <= 2 * size_bytes:
                 self._spares.remove(spare)
@@ -70,5 +71,5 @@ class CopyPool:
             unmap(address, size_bytes)
         else:
             self._spares.append((address, size_bytes))
-            if self._closed:  # meanwhile, by another thread
+            if self._closed:  # in the meantime, by another thread
                 self.close()

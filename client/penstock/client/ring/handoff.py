@@ -1,9 +1,9 @@
 """The client's end of handoff.sock: a session token first, then the slabs of a load.
 
-The connection is the lease: the daemon counts the client among the holders of the slabs for as long as
-it is open. So it outlives the load: the owner of the mapping closes it after unmapping the slabs.
+The connection is the lease: while it is open, the daemon counts the client among the holders of the slabs. So
+it outlives the load: the owner of the mapping closes it after unmapping the slabs.
 
-`socket.recv_fds` ignores its flags, and would leak slabs into child processes: hence recvmsg.
+`socket.recv_fds` ignores its flags, and would leak slabs into child processes, so recvmsg is used.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ..system.version import client_version
 
 # Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
 MAX_PACKET_FDS = 253
-# A frame is a few bytes; a refusal carries a sentence.
+# A frame is a few bytes; a refusal is a sentence.
 _MAX_FRAME_BYTES = 64 * 1024
-# sun_path holds 108 bytes with its NUL, and gRPC refuses what the kernel refuses, less clearly.
+# sun_path holds 108 bytes with its NUL. gRPC refuses the paths that the kernel refuses, with a worse error.
 MAX_SOCKET_PATH_BYTES = 107
-# Everything awaited here was sent before the daemon said so; more than a moment means it hangs.
+# Everything awaited here was sent before the daemon announced it. More than a moment means that it hangs.
 TIMEOUT_SECONDS = 30.0
 
 
 def socket_path(socket_dir: Path, name: str) -> str:
-    """The path of a socket in the daemon's directory. Raises ValueError when Linux cannot connect to it."""
+    """The path of a socket in the daemon's directory. Raises ValueError if Linux cannot connect to it."""
     path = os.fspath(socket_dir / name)
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(
@@ -74,7 +74,7 @@ class Handoff:
 
     @classmethod
     def connect(cls, socket_dir: Path) -> Handoff:
-        """Raises DaemonUnavailableError where nobody listens."""
+        """Raises DaemonUnavailableError if nobody listens."""
         path = socket_path(socket_dir, "handoff.sock")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
@@ -110,13 +110,13 @@ class Handoff:
                 )
             received += len(fds)
             yield fds
-        # From here on only held, perhaps until the process ends with tensors alive: a socket
-        # object would complain then that nobody closed it.
+        # From here on it is only held, perhaps until the process ends with tensors alive. A socket object
+        # would then warn that nobody closed it.
         self._lease_fd = self._connection.detach()
 
     def end(self) -> None:
-        """Like `close`, but forked children that have the connection too hold the lease no longer either:
-        for memory that none of them can use. Called by one of them, it is `close`."""
+        """As `close`, but forked children that have the connection too no longer hold the lease either: for
+        memory that none of them can use. In a forked child it is `close`."""
         if self._pid == os.getpid() and self._lease_fd >= 0:
             fd, self._lease_fd = self._lease_fd, -1
             with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ class Handoff:
             os.close(lease_fd)
 
     def _receive(self, fd_count: int = 0) -> tuple[pb.HandoffFrame, list[int]]:
-        """The next packet, which should bring so many file descriptors."""
+        """The next packet, which should carry so many file descriptors."""
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 _MAX_FRAME_BYTES, socket.CMSG_SPACE(MAX_PACKET_FDS * 4), socket.MSG_CMSG_CLOEXEC

@@ -1,16 +1,15 @@
 """Slabs, mapped side by side into one contiguous range of addresses.
 
     reserve          PROT_NONE, aligned to 2 MiB so that huge pages fit
-    map              every slab at its place, MAP_FIXED; for a window the whole ring twice in a row,
-                     so that a segment that runs over the ring's end is contiguous all the same
+    map              every slab at its position, MAP_FIXED; for a window the whole ring twice in a row,
+                     so that a segment that crosses the ring's end is contiguous all the same
     one ctypes array over it all; torch tensors made from it keep it alive
     unmap            when the array dies, that is, with the last tensor; then the lease is closed
 
 MAP_PRIVATE and writable: a caller that writes into a tensor gets its own copy of that page, and neither
 crashes nor changes what others see. The slabs' fds are closed once mapped.
 
-Interpreter exit does not unmap: tensors may still be used by whatever runs later, and the kernel
-does it anyway.
+Interpreter exit does not unmap: code that runs later may still use tensors, and the kernel unmaps anyway.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def leased_bytes() -> int:
-    """Bytes of slabs that this process has mapped, for loads under way or tensors that it kept."""
+    """Bytes of slabs that this process has mapped, for loads under way or tensors that it keeps."""
     return sum(addresses.leased_bytes for addresses in list(_mapped))
 
 
@@ -75,10 +74,9 @@ class Mapping:
     ) -> None:
         """Maps the slabs of `packets`, lists of fds in ring order, and closes the fds.
 
-        `release` is called once, after the memory is unmapped: when the last tensor died, or before
-        this raises. Raises ProtocolError for slabs that are not what the daemon promised: a
-        memfd that could still shrink would kill this process, one that others could write is no
-        checkpoint.
+        `release` is called once, after the memory is unmapped: when the last tensor has died, or before this
+        raises. Raises ProtocolError for slabs that differ from the daemon's promise: a memfd that could still
+        shrink would kill this process, and one that others could write is no checkpoint.
         """
         if slab_count < 1 or slab_bytes < 1 or slab_bytes % mmap.PAGESIZE:
             release()
@@ -97,7 +95,7 @@ class Mapping:
             raise
 
     def discard(self, offset: int, size_bytes: int) -> None:
-        """Forgets what was written into this range, rounded out to pages: it shows the slabs again."""
+        """Discards writes to this range, rounded out to pages, so that it shows the slabs again."""
         start = offset - offset % mmap.PAGESIZE
         end = -(-(offset + size_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         if end == start or not may_be_written(self.address + start, self.address + end):
@@ -106,7 +104,7 @@ class Mapping:
             raise _os_error("cannot drop the private pages of a segment")
 
     def revoke(self) -> None:
-        """Puts zeros in the place of the slabs and releases them, whatever still refers to the array."""
+        """Replaces the slabs by zeros and releases them, even if references to the array are left."""
         self._addresses.revoke()
 
     def _map_slabs(
@@ -116,7 +114,7 @@ class Mapping:
         for fds in packets:
             try:
                 if mapped + len(fds) > slab_count:
-                    raise errors.broken(f"more than {slab_count} slabs came")
+                    raise errors.broken(f"more than {slab_count} slabs were sent")
                 for fd in fds:
                     _check_slab(fd, slab_bytes)
                     address = self.address + mapped * slab_bytes
@@ -128,7 +126,7 @@ class Mapping:
                 for fd in fds:
                     os.close(fd)
         if mapped != slab_count:
-            raise errors.broken(f"{mapped} slabs came instead of {slab_count}")
+            raise errors.broken(f"{mapped} slabs were sent instead of {slab_count}")
 
 
 def map_anonymous(size_bytes: int) -> int:
@@ -142,7 +140,7 @@ def map_anonymous(size_bytes: int) -> int:
 
 
 def populate(address: int, size_bytes: int) -> None:
-    """Takes the pages of a writable range now, where the kernel does that on request (Linux 5.14)."""
+    """Takes the pages of a writable range now, if the kernel can do that (Linux 5.14)."""
     _madvise(address, size_bytes, _MADV_POPULATE_WRITE)
 
 

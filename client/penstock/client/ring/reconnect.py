@@ -1,4 +1,4 @@
-"""When the daemon goes away with something of ours in hand: the same again at the next one."""
+"""Repeats a call at the next daemon when the daemon goes away during it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def persist(
     sleep: Callable[[float], None],
     lost: errors.DaemonUnavailableError | None = None,
 ) -> _T:
-    """What `attempt` returns. It is made again when the daemon goes away after it took the attempt up, for
-    up to `timeout_seconds` without a daemon each time; with `lost`, this is so from the beginning.
+    """Returns the result of `attempt`. If the daemon goes away after it accepted the attempt, repeats it, for
+    up to `timeout_seconds` without a daemon each time; with `lost`, also from the beginning.
 
-    Raises what `attempt` does; without a daemon, how the last one was lost. `sleep` may raise to end it.
+    Raises the errors of `attempt`; without a daemon, how the last one was lost. `sleep` may raise to end it.
     """
     deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
     while True:
@@ -42,4 +42,4 @@ def persist(
                 _log.warning("%s; waiting up to %.0f s for the next one", str(error), timeout_seconds)
             elif lost is None:
                 raise
-            # else not there yet, or replaced between the handoff and the call
+            # else it is not there yet, or was replaced between the handoff and the call

@@ -28,21 +28,21 @@ _OPTIONS = (
 )
 
 
-# The process that used gRPC first. In a child that it forked, calls may hang for ever: its threads are not
+# The process that used gRPC first. In a forked child calls may hang for ever: gRPC's threads do not exist
 # there, and its locks may be held.
 _grpc_pid = 0
 
 
 class Session:
-    """Open until `close()`; what it was used for must be over by then.
+    """Open until `close()`. All calls must have ended by then.
 
-    `service` has the methods of StreamerService; pass `metadata` to each. The lease of a load's slabs
-    may outlive the session: `close(keep_lease=True)` then leaves `handoff` to whoever maps them.
+    `service` has the methods of StreamerService; pass `metadata` to each. The lease of a load's slabs may
+    outlive the session: `close(keep_lease=True)` leaves `handoff` to the owner of the mapping.
     """
 
     def __init__(self, socket_dir: Path) -> None:
-        """Raises DaemonUnavailableError where no daemon answers, ForkedProcessError in a child of a process
-        that has had a session, PenstockError where too many files are open."""
+        """Raises DaemonUnavailableError if no daemon answers, ForkedProcessError in a child of a process that
+        has had a session, PenstockError if too many files are open."""
         _check_process()
         descriptors.require()
         target = "unix:" + urllib.parse.quote(os.fsencode(socket_path(socket_dir, "penstock.sock")))
@@ -58,7 +58,7 @@ class Session:
 
     @property
     def versions(self) -> str:
-        """What to say when the two do not understand each other."""
+        """Both versions, for errors about messages that one side does not understand."""
         return f"daemon {self.handoff.daemon_version or 'unknown'}, client {client_version()}"
 
     def close(self, *, keep_lease: bool = False) -> None:

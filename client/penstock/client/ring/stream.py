@@ -1,7 +1,7 @@
 """One call of Load against one daemon process: from the request to the last segment.
 
-Stream knows the order of messages and trusts none of their numbers; what a load means to its
-caller, and what happens when the daemon dies, is `load.py`'s affair.
+Stream knows the order of messages and trusts none of their numbers. `segments.py` and `load.py` decide what a
+load means to its caller, and what happens when the daemon dies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .mapping import Mapping
 from .progress import tell_queued
 from .rpc import Session
 
-# Gets all tensors of the checkpoint, returns the names of those to load.
+# Gets all tensors of the checkpoint, and returns the names of those to load.
 Choose = Callable[[list[pb.Tensor]], Sequence[str]]
 
 
@@ -33,10 +33,10 @@ class Stream:
     """An open load. `close()` gives everything back, except what living tensors still need."""
 
     def __init__(self, socket_dir: Path, request: pb.OpenLoad, choose: Choose | None = None) -> None:
-        """Returns when the manifest has come and the slabs are mapped.
+        """Returns when the manifest has arrived and the slabs are mapped.
 
-        Fills `request.tensors` with what `choose` answers, so that the same request opens the same
-        load again. Raises what the daemon refuses the load with.
+        Fills `request.tensors` with the answer of `choose`, so that the same request opens the same load
+        again. Raises the error with which the daemon refuses the load.
         """
         self.closed = False
         self.finished: pb.Finished | None = None
@@ -102,7 +102,7 @@ class Stream:
     def release(self, segment: pb.SegmentReady, *, written: bool) -> None:
         """Lets the daemon reuse the space of `segment` and all before it.
 
-        `written` says that somebody may have written into views of it.
+        `written`: views of it may have been written to.
         """
         mapping = self._mapping
         if written and mapping is not None:
@@ -110,13 +110,13 @@ class Stream:
         self._requests.send(pb.LoadRequest(release=pb.Release(segments=segment.index + 1)))
 
     def revoke(self) -> None:
-        """Ends the lease although views may still live; they show zeros from now on."""
+        """Ends the lease although views may still live. They show zeros from now on."""
         mapping = self._mapping
         if mapping is not None:
             mapping.revoke()
 
     def close(self) -> None:
-        """Ends the call, and the lease once the last view died. May be called again, by any thread."""
+        """Ends the call, and the lease once the last view has died. May be called again, by any thread."""
         self.closed = True
         self._mapping = None
         if self._pid != os.getpid():
@@ -129,9 +129,9 @@ class Stream:
         self._session.close(keep_lease=self._leased)
 
     def _forget(self) -> None:
-        """In a forked child. gRPC's threads are not here and its locks may be held for ever; its sockets
-        are the parent's too, and what is sent on them would end the parent's load. So neither closed nor
-        collected."""
+        """For a forked child. gRPC's threads do not exist there, and its locks may be held for ever. Its
+        sockets are the parent's too, and anything sent on them would end the parent's load. So objects of
+        gRPC are neither closed nor collected."""
         for inherited in (getattr(self, "_call", None), self._session):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
         if not self._leased:
@@ -159,7 +159,7 @@ class Stream:
                 raise self._broken(f"{kind} where the manifest should come")
 
     def _send_opening(self, request: pb.OpenLoad) -> None:
-        """In several messages, if it names more tensors than fit into one."""
+        """Sends several messages, if the request names more tensors than fit into one."""
         limit_bytes = self._session.handoff.max_request_bytes
         if not limit_bytes or request.ByteSize() < limit_bytes - 64:
             self._requests.send(pb.LoadRequest(open=request))
@@ -209,7 +209,7 @@ class Stream:
             )
 
     def _open_mapping(self) -> Mapping | None:
-        """None of a checkpoint of nothing but zero-size tensors. Raises LoadClosedError."""
+        """None if the checkpoint has only zero-size tensors. Raises LoadClosedError."""
         mapping = self._mapping
         if self.closed:  # by another thread, perhaps before the mapping was looked at
             raise errors.closed(self.manifest.load_id)
@@ -242,7 +242,7 @@ class Stream:
 
 
 class _Requests:
-    """The request side of the call: what gRPC's thread takes, until `end()`. Holds no Stream alive."""
+    """The request side of the call, read by gRPC's thread until `end()`. Keeps no Stream alive."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[pb.LoadRequest | None] = queue.SimpleQueue()

@@ -1,7 +1,7 @@
 """Bytes of a segment to torch tensors.
 
-A tensor is a view of the mapping and keeps it alive. Where a view would not do it is a copy: when
-the caller asks for copies, and at an address that is no multiple of the dtype's size.
+A tensor is a view of the mapping and keeps it alive. It is a copy if the caller asks for copies, or if its
+address is no multiple of the dtype's size.
 
 The table holds every dtype that the safetensors library maps to torch. Torch packs two F4 values into
 one element of a byte; as in safetensors, the last dimension is halved for it.
@@ -60,7 +60,7 @@ DTYPES = {
 if hasattr(torch, "float4_e2m1fn_x2"):
     DTYPES["F4"] = _Dtype(torch.float4_e2m1fn_x2, 1, packed=2)
 
-# What there is to wrap when every tensor is of size zero.
+# The memory to wrap if every tensor has size zero.
 NO_BYTES = (ctypes.c_ubyte * 0)()
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -71,7 +71,8 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 def without_bytes(entry: pb.Tensor) -> torch.Tensor:
-    """The tensor on the meta device: dtype and shape of what will be delivered, ahead of its bytes.
+    """The tensor on the meta device: dtype and shape of the tensor that will be delivered, ahead of its
+    bytes.
 
     Raises UnsupportedDtypeError, CheckpointInvalidError for a shape that torch cannot represent.
     """

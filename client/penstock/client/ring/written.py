@@ -44,7 +44,7 @@ _PAGEMAP_SCAN = (3 << 30) | (ctypes.sizeof(_Scan) << 16) | (ord("f") << 8) | 16
 
 
 def may_be_written(start: int, end: int) -> bool:
-    """True unless the kernel says that no page between these page-aligned addresses is a private copy."""
+    """True unless the kernel reports that no page between these page-aligned addresses is a private copy."""
     region = _Region()
     scan = _Scan(
         size=ctypes.sizeof(_Scan),

@@ -61,6 +61,23 @@ def _parse(limit: int | str, origin: str) -> int:
     return value
 
 
+def parse_size(argument: str, size: int | str | None) -> int | None:
+    """Bytes, from a number or from text such as "4GB" or "4GiB"; None is none. Raises ValueError that names
+    the argument."""
+    if size is None:
+        return None
+    match = _SIZE.fullmatch(str(size))
+    factor = _FACTORS.get(match[2].lower()) if match and not isinstance(size, bool) else None
+    size_bytes = int(float(match[1]) * factor) if match and factor and "." in match[1] else -1
+    if match and factor and "." not in match[1]:
+        size_bytes = int(match[1]) * factor
+    if not 0 <= size_bytes <= _MAX_BYTES:
+        raise ValueError(
+            f"{argument}={size!r} is not a size: write bytes, or a number with a unit such as 4GB or 4GiB"
+        )
+    return size_bytes
+
+
 def pinned_bytes() -> int:
     """The most host memory that a load to a CUDA device may pin: $PENSTOCK_PINNED_BYTES, else 512 MiB.
 

@@ -1,11 +1,11 @@
 """Bytes of the daemon's memory that the contents of files may take, shared by users.
 
-A `Charge` is taken before memory is spent, and belongs to whatever is kept in that memory: it gives its bytes
-back when nothing refers to it any more. So memory that something still holds is never counted as free, on
-whichever way a load ends.
+A `Charge` is taken before memory is spent, and is kept beside the objects in that memory. It gives its bytes
+back when nothing refers to it any more. So memory that is still in use is never counted as free, however a
+load ends.
 
-A load that finds no room is refused, not queued. Tables are held as long as loads run, which may be hours,
-and a load that waits for a table while it holds others could wait for a load that waits for it.
+A load for which no memory is left is refused, not queued. Tables are held as long as loads run, which may be
+hours. If a load waited for a table while it held others, two loads could wait for each other.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..system.quota import Quota
 
 
 class Budget:
-    """`total_bytes` for all users. Every thread may use it."""
+    """`total_bytes` for all users. Thread-safe."""
 
     def __init__(
         self, total_bytes: int, *, make_room: Callable[[int], None] = lambda used_bytes: None
     ) -> None:
-        """`make_room` is told how much is in use, whenever that has grown: what is only cached has to fit
-        beside it."""
+        """`make_room` is called with the bytes in use whenever they have grown, so that caches can shrink to
+        what is left."""
         self.total_bytes = total_bytes
         self._quota = Quota(total_bytes)
         self._make_room = make_room
@@ -33,16 +33,16 @@ class Budget:
 
     @property
     def used_bytes(self) -> int:
-        """By all users together."""
+        """Bytes in use by all users together."""
         self._collect()
         return self._quota.used
 
     def most_bytes(self, uid: int) -> int:
-        """What one user may have when there is no other."""
+        """The most that one user may have when there is no other."""
         return self._quota.most(uid)
 
     def charge(self, uid: int, size_bytes: int = 0) -> Charge:
-        """A charge to that user. Raises as `Charge.resize` does."""
+        """A charge of `size_bytes` to that user. Raises as `Charge.resize` does."""
         charge = Charge(self, uid)
         charge.resize(size_bytes)
         return charge
@@ -79,19 +79,20 @@ class Budget:
 
 
 class Charge:
-    """Bytes of a budget, until nothing refers to it. Used by one thread at a time."""
+    """Bytes of a budget, charged until nothing refers to this object. Used by one thread at a time."""
 
     __slots__ = ("__weakref__", "_budget", "_uid", "size_bytes")
 
     def __init__(self, budget: Budget, uid: int) -> None:
-        """Of no bytes at first."""
+        """A charge of no bytes."""
         self._budget = budget
         self._uid = uid
         self.size_bytes = 0
 
     def resize(self, size_bytes: int) -> None:
-        """To be called before the memory is spent. Raises, and changes nothing: TooManyLoadsError while
-        others hold what is missing, CheckpointInvalidError if the user can never have so much."""
+        """Changes the charge. To be called before the memory is spent. Raises, and changes nothing:
+        TooManyLoadsError while others hold the bytes that are missing, CheckpointInvalidError if the user can
+        never have so many."""
         more_bytes = size_bytes - self.size_bytes
         if more_bytes > 0:
             self._budget._take(self._uid, more_bytes, self.size_bytes)

@@ -1,11 +1,12 @@
-"""From what a client names to open files with parsed headers.
+"""From the sources that a client names to open files with parsed headers.
 
-A source is a safetensors file, an index file, or a directory; of that `layout.py` says which files count.
-What these are in each kind of storage, `sources/` knows. Everything here blocks and runs on worker threads.
+A source is a safetensors file, an index file, or a directory. `layout.py` decides which files of a directory
+are loaded. `sources/` knows how each kind of storage names and opens them. Everything here blocks and runs on
+worker threads.
 
-What it costs is bounded before it is spent: descriptors (`descriptors`, a quota by user), the memory of
-headers and indexes (`keep.py`), the parsing (`header.py`), and the seconds that storage may take for each
-file (`opening.py`).
+Costs are bounded before they arise: descriptors (`descriptors`, a quota by user), the memory of headers and
+indexes (`keep.py`), the parsing (`header.py`), and the seconds that storage may take for each file
+(`opening.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
-from ..sources import Access, RetryingReader, Source, SourceFile, choose, join, parent
+from ..sources import Access, RetryingReader, Source, SourceFile, choose, parent
 from ..sources.resuming import MountSet
 from ..system.quota import Quota
 from ..system.statx import root_mount
@@ -39,22 +40,22 @@ from .table import Header, TensorTable
 MAX_SOURCES = 2_000
 HEADERS_AT_ONCE = 64
 HEADER_BYTES = PARSED_BYTES
-"""Most that the headers of one load may take, each as often as it is named: some 1,300,000 tensors."""
+"""Most bytes of the headers of one load, each counted as often as it is named: some 1,300,000 tensors."""
 CHECKED_INDEXES = 1_000
-"""Indexes that were compared with their files lately, and need not be again."""
+"""How many indexes are remembered as compared with their files."""
 REMEMBERED_DISTINCT = 1_000
-"""Checkpoints of which is remembered that no tensor is in two of their files."""
+"""How many checkpoints are remembered as having no tensor in two files."""
 MAX_WARNINGS = 8
 MAX_WARNING_CHARACTERS = 1_000
 DEFAULT_DESCRIPTORS = 65_536
 _NAMES_AT_ONCE = 100_000
 _FILE_OBJECT_BYTES = 64
-"""What a file that is named takes, beside what it takes once."""
+"""Bytes that each naming of a file takes, beside what the file takes once."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Files loaded together, in order, and open. Whoever holds it must `close` it.
+    """Files loaded together, in order, and open. The owner must `close` it.
 
     A file that was named twice is there twice, and open once.
     """
@@ -63,18 +64,18 @@ class Checkpoint:
     files: tuple[SourceFile, ...]
     headers: tuple[Header, ...]
     delivered: tuple[Indices, ...] | None = None
-    """Of each file the tensors that count. None: all of them, as none is in two files."""
+    """For each file the tensors that are delivered. None: all of them, as no tensor is in two files."""
     warnings: tuple[str, ...] = ()
-    """What is odd about the files, for the log and the caller."""
+    """Oddities of the files, for the log and the caller."""
     kept: tuple[Kept, ...] = ()
-    """What the headers are charged by, as long as this object lives."""
+    """The charges for the headers, held as long as this object lives."""
     descriptors: Descriptors | None = None
     lists: Charge | None = None
-    """What the lists of its files and of its segments are charged by, as long as this object lives."""
+    """The charge for the lists of its files and of its segments, held as long as this object lives."""
 
     def segments_within(self, selection: Selection, capacity_bytes: int) -> list[Segment]:
-        """What `plan.segments_within` gives. Takes a while for very many tensors. Raises as `Charge.resize`
-        does."""
+        """The segments of `plan.segments_within`. Takes a while for very many tensors. Raises as
+        `Charge.resize` does."""
         if self.lists is None:
             return plan.segments_within(self.tables, selection, capacity_bytes)
         reserve, before_bytes = self.lists.resize, _FILE_OBJECT_BYTES * len(self.files)
@@ -88,8 +89,8 @@ class Checkpoint:
 
     @cached_property
     def version(self) -> str:
-        """Identifies the bytes: of every file where it is and which version, which of its tensors count, and
-        the mounts behind them. To be compared by `continues` with one of another daemon."""
+        """Identifies the bytes: for every file its place and version, which of its tensors are delivered, and
+        the mounts behind them. `continues` compares it with the version of another daemon."""
         state = hashlib.sha256()
         for file in self.files:
             state.update(f"{file.uri}\0{file.portable_version}\0".encode())
@@ -100,11 +101,11 @@ class Checkpoint:
         return f"{state.hexdigest()[:32]}{mounts}"
 
     def without_headers(self) -> Checkpoint:
-        """The same files, for who needs no headers any more. Closing either closes both."""
+        """The same files without their headers. Closing either object closes both."""
         return replace(self, headers=(), kept=())
 
     def close(self) -> None:
-        """Closes the files; closing twice is closing once."""
+        """Closes the files. A second call does nothing."""
         for file in set(self.files):
             file.close()
         if self.descriptors is not None:
@@ -122,7 +123,7 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """What one source stands for."""
+    """The files that one source means."""
 
     members: tuple[_Member, ...]
     warnings: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ class _Named:
 
 
 class Catalog:
-    """Resolves sources. Keeps the headers of unchanged files, so that a warm load reads none."""
+    """Resolves sources. Keeps the headers of unchanged files, so a warm load reads none."""
 
     def __init__(
         self,
@@ -141,8 +142,8 @@ class Catalog:
         keep: Keep | None = None,
         parsers: Parsers | None = None,
     ) -> None:
-        """`sources` each have the URIs of their schemes; the first has paths too. `resolve` must not run on
-        the workers of any. `descriptors` are those that open files may take."""
+        """Each of `sources` has the URIs of its schemes; the first has paths too. `resolve` must not run on
+        the workers of any source. `descriptors` is the quota of descriptors for open files."""
         self._sources = tuple(sources)
         self.descriptors = descriptors if descriptors is not None else Quota(DEFAULT_DESCRIPTORS)
         self.keep = keep if keep is not None else Keep()
@@ -156,16 +157,16 @@ class Catalog:
         self.parsers.shutdown()
 
     def location(self, source: str) -> str:
-        """The one way to write what `source` names. Raises InvalidRequestError."""
+        """The canonical spelling of `source`. Raises InvalidRequestError."""
         return choose(self._sources, source).location(source)
 
     def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
-        """Opens every file that the sources name, and reads what it holds. `variant` chooses between those
-        that a directory holds.
+        """Opens every file that the sources name, and reads its header. `variant` chooses between those that
+        a directory holds.
 
         Raises CheckpointNotFoundError, CheckpointInvalidError, CheckpointChangedError, AccessDeniedError,
-        InvalidRequestError, SourceUnavailableError, or TooManyLoadsError where others hold what it needs;
-        nothing stays open then.
+        InvalidRequestError, SourceUnavailableError, or TooManyLoadsError if others hold memory or descriptors
+        that it needs. Nothing stays open then.
         """
         if not sources:
             raise InvalidRequestError("sources: there are none; name at least one file, directory or URI")
@@ -199,8 +200,8 @@ class Catalog:
     def _once_each(
         self, checkpoint: Checkpoint, indexed: Sequence[tuple[_Named, int]], uid: int
     ) -> Checkpoint:
-        """Without the tensors that do not count. Raises CheckpointInvalidError where a tensor is in two
-        files and no index says which counts."""
+        """The checkpoint without copies of tensors that are not delivered. Raises CheckpointInvalidError if a
+        tensor is in two files and no index decides between them."""
         if len(checkpoint.files) < 2:
             return checkpoint
         version = checkpoint.version
@@ -238,12 +239,12 @@ class Catalog:
         if instead:
             return _Named(tuple(_Member(source, file, None) for file in instead), warnings)
         around = parent(found.index_location)
-        members = (_Member(source, join(around, name), found.index_location) for name in files)
+        members = (_Member(source, source.join(around, name), found.index_location) for name in files)
         return _Named(tuple(members), warnings, index, version)
 
     def _open_all(self, sources: tuple[str, ...], members: Sequence[_Member], access: Access) -> Checkpoint:
-        """Many at a time: hundreds of shards must not add up their latencies. Each file once, however often
-        it is named."""
+        """Opens many files at a time, since the latencies of hundreds of shards must not add up. A file that
+        is named several times is opened once."""
         times = Counter((member.source.kind, member.location) for member in members)
         unique = {(member.source.kind, member.location): member for member in members}
         lists = self.keep.budget.charge(access.uid, _FILE_OBJECT_BYTES * len(members))
@@ -268,7 +269,7 @@ class Catalog:
             for file, _ in opened.values():
                 file.close()
             descriptors.release()
-            lists.resize(0)  # rather than when the error is forgotten
+            lists.resize(0)  # now, and not only when the error is forgotten
             raise
         ordered = [opened[member.source.kind, member.location] for member in members]
         return Checkpoint(
@@ -316,7 +317,7 @@ class Catalog:
             raise _refused(file, error, give_up_at) from error
 
     def _read_index(self, source: Source, location: str, access: Access) -> tuple[Kept, str]:
-        """The index, and its version."""
+        """Returns the index and its version."""
         descriptors = Descriptors(self.descriptors, access.uid)
         descriptors.take(source.descriptors_per_file, 1)
         try:
@@ -360,7 +361,7 @@ class Catalog:
             file.close()
 
     def _check(self, named: _Named, checkpoint: Checkpoint, first: int, uid: int) -> None:
-        """Compares an index with what its files hold, unless that was done lately."""
+        """Compares an index with the headers of its files, unless that was done lately."""
         assert named.index is not None
         index = named.index.index
         files = checkpoint.files[first : first + len(index.files)]
@@ -383,7 +384,7 @@ class Catalog:
 
 
 def _few(warnings: Iterable[str]) -> tuple[str, ...]:
-    """What a client is told at most."""
+    """The warnings that a client receives: few, and short."""
     return tuple(warning[:MAX_WARNING_CHARACTERS] for warning in dict.fromkeys(warnings))[:MAX_WARNINGS]
 
 
@@ -414,8 +415,8 @@ def _check_index(path: str, index: Index, headers: Sequence[Header]) -> None:
 
 
 def _missing(names: Iterable[str], table: TensorTable) -> str | None:
-    """One of the names that the table lacks. Holds no more than so many at once, as strings take several
-    times what a table does."""
+    """A name that the table lacks, if there is one. Holds few names at once, as strings take several times as
+    much memory as a table."""
     names = iter(names)
     while some := set(islice(names, _NAMES_AT_ONCE)):
         some.difference_update(table.names())
@@ -425,7 +426,7 @@ def _missing(names: Iterable[str], table: TensorTable) -> str | None:
 
 
 def _refused(file: SourceFile, error: InvalidHeaderError, give_up_at: float) -> PenstockError:
-    """Says what the file is, where that can be seen."""
+    """The error for a file that cannot be parsed. Says what the file is, if its bytes show it."""
     try:
         first = _part(file, 0, give_up_at)
     except PenstockError as failed:
@@ -454,7 +455,7 @@ def _refused_index(file: SourceFile, error: InvalidIndexError, give_up_at: float
 
 
 def _part(file: SourceFile, start: int, give_up_at: float) -> bytes:
-    """Some bytes of a file from there on."""
+    """A few bytes of a file from `start` on."""
     part = bytearray(min(recognise.FIRST_BYTES, file.size_bytes - start))
     if part:
         RetryingReader(file, give_up_at).read_into(start, [memoryview(part)])

@@ -1,14 +1,13 @@
-"""Child processes that parse what is long or odd, and may run out of memory or time without harm.
+"""Child processes that parse long or unusual headers, and may run out of memory or time without harm.
 
-JSON decoders hold Python's interpreter lock, and hostile text may need a hundred times its bytes: both stay
-out of the daemon. A child gets a memfd with all bytes as its standard input, so it never waits for storage,
-and gives back packed columns on its standard output.
+JSON decoders hold Python's interpreter lock, and hostile text may need a hundred times its size in memory. So
+both happen outside the daemon. A child gets a memfd with all bytes as its standard input, so it never waits
+for storage. It writes packed columns to its standard output.
 
-A child lives under an address-space and a CPU limit that grow with what it parses, at a lower CPU priority,
-and is the kernel's first choice when memory runs out. It cannot outlive its purpose: its parent kills it on
-every way out. If the daemon itself dies, the child computes until its CPU limit at most, then finds its
-output closed, and exits. (PR_SET_PDEATHSIG would not do: it fires when the *thread* ends that started the
-child.)
+A child has limits of address space and CPU time that grow with its input, and a lower CPU priority. When
+memory runs out, the kernel ends it first. It cannot outlive its purpose: its parent kills it on every way
+out. If the daemon itself dies, the child computes until its CPU limit at most, then finds its output closed,
+and exits. (PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the child ends.)
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ HEADER, INDEX = "header", "index"
 
 BASE_SECONDS = 5
 SECONDS_PER_BYTE = 25 / 100_000_000
-"""CPU time that a child may use. Measured for a header of 100 MB with a million tensors: 2.3 s where it is
-plain, 8 s where it must be read the odd way (see rules.py)."""
+"""CPU time that a child may use. Measured for a header of 100 MB with a million tensors: 2.3 s for a plain
+one, 8 s for one that must be read the odd way (see rules.py)."""
 
 PATIENCE_FACTOR = 10
-"""How many times its CPU time a child may take by the clock: it may get little of the CPU."""
+"""The time that a child may take, as a multiple of its CPU time: it may get little of the CPU."""
 
 BASE_ADDRESS_BYTES = 128 << 20
 ADDRESS_BYTES_PER_BYTE = 12
-"""Address space of a child. Measured for a header of 100 MB with a million tensors: 400 MB where it is plain,
-1060 MB where it must be read the odd way; 24 MB for the interpreter."""
+"""Address space of a child. Measured for a header of 100 MB with a million tensors: 400 MB for a plain one,
+1060 MB for one that must be read the odd way; 24 MB for the interpreter."""
 
 METADATA_BYTES = 1024 * 1024
-"""Most `__metadata__` that is kept. A file may have 100 MB of it, which nobody needs to load tensors; the
-daemon would hold it several times over while it passes it on."""
+"""Most `__metadata__` that is kept. A file may have 100 MB of it, which no load of tensors needs. The daemon
+would hold several copies of it while it passes it on."""
 
 _FRAME = struct.Struct("=cQQ")  # kind; bytes of the table and of the metadata, or of one thing and 0
 _TABLES, _TABLES_ALONE, _INDEX, _INVALID = b"T", b"A", b"I", b"E"
@@ -70,7 +69,7 @@ class RefusedError(Exception):
 
 
 def limits(size_bytes: int) -> tuple[int, int]:
-    """Address space in bytes and CPU time in seconds that a child gets to parse so many bytes."""
+    """Address space in bytes and CPU time in seconds of a child that parses so many bytes."""
     return (
         BASE_ADDRESS_BYTES + ADDRESS_BYTES_PER_BYTE * size_bytes,
         BASE_SECONDS + round(SECONDS_PER_BYTE * size_bytes),
@@ -80,11 +79,11 @@ def limits(size_bytes: int) -> tuple[int, int]:
 def parse_in_child(
     mode: str, spool: int, size_bytes: int, file_bytes: int, reserve: Callable[[int], None]
 ) -> tuple[bool, list[bytearray]]:
-    """Parses `size_bytes` of the memfd `spool`, a `HEADER` of a file of `file_bytes`, or an `INDEX`. Gives
-    whether all is there, metadata included, and the packed parts. Blocks.
+    """Parses `size_bytes` of the memfd `spool`: a `HEADER` of a file of `file_bytes`, or an `INDEX`. Returns
+    whether the result is complete, metadata included, and the packed parts. Blocks.
 
-    `reserve` is told how many bytes will come, before they do, and may raise. Raises TooCostlyError,
-    RefusedError, OSError where no process can be started, and PenstockError where none ever can.
+    `reserve` is called with the size of the result before it is read, and may raise. Raises TooCostlyError,
+    RefusedError, OSError if no process can be started, and PenstockError if none ever can.
     """
     if not sys.executable:
         raise PenstockError(
@@ -113,10 +112,11 @@ def parse_in_child(
 
 
 def import_paths() -> list[str]:
-    """Where this process imports from, absolute, without its working directory.
+    """The absolute paths from which this process imports, without its working directory.
 
-    Files of strangers may lie there, and `python -m penstock.server` puts it on `sys.path`. It stays if it is
-    a part of the installation, or if PYTHONPATH has it by its name: the client's rule (`interpreter.py`).
+    Files of strangers may lie in the working directory, and `python -m penstock.server` puts it on
+    `sys.path`. It stays if it is a part of the installation, or if PYTHONPATH names it: the client's rule
+    (`interpreter.py`).
     """
     own = str(Path(__file__).absolute().parents[2])
     try:
@@ -172,9 +172,9 @@ def _read(fd: int, count: int, deadline: float) -> bytearray:
 
 
 def child_main(mode: str, size_bytes: int, file_bytes: int) -> None:
-    """Reads a header or an index from standard input, writes a frame to standard output, exits.
+    """Reads a header or an index from standard input, writes a frame to standard output, and exits.
 
-    Exits with nothing written where memory or time runs out, or where its parent is gone.
+    Exits with nothing written if memory or time runs out, or if its parent is gone.
     """
     _limit_self(*limits(size_bytes))
     gc.disable()  # nothing here is cyclic, and walking millions of new objects would triple the time
@@ -183,12 +183,13 @@ def child_main(mode: str, size_bytes: int, file_bytes: int) -> None:
             for part in _parsed(mode, _taken(size_bytes), file_bytes):
                 _write_out(stdout, part)
     except (MemoryError, BrokenPipeError):
-        # Not an orderly exit: with no memory left it could fail, and say so on the daemon's standard error.
+        # Not an orderly exit: with no memory left it could fail, and would report that on the daemon's
+        # standard error.
         os._exit(1)
 
 
 def _taken(size_bytes: int) -> bytearray:
-    """What the spool holds, which then is empty: its memory counts here."""
+    """Takes the bytes out of the spool, which is empty then: its memory counts as this process's."""
     raw = bytearray(size_bytes)
     with memoryview(raw) as view:
         at = 0
@@ -202,7 +203,7 @@ def _taken(size_bytes: int) -> bytearray:
 
 
 def _parsed(mode: str, raw: bytearray, file_bytes: int) -> tuple[bytes | memoryview, ...]:
-    """The frame."""
+    """The frame to write."""
     try:
         if mode == INDEX:
             packed = parse_index(raw).to_bytes()

@@ -1,12 +1,12 @@
-"""Tensors that are in two files of one load: which one counts. Pure.
+"""Tensors that are in two files of one load: which copy counts. Pure.
 
-The index of a checkpoint decides between the files that it names: a copy of a tensor in another of them is
-what was there before, and is not delivered. Where no index decides, the load is refused, as nobody could
-tell which is meant. A file that is named twice is no second file: its tensors are delivered as often as it
-is named, as other loaders do.
+The index of a checkpoint decides between the files that it names. A copy of a tensor in another of them is
+left over, and is not delivered. If no index decides, the load is refused, since nothing shows which copy is
+meant. A file that is named twice is no second file: its tensors are delivered as often as it is named, as
+other loaders do.
 
-Names are compared by 64-bit hashes, 8 bytes a tensor, and only those whose hashes meet by themselves, so
-that a million tensors take some ten megabytes for about a second. Larger checks run one at a time.
+Names are compared by 64-bit hashes, 8 bytes a tensor. Only names with equal hashes are compared themselves.
+So a million tensors take some ten megabytes for about a second. Larger checks run one at a time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .table import TensorTable, shown
 BUCKET_NAMES = 16_384
 """About how many hashes are compared at once."""
 MAX_TWICE = 65_536
-"""Most tensors that may be in two files. Checkpoints that were saved twice into one directory have fewer; to
-settle as many takes another second."""
+"""Most tensors that may be in two files. Checkpoints that were saved twice into one directory have fewer. To
+compare so many takes another second."""
 LARGE_NAMES = 100_000
 
 _Home = tuple[int | None, str]
@@ -41,30 +41,30 @@ class Shard:
 
     uri: str
     version: str
-    """The same for the same file, by whatever name."""
+    """Equal for the same file, whatever its name."""
     tensors: TensorTable
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What an index says of `count` files from position `first` on, which are those that it names."""
+    """What an index says about `count` files from position `first` on: the files that it names."""
 
     first: int
     count: int
     names: Callable[[int], Iterable[str]]
-    """Of the tensors that it puts into file number so much of its own."""
+    """The names of the tensors that the index puts into a file, by the file's number in the index."""
 
     def owners(self) -> Iterator[tuple[str, int]]:
-        """Names, and the position of the file whose tensor counts."""
+        """Names of tensors, each with the position of the file whose copy counts."""
         for number in range(self.count):
             for name in self.names(number):
                 yield name, self.first + number
 
 
 def delivered(shards: Sequence[Shard], claims: Sequence[Claims]) -> tuple[Indices, ...] | None:
-    """The tensors of each file that count; None if these are all.
+    """The tensors of each file that are delivered; None if all are.
 
-    Raises CheckpointInvalidError for a tensor that is in two files, if no index decides.
+    Raises CheckpointInvalidError for a tensor that is in two files if no index decides.
     """
     tables = {shard.version: shard.tensors for shard in shards}
     total = sum(map(len, tables.values()))
@@ -87,7 +87,7 @@ def delivered(shards: Sequence[Shard], claims: Sequence[Claims]) -> tuple[Indice
 
 
 def _homes(shards: Sequence[Shard], claims: Sequence[Claims]) -> list[_Home]:
-    """Of each file."""
+    """For each file the index that names it."""
     numbers: list[int | None] = [None] * len(shards)
     for number, claim in enumerate(claims):
         numbers[claim.first : claim.first + claim.count] = [number] * claim.count
@@ -95,7 +95,7 @@ def _homes(shards: Sequence[Shard], claims: Sequence[Claims]) -> list[_Home]:
 
 
 def _hashes_in_two(tables: Mapping[str, TensorTable], total: int) -> array[int]:
-    """Hashes that names of two different files have, nearly always the same name."""
+    """Hashes that names in two different files share; nearly always the names are the same."""
     count = 1
     while count * BUCKET_NAMES < total:
         count *= 2
@@ -119,7 +119,7 @@ def _superseded(
     homes: Sequence[_Home],
     hashes: frozenset[int],
 ) -> dict[_Home, array[int]]:
-    """The tensors that do not count, of those whose names have one of the hashes."""
+    """The tensors that are not delivered, among those whose names have one of the hashes."""
     dropped: dict[_Home, array[int]] = {}
     places: dict[str, list[tuple[str, int]]] = {}
     for version, table in tables.items():

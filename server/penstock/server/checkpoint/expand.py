@@ -1,5 +1,5 @@
-"""What a source that a client names stands for: an index, or files. Asks the storage for names, and
-`layout.py` what they mean."""
+"""What a source that a client names means: an index, or files. Asks the storage for names, and `layout.py`
+for what they mean."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import AccessDeniedError, CheckpointNotFoundError, InvalidRequestError
-from ..sources import Access, ListingDeniedError, Source, join
+from ..sources import Access, ListingDeniedError, Source
 from . import layout
 from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a source stands for: an index, or files."""
+    """The meaning of a source: an index, or files."""
 
     index_location: str | None
     files: list[str]
     directory: str = ""
     layout: Layout | None = None
-    """Of the directory, where the source is one that could be listed."""
+    """The names in the directory, if the source is one that could be listed."""
     names: frozenset[str] = frozenset()
 
     @property
@@ -30,7 +30,7 @@ class Found:
 
 
 def expand(source: Source, location: str, access: Access, variant: str) -> Found:
-    """The index file that `location` is or has, or else the weights that it is or has."""
+    """The index file that `location` is or has; without an index, the weights that it is or has."""
     if layout.is_index(source.name(location)):
         _refuse_variant(location, variant)
         return Found(location, [])
@@ -42,16 +42,16 @@ def expand(source: Source, location: str, access: Access, variant: str) -> Found
         _refuse_variant(location, variant)
         return Found(None, [location])
     decided = layout.decide(location, names, variant)
-    index = None if decided.index is None else join(location, decided.index)
-    files = [join(location, name) for name in decided.files]
+    index = None if decided.index is None else source.join(location, decided.index)
+    files = [source.join(location, name) for name in decided.files]
     return Found(index, files, location, decided, frozenset(names))
 
 
 def _guess(source: Source, location: str, access: Access, variant: str, denied: ListingDeniedError) -> Found:
-    """What may be read in a directory that may not be listed, by the names that are usual. Raises `denied` if
-    nothing may."""
+    """Looks for files of usual names in a directory that may not be listed. Raises `denied` if none may be
+    read."""
     for name in layout.common_names(variant):
-        guess = join(location, name)
+        guess = source.join(location, name)
         with contextlib.suppress(CheckpointNotFoundError, AccessDeniedError):
             source.open(guess, access).close()
             return Found(guess, []) if layout.is_index(name) else Found(None, [guess])
@@ -71,14 +71,14 @@ def _refuse_variant(location: str, variant: str) -> None:
 
 
 def settle(source: Source, found: Found, index: Iterable[str], access: Access) -> tuple[list[str], list[str]]:
-    """What to load instead of what the index names, if that is not all there and something else is; and
-    warnings."""
+    """The files to load instead of those of the index, if some of these are missing and another checkpoint is
+    complete; and warnings."""
     decided = found.layout
     if decided is None or not decided.instead or set(decided.instead).issuperset(index):
         return [], []
     missing = _first_missing(source, found, index, access)
     if missing is not None:
-        files = [join(found.directory, name) for name in decided.instead]
+        files = [source.join(found.directory, name) for name in decided.instead]
         return files, [layout.stale(found.directory, decided, missing)]
     if decided.rival is None or decided.rival in index:
         return [], []
@@ -86,14 +86,16 @@ def settle(source: Source, found: Found, index: Iterable[str], access: Access) -
 
 
 def _first_missing(source: Source, found: Found, index: Iterable[str], access: Access) -> str | None:
-    """The first file of the index that is not there, or is a link that leads nowhere."""
+    """The first file of the index that is missing, or is a dangling link."""
     listed = {"": found.names}
     for file in index:
         folder, _, name = file.rpartition("/")
         if folder not in listed:
             listed[folder] = frozenset()
             with contextlib.suppress(CheckpointNotFoundError):
-                listed[folder] = frozenset(source.list(join(found.directory, folder + "/"), access) or ())
-        if name not in listed[folder] or source.dangles(join(found.directory, file), access):
+                listed[folder] = frozenset(
+                    source.list(source.join(found.directory, folder + "/"), access) or ()
+                )
+        if name not in listed[folder] or source.dangles(source.join(found.directory, file), access):
             return file
     return None

@@ -4,12 +4,12 @@
 
 One speculative read gets the whole header of almost every file. Then:
 
-- up to `INLINE_BYTES` a header as writers write it is parsed here, in at most 50 ms;
-- a longer or odd one is first gathered as a whole (`spool.py`), and then goes to a child process.
+- a header of up to `INLINE_BYTES` in the usual form is parsed here, in at most 50 ms;
+- a longer or unusual one is first gathered as a whole (`spool.py`), and then goes to a child process.
 
-All bytes are there before anything is parsed, so storage that hangs or trickles holds neither the parser nor
-a child. Both serve users in turn: with n users at work, a header waits for about n times what the costliest
-takes.
+All bytes are there before anything is parsed, so storage that hangs or trickles occupies neither the parser
+nor a child. Both serve users in turn: with n users at work, a header waits for about n times what the
+costliest header takes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from .spool import Spools
 from .table import Header, PackedMetadata, TensorTable
 
 SPECULATIVE_BYTES = 256 * 1024
-"""What the first read asks for: the headers of all but a few files are shorter."""
+"""Size of the first read. The headers of all but a few files are shorter."""
 
 INLINE_BYTES = 1024 * 1024
-"""Longest header or index that is parsed in this process. Measured: 50 ms at most where it is plain."""
+"""Longest header or index that is parsed in this process. Measured: 50 ms at most for a plain one."""
 
 INLINE_ODD_BYTES = 64 * 1024
-"""Longest odd header that is parsed in this process. Measured: 15 ms at most, where a child takes 100 ms."""
+"""Longest unusual header that is parsed in this process. Measured: 15 ms at most; a child takes 100 ms."""
 
 CHILDREN = 3
 """Children at a time: one for each of two users, and one for privileged users alone."""
@@ -63,10 +63,11 @@ class RangeReader(Protocol):
 
 
 class Parsers:
-    """What parses headers and indexes, one for the process, since so are its memory and its cores."""
+    """The threads that parse headers and indexes, one set for the process: its memory and cores are
+    shared."""
 
     def __init__(self) -> None:
-        # One thread: with Python's interpreter lock more would not be faster, only larger.
+        # One thread: because of Python's interpreter lock, more would not be faster, only larger.
         self._inline = FairExecutor(1, "parser")
         self._children = FairExecutor(CHILDREN, "parser-child")
         self.spools = Spools()
@@ -77,11 +78,11 @@ class Parsers:
         self._children.shutdown()
 
     def here(self, uid: int, call: Callable[[], _T]) -> _T:
-        """Runs what holds the interpreter lock for long, when it is that user's turn."""
+        """Runs `call`, which holds the interpreter lock for long, when it is that user's turn."""
         return _run(self._inline, uid, call)
 
     def in_child(self, uid: int, call: Callable[[], _T]) -> _T:
-        """Runs what starts a child and waits for it, when it is that user's turn."""
+        """Runs `call`, which starts a child and waits for it, when it is that user's turn."""
         return _run(self._children, uid, call)
 
 
@@ -103,20 +104,20 @@ def _run(executor: FairExecutor, uid: int, call: Callable[[], _T]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """For whom a version of a file is read, and where what it says is kept."""
+    """The user for whom a version of a file is read, and the place where the result is kept."""
 
     uid: int
     version: str
     keep: Keep
     parsers: Parsers
     give_up_at: float = math.inf
-    """Of the monotonic clock: how long the bytes may wait for a spool."""
+    """Of the monotonic clock: until when the bytes may wait for a spool."""
     on_read: Callable[[], None] = lambda: None
     """Called when all bytes are there, before they are parsed. May raise."""
 
     def once(self, charge: Charge, parse: Callable[[], Parsed | None]) -> Kept | None:
-        """What is known of that version, as another load may have read the same meanwhile; else what `parse`
-        gives, kept. `charge` covers what is held on the way, and then what was parsed."""
+        """Returns the kept result for that version, if another load has read it meanwhile. Otherwise calls
+        `parse` and keeps its result. `charge` covers the bytes held on the way, and then the result."""
         kept = self.keep.find(self.uid, self.version)
         if kept is not None:
             return kept
@@ -127,8 +128,8 @@ class Reading:
 def read_header(file: RangeReader, reading: Reading) -> Kept:
     """Reads, parses and keeps the header of `file`. Blocks: call it on a worker thread.
 
-    Raises InvalidHeaderError, also for a header too costly to read; TooManyLoadsError and
-    CheckpointInvalidError for want of memory, processes or descriptors; and whatever `file.read_into` raises.
+    Raises InvalidHeaderError, also for a header that is too costly to read; TooManyLoadsError and
+    CheckpointInvalidError for lack of memory, processes or descriptors; and the errors of `file.read_into`.
     """
     file_bytes = file.size_bytes
     first = _read_first(file)
@@ -158,8 +159,8 @@ def read_header(file: RangeReader, reading: Reading) -> Kept:
 
 
 def read_index(file: RangeReader, reading: Reading) -> Kept:
-    """Reads, parses and keeps an index file. Blocks. Raises InvalidIndexError, and what `read_header`
-    does."""
+    """Reads, parses and keeps an index file. Blocks. Raises InvalidIndexError, and the errors of
+    `read_header`."""
     index_bytes = file.size_bytes
     if index_bytes > MAX_INDEX_BYTES:
         raise InvalidIndexError(
@@ -188,8 +189,8 @@ def _read(
     parse_here: Callable[[], Parsed | None],
     parse_child: Callable[[int, Charge], Parsed],
 ) -> Kept:
-    """Reads the `size_bytes` from `start` of the file on, of which `first` are there already, and parses
-    them: in this process those that are few, if `parse_here` will, else in a child."""
+    """Reads `size_bytes` of the file from `start` on, of which `first` are there already, and parses them: in
+    this process if they are few and `parse_here` accepts them, else in a child."""
     charge = reading.keep.budget.charge(reading.uid)
     try:
         if size_bytes <= INLINE_BYTES:
@@ -205,12 +206,12 @@ def _read(
         assert kept is not None
         return kept
     except BaseException:
-        charge.resize(0)  # rather than when the error is forgotten
+        charge.resize(0)  # now, and not only when the error is forgotten
         raise
 
 
 def _parse_here(raw: bytearray, file_bytes: int) -> Header | None:
-    """None for an odd header that is long enough to belong into a child."""
+    """None for an unusual header that is long enough to need a child."""
     parse = parse_header if len(raw) <= INLINE_ODD_BYTES else parse_plain_header
     return parse(raw, file_bytes=file_bytes)
 
@@ -233,7 +234,7 @@ def _read_first(file: RangeReader) -> bytearray:
 
 
 def _complete(file: RangeReader, start: int, raw: bytearray, size_bytes: int, charge: Charge) -> None:
-    """Reads on, until `raw` has `size_bytes` from `start` of the file on."""
+    """Reads on, until `raw` has `size_bytes` of the file from `start` on."""
     charge.resize(max(0, size_bytes - SPECULATIVE_BYTES))
     held = len(raw)
     if held < size_bytes:
@@ -246,7 +247,8 @@ def _complete(file: RangeReader, start: int, raw: bytearray, size_bytes: int, ch
 def _gathered(
     file: RangeReader, start: int, first: bytearray, size_bytes: int, reading: Reading, charge: Charge
 ) -> Iterator[int]:
-    """A spool with `size_bytes` from `start` of the file on. Empties `first`, which are there already."""
+    """A spool with `size_bytes` of the file from `start` on. Empties `first`, the bytes that are there
+    already."""
     spools = reading.parsers.spools
     try:
         with spools.open(reading.uid, size_bytes + _CHUNK_BYTES, give_up_at=reading.give_up_at) as spool:
@@ -269,7 +271,7 @@ def _gathered(
 
 
 def _copy(file: RangeReader, start: int, held: int, size_bytes: int, spool: int) -> None:
-    """Piece by piece, of which only one is ever held."""
+    """Copies in pieces, and holds only one piece at a time."""
     buffer = memoryview(bytearray(min(_CHUNK_BYTES, size_bytes - held)))
     for at in range(held, size_bytes, _CHUNK_BYTES):
         chunk = buffer[: min(_CHUNK_BYTES, size_bytes - at)]

@@ -13,13 +13,13 @@ import msgspec
 from .table import MAX_NAME_BYTES, Buffer, shown
 
 MAX_INDEX_BYTES = 32 * 1024 * 1024
-"""Longest `*.index.json` that `parse_index` reads: room for some 300,000 tensors."""
+"""Longest `*.index.json` that `parse_index` reads: enough for some 300,000 tensors."""
 
 MAX_FILES = 2_000
 """Files of one load, and so of one index."""
 
 MAX_FILE_NAMES_BYTES = 1024 * 1024
-"""Of all file names of one index together, which a load's manifest repeats."""
+"""Most bytes of all file names of one index together. A load's manifest repeats these names."""
 
 
 class InvalidIndexError(ValueError):
@@ -66,7 +66,7 @@ class Index:
 
     @classmethod
     def pack(cls, files: dict[str, list[str]]) -> Index:
-        """Copies them."""
+        """Copies `files`."""
         file_ends, tensor_ends, name_ends = array("I"), array("I"), array("I")
         file_names, names = bytearray(), bytearray()
         for file, tensors in files.items():
@@ -80,12 +80,12 @@ class Index:
         return cls(b"".join((head, file_ends, tensor_ends, name_ends, file_names, names)))
 
     def to_bytes(self) -> memoryview:
-        """For another process of this machine (native byte order). Not a copy."""
+        """The bytes for another process of this machine (native byte order). Not a copy."""
         return self._buffer
 
     @property
     def size_bytes(self) -> int:
-        """What it costs to keep, its objects included."""
+        """Memory that it takes, its objects included."""
         return len(self._buffer) + 1024 + sum(len(file) + 64 for file in self.files)
 
     def tensor_count(self, file: int) -> int:
@@ -109,8 +109,8 @@ _CHUNK_BYTES = 64 << 10
 
 
 def _check_text(raw: bytes | bytearray) -> None:
-    """Raises InvalidIndexError unless all of it is UTF-8: the parser passes over what it has no use for.
-    Piece by piece, as text may take four times the bytes."""
+    """Raises InvalidIndexError unless all of it is UTF-8; the parser skips values that it does not need.
+    Decodes in pieces, as text may take four times as much memory as its bytes."""
     if raw.isascii():
         return
     decoder = _UTF8()

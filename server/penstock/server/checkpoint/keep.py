@@ -1,7 +1,7 @@
 """Parsed headers and indexes: one object for each version of a file, for as long as it is used or cached.
 
-Each user that uses one is charged for it, once, however many loads of that user do. What nobody uses stays
-cached as long as there is room beside what is used.
+Each user of such an object is charged for it once, however many loads of that user share it. Objects that
+nobody uses stay cached as long as there is memory left beside those in use.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .table import Header
 Parsed = Header | Index
 
 PARSED_BYTES = 80 << 20
-"""Of all headers and indexes that are used or cached: some 1,300,000 tensors."""
+"""Most bytes of all headers and indexes in use or cached: some 1,300,000 tensors."""
 CACHED_BYTES = 32 << 20
-"""Of those that are cached: some 400,000 tensors."""
+"""Most bytes of the cached ones: some 400,000 tensors."""
 
 
 class Kept:
-    """One user's use of what was parsed. Ends when nothing refers to it."""
+    """One user's use of a parsed object. Ends when nothing refers to it."""
 
     __slots__ = ("__weakref__", "charge", "parsed")
 
@@ -43,7 +43,7 @@ class Kept:
 
 
 class Keep:
-    """Every thread may use it."""
+    """Thread-safe."""
 
     def __init__(self, total_bytes: int = PARSED_BYTES, cached_bytes: int = CACHED_BYTES) -> None:
         self.budget = Budget(total_bytes, make_room=self._make_room)
@@ -53,14 +53,14 @@ class Keep:
         self._cached_bytes = 0
         self._used: WeakValueDictionary[tuple[int, str], Kept] = WeakValueDictionary()
         self._latest: WeakValueDictionary[str, Kept] = WeakValueDictionary()
-        """Some user's, for others to share."""
+        """One user's use of each version, for other loads to share."""
 
     @property
     def cached_bytes(self) -> int:
         return self._cached_bytes
 
     def find(self, uid: int, version: str) -> Kept | None:
-        """What is known of that version of a file. Raises as `Charge.resize` does."""
+        """The object for that version of a file, if there is one. Raises as `Charge.resize` does."""
         with self._lock:
             kept = self._used.get((uid, version))
             if kept is not None:
@@ -69,7 +69,7 @@ class Keep:
         return None if parsed is None else self.add(uid, version, parsed, self.budget.charge(uid))
 
     def add(self, uid: int, version: str, parsed: Parsed, charge: Charge) -> Kept:
-        """Keeps it for that user, to whom `charge` belongs. Raises as `Charge.resize` does."""
+        """Keeps it for the user of `charge`. Raises as `Charge.resize` does."""
         charge.resize(parsed.size_bytes)
         with self._lock:
             kept = self._used.get((uid, version))
@@ -93,7 +93,7 @@ class Keep:
             self._shrink(self._most_cached_bytes)
 
     def _make_room(self, used_bytes: int) -> None:
-        # What is both used and cached counts twice: it leaves the cache sooner than it has to.
+        # An object that is both in use and cached counts twice, so it leaves the cache sooner than necessary.
         with self._lock:
             self._shrink(self.budget.total_bytes - used_bytes)
 

@@ -1,14 +1,15 @@
-"""Which files a directory's names mean: names in, a decision out. Pure.
+"""Which files of a directory are loaded: names in, a decision out. Pure.
 
-A directory means what its index names, or else all its `*.safetensors`. These may come in several variants,
-of which one is loaded, and in two layouts, of which that of transformers is. Spellings that are in use:
+A directory means the files that its index names, or else all its `*.safetensors`. These may come in several
+variants, of which one is loaded, and in two layouts, of which the one of transformers is loaded. Spellings in
+use:
 
     model.safetensors.index.json                an index         model.safetensors.index.fp16.json
     model.safetensors                           a single file    model.fp16.safetensors
     model-00001-of-00002.safetensors            a shard          model.fp16-00001-of-00002.safetensors
                                                                  model-00001-of-00002.fp16.safetensors
 
-Hidden files are no part of a checkpoint: macOS, editors and downloads leave them behind.
+Hidden files are not part of a checkpoint: macOS, editors and downloads leave them behind.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .recognise import what_is_there
 
 WEIGHTS_SUFFIX = ".safetensors"
 KNOWN_BASES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "consolidated")
-"""What transformers, diffusers, peft and Mistral call their files."""
+"""The names that transformers, diffusers, peft and Mistral give their files."""
 _OTHER_LAYOUT = "consolidated"
 """Mistral's own layout, in which tensors have other names."""
 _KNOWN_VARIANTS = frozenset(
@@ -42,39 +43,39 @@ _RANK = re.compile(r".*-rank-(?P<rank>\d+)-part-\d+\.safetensors", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What to load of a directory, by name."""
+    """The files of a directory to load, by name."""
 
     index: str | None
     files: tuple[str, ...]
-    """Without an index: the files."""
+    """The files, if there is no index."""
     instead: tuple[str, ...] = ()
-    """With an index: a whole checkpoint that is there beside it, for when files that the index names are
+    """A complete checkpoint beside the index, if there is one. It is loaded if files that the index names are
     missing."""
     rival: str | None = None
-    """A single file that holds the same checkpoint as the index, or an older or newer one."""
+    """A single file with the same checkpoint as the index, or an older or newer version of it."""
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A name that belongs to a checkpoint, taken apart."""
+    """The parts of a file name that belongs to a checkpoint."""
 
     name: str
     base: str
     variant: str
     is_index: bool = False
     number: int = 0
-    """Of a shard."""
+    """For a shard."""
     count: int = 0
 
 
 def is_index(name: str) -> bool:
-    """A file of that name is an index, of whatever variant."""
+    """Whether a file of that name is an index, of any variant."""
     return _INDEX.fullmatch(name) is not None
 
 
 def common_names(variant: str) -> list[str]:
-    """Where to look, in order, for a checkpoint in a directory that cannot be listed."""
+    """The names to try, in order, for a checkpoint in a directory that cannot be listed."""
     names = []
     for base in KNOWN_BASES:
         index = f".index.{variant}.json" if variant else ".index.json"
@@ -84,11 +85,11 @@ def common_names(variant: str) -> list[str]:
 
 
 def decide(directory: str, names: Sequence[str], variant: str = "") -> Layout:
-    """What of the `names` in a directory to load, in that `variant`; without one, the default variant, or
-    the only one.
+    """Which of the `names` in a directory to load, in that `variant`; without one, the default variant, or
+    else the only one.
 
-    Raises CheckpointNotFoundError where there is nothing to load, CheckpointInvalidError where it is not
-    clear what.
+    Raises CheckpointNotFoundError if there is nothing to load, CheckpointInvalidError if the choice is
+    ambiguous.
     """
     seen = [name for name in names if not name.startswith(".")]
     parts = [part for name in seen if (part := _take_apart(name, variant)) is not None]
@@ -123,7 +124,7 @@ def decide(directory: str, names: Sequence[str], variant: str = "") -> Layout:
 
 
 def both(directory: str, layout: Layout) -> str:
-    """The warning where an index is complete and there is a single file of the same name."""
+    """The warning for a complete index beside a single file of the same name."""
     return (
         f"{directory} holds a checkpoint twice, in {layout.rival} and in the files that {layout.index} "
         "names; those of the index were loaded. Delete what is out of date"
@@ -131,7 +132,7 @@ def both(directory: str, layout: Layout) -> str:
 
 
 def stale(directory: str, layout: Layout, missing: str) -> str:
-    """The warning where an index names a file that is missing, and another checkpoint was loaded."""
+    """The warning for an index that names a missing file, when another checkpoint was loaded instead."""
     return (
         f"{join(directory, layout.index or '')} is stale: it names {missing[:200]}, which does not exist; "
         f"{_few(layout.instead)} was loaded instead. Delete the index"
@@ -139,7 +140,7 @@ def stale(directory: str, layout: Layout, missing: str) -> str:
 
 
 def _take_apart(name: str, variant: str) -> _Part | None:
-    """None for what is neither weights nor an index."""
+    """None for a name of neither weights nor an index."""
     if match := _INDEX.fullmatch(name):
         base, dotted = _split(match["stem"], variant)
         return _Part(name, base, match["variant"] or dotted, is_index=True)
@@ -156,7 +157,7 @@ def _take_apart(name: str, variant: str) -> _Part | None:
 
 
 def _split(stem: str, asked: str) -> tuple[str, str]:
-    """Base and variant. A dot alone makes no variant, as names have versions and sizes: `llama-3.1-8b`."""
+    """Base and variant. A dot alone makes no variant, as names contain versions and sizes: `llama-3.1-8b`."""
     match = _DOTTED.fullmatch(stem)
     if match and (
         match["base"] in KNOWN_BASES or match["variant"] in _KNOWN_VARIANTS or match["variant"] == asked
@@ -214,7 +215,7 @@ def _with_index(index: _Part, parts: Sequence[_Part], warnings: tuple[str, ...])
 
 
 def _whole(base: str, parts: Sequence[_Part]) -> tuple[str, ...]:
-    """The single file of that base; or else its shards, where all are there of one number of them."""
+    """The single file of that base, or else a complete set of its shards."""
     files = [part for part in parts if part.base == base and not part.is_index]
     single = [part.name for part in files if not part.count]
     if single:
@@ -224,7 +225,7 @@ def _whole(base: str, parts: Sequence[_Part]) -> tuple[str, ...]:
 
 
 def _sets(parts: Sequence[_Part]) -> dict[tuple[str, int], list[_Part]]:
-    """Shards by base and by how many there are to be."""
+    """Shards by base and by the number of shards that their names give."""
     sets: dict[tuple[str, int], list[_Part]] = {}
     for part in parts:
         if part.count:
@@ -242,7 +243,7 @@ def _is_shard(name: str, parts: Sequence[_Part]) -> bool:
 
 
 def _missing_shards(directory: str, parts: Sequence[_Part]) -> list[str]:
-    """Warnings: without an index nothing else says that a download did not end."""
+    """Warnings about missing shards: without an index nothing else shows that a download did not end."""
     warnings = [
         f"{directory} holds {len(shards)} of {count} shards of {base[:200]}, and no index; all that is there "
         "was loaded. Fetch the others"

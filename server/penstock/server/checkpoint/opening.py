@@ -1,7 +1,7 @@
 """Opening many files at once, within a user's share of descriptors and within the time that storage may take.
 
-A thread that hangs in storage cannot be interrupted. So the one who waits for it gives up, and what it opens
-in the end is closed when it comes.
+A thread that hangs in storage cannot be interrupted. So the load that waits for it gives up. If the file is
+opened in the end, it is closed at once.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ..system.quota import Quota
 _T = TypeVar("_T")
 
 _LOOK_SECONDS = 0.5
-"""How often it is looked whether storage has taken too long."""
+"""How often it checks whether storage has taken too long."""
 
 
 class Descriptors:
-    """What one load holds of the descriptors that open files may take. Every thread may use it."""
+    """The descriptors of open files that one load holds. Thread-safe."""
 
     def __init__(self, quota: Quota, uid: int) -> None:
-        """None at first."""
+        """Holds none at first."""
         self._quota = quota
         self._uid = uid
         self._lock = threading.Lock()
         self._count = 0
 
     def take(self, count: int, files: int) -> None:
-        """For so many files. Raises TooManyLoadsError while others hold them, and CheckpointInvalidError if
-        the user can never have so many."""
+        """Takes `count` for so many files. Raises TooManyLoadsError while others hold them, and
+        CheckpointInvalidError if the user can never have so many."""
         quota, uid = self._quota, self._uid
         if quota.take(uid, count):
             with self._lock:
@@ -53,7 +53,8 @@ class Descriptors:
         )
 
     def release(self, count: int | None = None) -> None:
-        """So many, or all that are left. Those that were given back are not given back again."""
+        """Gives back `count`, or all that are left. Descriptors given back before are not given back
+        again."""
         with self._lock:
             count = self._count if count is None else min(count, self._count)
             self._count -= count
@@ -61,7 +62,7 @@ class Descriptors:
             self._quota.release(self._uid, count)
 
     def lend(self, count: int) -> Descriptors:
-        """A part that is given back by itself."""
+        """A part that is given back separately."""
         part = Descriptors(self._quota, self._uid)
         with self._lock:
             part._count = min(count, self._count)
@@ -82,7 +83,7 @@ class Opening(Generic[_T]):
         patience_seconds: float,
         descriptors: int,
     ) -> None:
-        """`call` does it, and reports to `read`; `close` undoes it."""
+        """`call` opens and reads the file, and calls `read` when all bytes are there. `close` undoes it."""
         self.location = location
         self.descriptors = descriptors
         self._workers = workers
@@ -90,12 +91,12 @@ class Opening(Generic[_T]):
         self._close = close
         self._patience_seconds = patience_seconds
         self.give_up_at = float("inf")
-        """Of the monotonic clock: when all bytes have to be there. Known once a thread has begun."""
+        """The time by the monotonic clock when all bytes must be there. Known once a thread has begun."""
         self._waits = False
         self.future: Future[_T] | None = None
 
     def start(self) -> None:
-        """Raises TooManyLoadsError if there is no thread for it."""
+        """Raises TooManyLoadsError if no thread can be had for it."""
         try:
             self.future = self._workers.submit(self._run)
         except RuntimeError as error:
@@ -105,17 +106,17 @@ class Opening(Generic[_T]):
             ) from error
 
     def read(self) -> None:
-        """All bytes are there: what takes longer from now on is no fault of storage."""
+        """All bytes are there. Time from now on does not count as storage's."""
         self._waits = False
 
     @property
     def overdue(self) -> bool:
-        """Storage has not given all bytes in time."""
+        """Whether storage has not given all bytes in time."""
         return self._waits and time.monotonic() > self.give_up_at
 
     def cancel(self, descriptors: Descriptors) -> None:
-        """Undoes it: at once, or when the thread that hangs in it comes back. `descriptors` are those that
-        the open file takes."""
+        """Closes the file: at once, or when the thread that hangs in it returns. `descriptors` are those of
+        the open file."""
         if self.future is None:
             descriptors.release()
         else:
@@ -146,8 +147,8 @@ class Opening(Generic[_T]):
 
 
 def open_together(openings: Sequence[Opening[_T]], descriptors: Descriptors) -> list[_T]:
-    """What each gives. When this raises, each of them is closed, or will be when its thread comes back, and
-    their part of `descriptors` is given back with it."""
+    """The results of all of them. When this raises, each file is closed, or will be when its thread returns,
+    and its part of `descriptors` is given back then."""
     try:
         for opening in openings:
             opening.start()
@@ -160,7 +161,8 @@ def open_together(openings: Sequence[Opening[_T]], descriptors: Descriptors) -> 
             opening.cancel(descriptors.lend(opening.descriptors))
         raise
     finally:
-        # An error, its future and this frame would keep each other, and a header, until gc comes.
+        # An error, its future and this frame would keep each other, and a header, alive until a garbage
+        # collection.
         for opening in openings:
             opening.future = None
 

@@ -1,15 +1,15 @@
-"""From headers to what is read and delivered, and in which pieces. Pure.
+"""From headers to the bytes that are read and delivered, and how they are cut. Pure.
 
     headers --select--> selection --segments--> segments --blocks--> blocks
 
-A segment is consecutive tensors of one file: what becomes ready, is delivered and is released at once.
-A block is what one reader thread reads at once.
+A segment is consecutive tensors of one file: the unit that becomes ready, is delivered, and is released. A
+block is the part that one reader thread reads at once.
 
-How large a segment is: `SEGMENT_BYTES`, because smaller ones cost messages and larger ones make the
-client wait for its first tensor; at most a quarter of a window, so that while one segment is consumed
-three can be read; never less than one tensor, because a tensor is delivered whole. How many tensors it
-has: `SEGMENT_TENSORS`, and so many as `SEGMENT_DESCRIPTION_BYTES` describe, so that the message that
-announces it stays small whatever the file says.
+A segment has `SEGMENT_BYTES`: smaller ones cost messages, and larger ones make the client wait for its first
+tensor. It has at most a quarter of a window, so that three segments can be read while one is consumed. It has
+at least one tensor, because a tensor is delivered whole. It has at most `SEGMENT_TENSORS` tensors, and no
+more than `SEGMENT_DESCRIPTION_BYTES` can describe, so the message that announces it stays small whatever the
+file says.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from .table import TensorTable
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TENSORS = 4096
 SEGMENT_DESCRIPTION_BYTES = 512 << 10
-"""Most that describing the tensors of one segment takes, if it has more than one
+"""Most bytes of the description of one segment's tensors, if it has more than one
 (`TensorTable.described_bytes`)."""
 SEGMENT_OBJECT_BYTES = 256
-"""What a segment takes in the daemon, its place in a ring included. Measured: 230."""
+"""Memory of a segment in the daemon, its state in a ring included. Measured: 230."""
 _RESERVED_SEGMENTS = 256
 GAP_BYTES = 128 << 10
-"""Unselected bytes between two selected tensors that are read along rather than begin a new segment."""
+"""A gap of so many unselected bytes between two selected tensors is read along. A larger one ends the
+segment."""
 
 Indices = range | array  # type: ignore[type-arg]
 """Ascending indices into a TensorTable; a range where they are consecutive."""
@@ -85,8 +86,8 @@ def select(
     names: Iterable[str] | None,
     delivered: Sequence[Indices] | None = None,
 ) -> Selection:
-    """All tensors, or those named, wherever they are, of those that are `delivered` at all. Raises
-    TensorNotFoundError."""
+    """Selects all tensors, or those with the given names in whatever file, if they are `delivered` at all.
+    Raises TensorNotFoundError."""
     if delivered is None:
         ranges = {len(table): range(len(table)) for table in tables}  # one for a file that is named often
         delivered = [ranges[len(table)] for table in tables]
@@ -124,7 +125,7 @@ def skip(selection: Selection, count: int) -> Selection:
 
 
 def compact(indices: array[int]) -> Indices:
-    """The same as a range where they are consecutive."""
+    """The same indices as a range, if they are consecutive."""
     if len(indices) == 0:
         return range(0)
     if indices[-1] - indices[0] + 1 == len(indices):
@@ -134,7 +135,7 @@ def compact(indices: array[int]) -> Indices:
 
 @dataclass(frozen=True, slots=True)
 class LargestTensor:
-    """The tensor that needs most room in the ring."""
+    """The tensor that needs most space in the ring."""
 
     file: int
     index: int
@@ -146,11 +147,16 @@ def largest_tensor(tables: Sequence[TensorTable], selection: Selection) -> Large
     """None when no tensor is selected."""
     best: LargestTensor | None = None
     longest_bytes = -1
+    covered_bytes = -1
+    """A tensor of so many bytes takes no more than that, wherever it starts."""
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
         for index, (start, end) in zip(indices, table.extents(indices), strict=True):
+            if end - start <= covered_bytes:
+                continue
             ring = span_bytes(start, end)  # not always the longest: an unaligned one takes a page more
             if ring > longest_bytes:
                 longest_bytes = ring
+                covered_bytes = ring - PAGE_BYTES + 1
                 best = LargestTensor(file, index, end - start, ring)
     return best
 
@@ -170,8 +176,8 @@ def segments(
     target_tensors: int,
     reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """In order of delivery: by file, then by offset. `reserve` is told how many bytes they take, before they
-    do, and may raise: large tensors in a sparse file are a segment each, however many there are."""
+    """The segments in order of delivery: by file, then by offset. `reserve` is called with the bytes that the
+    list will take, before it takes them, and may raise: each large tensor of a sparse file is a segment."""
     result: list[Segment] = []
     for file, (table, indices) in enumerate(zip(tables, selection.files, strict=True)):
         cut = _dense if isinstance(indices, range) else _sparse
@@ -185,7 +191,8 @@ def segments(
 def _dense(
     file: int, table: TensorTable, indices: Indices, target_bytes: int, target_tensors: int
 ) -> Iterator[Segment]:
-    """Consecutive tensors are contiguous in the file (the format says so): bisect for where to cut."""
+    """Consecutive tensors are contiguous in the file (the format says so), so bisection finds where to
+    cut."""
     assert isinstance(indices, range)
     first = indices.start
     while first < indices.stop:
@@ -193,7 +200,7 @@ def _dense(
         last = bisect_right(range(len(table)), start + target_bytes, first, indices.stop, key=table.end)
         last = min(max(last, first + 1), first + target_tensors)
         described = table.described_bytes(first) + SEGMENT_DESCRIPTION_BYTES
-        # The counts from first + 1 to last, of which the last one is too many where it does not fit.
+        # The counts from first + 1 to last. The last one is too large if it does not fit.
         fitting = bisect_right(range(last + 1), described, first + 1, last + 1, key=table.described_bytes) - 1
         last = max(fitting, first + 1)
         yield Segment(file, start, table.end(last - 1), range(first, last))
@@ -228,8 +235,8 @@ def _described_bytes(table: TensorTable, index: int) -> int:
 def ring_pages(segments: Sequence[Segment]) -> list[int]:
     """Where the pages of each segment start on the endless ring.
 
-    Each has pages of its own, so that what a client writes into one segment cannot shadow another. In
-    them it starts at its file offset modulo a page, so that direct I/O needs no copy.
+    Each has pages of its own, so that a client's write to one segment cannot shadow another. On its pages it
+    starts at its file offset modulo a page, so that direct I/O needs no copy.
     """
     pages = []
     free = 0
@@ -240,7 +247,7 @@ def ring_pages(segments: Sequence[Segment]) -> list[int]:
 
 
 def ring_bytes(segments: Sequence[Segment]) -> int:
-    """Capacity of a ring that holds all of them."""
+    """Capacity of a ring that holds all segments."""
     return sum(span_bytes(segment.start, segment.end) for segment in segments)
 
 
@@ -250,8 +257,8 @@ def segments_within(
     capacity_bytes: int,
     reserve: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[Segment]:
-    """As large as good for a full ring, if that fits; else for a window of that capacity. `reserve` is as
-    for `segments`."""
+    """Segments of the size for a full ring, if that fits; else of the size for a window of that capacity.
+    `reserve` is as in `segments`."""
     made = segments(
         tables,
         selection,
@@ -276,8 +283,8 @@ def blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def even_blocks(segment: Segment, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """As few ranges of at most `block_bytes` as can be, as long as each other: for storage to which all
-    offsets are alike, and where a request for a remainder waits as long as one for a whole block."""
+    """As few equal ranges of at most `block_bytes` as possible. For storage where all offsets are alike, and
+    a request for a remainder takes as long as one for a whole block."""
     count = -(-segment.size_bytes // block_bytes)
     cuts = [segment.start + segment.size_bytes * number // count for number in range(count)]
     return pairwise([*cuts, segment.end])

@@ -1,5 +1,5 @@
-"""What a file is that was to be safetensors, or an index, and is not: names, first bytes and sizes in, words
-out. Pure."""
+"""Recognises files that should be safetensors files or indexes and are not: names, first bytes and sizes in,
+words out. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import MappingProxyType
 from .rules import MAX_HEADER_BYTES
 
 FIRST_BYTES = 512
-"""How many of a file's first bytes tell what it is."""
+"""How many of a file's first bytes are enough to recognise it."""
 
 _FETCH = "fetch it again"
 _CONVERT = "convert it to safetensors"
@@ -60,8 +60,8 @@ _SUFFIXES: Mapping[str, str] = MappingProxyType(
 
 
 def not_safetensors(first: bytes, size_bytes: int) -> str | None:
-    """What is wrong with a file that the format's rules refuse, and what to do, in words that follow its
-    name; None where its `first` bytes (up to FIRST_BYTES) and its size do not say."""
+    """What is wrong with a file that the format's rules refuse, and the remedy, in words that follow its
+    name. None if its `first` bytes (up to FIRST_BYTES) and its size do not show it."""
     if not size_bytes:
         return f"is empty; {_FETCH}"
     header_bytes = int.from_bytes(first[:8], "little")
@@ -86,7 +86,7 @@ def not_safetensors(first: bytes, size_bytes: int) -> str | None:
 
 
 def not_an_index(first: bytes, size_bytes: int, last: bytes) -> str | None:
-    """The same of a file that was to be an index; `last` are its last bytes."""
+    """The same for a file that should be an index; `last` are its last bytes."""
     if not size_bytes:
         return f"is empty; {_FETCH}"
     if first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES:
@@ -98,7 +98,7 @@ def not_an_index(first: bytes, size_bytes: int, last: bytes) -> str | None:
 
 
 def what_is_there(names: Iterable[str]) -> str:
-    """What a directory without safetensors files holds, by its names, and what to do about it."""
+    """What a directory without safetensors files holds, judged by its names, and the remedy."""
     every = list(names)
     if {"blobs", "snapshots"}.issubset(every):
         return "it is the cache of a Hugging Face repository: name the directory of a revision in `snapshots`"

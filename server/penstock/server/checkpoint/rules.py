@@ -1,14 +1,14 @@
-"""Safetensors headers to extents: pure, and as strict as the safetensors library itself.
+"""From safetensors headers to extents. Pure, and as strict as the safetensors library itself.
 
-`parse_header` accepts exactly the headers that the library accepts, but for names and shapes that no writer
-produces (`MAX_NAME_BYTES`, `MAX_DIMS`), which it refuses. It reads in one of two ways:
+`parse_header` accepts exactly the headers that the library accepts, except for names and shapes that no
+writer produces (`MAX_NAME_BYTES`, `MAX_DIMS`): it refuses these. It reads in one of two ways:
 
-- plain: msgspec's typed decoding, for what writers really write. It proves that the header holds nothing
-  on which msgspec and the library's serde_json could differ, or declines.
-- odd: the `json` module with every token checked, for all the rest. Several times slower and larger.
+- plain: msgspec's typed decoding, for headers in the form that writers produce. It proves that the header
+  holds nothing on which msgspec and the library's serde_json could differ, or declines.
+- odd: the `json` module with every token checked, for all other headers. Several times slower and larger.
 
-Either way the tensors land in a `TensorTable`, some 40 bytes a tensor and its name. A header of 100 MB
-costs seconds and several hundred MB while it is parsed: `header.py` decides where that happens.
+Either way the tensors become a `TensorTable`, some 40 bytes a tensor and its name. A header of 100 MB costs
+seconds and several hundred MB while it is parsed: `header.py` decides where that happens.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ _METADATA = "__metadata__"
 
 
 class InvalidHeaderError(ValueError):
-    """A file is no valid safetensors file. The message says why, naming the tensor where there is one."""
+    """A file is no valid safetensors file. The message gives the reason, and names the tensor if there is
+    one."""
 
 
 def parse_header_length(first8: bytes, *, file_bytes: int) -> int:
-    """The bytes of the JSON header, from the first 8 bytes of a file of `file_bytes`.
+    """The length of the JSON header in bytes, from the first 8 bytes of a file of `file_bytes`.
 
     Raises InvalidHeaderError: no 8 bytes, longer than `MAX_HEADER_BYTES`, or longer than the file.
     """
@@ -60,7 +61,7 @@ def parse_header_length(first8: bytes, *, file_bytes: int) -> int:
 def parse_header(raw: bytes | bytearray, *, file_bytes: int) -> Header:
     """Reads a JSON header (without the 8 bytes before it) of a file of `file_bytes`.
 
-    Raises InvalidHeaderError where the safetensors library would refuse the file.
+    Raises InvalidHeaderError if the safetensors library would refuse the file.
     """
     header = parse_plain_header(raw, file_bytes=file_bytes)
     if header is not None:
@@ -71,7 +72,7 @@ def parse_header(raw: bytes | bytearray, *, file_bytes: int) -> Header:
 
 
 def parse_plain_header(raw: bytes | bytearray, *, file_bytes: int) -> Header | None:
-    """The same for what writers really write; None, soon, for a header that only the odd way can judge."""
+    """The same for headers in the form that writers produce. Returns None soon for any other header."""
     parse_header_length(len(raw).to_bytes(8, "little"), file_bytes=file_bytes)
     columns = _Columns(8 + len(raw))
     metadata = _read_plain(raw, columns)
@@ -121,7 +122,7 @@ class _Columns:
         self._name_ends.append(len(self._names))
 
     def table(self, file_bytes: int) -> TensorTable:
-        """The table, once the tensors are known to cover the data exactly."""
+        """Checks that the tensors cover the data exactly, and returns the table."""
         # Compared in C: almost every file lists its tensors in order, and has no empty ones.
         contiguous = self._starts[:1] + self._ends[:-1] == self._starts and not any(self._starts[:1])
         if not contiguous or self._has_empty:
@@ -150,10 +151,10 @@ class _Columns:
         return bytes(self._names[self._name_ends[i - 1] if i else 0 : self._name_ends[i]])
 
     def _sort(self) -> None:
-        """Brings the tensors into file order; InvalidHeaderError where they leave a hole or overlap."""
+        """Brings the tensors into file order. Raises InvalidHeaderError if they leave a hole or overlap."""
         order = list(range(len(self._ends)))
-        # The library leaves empty tensors at one offset to chance; here names settle it. Three stable sorts
-        # keep less in memory than one by tuples.
+        # The order of empty tensors at one offset is random in the library; here names decide it. Three
+        # stable sorts need less memory than one by tuples.
         order.sort(key=self._name)
         order.sort(key=self._ends.__getitem__)
         order.sort(key=self._starts.__getitem__)
@@ -189,16 +190,16 @@ _MISREAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowErr
 
 
 def _read_plain(raw: bytes | bytearray, columns: _Columns) -> PackedMetadata | None:
-    """Fills `columns` and gives the metadata; None for a header that is not plain, valid or not.
+    """Fills `columns` and returns the metadata. None for a header that is not plain, valid or not.
 
-    Where msgspec and serde_json differ: msgspec keeps the last of duplicate fields and drops the others
-    unseen, and reads -0 as 0. All else it is at least as strict about.
+    msgspec and serde_json differ in two ways: msgspec keeps the last of duplicate fields and drops the others
+    unseen, and it reads -0 as 0. In all else it is at least as strict.
     """
     try:
         entries = _ENTRIES.decode(raw)
         metadata_raw = bytes(entries.pop(_METADATA, b""))
         # A tensor has at least five strings: its name, three fields and the dtype. Escaped quotes, duplicate
-        # tensors and duplicate fields all add quotes: if there are just this many, then there are none.
+        # tensors and duplicate fields all add quotes. So if the number is exact, the header has none of them.
         strings = 5 * len(entries) + (1 if metadata_raw else 0)
         if raw.count(b'"') != metadata_raw.count(b'"') + 2 * strings:
             return None
@@ -220,7 +221,7 @@ _MAX_DEPTH = 127  # serde_json's recursion limit of 128 refuses the 128th level
 def _read_odd(raw: bytes | bytearray, columns: _Columns) -> PackedMetadata:
     """Fills `columns` and gives the metadata, deciding on every token as serde_json and serde do."""
     try:
-        # Objects become tuples of pairs: arrays are lists, so that types still tell them apart.
+        # Objects become tuples of pairs. Arrays are lists, so the types still differ.
         root = json.JSONDecoder(
             object_pairs_hook=tuple, parse_int=_integer, parse_float=_float, parse_constant=_constant
         ).decode(str(raw, "utf-8"))
@@ -288,7 +289,7 @@ def _odd_info(name: str, value: object) -> tuple[str, list[int], int, int]:
 
 
 def _check_values(root: object) -> None:
-    """Refuses nesting too deep and lone surrogates, which `json` lets through."""
+    """Refuses nesting that is too deep and lone surrogates; `json` accepts both."""
     level = [root]
     for _ in range(_MAX_DEPTH):
         inner: list[object] = []
@@ -314,7 +315,7 @@ def _check_values(root: object) -> None:
 
 
 def _integer(text: str) -> int | float:
-    """A u64, else a float: what serde_json makes of integers beyond u64 and of -0 and below."""
+    """A u64, else a float, as serde_json reads integers beyond u64, -0, and negative ones."""
     if text[0] != "-" and len(text) <= 20 and (value := int(text)) <= U64_MAX:
         return value
     return _float(text)

@@ -1,4 +1,4 @@
-"""Which parts of an entry's segments a load gets whose selection is another than the entry's. Pure."""
+"""The parts of an entry's segments that a load gets if its selection differs from the entry's. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .plan import Indices, Segment, Selection
 
 @dataclass(frozen=True, slots=True)
 class SegmentSlice:
-    """What one load gets of one segment: the segment's index, and the tensors wanted of it."""
+    """The part of one segment that a load gets: the segment's index, and the tensors wanted of it."""
 
     segment: int
     tensors: Indices
 
 
 class WholeSegments(Sequence[SegmentSlice]):
-    """All tensors of all segments, each slice made when it is asked for: every load of an entry has a list of
-    them."""
+    """All tensors of all segments. Each slice is made when it is asked for, since every load of an entry has
+    such a list."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
@@ -47,10 +47,10 @@ def cut(
     selection: Selection,
     wanted_versions: Sequence[str],
 ) -> list[SegmentSlice] | None:
-    """The slices of `segments` that make up the selection, in its order; None if a tensor is in none.
+    """The slices of `segments` that make up the selection, in its order; None if a tensor is in no segment.
 
-    Files are the same if their versions are: `staged_versions` are those of the segments' file numbers,
-    `wanted_versions` those of the selection's files.
+    Files with equal versions are the same. `staged_versions` are by the file numbers of the segments,
+    `wanted_versions` by those of the selection.
     """
     number_of = {version: number for number, version in enumerate(staged_versions)}
     named = [pair for pair in zip(wanted_versions, selection.files, strict=True) if len(pair[1])]
@@ -68,14 +68,14 @@ def cut(
 
 
 def _file(segment: Segment) -> int:
-    """Segments are in the order of their files."""
+    """The key by which segments are in order of their files."""
     return segment.file
 
 
 def _cut_file(
     segments: Sequence[Segment], indices: Sequence[int], wanted: Indices
 ) -> list[SegmentSlice] | None:
-    """The same for one file, of which `indices` are the segments in order."""
+    """The same for one file, whose segments are `indices`, in order."""
     slices = []
     position = 0
     for index in indices:

@@ -1,9 +1,9 @@
-"""Where long headers and indexes are gathered until all their bytes are there, so that no child process waits
-for storage.
+"""Spools: long headers and indexes are gathered in them until all their bytes are there, so that no child
+process waits for storage.
 
-A spool is a memfd: a child gets it as it is, and no file is left behind. Spools share a budget of bytes. Who
-finds no room waits, and is served when the longest-waiting user's turn comes, not in the order of files: a
-user whose storage hangs or trickles delays another by one header, however many it has waiting.
+A spool is a memfd: a child inherits it, and no file is left behind. Spools share a budget of bytes. A load
+for which no bytes are left waits. Users are served in turn, longest wait first, and not in the order of
+files: a user whose storage hangs or trickles delays another by one header, however many it has waiting.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from ..system.headroom import left_bytes
 from ..system.quota import Quota
 
 SPOOL_BYTES = 128 << 20
-"""Of all spools together: room for one header of 100 MB, the longest there are, for any user."""
+"""Most bytes of all spools together: enough for one header of 100 MB, the longest possible, for any user."""
 
 SPARE_BYTES = 16 << 20
-"""What the machine and the control group must have left beside a spool. Without it the kernel might end the
-daemon, where a child would not yet be there to be ended first."""
+"""Memory that the machine and the control group must have left beside a spool. Without it the kernel might
+end the daemon while no child exists that it would end first."""
 
 
 class Spools:
-    """Every thread may use it."""
+    """Thread-safe."""
 
     def __init__(self, total_bytes: int = SPOOL_BYTES) -> None:
-        # Nothing is set aside for newcomers: they wait in turn, and the largest header has to fit.
+        # No share is reserved for new users: they wait in turn, and the largest header must fit.
         self._quota = Quota(total_bytes, newcomers=0)
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, int]] = []
-        """Of each that waits: a number, and its uid."""
+        """For each waiting load a number, and its uid."""
         self._numbers = itertools.count()
         self._turns: Counter[int] = Counter()
-        """When each user was served last, as a count of all that were served."""
+        """For each user the number of grants, over all users, when it was served last."""
 
     @property
     def used_bytes(self) -> int:
@@ -49,7 +49,7 @@ class Spools:
     @contextmanager
     def open(self, uid: int, size_bytes: int, *, give_up_at: float) -> Iterator[int]:
         """The descriptor of an empty spool for so many bytes. Waits until `give_up_at` (of the monotonic
-        clock). Raises TooManyLoadsError where there is no room by then, or no memory."""
+        clock). Raises TooManyLoadsError if no bytes are free by then, or no memory is left."""
         self._take(uid, size_bytes, give_up_at)
         try:
             left = min(left_bytes())
@@ -79,7 +79,7 @@ class Spools:
                     patience_seconds = min(give_up_at - time.monotonic(), threading.TIMEOUT_MAX)
                     if not self._changed.wait(patience_seconds):
                         raise TooManyLoadsError(
-                            f"a header or index of {show_size(size_bytes)} found no room: others take "
+                            f"no memory is free for a header or index of {show_size(size_bytes)}: others use "
                             f"{show_size(self._quota.used)} of {show_size(self._quota.total)}; try again "
                             "later"
                         )
@@ -90,10 +90,10 @@ class Spools:
                 self._changed.notify_all()
 
     def _remove_idle(self, uid: int) -> None:
-        """A user that has nothing and waits for nothing."""
+        """Forgets a user that has no spool and waits for none."""
         if not self._quota.used_by(uid) and all(waiting != uid for _, waiting in self._waiting):
             self._turns.pop(uid, None)
 
     def _first(self) -> tuple[int, int]:
-        """The next to be served."""
+        """The load that is served next."""
         return min(self._waiting, key=lambda waiting: (self._turns[waiting[1]], waiting[0]))

@@ -1,4 +1,4 @@
-"""What a header says, packed: the tensors of a file as columns, and its metadata. Pure.
+"""The contents of a header, packed: the tensors of a file as columns, and its metadata. Pure.
 
 A million tensors must cost the daemon tens of megabytes, not hundreds, and pass between processes as bytes.
 """
@@ -49,14 +49,17 @@ MAX_NAME_BYTES = 16 * 1024
 """Longest name of a tensor, in UTF-8. No writer comes near: the longest names in use have some 200 bytes."""
 
 MAX_DIMS = 64
-"""Most dimensions of a tensor: what numpy can hold (its NPY_MAXDIMS), and torch's reductions (its
+"""Most dimensions of a tensor: the limit of numpy (its NPY_MAXDIMS) and of torch's reductions (its
 dim_bitset_size). Models use at most 8."""
 
 DESCRIPTION_BYTES = 64
-"""What describing a tensor to a client takes, besides its name and its dimensions: dtype, offset and size."""
+"""Bytes of a tensor's description to a client, besides its name and its dimensions: dtype, offset and
+size."""
 _DIM_DESCRIPTION_BYTES = 10  # a varint of 64 bits
 
 U64_MAX = 2**64 - 1
+_ENTRIES_AT_ONCE = 128
+"""How many tensors have their columns unpacked together: a name may have 16 KiB."""
 _SHOWN_CHARS = 200
 
 
@@ -68,8 +71,8 @@ def shown(name: str) -> str:
 class TensorTable:
     """The tensors of one file in file order: by start, then end, then name. Immutable.
 
-    Columns of one buffer, read in place, so that a million tensors cost one allocation and no objects.
-    Not a container of tensor objects: ask for the fields of tensor `i`.
+    Columns of one buffer, read in place, so that a million tensors cost one allocation and no objects. Not a
+    container of tensor objects: the methods return the fields of tensor `i`.
     """
 
     # magic, tensors, data start, dims, bytes of names; then the columns in the order of `__init__`
@@ -117,9 +120,9 @@ class TensorTable:
 
     @classmethod
     def from_bytes(cls, data: Buffer) -> TensorTable:
-        """The table that `to_bytes` gave. Keeps `data`; raises `ValueError` where it is no table.
+        """The table of bytes from `to_bytes`. Keeps `data`; raises `ValueError` if they are no table.
 
-        Checks the shape of the columns, not every value: the bytes come from a process of our own.
+        Checks the shape of the columns, not every value: the bytes come from a process of the daemon's own.
         """
         return cls(data)
 
@@ -147,7 +150,8 @@ class TensorTable:
         return tuple(self._dims[self._dim_ends[i - 1] if i else 0 : self._dim_ends[i]])
 
     def described_bytes(self, count: int) -> int:
-        """At most so many bytes describe the first `count` tensors to a client: names, dtypes, shapes."""
+        """An upper bound of the bytes that describe the first `count` tensors to a client: names, dtypes,
+        shapes."""
         if not count:
             return 0
         return (
@@ -163,18 +167,39 @@ class TensorTable:
             return zip(chain((self.start(indices.start),), ends), ends, strict=False)
         return ((self.start(i), self.end(i)) for i in indices)
 
-    def entries(self, indices: Sequence[int]) -> Iterator[tuple[str, str, memoryview, int, int]]:
-        """Name, dtype, shape, `start` and `end` of each: what the methods of these names give, for many at
-        half the cost."""
-        dims, names, dtypes = self._dims, self._names, self._dtypes
-        dim_ends, name_ends = self._dim_ends, self._name_ends
-        for i, (start, end) in zip(indices, self.extents(indices), strict=True):
-            name = str(names[name_ends[i - 1] if i else 0 : name_ends[i]], "utf-8")
-            yield name, _DTYPES[dtypes[i]], dims[dim_ends[i - 1] if i else 0 : dim_ends[i]], start, end
+    def entries(self, indices: Sequence[int]) -> Iterator[tuple[str, str, Sequence[int], int, int]]:
+        """Name, dtype, shape, `start` and `end` of each tensor, as the methods of these names return them,
+        for many tensors at a fraction of the cost."""
+        if isinstance(indices, range) and indices.step == 1:
+            for first in range(indices.start, indices.stop, _ENTRIES_AT_ONCE):
+                yield from self._neighbours(first, min(first + _ENTRIES_AT_ONCE, indices.stop))
+        else:
+            dims, names, dtypes = self._dims, self._names, self._dtypes
+            dim_ends, name_ends = self._dim_ends, self._name_ends
+            for i in indices:
+                name = str(names[name_ends[i - 1] if i else 0 : name_ends[i]], "utf-8")
+                shape = dims[dim_ends[i - 1] if i else 0 : dim_ends[i]]
+                yield name, _DTYPES[dtypes[i]], shape, self.start(i), self.end(i)
+
+    def _neighbours(self, first: int, last: int) -> Iterator[tuple[str, str, Sequence[int], int, int]]:
+        """The entries from `first` to `last`. Their part of the columns is unpacked at once."""
+        name_base = name_at = self._name_ends[first - 1] if first else 0
+        dim_base = dim_at = self._dim_ends[first - 1] if first else 0
+        names = bytes(self._names[name_base : self._name_ends[last - 1]])
+        dims = self._dims[dim_base : self._dim_ends[last - 1]].tolist()
+        start = self.start(first)
+        columns = [
+            column[first:last].tolist()
+            for column in (self._name_ends, self._dim_ends, self._dtypes, self._ends)
+        ]
+        for name_end, dim_end, dtype, end in zip(*columns, strict=True):
+            name = names[name_at - name_base : name_end - name_base].decode()
+            yield name, _DTYPES[dtype], dims[dim_at - dim_base : dim_end - dim_base], start, end
+            name_at, dim_at, start = name_end, dim_end, end
 
     def start(self, i: int) -> int:
         """Absolute offset in the file of the tensor's first byte."""
-        # Valid files have no holes: where one tensor ends the next one starts.
+        # Valid files have no holes: each tensor starts where the one before ends.
         return self._ends[i - 1] if i else self._data_start
 
     def end(self, i: int) -> int:
@@ -220,7 +245,7 @@ class PackedMetadata(Mapping[str, str]):
 
     @classmethod
     def from_bytes(cls, data: Buffer) -> PackedMetadata:
-        """The mapping that `to_bytes` gave. Keeps `data`; raises `ValueError` where it is none."""
+        """The mapping of bytes from `to_bytes`. Keeps `data`; raises `ValueError` if they are none."""
         return cls(data)
 
     def to_bytes(self) -> memoryview:
@@ -252,16 +277,17 @@ class PackedMetadata(Mapping[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors header says: tensors, metadata (empty where absent), and where the data starts."""
+    """The contents of a safetensors header: tensors, metadata (empty if absent), and where the data
+    starts."""
 
     tensors: TensorTable
     metadata: PackedMetadata
     data_start: int
     """Absolute offset of the data in the file: 8 plus the header's bytes."""
     metadata_omitted: bool = False
-    """There is more metadata than is worth keeping; `metadata` is empty."""
+    """Whether there is more metadata than is worth keeping; `metadata` is empty then."""
 
     @property
     def size_bytes(self) -> int:
-        """What it costs to keep, its objects included."""
+        """Memory that it takes, its objects included."""
         return len(self.tensors.to_bytes()) + len(self.metadata.to_bytes()) + 2048

@@ -7,7 +7,12 @@ import re
 from collections.abc import Collection, Iterable
 
 PREFIX = "PENSTOCK_"
-_OF_CLIENTS = ("PENSTOCK_PINNED_BYTES", "PENSTOCK_REPLACE_RUNAI")
+_OF_CLIENTS = (
+    "PENSTOCK_CACHE_DIR",
+    "PENSTOCK_PATCH_SAFETENSORS",
+    "PENSTOCK_PINNED_BYTES",
+    "PENSTOCK_REPLACE_RUNAI",
+)
 """Variables that only the client reads: both may share an environment."""
 _LIKENESS = 0.8
 """As difflib counts, the prefix included: typing errors are above, other words mostly below."""

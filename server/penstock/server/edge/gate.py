@@ -26,7 +26,7 @@ from pathlib import Path
 from ..system.limits import is_privileged
 from ..system.quota import Quota
 from .allowance import Allowance
-from .passage import MAX_BUFFERED_BYTES, Passage
+from .passage import WIDE_BYTES, Passage
 from .streams import RequestStream
 from .unix import Listener, peer
 
@@ -41,6 +41,9 @@ WORK_PER_SECOND = 10_000.0
 wait. A frame costs about 20 microseconds of one core, so this is a fifth of the core."""
 WORK_AT_ONCE = 20_000.0
 CONNECTION_WORK = 20
+WIDE_CONNECTIONS = 64
+"""Those that are passed `passage.WIDE_BYTES` of answers at once: 4 MiB together, which count in no user's
+share of memory."""
 FLUSH_SECONDS = 1.0
 """How long a daemon that stops waits for its clients to receive its last answers."""
 IDLE_SECONDS = 60.0
@@ -78,6 +81,7 @@ class Gate:
         self._starved_seconds = starved_seconds
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._connections = Quota(max(2, min(MAX_CONNECTIONS, files // 12)))
+        self._wide = Quota(WIDE_CONNECTIONS)
         self._passages: dict[Passage, None] = {}
         self._work: dict[int, Allowance] = {}
         self._streams: dict[str, RequestStream] = {}
@@ -94,7 +98,7 @@ class Gate:
         self._empty.set()
         self._listener: Listener | None = None
         self._inner = ""
-        self._read_buffer = memoryview(bytearray(MAX_BUFFERED_BYTES))
+        self._read_buffer = memoryview(bytearray(WIDE_BYTES))
         """Shared: what was read into it is taken before the loop turns."""
 
     async def start(self, inner: str) -> None:
@@ -136,6 +140,15 @@ class Gate:
         self._queues.setdefault(passage.uid, {})[passage] = None
         return False
 
+    @property
+    def wide_connections(self) -> int:
+        """How many may be passed answers in large pieces."""
+        return self._wide.used
+
+    def widen(self, passage: Passage) -> bool:
+        """Whether it may read answers in large pieces from now on."""
+        return self._wide.take(passage.uid)
+
     def open_stream(self, stream: RequestStream) -> None:
         self._streams[stream.key] = stream
         self._to_take[stream.uid] += 1
@@ -159,6 +172,8 @@ class Gate:
         self._starved.pop(passage, None)
         self._queues.get(passage.uid, {}).pop(passage, None)
         self._connections.release(passage.uid)
+        if passage.wide:
+            self._wide.release(passage.uid)
         self._memory.release(passage.uid, CONNECTION_BYTES)
         self.memory_freed()
         if reason:

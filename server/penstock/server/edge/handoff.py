@@ -25,7 +25,7 @@ from penstock.v1 import streamer_pb2 as pb
 from ..errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
 from ..system.quota import Quota
 from .streams import MAX_MESSAGE_BYTES
-from .unix import Listener, peer
+from .unix import Listener, peer, peer_groups
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,12 @@ MAX_SESSIONS_PER_UID = 1024
 class Session:
     """One handoff connection. `release` callbacks run once, when it ends."""
 
-    def __init__(self, connection: socket.socket, *, uid: int, pid: int) -> None:
+    def __init__(
+        self, connection: socket.socket, *, uid: int, pid: int, gids: frozenset[int] = frozenset()
+    ) -> None:
         self.uid = uid
         self.pid = pid
+        self.gids = gids
         self.token = secrets.token_hex(16)
         self.loaded = False
         """A token opens one load only."""
@@ -166,7 +169,7 @@ class HandoffServer:
 
     def _begin(self, connection: socket.socket) -> None:
         pid, uid = peer(connection)
-        session = Session(connection, uid=uid, pid=pid)
+        session = Session(connection, uid=uid, pid=pid, gids=peer_groups(connection))
         try:
             self._take(uid)
         except PenstockError as error:

@@ -23,12 +23,15 @@ from ..loads.prefetch import Progress
 from ..loads.request import Listing, Queued, Request
 from ..staging.sharing import Group
 from ..system.shown import cut, encodable
+from . import fetching
 from .calls import Call, Context
 from .handoff import Session
 
 logger = logging.getLogger(__name__)
 
 DOMAIN = "penstock"
+SEGMENT_PART_TENSORS = 256
+"""Of a segment's tensors, those that are objects of protobuf at the same time."""
 LISTING_TENSORS = 4096
 LISTING_BYTES = 1 << 20
 """Of one message."""
@@ -67,6 +70,7 @@ class StreamerService:
         self.methods = {
             "Load": self.load,
             "Prefetch": self.prefetch,
+            "Fetch": self.fetch,
             "Evict": self.evict,
             "GetStatus": self.get_status,
         }
@@ -126,6 +130,21 @@ class StreamerService:
             )
         except PenstockError as error:
             await abort(call.context, error, prefetch.id)
+
+    async def fetch(self, call: Call) -> None:
+        session = None
+        try:
+            session = self._session(call)
+            request = await fetching.opening(call)
+            _check_sources(request.sources)
+            fetch = self._control.new_fetch(request, session, session.gids)
+        except PenstockError as error:
+            await self._refuse(call, error, session)
+        call.stream.finish_message()
+        try:
+            await self._control.run(fetch, lambda event: fetching.send(call, event))
+        except PenstockError as error:
+            await abort(call.context, error, fetch.id)
 
     async def evict(self, call: Call) -> None:
         session = None
@@ -233,7 +252,7 @@ async def _emit(call: Call, event: Event) -> None:
     elif isinstance(event, Manifest):
         await call.send(lambda: _manifest(event).SerializeToString(), most_bytes=MANIFEST_BYTES)
     else:
-        await call.send(lambda: _response(event).SerializeToString())
+        await call.send(lambda: _response(event))
 
 
 def _request(call: Call, message: pb.OpenLoad) -> Request:
@@ -292,29 +311,37 @@ def _kept_sources(call: Call, sources: Sequence[str]) -> tuple[str, ...]:
     return kept
 
 
-def _response(event: Queued | SegmentReady | Finished) -> pb.LoadResponse:
+def _response(event: Queued | SegmentReady | Finished) -> bytes:
     if isinstance(event, SegmentReady):
         return _segment_ready(event)
     if isinstance(event, Queued):
-        return pb.LoadResponse(queued=_queued(event))
+        return pb.LoadResponse(queued=_queued(event)).SerializeToString()
     finished = pb.Finished(
         waited_seconds=event.waited_seconds, read_bytes=event.read_bytes, tier_bytes=event.tier_bytes
     )
-    return pb.LoadResponse(finished=finished)
+    return pb.LoadResponse(finished=finished).SerializeToString()
 
 
-def _segment_ready(event: SegmentReady) -> pb.LoadResponse:
+def _segment_ready(event: SegmentReady) -> bytes:
+    """Made in parts, which put together are one message (protobuf merges them). As one object it would take
+    four times its bytes, which the C library would return to the kernel after each segment."""
     message = pb.SegmentReady(
         index=event.index, ring_offset=event.ring_offset, size_bytes=event.end - event.start
     )
-    add, segment_start = message.tensors.add, event.start
-    for name, dtype, shape, start, end in event.table.entries(event.tensors):
-        add(name=name, dtype=dtype, shape=shape, offset=start - segment_start, size_bytes=end - start)
     if event.group is not None:
         message.group.window = event.group.window
         message.group.released_tensors = event.group.released_tensors
         message.group.members = event.group.members
-    return pb.LoadResponse(segment_ready=message)
+    parts, segment_start = [pb.LoadResponse(segment_ready=message).SerializeToString()], event.start
+    for first in range(0, len(event.tensors), SEGMENT_PART_TENSORS):
+        message = pb.SegmentReady()
+        add = message.tensors.add
+        for name, dtype, shape, start, end in event.table.entries(
+            event.tensors[first : first + SEGMENT_PART_TENSORS]
+        ):
+            add(name=name, dtype=dtype, shape=shape, offset=start - segment_start, size_bytes=end - start)
+        parts.append(pb.LoadResponse(segment_ready=message).SerializeToString())
+    return b"".join(parts)
 
 
 def _manifest(event: Manifest) -> pb.LoadResponse:

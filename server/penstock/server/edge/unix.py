@@ -26,6 +26,10 @@ ACCEPT_AT_ONCE = 256
 ACCEPT_PAUSE_SECONDS = 1.0
 """The pause after no descriptor was left."""
 _PEER = struct.Struct("iII")
+_SO_PEERGROUPS = 59
+"""Not in `socket`."""
+_MOST_GROUPS_BYTES = 1024
+"""Of 256 groups: Python asks for no more."""
 
 
 class Listener:
@@ -85,6 +89,19 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     pid, uid, _gid = _PEER.unpack(raw)
     return pid, uid
+
+
+def peer_groups(connection: socket.socket) -> frozenset[int]:
+    """The groups of who is at the other end; of those who are in very many the first alone."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    gid: int = _PEER.unpack(raw)[2]
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS_BYTES)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        groups = b""
+    return frozenset({gid, *(group for (group,) in struct.iter_unpack("I", groups))})
 
 
 def _remove_stale(path: Path, kind: socket.SocketKind) -> None:

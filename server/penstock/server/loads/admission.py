@@ -1,6 +1,6 @@
-"""From what a client asked for to a place in the staging buffer: resolve, choose, admit.
+"""From a client's request to an entry in the staging buffer: resolve, choose, admit.
 
-Loads and prefetches begin alike; what they do with their place is theirs.
+Loads and prefetches begin alike. What they do with their entry is in `load.py` and `prefetch.py`.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 CHOICE_SECONDS = 60.0
-"""For a client to take the listing and to choose. It compares 100,000 names in a second.
+"""How long a client may take to receive the listing and to choose. It compares 100,000 names in a second.
 
-The load's files stay open meanwhile, and count among the descriptors that its user may have. Closing and
-opening them again would ask an object store for everything twice, and might find other versions."""
+The load's files stay open meanwhile, and count among the descriptors that its user may have. If they were
+closed and opened again, an object store would be asked for everything twice, and might return other
+versions."""
 
 WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
 
 
 class Admission:
-    """One client's way into the staging buffer. `state` and the figures are for status and log."""
+    """One client's way to an entry in the staging buffer. `state` and the numbers are for status and the
+    log."""
 
     kind: ClassVar[str]
-    """What log and status call it: load or prefetch."""
+    """Its kind in the log and in status: load or prefetch."""
 
     def __init__(self, request: Request, caller: Caller, access: Access, context: LoadContext) -> None:
         self.id = secrets.token_hex(4)
@@ -59,18 +61,18 @@ class Admission:
         self.total_bytes = 0
         self.began = asyncio.get_running_loop().time()
         self.queued_since = 0.0
-        """When it began to wait for memory; `waited_seconds` is how long it did."""
+        """When it began to wait for memory. `waited_seconds` is how long it waited."""
         self.waited_seconds = 0.0
         self.warm_segments: frozenset[int] = frozenset()
-        """Segments that were in the staging buffer already when it came."""
+        """Segments that were in the staging buffer before it joined."""
         self.read_before = 0
-        """Bytes that had been read into it until then."""
+        """Bytes that had been read into the entry before it joined."""
         self.tier_before = 0
         """Of these, from the tier."""
         self.was_warm = False
-        """All it asked for was."""
+        """Whether everything that it asked for was in the staging buffer before it joined."""
         self.finished = False
-        """It has all it came for: the caller going away now is no loss."""
+        """Whether it has got everything that it asked for: if the caller goes away now, nothing is lost."""
         self._access = access
         self._context = context
         self._choosing = False
@@ -79,12 +81,12 @@ class Admission:
 
     @property
     def source(self) -> str:
-        """What it reads from, by its first source: the kind of a store."""
+        """The kind of store of its first source."""
         return kind_of(next(iter(self.request.sources), ""))
 
     @property
     def waits_for(self) -> str:
-        """In words; empty when it goes on."""
+        """What it waits for, in words; empty while it makes progress."""
         if self._choosing:
             return WAITS_FOR_CHOICE
         return WAITS_FOR_MEMORY if self.state == "waiting" else ""
@@ -94,16 +96,16 @@ class Admission:
         return self.request.list_tensors and not self._choice.done()
 
     def choose(self, names: Names | Sequence[str]) -> None:
-        """The client's answer to the listing."""
+        """Sets the client's answer to the listing."""
         if not self._choice.done():
             self._choice.set_result(names)
 
     async def _enter(
         self, emit: Emit, *, owner_uid: int | None, whole: bool = False
     ) -> tuple[Checkpoint, Selection, CacheEntry]:
-        """Holds a staged checkpoint that has its slabs, under the key `self`; the caller must see to it
-        that it is left. `owner_uid` is the uid that gets the slabs, if that is known. `whole` does not join
-        or make a window; but it may have joined a load that waited and then became one."""
+        """Joins a staged checkpoint that has its slabs, and holds it under the key `self`. The caller must
+        call `leave(self)` on the entry. `owner_uid` is the uid that gets the slabs, if that is known. With
+        `whole` it neither joins nor makes a window; but it may join an entry that waits and becomes one."""
         checkpoint = await self._resolve()
         try:
             selection, made_for = await self._select(checkpoint, emit)
@@ -121,11 +123,11 @@ class Admission:
         try:
             checkpoint = await asyncio.wrap_future(resolving)
         except asyncio.CancelledError:
-            # Cancelling the one cancelled the other, if that had not begun.
+            # Cancelling one future cancelled the other, if it had not begun.
             resolving.add_done_callback(_close_unwanted)
             raise
         finally:
-            del resolving  # or an error and this frame would keep each other, and a header, until gc comes
+            del resolving  # else an error and this frame would keep each other, and a header, alive until gc
         if request.expect_version and not continues(request.expect_version, checkpoint.version):
             checkpoint.close()
             raise CheckpointChangedError(
@@ -150,19 +152,20 @@ class Admission:
         names: Names | Sequence[str] | None,
         delivered: Sequence[Indices] | None,
     ) -> tuple[Selection, Selection]:
-        """What is left to this load, and what an entry is made for if none serves it: of a group that goes on
-        after a restart, all that any member may still need."""
+        """Returns the tensors that are left to this load, and the tensors for which a new entry is made if no
+        entry serves it. For a group that goes on after a restart, the latter are all that any member may
+        still need."""
         skipped, group = self.request.skip_tensors, self.request.group
         selection = plan.select(tables, names, delivered)
         rest = made_for = plan.skip(selection, skipped)
         if group is not None and group.window:
             made_for = plan.skip(selection, min(skipped, group.released_tensors))
         for one in (rest, made_for):
-            one.digest()  # here, on a worker thread, rather than later on the event loop
+            one.digest()  # here, on a worker thread, and not later on the event loop
         return rest, made_for
 
     async def _ask(self, listing: Listing, emit: Emit) -> Names | Sequence[str]:
-        """The client's choice. Raises InvalidRequestError when it makes none for `CHOICE_SECONDS`."""
+        """The client's choice. Raises InvalidRequestError if the client makes none for `CHOICE_SECONDS`."""
 
         async def ask() -> Names | Sequence[str]:
             await emit(listing)
@@ -173,14 +176,14 @@ class Admission:
             return await asyncio.wait_for(ask(), CHOICE_SECONDS)
         except asyncio.TimeoutError:
             raise InvalidRequestError(
-                f"select: no choice came within {CHOICE_SECONDS:.0f} s after the listing that the load asked "
-                "for; choose sooner, or list the tensors with one load and name them in another"
+                f"select: the client chose no tensors within {CHOICE_SECONDS:.0f} s after the listing; "
+                "choose sooner, or list the tensors with one load and name them in another"
             ) from None
         finally:
             self._choosing = False
 
     def _release_names(self) -> None:
-        """They have been looked up, and will not be again."""
+        """Gives the memory of the names back: they have been looked up, and are not needed again."""
         chosen = self._choice.result() if self._choice.done() and not self._choice.cancelled() else None
         for names in (self.request.names, chosen):
             if isinstance(names, Names):
@@ -203,7 +206,8 @@ class Admission:
             demand = demand.only_whole(staging.capacity_bytes)
         if self.caller.closed:
             raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
-        holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began)
+        group = request.group.name if request.group else ""
+        holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began, group)
         self.entry = entry = staging.enter(
             checkpoint,
             selection,
@@ -220,7 +224,7 @@ class Admission:
         return entry
 
     def _leave(self) -> None:
-        """Gives up its hold on the staging buffer, if it has one, before its caller goes away."""
+        """Leaves its entry, if it has one, before its caller goes away."""
         if self.entry is not None:
             self.entry.leave(self)
             self._unsubscribe()
@@ -246,14 +250,14 @@ class Admission:
         return await asyncio.get_running_loop().run_in_executor(cpu_pool, call, *arguments)
 
     def count(self, result: str) -> None:
-        """How it ended: "ok", "failed" or "cancelled"."""
+        """Counts how it ended: "ok", "failed" or "cancelled"."""
         totals = self._context.totals
         totals.loads[self.source, result] += 1
         if self.state != "resolving":
             totals.load_wait_seconds.observe(self.waited_seconds)
 
     def first_line(self) -> dict[str, object]:
-        """What the log says of it when it begins."""
+        """The fields of its log line when it begins."""
         return {
             "load": self.id,
             "kind": self.kind,
@@ -264,7 +268,7 @@ class Admission:
         }
 
     def log_line(self) -> dict[str, object]:
-        """What the log says of it when it ended."""
+        """The fields of its log line when it ends."""
         seconds = asyncio.get_running_loop().time() - self.began
         rate = self.delivered_bytes / seconds / 1e9 if seconds > 0 else 0.0
         return {

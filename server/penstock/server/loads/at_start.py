@@ -43,9 +43,9 @@ async def stage_all(sources: Sequence[str], context: LoadContext, run: Run) -> N
 
 async def _stage(source: str, context: LoadContext, run: Run) -> None:
     caller = DaemonItself(os.geteuid(), os.getpid())
-    access = Access(caller.uid, privileged=True, prefixes=())
     delay = RETRY_SECONDS
     while True:
+        access = Access(caller.uid, privileged=True, prefixes=())  # anew, as it keeps what a branch was
         prefetch = Prefetch(Request((source,)), caller, access, context, pin=True)
         try:
             await run(prefetch, _ignore)

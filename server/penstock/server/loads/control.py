@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import (
@@ -21,10 +22,11 @@ from ..system.limits import is_privileged
 from ..system.log import event
 from ..system.quota import Quota
 from ..system.shown import shown_source
-from .admission import Admission
+from .fetch import Fetch, FetchContext, FetchRequest
 from .load import Load
 from .prefetch import Prefetch
 from .request import Caller, Client, Emit, LoadContext, Request
+from .running import Running
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +40,31 @@ class OnFailed(Protocol):
 
 
 class Control:
-    """Over all loads and prefetches of a daemon. All on its event loop."""
+    """Over all loads, prefetches and fetches of a daemon. All on its event loop."""
 
     def __init__(
-        self, context: LoadContext, *, max_loads: int, prefixes: tuple[str, ...], on_failed: OnFailed
+        self,
+        context: LoadContext,
+        fetching: FetchContext,
+        *,
+        max_loads: int,
+        prefixes: tuple[str, ...],
+        on_failed: OnFailed,
     ) -> None:
         """Users who are not privileged may load what lies below `prefixes`."""
         self.draining = False
         """No new ones are taken."""
         self._context = context
+        self._fetching = fetching
         self._prefixes = prefixes
         self._on_failed = on_failed
-        self._running: dict[Admission, asyncio.Task[None]] = {}
+        self._running: dict[Running, asyncio.Task[None]] = {}
         self._load_quota = Quota(max_loads)
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
-    def running(self) -> Collection[Admission]:
+    def running(self) -> Collection[Running]:
         """Those that run or wait. A view, which changes as they come and go."""
         return self._running.keys()
 
@@ -81,6 +90,11 @@ class Control:
                 "one of them"
             )
         return Prefetch(request, client, access, self._context, pin=pin)
+
+    def new_fetch(self, request: FetchRequest, client: Client, gids: frozenset[int]) -> Fetch:
+        """`gids` are the client's groups: of what is no checkpoint it gets only what it may read itself."""
+        access = replace(self._access_of(client), for_fetch=True, gids=gids)
+        return Fetch(request, client, access, self._fetching)
 
     def evict(self, client: Client, sources: Sequence[str]) -> tuple[int, int]:
         """Bytes (freed, still leased)."""
@@ -117,7 +131,7 @@ class Control:
             f"user may have no more of the {quota.total}; try again later, or raise --max-loads"
         )
 
-    async def run(self, load: Load | Prefetch, emit: Emit) -> None:
+    async def run(self, load: Running, emit: Emit) -> None:
         """Runs it, counts it, logs it; ends it when the caller's connection closes. Raises PenstockError for
         all that goes wrong in it."""
         task = asyncio.current_task()

@@ -21,6 +21,7 @@ from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
 from ..staging.entry import CacheEntry
+from ..staging.ring import WAITS_FOR_OTHERS
 from .admission import Admission
 from .request import Client, Emit, Listing, LoadContext, Queued, Request
 
@@ -67,6 +68,18 @@ class Finished:
     tier_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class InGroup:
+    """A load among the others of its group, for status and log."""
+
+    name: str
+    size: int
+    joined: int
+    """Members that have joined its entry of the buffer."""
+    waited_seconds: float
+    """In which other members kept it waiting, until what they made room for was there."""
+
+
 Event = Queued | Listing | Manifest | SegmentReady | Finished
 
 
@@ -83,6 +96,9 @@ class Load(Admission):
         self._handed_off = False
         self._awaited: int | None = None
         """The segment of the entry that it waits for."""
+        self._joined = 0
+        self._group_waited_seconds = 0.0
+        self._group_waits_since: float | None = None
 
     @property
     def waits_for(self) -> str:
@@ -90,11 +106,24 @@ class Load(Admission):
             return super().waits_for
         return self.entry.ring.waits_for(self, self._awaited)
 
+    @property
+    def in_group(self) -> InGroup | None:
+        if (group := self.request.group) is None:
+            return None
+        if self.entry is not None:
+            # When it ended, others may have left.
+            self._joined = max(self._joined, self.entry.members.joined_of(group.name))
+        waited = self._group_waited_seconds
+        if self._group_waits_since is not None:
+            waited += asyncio.get_running_loop().time() - self._group_waits_since
+        return InGroup(group.name, group.size, self._joined, waited)
+
     def release(self, count: int) -> None:
         """The client needs no announced segment below `count` any more."""
         count = min(count, self._announced)
         if self.entry is not None and count > 0:
             self.entry.release(self, self._slices[count - 1].segment + 1)
+            self._watch_group()
 
     def count(self, result: str) -> None:
         super().count(result)
@@ -102,6 +131,26 @@ class Load(Admission):
             cache = "hit" if self.was_warm else "miss"
             seconds = asyncio.get_running_loop().time() - self.began
             self._context.totals.load_seconds[self.source, cache].observe(seconds)
+        member = self.in_group
+        if member is not None and self._handed_off:
+            self._context.totals.group_loads["yes" if member.waited_seconds else "no",] += 1
+            self._context.totals.group_wait_seconds.observe(member.waited_seconds)
+
+    def first_line(self) -> dict[str, object]:
+        group = self.request.group
+        members = {"group": group.name, "group_size": group.size} if group is not None else {}
+        return {**super().first_line(), **members}
+
+    def log_line(self) -> dict[str, object]:
+        line, member = super().log_line(), self.in_group
+        if member is not None:
+            line |= {
+                "group": member.name,
+                "group_size": member.size,
+                "group_joined": member.joined,
+                "group_waited_seconds": round(member.waited_seconds, 4),
+            }
+        return line
 
     async def run(self, emit: Emit) -> None:
         """Raises PenstockError, and CancelledError when the client goes."""
@@ -178,8 +227,12 @@ class Load(Admission):
         assert ring is not None
         for index, part in enumerate(slices):
             self._awaited = part.segment
-            await entry.wait_ready(part.segment, self)
-            self._awaited = None
+            self._watch_group()
+            try:
+                await entry.wait_ready(part.segment, self)
+            finally:
+                self._awaited = None
+                self._watch_group()
             segment = ring.segments[part.segment]
             table = tables[segment.file]
             assert table is not None
@@ -199,8 +252,19 @@ class Load(Admission):
             self.delivered_bytes += end - start
             self._context.totals.delivered_bytes += end - start
 
+    def _watch_group(self) -> None:
+        """Notes when other members of its group begin to keep it waiting, and when that is over."""
+        waits = self.request.group is not None and self.waits_for == WAITS_FOR_OTHERS
+        now = asyncio.get_running_loop().time()
+        if not waits and self._group_waits_since is not None:
+            self._group_waited_seconds += now - self._group_waits_since
+            self._group_waits_since = None
+        elif waits and self._group_waits_since is None:
+            self._group_waits_since = now
+
     def _group_progress(self, entry: CacheEntry, tensor_count: int) -> GroupProgress | None:
         if self.request.group is None:
             return None
+        self._joined = max(self._joined, entry.members.joined_of(self.request.group.name))
         window, released, members = entry.group_progress(self.request.skip_tensors + tensor_count)
         return GroupProgress(window, released, members)

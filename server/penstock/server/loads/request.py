@@ -1,4 +1,4 @@
-"""What a load or a prefetch is given, who asks, what it works with; and the first events that it tells."""
+"""The request and the surroundings of a load or a prefetch, and its first events."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ..system.fair import FairExecutor
 from .names import Names
 
 Emit = Callable[[Any], Awaitable[None]]
-"""Passes an event on to the client."""
+"""Sends an event to the client."""
 
 
 class Caller(Protocol):
-    """Who asks, and how to learn that it is gone: a client, or the daemon itself."""
+    """The one that asks, a client or the daemon itself; it can report that it is gone."""
 
     uid: int
     pid: int
     closed: bool
 
     def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
-        """Calls `release` when it goes away, unless what this returns was called before."""
+        """Calls `release` when the caller goes away, unless the returned function was called before."""
 
 
 class Client(Caller, Protocol):
-    """A caller that slabs can be handed to."""
+    """A caller that can receive slabs."""
 
     async def send_slabs(self, fds: Sequence[int]) -> None:
-        """Hands out descriptors; the caller keeps its own. Raises SessionRequiredError if it is gone."""
+        """Sends descriptors; the sender keeps its own. Raises SessionRequiredError if the client is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the client asked for."""
+    """The client's request."""
 
     sources: tuple[str, ...]
     names: Names | Sequence[str] | None = None
@@ -68,14 +68,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadContext:
-    """What every load of the daemon works with. The executors serve users in turn."""
+    """What all loads of the daemon share. The executors serve users in turn."""
 
     catalog: Catalog
     staging: StagingBuffer
     totals: Totals
     resolvers: Callable[[Sequence[str], int], Executor]
-    """What resolves certain sources for a uid, where it may hang with their storage."""
+    """Executors that resolve certain sources for a uid. They may hang with their storage."""
     cpu_pool: FairExecutor
-    """Runs what only takes long."""
+    """Runs work that only takes long."""
     selector: FairExecutor
-    """Looks up names, for one request at a time: they take many times their space meanwhile."""
+    """Looks up names, for one request at a time: this takes many times the memory of the names."""

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
+from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
 from .kept import KeptFile
+
+MAX_TREE_NAMES = 100_000
+"""That a tree may hold, wanted or not: what listing it costs is bounded."""
+MAX_TREE_NAME_BYTES = 16 << 20
+"""Of all of them together, where they are held meanwhile."""
+
+Wanted = Callable[[str], bool]
+"""Says of a name in a tree whether it is wanted, and of one that ends in `/` whether anything below it may
+be. Names are relative to the tree's top, with `/` between their parts."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -58,6 +68,11 @@ class SourceFile(Protocol):
     @property
     def portable_version(self) -> str:
         """The same without the mount, which only this mount namespace knows."""
+
+    @property
+    def listed_version(self) -> str:
+        """What `Source.tree` says of this version, if it says anything. Means something only for the same
+        name in the same tree."""
 
     @property
     def mount(self) -> str:
@@ -120,9 +135,23 @@ class Source(Protocol):
     def name(self, location: str) -> str:
         """The last part of it."""
 
+    def join(self, directory: str, name: str) -> str:
+        """The location of what has that name, or relative path, in a directory."""
+
     def list(self, location: str, access: Access) -> list[str] | None:
         """Names in a directory, sorted; None if it is to be opened as a file. Raises ListingDeniedError
         where only the list is refused, and what is in the directory may be readable."""
+
+    def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+        """Every wanted regular file at or below the directory `location`, each once, in any order; links that
+        `access` lets be followed count as what they lead to. Lazily: memory is bounded, and so are the names
+        that are looked at (`MAX_TREE_NAMES`). Nothing is said of files that come or go meanwhile.
+
+        Raises CheckpointNotFoundError where there is no such directory (an object store: nothing below it),
+        CheckpointInvalidError for a file, for what has no end, and for too many names; AccessDeniedError,
+        ListingDeniedError and SourceUnavailableError as `open` and `list` do. Names are as the storage has
+        them: the caller decides which are safe.
+        """
 
     def dangles(self, location: str, access: Access) -> bool:
         """Something of that name was listed, and nothing can be opened there: a link that leads nowhere."""
@@ -132,12 +161,50 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A file in a tree, as a list says it."""
+
+    name: str
+    """Relative to the top of the tree."""
+    size_bytes: int
+    version: str
+    """Equal for equal bytes, differs after any change: `SourceFile.listed_version` of the file that is there
+    now. Empty where a list does not say: then only the open file does."""
+
+
+class Pins:
+    """What is looked up once. Every thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._values: dict[str, str] = {}
+
+    def get(self, name: str, look_up: Callable[[], str]) -> str:
+        """Looked up the first time; others that ask for the same name meanwhile wait."""
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._values:
+                self._values[name] = look_up()
+            return self._values[name]
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """What a caller may read: everything, or locations that begin with one of `prefixes`."""
 
     uid: int
     privileged: bool
     prefixes: tuple[str, ...]
+    for_fetch: bool = False
+    """To copy files, of whatever kind. Where they have modes and owners, these must let the caller read them,
+    too: a prefix gives away all checkpoints below it, but not every other file that the daemon can read."""
+    gids: frozenset[int] = frozenset()
+    """The caller's groups, for modes."""
+    pins: Pins = field(default_factory=Pins, compare=False)
+    """What names that move stand for, such as branches. There is one access for each request, so that all
+    files of a load are of one commit."""
 
 
 class ListingDeniedError(AccessDeniedError):
@@ -210,6 +277,15 @@ def without(views: Sequence[memoryview], count: int) -> list[memoryview]:
 def join(directory: str, name: str) -> str:
     """The location of `name` in `directory`."""
     return directory + name if directory.endswith("/") else f"{directory}/{name}"
+
+
+def too_many_names(location: str) -> CheckpointInvalidError:
+    """A tree is too large to be listed."""
+    return CheckpointInvalidError(
+        f"{location} holds more than {MAX_TREE_NAMES} names, or longer ones than {MAX_TREE_NAME_BYTES >> 20} "
+        "MiB, or its list does not end; name a directory below it",
+        file=location,
+    )
 
 
 def parent(location: str) -> str:

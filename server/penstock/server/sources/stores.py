@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from . import scheme_of
+from .azure.store import AzureStore
 from .file.store import FileStore
+from .gcs.store import GcsStore
+from .hub.store import HubStore
 from .s3.store import S3Store
 from .store import Store
+from .web.store import WebStore
 
-STORES: tuple[type[Store], ...] = (FileStore, S3Store)
+STORES: tuple[type[Store], ...] = (FileStore, S3Store, GcsStore, AzureStore, HubStore, WebStore)
 """The first also has the sources without a scheme, such as paths."""
 FLAGS = tuple(store.flags for store in STORES)
 KINDS = tuple(store.kind for store in STORES)

@@ -1,10 +1,10 @@
 """The staging buffer: which checkpoints are in it, who shares them, and what is evicted for others.
 
-A load joins an entry that serves it, or a new one is made and waits for slabs (`waiting.py`). What each user
-may have is in `shares.py`.
+A load joins an entry that serves it. If there is none, a new entry is made and waits for slabs
+(`waiting.py`). `shares.py` computes how much each user may have.
 
-Nobody holds slabs while waiting for others, so there is no deadlock; a load that waits longer than
-the queue timeout fails with the reason.
+No load holds slabs while it waits for more, so there is no deadlock. A load that waits longer than the queue
+timeout fails, and the error gives the reason.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from ..sources.kept import Writers
 from ..system import failure
 from ..system.counts import Totals
 from ..system.log import event
+from ..system.shown import shown_source
 from .contents import Contents
 from .demand import Demand, measure
-from .entry import CacheEntry, Surroundings
+from .entry import CacheEntry, EntryContext
 from .keeping import Keeper
 from .members import Holder
 from .phase import Phase
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class StagingBuffer:
-    """Sharing and eviction. All on the event loop; decides at once over plain state."""
+    """Decides about sharing and eviction, at once over plain state. All methods run on the event loop."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class StagingBuffer:
         totals: Totals,
         writers: Writers | None = None,
     ) -> None:
-        """`readers` by kind of source; `writers` of files that keep what is read of them."""
+        """`readers` has the reader threads for each kind of source; `writers` write what files keep of it."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -65,8 +66,9 @@ class StagingBuffer:
         )
         self.entries: dict[int, CacheEntry] = {}
         self._draining: set[CacheEntry] = set()
-        """Evicted while reads wrote into some of their slabs, which are theirs until these end."""
-        self._around = Surroundings(
+        """Entries that were evicted while reads wrote into some of their slabs. Each keeps these slabs until
+        its reads end."""
+        self._context = EntryContext(
             self,
             readers,
             totals,
@@ -94,12 +96,12 @@ class StagingBuffer:
 
     @property
     def populating(self) -> bool:
-        """The buffer's pages are being made."""
+        """Whether the pages of the buffer are being made."""
         return self._upkeep.populating
 
     @property
     def capacity_bytes(self) -> int:
-        """What all slabs together may have: the limit in whole slabs."""
+        """The most bytes that all slabs together may have: the limit in whole slabs."""
         return self.pool.max_slabs * self.pool.slab_bytes
 
     # ---- for loads ------------------------------------------------------------------------------
@@ -107,7 +109,8 @@ class StagingBuffer:
     def demand(
         self, checkpoint: Checkpoint, selection: Selection, memory_limit: int | None, uid: int
     ) -> Demand:
-        """What `enter` needs. Takes a while for very many tensors. Raises MemoryLimitTooSmallError."""
+        """The demand that `enter` needs. Takes a while for very many tensors. Raises
+        MemoryLimitTooSmallError."""
         return measure(
             checkpoint,
             selection,
@@ -131,11 +134,11 @@ class StagingBuffer:
         owner_uid: int | None,
         made_for: Selection | None = None,
     ) -> CacheEntry:
-        """Joins an entry or queues a new one, which then owns `checkpoint`. A new one is made for
-        `made_for`, of which `selection` is all or the end, if that is given.
+        """Joins an entry, or queues a new one, which then owns `checkpoint`.
 
-        `key` holds it from now on; the caller must see to it that `leave(key)` is called. `owner_uid` is the
-        uid that will get the slabs; None: nobody yet.
+        A new entry is made for `made_for` if that is given: `selection` is then all of it, or its end. `key`
+        holds the entry from now on; the caller must call `leave(key)`. The slabs will go to the user
+        `owner_uid`; None means that no user is known yet.
         """
         found = find(
             self.entries.values(),
@@ -161,7 +164,7 @@ class StagingBuffer:
         self._evict_old_versions(checkpoint, holder.since)
         made_for = made_for or selection
         terms = terms_of(group, self.entries.values(), checkpoint, owner_uid=owner_uid)
-        entry = CacheEntry(Contents(checkpoint, made_for), terms, self._around, owner_uid=owner_uid)
+        entry = CacheEntry(Contents(checkpoint, made_for), terms, self._context, owner_uid=owner_uid)
         entry.hold(key, holder, skipped=made_for.tensor_count - selection.tensor_count)
         self.entries[entry.id] = entry
         self._queue.join(entry, demand, holder.uid)
@@ -169,7 +172,7 @@ class StagingBuffer:
         return entry
 
     def place(self, entry: CacheEntry) -> int:
-        """Place in the queue; 1 is next, 0 is not waiting."""
+        """The entry's position in the queue: 1 is next, 0 means that it does not wait."""
         return self._queue.place(entry)
 
     # ---- for the queue --------------------------------------------------------------------------
@@ -178,8 +181,9 @@ class StagingBuffer:
         return self.pool.available
 
     def make_room(self, count: int) -> bool:
-        """Evicts as many idle checkpoints as it takes, least recently used first, or none at all. Those that
-        are stuck come last: not all of their slabs are to be had."""
+        """Evicts as many idle checkpoints as it takes, least recently used first. If that cannot make enough
+        room, it evicts none. Entries whose cancelled reads still run come last, since some of their slabs
+        stay in use."""
         evictable = [entry for entry in self.entries.values() if entry.evictable and not entry.pinned]
         if self.pool.available + sum(entry.unused_slabs for entry in evictable) < count:
             return False
@@ -190,9 +194,9 @@ class StagingBuffer:
         return True
 
     def memory_will_return(self, uid: int | None = None) -> bool:
-        """Some slabs, of `uid` if that is given, are with a load that runs, rather than with one that stands
-        still, be it that its client takes nothing or that its reads hang, with tensors that clients hold, or
-        with pins."""
+        """Whether some slabs (of `uid`, if that is given) belong to a load that runs. Slabs that do not
+        count: those of loads whose client takes nothing or whose reads hang, those with tensors that clients
+        hold, and those that are pinned."""
         return any(
             entry.phase is Phase.STARTING
             or (
@@ -208,8 +212,8 @@ class StagingBuffer:
     # ---- for operators --------------------------------------------------------------------------
 
     def evict(self, match: Callable[[CacheEntry], bool]) -> tuple[int, int]:
-        """Unpins what matches and evicts it: what nobody holds at once, the rest when its last holder leaves.
-        Bytes (freed, still leased)."""
+        """Unpins every matching entry and evicts it: at once if nobody holds it, else when its last holder
+        leaves. Returns the bytes (freed, still leased)."""
         freed = leased = 0
         for entry in [entry for entry in self.entries.values() if match(entry)]:
             entry.unpin()
@@ -224,17 +228,17 @@ class StagingBuffer:
         return Usage.of(self.pool, self.entries.values(), self._draining, waiting=len(self._queue))
 
     def reconsider(self) -> None:
-        """To be called now and then: an entry that hangs says nothing, and those that wait for its memory may
-        be content with less."""
+        """The event loop calls this now and then. Nothing reports that an entry hangs, and an entry that
+        waits for the memory of such a one may now accept a smaller grant."""
         if self._queue:
             self._grant()
 
     async def keep(self) -> None:
-        """The background work. Runs for ever."""
+        """Runs the background work, for ever."""
         await self._upkeep.run()
 
     async def stop(self) -> None:
-        """Evicts everything that is idle, grants nothing any more, and is done with the workers."""
+        """Evicts every idle entry, grants no more slabs, and ends the workers."""
         self._stopped = True
         for entry in self._queue:
             self._queue.leave(entry)
@@ -246,7 +250,7 @@ class StagingBuffer:
     # ---- for its entries ------------------------------------------------------------------------
 
     def entry_read(self, entry: CacheEntry) -> None:
-        self._grant()  # once a checkpoint is complete its memory will not return by itself
+        self._grant()  # a complete checkpoint no longer counts as memory that will return by itself
 
     def entry_idle(self, entry: CacheEntry) -> None:
         if entry.phase is Phase.STARTING or entry.closed:  # `_start` looks again when its slabs are made
@@ -264,7 +268,7 @@ class StagingBuffer:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _evict_old_versions(self, checkpoint: Checkpoint, since: float) -> None:
-        """Pinned or not: memory is for what can still be loaded, and that no longer can."""
+        """Evicts old versions, pinned or not: they can no longer be loaded, and take memory from what can."""
         old = superseded(self.entries.values(), checkpoint, since=since)
         for entry in old:
             source = ",".join(entry.checkpoint.sources[:3])
@@ -276,7 +280,7 @@ class StagingBuffer:
         self.evict(lambda entry: entry.idle and not entry.pinned and entry.last_used <= since)
 
     def _grant(self) -> None:
-        """Starts everything at the head of the queue that can have its slabs now."""
+        """Starts every entry that is next in the queue and can have its slabs now."""
         if self._granting or self._stopped:  # evicting a checkpoint frees slabs, which calls back here
             return
         self._granting = True
@@ -284,7 +288,8 @@ class StagingBuffer:
             while (granted := self._queue.next_granted()) is not None:
                 entry, count = granted
                 entry.grant(count)
-                # Taken here and not in the task: the next one in the queue must not be granted them too.
+                # Slabs are taken here and not in the task, so that they are not granted to the next entry
+                # too.
                 slabs = self.pool.take(count, entry.owner_uid)
                 task = asyncio.get_running_loop().create_task(self._start(entry, count, slabs))
                 self._tasks.add(task)
@@ -316,8 +321,23 @@ class StagingBuffer:
         if not entry.holders:
             self.entry_idle(entry)
         elif entry.members.expecting and not entry.full:
-            loop.call_later(self._config.group_timeout_seconds, entry.stop_expecting)
+            loop.call_later(self._config.group_timeout_seconds, self._stop_expecting, entry)
         self._grant()
+
+    def _stop_expecting(self, entry: CacheEntry) -> None:
+        """The members of a group that are there go on without those that have not come."""
+        if entry.holders and entry.members.expecting:
+            self._totals.group_timeouts += 1
+            fields = {
+                "group": entry.members.group,
+                "group_size": entry.members.expected,
+                "group_joined": entry.members.joined,
+                "waited_seconds": self._config.group_timeout_seconds,
+                "stage": entry.id,
+                "source": shown_source(entry.checkpoint.sources),
+            }
+            event(logger, "group not complete", fields, level=logging.WARNING)
+        entry.stop_expecting()
 
     def _expire(self, entry: CacheEntry, demand: Demand) -> None:
         usage = self.usage()
@@ -328,8 +348,8 @@ class StagingBuffer:
             StagingExhaustedError(
                 f"waited {self._config.queue_timeout_seconds:.0f} s for {show_size(wanted)} of a buffer of "
                 f"{show_size(self._config.capacity_bytes)}, of which {show_size(usage.leased_bytes)} are "
-                f"held by clients and {show_size(usage.reading_bytes)} are being read into{others}; let "
-                "tensors go, raise --memory-limit, or raise --queue-timeout",
+                f"held by clients and {show_size(usage.reading_bytes)} are being read into{others}; free "
+                "tensors of earlier loads, raise --memory-limit, or raise --queue-timeout",
                 leased_bytes=usage.leased_bytes,
                 reading_bytes=usage.reading_bytes,
             )

@@ -1,4 +1,4 @@
-"""What an entry of the staging buffer holds, and what of it a load gets. Pure."""
+"""What an entry of the staging buffer holds, and which parts of it a load gets. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..checkpoint.table import TensorTable
 
 
 class Contents:
-    """A selection of a checkpoint, whose files are open until `checkpoint.close()`."""
+    """A selection of a checkpoint. The checkpoint's files are open until `checkpoint.close()`."""
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection) -> None:
         self.checkpoint = checkpoint
@@ -22,14 +22,14 @@ class Contents:
         self._segments: Sequence[Segment] | None = None
 
     def lay_out(self, segments: Sequence[Segment]) -> None:
-        """In these segments it is read. Loads bring headers of their own, so it needs none from now on: those
-        of an entry that is warm for days would take room from others."""
+        """Sets the segments in which the checkpoint is read. Each load brings its own headers, so the entry
+        drops its own: an entry that stays warm for days would take memory for headers from others."""
         self._segments = segments
         self.checkpoint = self.checkpoint.without_headers()
 
     def skipped_by(self, checkpoint: Checkpoint, selection: Selection) -> int | None:
-        """How many tensors have to be left out at the beginning of its own selection to get that one. None if
-        that does not make it."""
+        """How many tensors of the entry's selection a load does not need, counted from the first. None if the
+        rest is not the load's selection."""
         skipped = self.selection.tensor_count - selection.tensor_count
         if self.version != checkpoint.version or skipped < 0:
             return None
@@ -37,18 +37,19 @@ class Contents:
         return skipped if digest == selection.digest() else None
 
     def serves(self, checkpoint: Checkpoint, selection: Selection) -> bool:
-        """It has every byte that a load of that selection needs. Only when the segments are laid out."""
+        """Whether the entry has every byte that a load of that selection needs. Only once the segments are
+        laid out."""
         return self._find(checkpoint, selection) is not None
 
     def slices(self, checkpoint: Checkpoint, selection: Selection) -> Sequence[SegmentSlice]:
-        """What a load of that selection gets, in order. Only when it `serves` it."""
+        """The parts of segments that a load of that selection gets, in order. Only if `serves` is true."""
         slices = self._find(checkpoint, selection)
         assert slices is not None
         return slices
 
     def tables(self, checkpoint: Checkpoint) -> list[TensorTable | None]:
-        """Of each file, by the number that segments have it by, as a load's checkpoint says; None where that
-        has no such file."""
+        """The tensor table of each file, as the load's checkpoint has it, by the file's number in the
+        segments. None for a file that the load's checkpoint does not have."""
         known = {file.version: table for file, table in zip(checkpoint.files, checkpoint.tables, strict=True)}
         return [known.get(file.version) for file in self.checkpoint.files]
 

@@ -1,8 +1,8 @@
 """How much of the staging buffer a checkpoint asks for. Pure, but takes a while for very many tensors.
 
-All of it, if that fits what the load may take. Else a window: what keeps the readers busy, four blocks for
-each of them or twice its largest tensor, but no more than `--window-size`, and with a minimal limit just
-what its largest tensor needs.
+A checkpoint asks for room for all of it, if that fits what the load may take. Otherwise it asks for a window
+that keeps the readers busy: four blocks for each reader, or twice its largest tensor, but at most
+`--window-size`. With a minimal limit the window has just the size that the largest tensor needs.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ WINDOW_BLOCKS_PER_READER = 4
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How many slabs a checkpoint wants: all of it, or a window."""
+    """How many slabs a checkpoint asks for: for all of it, or for a window."""
 
     whole: int
-    """0: it does not fit."""
+    """Slabs for the whole checkpoint; 0 if it does not fit."""
     window: int
     start: int
-    """What it starts with while more is sure to come back."""
+    """Slabs with which a window starts while more are sure to be given back."""
     minimum: int = 0
-    """What it starts with when nothing will come back by itself."""
+    """Slabs with which a window starts when none will be given back by themselves."""
     whole_only: bool = False
 
     def only_whole(self, capacity_bytes: int) -> Demand:
-        """The same without settling for a window. Raises MemoryLimitTooSmallError."""
+        """The same demand without a window. Raises MemoryLimitTooSmallError if the whole does not fit."""
         if not self.whole:
             raise MemoryLimitTooSmallError(
                 f"the checkpoint does not fit as a whole into the staging buffer of {capacity_bytes} bytes, "
-                "and only whole ones can be kept; raise --memory-limit, or load it, through a window",
+                "and only whole checkpoints can be kept; raise --memory-limit, or load it through a window",
                 limit_bytes=capacity_bytes,
             )
         return Demand(self.whole, self.whole, self.whole, self.whole, whole_only=True)
@@ -54,9 +54,9 @@ def measure(
     config: Config,
     at_once_bytes: int,
 ) -> Demand:
-    """`memory_limit` is the load's own, in bytes: 0 minimal, None what the daemon allows. It is rounded up to
-    slabs; the daemon's never is. `at_once_bytes` is what all readers together read at once. Raises
-    MemoryLimitTooSmallError if the largest tensor does not fit."""
+    """`memory_limit` is the load's own, in bytes: 0 is minimal, None is the daemon's limit. It is rounded up
+    to slabs; the daemon's limit is never rounded up. `at_once_bytes` is how much all readers together read at
+    once. Raises MemoryLimitTooSmallError if the largest tensor does not fit."""
     slab = config.slab_bytes
     largest = plan.largest_tensor(checkpoint.tables, selection)
     if largest is None:

@@ -4,8 +4,8 @@
         consumers wait for segments, release them; a window reads more in as it is released
         the last holder leaves --> warm (full, whether or not it is complete), or closed
 
-`phase.py` has the whole life, `contents.py` what is in it, `members.py` who shares it. All of it is on the
-event loop.
+`phase.py` has the states of its life, `contents.py` what it holds, `members.py` who shares it. All of it runs
+on the event loop.
 """
 
 from __future__ import annotations
@@ -34,41 +34,41 @@ from .slab import Slab
 _ids = itertools.count(1)
 
 MAX_NAMES = 16
-"""Different ways of naming the same files that are remembered of one checkpoint."""
+"""How many names for the same files are remembered of one checkpoint."""
 
 
-class Owner(Protocol):
-    """Whom an entry tells how it fares: the staging buffer."""
+class EntryListener(Protocol):
+    """How an entry reports to the staging buffer."""
 
     def entry_idle(self, entry: CacheEntry) -> None:
-        """Nobody holds it and no read is under way."""
+        """Nobody holds the entry, and no read is under way."""
 
     def entry_read(self, entry: CacheEntry) -> None:
-        """One more of its segments is there, or fewer of its slabs are in use."""
+        """One more segment of the entry has been read, or fewer of its slabs are in use."""
 
     def entry_drained(self, entry: CacheEntry, slabs: list[Slab]) -> None:
-        """The last read or copy ended of one that was evicted before; the slabs that it kept are the
-        owner's."""
+        """The last read or copy of an evicted entry ended. The slabs that it had kept now belong to the
+        listener."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every entry of a buffer works with."""
+class EntryContext:
+    """What all entries of a buffer share."""
 
-    owner: Owner
+    listener: EntryListener
     readers: Mapping[str, ReaderPool]
-    """By kind of source."""
+    """Reader threads by kind of source."""
     totals: Totals
     keeper: Keeper
     patience_seconds: float
-    """How long others of a window may keep a load waiting."""
+    """For how long other loads of a window may keep a load waiting."""
 
 
 class CacheEntry:
     """Owns the checkpoint's files and, once started, the slabs."""
 
     def __init__(
-        self, contents: Contents, terms: GroupTerms, around: Surroundings, *, owner_uid: int | None
+        self, contents: Contents, terms: GroupTerms, context: EntryContext, *, owner_uid: int | None
     ) -> None:
         self.id = next(_ids)
         self.contents = contents
@@ -79,14 +79,14 @@ class CacheEntry:
         self.error: PenstockError | None = None
         self.pinned = False
         self.names = [contents.checkpoint.sources]
-        """What it was staged as, and pinned as, which may name the same files in other ways."""
+        """Names under which it was staged or pinned. Several may mean the same files."""
         self.read_bytes = 0
         self._kept_files: list[KeptFile] = []
         self._disk_before = 0
         """Bytes of its files that had come from the tier before it was read, such as headers."""
         self.owner_uid = owner_uid
-        """Whose it is: whose share of memory and of the readers it takes. None: nobody's yet."""
-        self._around = around
+        """The user whose share of memory and of the readers it takes. None: no user yet."""
+        self._context = context
         self._evict_when_left = False
         self._granted_slabs = 0
         self._filling: Filling | None = None
@@ -94,8 +94,8 @@ class CacheEntry:
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self.made_at = self.last_used = self._moved = self._loop.time()
-        """When it was made; when somebody last joined or left; when somebody last joined, left or released
-        something, or a segment came."""
+        """Times: when it was made; when a holder last joined or left; when a holder last joined, left or
+        released a segment, or a segment was read."""
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class CacheEntry:
 
     @property
     def started(self) -> bool:
-        """It has its slabs, or had them."""
+        """Whether it has its slabs, or has had them."""
         return self.ring is not None
 
     @property
@@ -126,12 +126,12 @@ class CacheEntry:
 
     @property
     def closed(self) -> bool:
-        """It is in the buffer no more."""
+        """Whether it is no longer in the buffer."""
         return self.phase in (Phase.DRAINING, Phase.CLOSED)
 
     @property
     def reading(self) -> bool:
-        """Some of its bytes are on their way."""
+        """Whether reads of it are under way."""
         return self._filling is not None and self._filling.active
 
     @property
@@ -145,49 +145,50 @@ class CacheEntry:
         return min(self.read_bytes, self._disk_bytes() - self._disk_before)
 
     def stands_still(self, seconds: float) -> bool:
-        """Nobody joined, left or released anything for so long, and no segment came: its client takes
-        nothing, or its reads hang."""
+        """Whether for so many seconds nobody joined, left or released anything, and no segment was read. Its
+        client takes nothing, or its reads hang."""
         return self._loop.time() - self._moved >= seconds
 
     @property
     def idle(self) -> bool:
-        """Nobody holds it and no read is under way: its slabs can be given to others at once."""
+        """Whether nobody holds it and no read is under way, so that its slabs can be reused at once."""
         return not self.holders and not self.reading
 
     @property
     def stuck(self) -> bool:
-        """Nobody holds it, and all that keeps it from being idle are reads that were cancelled and have not
-        ended: storage is slow, or hangs."""
+        """Whether nobody holds it, and only reads that were cancelled and have not ended keep it from being
+        idle: storage is slow, or hangs."""
         return self.started and not self.closed and not self.holders and self.reading
 
     @property
     def evictable(self) -> bool:
-        """Nobody holds the slabs that it has."""
+        """Whether it has slabs, and nobody holds them."""
         return self.started and not self.closed and not self.holders
 
     @property
     def keeps_warm(self) -> bool:
-        """It is of use to later loads when nobody holds it."""
+        """Whether it is of use to later loads when nobody holds it."""
         return self.full and self.error is None and not self._evict_when_left
 
     @property
     def slab_count(self) -> int:
-        """Slabs that it has, or that are being made for it."""
+        """Slabs that it has, and those that are being made for it."""
         return self._granted_slabs if self.phase is Phase.STARTING else len(self.slabs)
 
     @property
     def unused_slabs(self) -> int:
-        """How many slabs evicting it would free at once, when nobody holds it."""
+        """How many slabs would be free at once if it were evicted, when nobody holds it."""
         return len(self.slabs) - len(self._slabs_in_use())
 
     @property
     def released_tensors(self) -> int:
-        """So many of the selection, from the first one on, are gone: it serves nobody who needs them."""
+        """How many tensors of the selection, from the first on, are no longer in the ring. It cannot serve a
+        load that needs one of them."""
         return self.ring.released_tensors if self.ring is not None else 0
 
     @property
     def state(self) -> str:
-        """In a word, for people."""
+        """The state in a word, for people."""
         if self.error is not None:
             return "failed"
         if not self.started:
@@ -204,7 +205,7 @@ class CacheEntry:
         )
 
     def ready_segments(self) -> frozenset[int]:
-        """Whose bytes are in the ring now."""
+        """The segments whose bytes are in the ring now."""
         if self.ring is None:
             return frozenset()
         ring = self.ring
@@ -213,8 +214,8 @@ class CacheEntry:
         )
 
     def group_progress(self, tensor_count: int) -> tuple[str, int, int]:
-        """What a load of so many tensors is told of its group: its window's name, how many of the tensors
-        all members have released, how many members have not left."""
+        """The group's progress, for a load of so many tensors: the name of its window, how many of the
+        tensors all members have released, and how many members have not left."""
         window, members = self.members.progress()
         unreleased = self.contents.selection.tensor_count - self.released_tensors
         return window, max(0, tensor_count - unreleased), members
@@ -222,13 +223,13 @@ class CacheEntry:
     # ---- its life, for the buffer ---------------------------------------------------------------
 
     def grant(self, slab_count: int) -> None:
-        """So many slabs are being made for it."""
+        """Records that so many slabs are being made for it."""
         self.phase = moved(self.phase, Phase.STARTING)
         self._granted_slabs = slab_count
 
     def start(self, slabs: list[Slab], segments: Sequence[Segment]) -> None:
-        """Takes the slabs over, lays the segments out in them and begins to read. The slabs stay the caller's
-        if this raises before they are in `slabs`."""
+        """Takes the slabs over, lays the segments out in them, and begins to read. If this raises before
+        `slabs` is set, the slabs still belong to the caller."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
         self._kept_files = [file for file in set(self.checkpoint.files) if isinstance(file, KeptFile)]
         self._disk_before = self._disk_bytes()
@@ -237,11 +238,11 @@ class CacheEntry:
             slabs,
             self.checkpoint.files,
             uid=self.owner_uid,
-            readers=self._around.readers,
+            readers=self._context.readers,
             on_end=self._read_ended,
-            on_block=self._around.totals.observe_read,
+            on_block=self._context.totals.observe_read,
         )
-        self._keeping = self._around.keeper.keep(
+        self._keeping = self._context.keeper.keep(
             ring,
             self._filling,
             self.checkpoint.files,
@@ -261,7 +262,7 @@ class CacheEntry:
         self.notify()
 
     def assign(self, uid: int | None) -> None:
-        """From now on only `uid` may ever hold its slabs."""
+        """From now on only `uid` may hold its slabs."""
         self.owner_uid = uid
         if self._filling is not None:
             self._filling.give_to(uid)
@@ -270,7 +271,7 @@ class CacheEntry:
                 slab.owner_uid = uid
 
     def pin(self, name: tuple[str, ...]) -> None:
-        """Keeps it until it is evicted, under that name too."""
+        """Keeps the entry until it is evicted, and adds `name` to its names."""
         self.pinned, self._evict_when_left = True, False
         if self._keeping is not None:
             self._keeping.pin(True)
@@ -278,13 +279,13 @@ class CacheEntry:
             self.names = [*self.names[: MAX_NAMES - 1], name]
 
     def unpin(self) -> None:
-        """From now on it may be evicted for others, and is when nobody holds it any more."""
+        """From now on it may be evicted for others. Nothing keeps it once its last holder has left."""
         self.pinned, self._evict_when_left = False, True
         if self._keeping is not None:
             self._keeping.pin(False)
 
     def fail(self, error: PenstockError) -> None:
-        """Everybody waiting, now or later, gets the error."""
+        """All who wait for the entry, now or later, get the error."""
         if self.error is None:
             self.phase = moved(self.phase, Phase.FAILED)
             self.error = error
@@ -292,16 +293,16 @@ class CacheEntry:
             self.notify()
 
     def stop_expecting(self) -> None:
-        """Waits for no more members of the group."""
+        """Stops waiting for further members of the group."""
         self.members.stop_expecting()
         self._update_hold_back()
         self._pump()
 
     def close(self) -> list[Slab]:
-        """Only when nobody holds it. Returns the slabs that no read is writing into and nothing is copied
-        from, which are the caller's from now on. The owner is told when it may have the others: a read that
-        hangs in the kernel cannot be called back, so they are given to nobody before it ends. Until then the
-        files stay open too."""
+        """Only when nobody holds it. Returns the slabs that no read writes into and nothing is copied from;
+        they now belong to the caller. The other slabs go to the listener when their reads have ended, and to
+        nobody before, since a read that hangs in the kernel cannot be cancelled. The files stay open until
+        then too."""
         assert not self.holders
         if self.reading:
             self._cancel_reads()
@@ -317,9 +318,9 @@ class CacheEntry:
     # ---- for those who hold it ------------------------------------------------------------------
 
     def hold(self, key: Hashable, holder: Holder, *, skipped: int = 0, window: str = "") -> None:
-        """From now on, until `leave`, the slabs stay and no segment is recycled that `key` has not released.
-        It does not need the first `skipped` tensors, which have to be `released_tensors` or more. `window` is
-        what its window was called before a restart, if it knows."""
+        """From now on, until `leave`, the slabs stay, and no segment is reused that `key` has not released.
+        `key` does not need the first `skipped` tensors, which must be at least `released_tensors`. `window`
+        is the name of its window before a restart, if the client knows it."""
         self.members.join(key, holder, skipped, window)
         self.last_used = self._moved = self._loop.time()
         if self.ring is not None:
@@ -328,14 +329,14 @@ class CacheEntry:
             self._pump()
 
     def release(self, key: Hashable, count: int) -> None:
-        """`key` needs no segment below `count` any more."""
+        """`key` no longer needs the segments below `count`."""
         if self.ring is not None:
             self._moved = self._loop.time()
             self.ring.release(key, count)
             self._pump()
 
     def leave(self, key: Hashable) -> None:
-        """Undoes `hold`. Leaving twice is leaving once."""
+        """Ends the hold of `key`. A second call does nothing."""
         if not self.members.leave(key):
             return
         self.last_used = self._moved = self._loop.time()
@@ -347,27 +348,27 @@ class CacheEntry:
         if not self.complete:
             self._cancel_reads()
         if self.idle:
-            self._around.owner.entry_idle(self)
-        self._around.keeper.pump()
+            self._context.listener.entry_idle(self)
+        self._context.keeper.pump()
 
     async def wait_change(self) -> None:
-        """Until anything about it is different."""
+        """Waits until anything about the entry changes."""
         await asyncio.shield(self._changed)
 
     async def wait_started(self) -> None:
-        """Raises the error that kept it from starting."""
+        """Waits until the entry has started. Raises the error that kept it from starting."""
         while not self.started:
             self._raise_error()
             await self.wait_change()
 
     async def wait_ready(self, segment: int, key: Hashable = None) -> None:
-        """Until the bytes of that segment are in the ring. Raises the error that ended the reading, and
-        StagingExhaustedError when others who share the window keep `key` waiting and release nothing for as
-        long as a load may wait for memory: they may have stopped, or wait for `key` themselves."""
+        """Waits until the bytes of that segment are in the ring. Raises the error that ended the reading.
+        Raises StagingExhaustedError if other members of the window keep `key` waiting and release nothing for
+        as long as a load may wait for memory: they may have stopped, or may wait for `key` themselves."""
         assert self.ring is not None
         while self.ring.state(segment) is not SegmentState.READY:
             self._raise_error()
-            patience_seconds = self._around.patience_seconds
+            patience_seconds = self._context.patience_seconds
             waited = self._loop.time() - self._moved
             if waited >= patience_seconds:
                 self._raise_if_blocked(key, segment)
@@ -380,7 +381,7 @@ class CacheEntry:
             await self.wait_change()
 
     def notify(self) -> None:
-        """Something about it is different."""
+        """Wakes those who wait for a change."""
         self._moved = self._loop.time()
         changed, self._changed = self._changed, self._loop.create_future()
         changed.set_result(None)
@@ -400,9 +401,10 @@ class CacheEntry:
         if blockers:
             pids = sorted({self.holders[blocker].pid for blocker in blockers})
             raise StagingExhaustedError(
-                f"waited {self._around.patience_seconds:.0f} s for pid {', '.join(map(str, pids[:8]))}, which"
-                " loads the same checkpoint through the same window, to go on; end it, keep no load waiting "
-                "inside another of the same checkpoint, raise --memory-limit, or raise --queue-timeout"
+                "another load that shares this window made no progress for "
+                f"{self._context.patience_seconds:.0f} s (pid {', '.join(map(str, pids[:8]))}); end that "
+                "process, start no load while you iterate another of the same checkpoint, raise "
+                "--memory-limit, or raise --queue-timeout"
             )
 
     def _update_hold_back(self) -> None:
@@ -411,7 +413,7 @@ class CacheEntry:
             self.ring.recycle()
 
     def _pump(self) -> None:
-        """Reads what has room, as long as somebody wants it."""
+        """Reads segments for which there is room, as long as anybody wants them."""
         if self._filling is not None and self.error is None and self.holders:
             self._filling.submit()
 
@@ -424,11 +426,11 @@ class CacheEntry:
             segment = self.ring.segments[index]
             self.read_bytes += segment.size_bytes
             source = self.checkpoint.files[segment.file].kind
-            self._around.totals.source_bytes[source] += segment.size_bytes
+            self._context.totals.source_bytes[source] += segment.size_bytes
             if self._keeping is not None:
                 self._keeping.read(index)
-                self._around.keeper.pump()
-            self._around.owner.entry_read(self)
+                self._context.keeper.pump()
+            self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
                 self.checkpoint.close()
@@ -438,7 +440,7 @@ class CacheEntry:
         elif self.holders:
             self._pump()
         if not self.holders and self.idle:
-            self._around.owner.entry_idle(self)
+            self._context.listener.entry_idle(self)
 
     def _copied(self) -> None:
         """Some of its slabs are not copied from any more."""
@@ -447,7 +449,7 @@ class CacheEntry:
             return
         self._pump()
         if not self.holders:
-            self._around.owner.entry_read(self)
+            self._context.listener.entry_read(self)
 
     def _may_copy(self) -> bool:
         """Whether segments may be copied to where they are kept. Of a window at once, or they would be gone;
@@ -462,7 +464,7 @@ class CacheEntry:
         if not self.reading and not self.copying:
             slabs, self.slabs = self.slabs, []
             self._end()
-            self._around.owner.entry_drained(self, slabs)
+            self._context.listener.entry_drained(self, slabs)
 
     def _end(self) -> None:
         self.phase = moved(self.phase, Phase.CLOSED)

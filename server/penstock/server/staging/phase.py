@@ -1,4 +1,4 @@
-"""What an entry of the staging buffer lives through. Pure.
+"""The states of an entry of the staging buffer. Pure.
 
     QUEUED --granted--> STARTING --slabs made--> STARTED
        |                   |                        |
@@ -8,8 +8,8 @@
                                                     |         |              ^
                                   reads still write +---------+--> DRAINING -+
 
-A FAILED entry is closed when its last holder left. DRAINING and CLOSED ones are not in the buffer any more:
-the slabs that reads write into stay with a DRAINING one until these end.
+A FAILED entry is closed when its last holder has left. DRAINING and CLOSED entries are no longer in the
+buffer. A DRAINING entry keeps the slabs that reads write into until these reads end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Phase(enum.Enum):
     STARTED = enum.auto()
     """It has its slabs: it is read, or has been."""
     FAILED = enum.auto()
-    """Whoever waits for it gets the error, now and later."""
+    """It failed: all who wait for it, now or later, get the error."""
     DRAINING = enum.auto()
     """It was evicted while reads wrote into some of its slabs."""
     CLOSED = enum.auto()
@@ -48,7 +48,7 @@ _TRANSITIONS = {
 
 
 def moved(now: Phase, to: Phase) -> Phase:
-    """`to`. Raises AssertionError for what cannot become that."""
+    """Returns `to`. Raises AssertionError for a transition that does not exist."""
     if (now, to) not in _TRANSITIONS:
         raise AssertionError(f"an entry that is {now.name} cannot become {to.name}")
     return to

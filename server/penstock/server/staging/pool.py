@@ -1,10 +1,10 @@
 """The slabs that exist: made, populated, kept for reuse, retired. Never more than `max_slabs`.
 
-Writing to a fresh page costs several times what writing to a used one does, so slabs are kept. One that a
-user has held goes only to that user again; for another user it is closed and a new one is made.
+Writing to a fresh page costs several times as much as writing to a used one, so slabs are kept. A slab that a
+user has held goes only to that user again. For another user it is closed, and a new one is made.
 
-All methods run on the event loop and decide at once over plain state; making, populating and closing
-slabs, which is slow, runs on `workers`. It knows nothing of entries and queues: `buffer.py` does.
+All methods run on the event loop and decide at once over plain state. Making, populating and closing slabs is
+slow and runs on `workers`. The pool knows nothing of entries and queues; `buffer.py` does.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class SlabPool:
     def __init__(
         self, *, slab_bytes: int, max_slabs: int, workers: Workers, on_free: Callable[[], None]
     ) -> None:
-        """`on_free` is called whenever more slabs may be taken than before."""
+        """`on_free` is called when more slabs than before may be taken."""
         self.slab_bytes = slab_bytes
         self.max_slabs = max_slabs
         self._headroom_slabs = max_slabs
         self._workers = workers
         self._on_free = on_free
         self._free: list[tuple[Slab, float]] = []
-        """Slabs nobody uses, with the time since when; oldest first."""
+        """Slabs that nobody uses, each with the time since when; oldest first."""
         self._taken = 0
-        """Slabs with takers, those included that are still being made for them."""
+        """Slabs in use, including those that are still being made for an entry."""
         self._working = 0
-        """Slabs being populated or closed: they exist but cannot be taken."""
+        """Slabs that are being populated or closed: they exist but cannot be taken."""
         self.peak_slabs = 0
         self._stopped = False
 
@@ -59,11 +59,11 @@ class SlabPool:
 
     @property
     def headroom_slabs(self) -> int:
-        """How many the system has room for: at most `max_slabs`, and never fewer than before."""
+        """How many slabs the system has memory for: at most `max_slabs`, and never fewer than before."""
         return self._headroom_slabs
 
     def limit_headroom(self, slabs: int) -> None:
-        """Before any exist: no more than so many can, until `grow_headroom`."""
+        """Lets no more than so many slabs exist until `grow_headroom`. Called before any exist."""
         assert not self.existing_slabs
         self._headroom_slabs = min(slabs, self.max_slabs)
 
@@ -78,20 +78,20 @@ class SlabPool:
 
     @property
     def existing_slabs(self) -> int:
-        """Those that exist or are being made."""
+        """Slabs that exist or are being made."""
         return self._taken + self._working + len(self._free)
 
     def take(self, count: int, owner_uid: int | None) -> Coroutine[Any, Any, list[Slab]]:
-        """`count` slabs, at most `available`, that no one but `owner_uid` ever held: the caller's until
-        `release`. They are taken at once; awaiting the result brings them, and must not be left out or
-        cancelled: slabs that are being made would be lost. Raises OSError, MemoryError or NoThreadError when
-        the system has no more; nothing is taken then."""
+        """Takes `count` slabs, at most `available`, that nobody but `owner_uid` has ever held. They belong to
+        the caller until `release`. They are taken at once. The result must be awaited and not cancelled, or
+        slabs that are being made would be lost. If the system has no more, raises OSError, MemoryError or
+        NoThreadError, and takes nothing."""
         if count > self.available:
             raise AssertionError(f"{count} slabs asked for, {self.available} available")
         self._taken += count
         slabs, foreign = self._pick(count, owner_uid)
-        # What is promised here counts already, so that whoever comes next, before these are closed and
-        # those made, closes as many more as it needs.
+        # What is promised here counts already. The next caller may come before these slabs are closed and the
+        # new ones made, and then closes as many more as it needs.
         doomed = foreign[: max(0, self.existing_slabs - self._headroom_slabs)]
         doomed_ids = {id(slab) for slab in doomed}
         self._free = [entry for entry in self._free if id(entry[0]) not in doomed_ids]
@@ -99,15 +99,15 @@ class SlabPool:
         return self._bring(slabs, doomed, count - len(slabs), owner_uid)
 
     def release(self, slabs: Sequence[Slab], *, missing: int = 0, idle_since: float | None = None) -> None:
-        """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when
-        they were last of use, if not just now."""
+        """Takes slabs back for reuse. `missing` more were promised but never made. `idle_since` is when they
+        were last used, if not just now."""
         since = asyncio.get_running_loop().time() if idle_since is None else idle_since
         self._free += [(slab, since) for slab in slabs]
         self._taken -= len(slabs) + missing
         self._on_free()
 
     async def trim(self, older_than_seconds: float) -> None:
-        """Gives slabs that were free for so long back to the system."""
+        """Gives slabs that were free for that long back to the system."""
         limit = asyncio.get_running_loop().time() - older_than_seconds
         old = [slab for slab, since in self._free if since <= limit]
         self._free = [entry for entry in self._free if entry[1] > limit]
@@ -118,14 +118,14 @@ class SlabPool:
         await asyncio.gather(*(self._populate(may_go_on) for _ in range(POPULATORS)))
 
     async def stop(self) -> None:
-        """Closes what is free. What is taken belongs to its takers."""
+        """Closes the free slabs. Slabs in use belong to their users."""
         self._stopped = True
         free, self._free = [slab for slab, _ in self._free], []
         await self._retire(free)
 
     def _pick(self, count: int, owner_uid: int | None) -> tuple[list[Slab], list[Slab]]:
-        """Up to `count` free slabs fit for `owner_uid`, taken off the list, latest used first; and the unfit
-        ones, left on it."""
+        """Takes up to `count` free slabs that `owner_uid` may have off the list, latest used first. Also
+        returns those that it may not have; they stay on the list."""
         picked: list[Slab] = []
         rest: list[tuple[Slab, float]] = []
         foreign: list[Slab] = []
@@ -188,7 +188,7 @@ class SlabPool:
         try:
             await self._run(uid, _close, slabs)
         except NoThreadError:
-            _close(slabs)  # here: memory that is not given back would be lost
+            _close(slabs)  # here, as memory that is not given back would be lost
 
     async def _run(self, uid: int, call: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._workers.of(uid), call, *arguments)
@@ -216,6 +216,6 @@ def _make_populated(size_bytes: int) -> Slab:
 
 
 def _close(slabs: Sequence[Slab]) -> None:
-    with contextlib.ExitStack() as stack:  # one that fails keeps no other from being closed
+    with contextlib.ExitStack() as stack:  # if one fails, the others are closed all the same
         for slab in slabs:
             stack.callback(slab.close)

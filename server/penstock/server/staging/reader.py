@@ -1,8 +1,8 @@
 """A bounded set of threads that read blocks, in the order that `schedule.py` decides.
 
-The threads hold no locks while they read and never touch the event loop's state: what they have to tell
-is called back, on the reading thread. A thread that hangs in the kernel cannot be ended; another takes its
-place, as long as there are spare ones.
+The threads hold no locks while they read, and never touch the event loop's state: results are reported by
+callbacks on the reading thread. A thread that hangs in the kernel cannot be ended. Another takes its place,
+as long as there are spare ones.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ class ReadQueue:
         self._pool._submit(self.state, job)
 
     def give_to(self, uid: int | None) -> None:
-        """From now on it is served as one of that user's."""
+        """From now on the queue counts as that user's."""
         self._pool._give_to(self.state, uid)
 
     def cancel(self) -> list[Job]:
-        """Forgets every block not begun; returns the jobs of which none is in flight. The others end
-        with `done(Cancelled())` when their last read does."""
+        """Drops every block not begun. Returns the jobs of which no block is being read. The others end with
+        `done(Cancelled())` when their last read does."""
         return self._pool._cancel(self.state)
 
 
 class ReaderPool:
-    """`size` reader threads, and what they have read since the start."""
+    """`size` reader threads, and how much they have read since the start."""
 
     def __init__(
         self, size: int, *, block_bytes: int, name: str = "reader", spare_threads: int = SPARE_THREADS
     ) -> None:
-        """Each thread reads `block_bytes` at once. Stalled reads are replaced by at most `spare_threads`
-        others."""
+        """Each thread reads `block_bytes` at once. At most `spare_threads` more replace threads whose reads
+        stall."""
         self.block_bytes = block_bytes
         self.at_once_bytes = size * block_bytes
-        """What all threads together read at once, without the spare ones."""
+        """How much all threads together read at once, without the spare ones."""
         self._name = name
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
@@ -79,22 +79,22 @@ class ReaderPool:
         return len(self._schedule.reading)
 
     def queue(self, uid: int | None = None) -> ReadQueue:
-        """For an entry that is read for that user; None is the daemon itself."""
+        """A queue for an entry that is read for that user; None is the daemon itself."""
         return ReadQueue(self, uid)
 
     def reads_since(self) -> tuple[float, ...]:
-        """When each read that is under way last moved, by the monotonic clock. From any thread."""
+        """For each read under way, when it last made progress, by the monotonic clock. From any thread."""
         with self._lock:
             return tuple(read.heartbeat.at for read in self._schedule.reading)
 
     def idle_since(self) -> float | None:
-        """Since when no thread has begun or ended a read, though a block waits that may be begun; None while
+        """Since when no thread has begun or ended a read although a block waits that may be begun. None while
         all is well. From any thread."""
         with self._lock:
             return self._schedule.able_since()
 
     def stop(self) -> None:
-        """Lets every thread end after the read it is in. Does not wait: a read may hang in the kernel."""
+        """Ends every thread after the read that it is in. Does not wait, as a read may hang in the kernel."""
         with self._lock:
             self._stopping = True
             self._wake.notify_all()
@@ -125,7 +125,8 @@ class ReaderPool:
         self.threads.append(thread)
 
     def _add_spares(self) -> None:
-        """Or goes on without: in a container with few processes left no thread can be started."""
+        """Starts spare threads. If it cannot, it goes on without: a container with few processes left may not
+        start a thread."""
         try:
             while len(self.threads) < self._schedule.wanted_threads:
                 self._add_thread()
@@ -135,7 +136,7 @@ class ReaderPool:
                 logger.warning("no thread for one that stalls: %s; raise the pids limit", error)
 
     def _next(self) -> Read | None:
-        """Waits for a block. None: the thread is to end."""
+        """Waits for a block. None: the thread must end."""
         with self._lock:
             while not self._stopping:
                 if len(self.threads) > self._schedule.wanted_threads:
@@ -143,7 +144,7 @@ class ReaderPool:
                     return None
                 read = self._schedule.begin(time.monotonic())
                 if read is not None:
-                    self._add_spares()  # what a domain in trouble is asked for counts as stalled at once
+                    self._add_spares()  # a read from a domain in trouble counts as stalled at once
                     return read
                 self._wake.wait()
             return None
@@ -154,7 +155,7 @@ class ReaderPool:
             error: BaseException | None = None
             try:
                 read.job.read(read.start, read.end)
-            except BaseException as caught:  # told to the owner, who fails the load
+            except BaseException as caught:  # reported to the owner, who fails the load
                 error = caught
             self._finish(read, error)
 
@@ -175,7 +176,7 @@ class ReaderPool:
             if not checks:
                 self._leave(read)
         if checks:
-            # It asks the storage too, and may hang as a read may: so it counts as one.
+            # The check asks the storage too and may hang as a read may, so it counts as one.
             beat()
             try:
                 job.check()
@@ -192,10 +193,10 @@ class ReaderPool:
 
     def _leave(self, read: Read) -> None:
         self._schedule.leave(read, time.monotonic())
-        if self._schedule.waiting:  # what could not be begun before may be now
+        if self._schedule.waiting:  # a block that could not be begun before may be begun now
             self._wake.notify()
         if len(self.threads) > self._schedule.wanted_threads:
-            self._wake.notify()  # one that waits may end
+            self._wake.notify()  # a waiting thread may end
 
     # ---- what waits and what stalls -------------------------------------------------------------
 

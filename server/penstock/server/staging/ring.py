@@ -2,13 +2,13 @@
 
     PLANNED --begin--> READING --read--> READY --all consumers released--> FREE
        ^                  |
-       +-----cancel-------+            (reading stopped because nobody was left to want it)
-       +--nobody who joined needs it--> FREE
+       +-----cancel-------+            (reading stopped because nobody wants it any more)
+       +--no consumer needs it--> FREE
 
-Position p of the endless ring lives at p mod capacity. A window reads a segment in only where it
-overwrites nothing but FREE ones; a full ring has room for all and frees none.
+Position p of the endless ring lives at p mod capacity. A window reads a segment only where it overwrites
+nothing but FREE ones. A full ring has room for all and frees none.
 
-It does no I/O, wakes nobody and knows no clocks; `entry.py` does all that.
+The ring does no I/O, wakes nobody and knows no clocks; `entry.py` does all that.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from itertools import accumulate
 
 from ..checkpoint.plan import Segment, ring_bytes, ring_pages, span_bytes
 from ..system.linux import PAGE_BYTES
+
+WAITS_FOR_OTHERS = "others of its window to join or to release what they have"
 
 
 class SegmentState(enum.Enum):
@@ -52,12 +54,12 @@ class SegmentRing:
         self.hold_back = False
         self._pages = ring_pages(segments)
         self._firsts = list(accumulate((len(segment.tensors) for segment in segments), initial=0))
-        """How many tensors come before each segment; of all, at the end."""
+        """How many tensors precede each segment; the last item counts all of them."""
         self._states = [SegmentState.PLANNED] * len(segments)
         self._next = 0
         """No segment below this is PLANNED."""
         self._freed = 0
-        """Segments below this are FREE, no others."""
+        """Segments below this are FREE, and no others are."""
         self._released: dict[Hashable, int] = {}
         self.ready_bytes = 0
         self.total_bytes = sum(segment.size_bytes for segment in segments)
@@ -65,12 +67,12 @@ class SegmentRing:
 
     @property
     def complete(self) -> bool:
-        """Every segment has been read that anybody needs, whether or not it was freed since."""
+        """Whether every segment that anybody needs has been read, freed since or not."""
         return self._unready == 0
 
     @property
     def recycled(self) -> bool:
-        """Some bytes are gone: nobody can join any more who needs them."""
+        """Whether some bytes are gone. A load that needs them cannot join any more."""
         return self._freed > 0
 
     @property
@@ -79,8 +81,8 @@ class SegmentRing:
         return self._firsts[self._freed]
 
     def segment_of(self, tensor: int) -> int:
-        """The index of the segment that holds tensor number `tensor`, in order of delivery; behind the last
-        segment for a number behind the last tensor."""
+        """The index of the segment that holds tensor number `tensor`, in order of delivery. A number past the
+        last tensor gives the index past the last segment."""
         return bisect_right(self._firsts, tensor) - 1
 
     @property
@@ -94,7 +96,8 @@ class SegmentRing:
         return (self._pages[index] + self.segments[index].start % PAGE_BYTES) % self.capacity_bytes
 
     def join(self, consumer: Hashable, first: int = 0) -> None:
-        """From now on nothing is freed that `consumer` has not released. It needs nothing below `first`."""
+        """From now on nothing is freed that `consumer` has not released. It does not need segments below
+        `first`."""
         if first < self._freed:
             raise ValueError(f"segment {first} was recycled already")
         self._released[consumer] = first
@@ -104,14 +107,16 @@ class SegmentRing:
         self.recycle()
 
     def release(self, consumer: Hashable, count: int) -> None:
-        """`consumer` needs no segment below `count` any more. Going back, or past the end, means nothing."""
+        """`consumer` no longer needs segments below `count`. A count that goes back or past the end changes
+        nothing."""
         if consumer in self._released:
             self._released[consumer] = max(self._released[consumer], min(count, len(self.segments)))
             self.recycle()
 
     def begin_reads(self) -> list[int]:
-        """Moves every segment that has room now to READING; returns their indices, earliest first. In a full
-        ring that all consumers joined in the middle, those that they need come before the others."""
+        """Moves every segment for which there is room to READING, and returns their indices, earliest first.
+        In a full ring that all consumers joined in the middle, the segments that they need come before the
+        others."""
         begun = []
         while self._next < len(self.segments) and self._fits(self._next):
             if self._states[self._next] is SegmentState.PLANNED:
@@ -122,21 +127,22 @@ class SegmentRing:
         return sorted(begun, key=lambda index: (index < wanted_from, index))
 
     def in_the_way(self, consumer: Hashable, index: int) -> list[Hashable]:
-        """Who has not released what `consumer` has, so that there is no room for segment `index`, all before
-        which `consumer` has released. Empty where it waits for something else."""
+        """The consumers that have not released segments which `consumer` has released, so that there is no
+        room for segment `index`, when `consumer` has released all before it. Empty if it waits for something
+        else."""
         if self._states[index] is not SegmentState.PLANNED or self._released.get(consumer, 0) < index:
             return []
         return [other for other, count in self._released.items() if count < index]
 
     def waits_for(self, consumer: Hashable, index: int) -> str:
-        """What keeps the bytes of segment `index` from `consumer`, in words; empty when they are there."""
+        """What keeps the bytes of segment `index` from `consumer`, in words; empty if they are there."""
         if self._states[index] is SegmentState.READY:
             return ""
         if self._states[index] is SegmentState.READING or self._fits(index):
             return "storage"
         if self._released.get(consumer, 0) <= self._freed:
             return "its client to release what it has"
-        return "others of its window to join or to release what they have"
+        return WAITS_FOR_OTHERS
 
     def read(self, index: int) -> None:
         """All bytes of the segment are in the ring."""
@@ -146,7 +152,7 @@ class SegmentRing:
         self.recycle()
 
     def cancel(self, index: int) -> None:
-        """Reading the segment was given up before it was complete."""
+        """Reading the segment was cancelled before it was complete."""
         self._move(index, SegmentState.PLANNED)
         self._next = min(self._next, index)
 
@@ -158,7 +164,7 @@ class SegmentRing:
         return end - self._pages[self._freed] <= self.capacity_bytes
 
     def recycle(self) -> None:
-        """Frees what every consumer has released, or never needed."""
+        """Frees segments that every consumer has released or never needed."""
         if self.full or self.hold_back or not self._released:
             return
         wanted_from = min(self._released.values())

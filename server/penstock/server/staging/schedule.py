@@ -1,43 +1,43 @@
-"""Which block is read next, and by how many threads. Pure: it is told the time, and starts and wakes nothing.
+"""Which block is read next, and by how many threads. Pure: callers pass the time, and start and wake threads.
 
     user --has--> queues, one for each entry --hold--> jobs, one for each segment --of--> blocks
-    fault domain: what hangs as one, such as a mount; each job reads from one
+    fault domain: reads that hang together, such as those of a mount; each job reads from one
 
-Fair between users, then between the queues of one user, then earliest first within a queue. With n users at
-work each may use an n-th of the threads before others, and gets the next block while it has been served the
-fewest bytes; so each gets about an n-th of the bytes, and one whose storage is slow holds no more than its
-threads. A user or queue that joins, or comes back after having had nothing to read, starts level with the one
-that was served last: it is owed nothing and owes nothing.
+Blocks are served fairly between users, then between the queues of one user, then earliest first within a
+queue. With n users at work each may use an n-th of the threads before others, and gets the next block while
+it has been served the fewest bytes. So each gets about an n-th of the bytes, and a user whose storage is slow
+holds no more than its own threads. A new or returning user or queue starts at the byte count of the one
+served last: it has no debt and no credit.
 
 No fault domain holds up the others when it fails or hangs:
 
-- A read that has not moved for `STALL_SECONDS` does not count as one of the threads: a spare one takes its
-  place. A read from a domain in trouble counts as stalled until it moves.
-- A domain in trouble has at most `threads` reads under way, and any domain at most half of the threads that
-  others have not stalled. So several may hang, and there are threads for the next.
-- All that one user has under way is a quota of all threads, spare ones included (`quota.py`).
+- A read that has made no progress for `STALL_SECONDS` does not count as one of the threads: a spare thread
+  takes its place. A read from a domain in trouble counts as stalled until it makes progress.
+- A domain in trouble has at most `threads` reads under way. Any domain has at most half of the threads that
+  others have not stalled. So several domains may hang, and threads are left for the next one.
+- All reads of one user that are under way count in a quota of all threads, spare ones included (`quota.py`).
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 
 from ..system.progress import Heartbeat
-from ..system.quota import Quota
+from ..system.quota import Shares
 
 STALL_SECONDS = 1.0
 
 
 class Job:
-    """Something to be read whole: its blocks, and whom to tell.
+    """Bytes to be read as a whole: their blocks, and the callbacks.
 
-    `read(start, end)` reads one block, `check()` runs after the last one; both block, are called on
-    reader threads and raise what fails the job, or RetryLater. `done` is called once, on a reader thread,
-    with None or the error, after the last of its reads ended. Jobs with the same `domain` hang together; by
-    default each queue is a domain of its own.
+    `read(start, end)` reads one block. `check()` runs after the last one. Both block, run on reader threads,
+    and raise the error that fails the job, or RetryLater. `done` is called once, on a reader thread, after
+    the last of its reads ended, with None or the error. Jobs with the same `domain` hang together. By default
+    each queue is a domain of its own.
     """
 
     __slots__ = ("blocks", "check", "delayed", "domain", "done", "error", "in_flight", "read", "under_way")
@@ -68,7 +68,7 @@ class Cancelled(Exception):
 
 
 class FaultDomain:
-    """What hangs as one."""
+    """Reads that hang together."""
 
     __slots__ = ("delayed", "in_flight", "key", "stalled", "troubled")
 
@@ -77,27 +77,28 @@ class FaultDomain:
         self.in_flight = 0
         self.delayed = 0
         self.stalled = 0
-        """Of those in flight."""
+        """How many of its reads in flight are stalled."""
         self.troubled = False
-        """Its last read to end failed for now or took very long, or one is stalled."""
+        """Whether the last of its reads to end had a transient failure or took very long, or one of its reads
+        is stalled."""
 
 
 class User:
-    """What one uid reads; None is the daemon itself."""
+    """The queues and reads of one uid; None is the daemon itself."""
 
     __slots__ = ("active", "delayed", "in_flight", "level_bytes", "queues", "served_bytes", "uid")
 
     def __init__(self, uid: int | None, served_bytes: int) -> None:
         self.uid = uid
         self.queues: list[QueueState] = []
-        """Those with jobs."""
+        """Queues with jobs."""
         self.in_flight = 0
         self.delayed = 0
         self.active = 0
-        """Of those in flight, the ones that are not stalled."""
+        """Reads in flight that are not stalled."""
         self.served_bytes = served_bytes
         self.level_bytes = 0
-        """What its queue that was served last had been served before."""
+        """`served_bytes` of its queue that was served last, as it was before that."""
 
 
 class QueueState:
@@ -108,9 +109,9 @@ class QueueState:
     def __init__(self, uid: int | None) -> None:
         self.uid = uid
         self.user: User | None = None
-        """That of its uid, as long as that has anything to read."""
+        """The user of its uid, while that user has anything to read."""
         self.jobs: deque[Job] = deque()
-        """Those with blocks to be begun."""
+        """Jobs with blocks to begin."""
         self.served_bytes = 0
         self.in_flight = 0
         self.active = 0
@@ -125,7 +126,6 @@ class Read:
     __slots__ = (
         "began",
         "cancels",
-        "charged",
         "domain",
         "end",
         "heartbeat",
@@ -151,7 +151,7 @@ class Read:
         self.cancels = queue.cancels
         self.heartbeat = Heartbeat()
         self.began = self.heartbeat.at
-        self.charged = self.put_off = self.slow = False
+        self.put_off = self.slow = False
         self.stalled = False
         self.suspect = domain.troubled
 
@@ -162,46 +162,46 @@ class Read:
 
 
 class Schedule:
-    """For `threads` threads, and at most `spare_threads` more in place of those that stall."""
+    """The order of reads for `threads` threads, and at most `spare_threads` more in place of stalled ones."""
 
     def __init__(self, threads: int, spare_threads: int) -> None:
         self._threads = threads
         self._spare_threads = spare_threads
-        self._quota = Quota(threads + spare_threads)
+        self._shares = Shares(threads + spare_threads)
         self._users: dict[int | None, User] = {}
-        """Those with jobs or reads under way."""
+        """Users with jobs or reads under way."""
         self._level_bytes = 0
-        """What the user that was served last had been served before."""
+        """`served_bytes` of the user that was served last, as it was before that."""
         self._domains: dict[Hashable, FaultDomain] = {}
-        """Those with reads under way that have a key."""
+        """Fault domains with reads under way that have a key."""
         self._delayed: list[tuple[float, int, QueueState, Read, int, int]] = []
-        """A heap of blocks to be read no sooner than a time, with a number to tell equal times apart."""
+        """A heap of blocks that must not be read before a time, with a number that breaks ties."""
         self._numbers = itertools.count()
         self._stalled = 0
         self._moved_at = 0.0
-        """When a read last began or ended, or a block came that could be begun while no other could."""
+        """When a read last began or ended, or a block that could be begun was added while no other could."""
         self.reading: set[Read] = set()
 
     @property
     def waiting(self) -> bool:
-        """Some queue has a block to be begun, be it that it may not be begun now."""
+        """Whether some queue has a block to begin, even if it may not be begun now."""
         return any(user.queues for user in self._users.values())
 
     @property
     def wanted_threads(self) -> int:
-        """How many there should be: those that may read at once, and those that stall."""
+        """How many threads there should be: as many as may read at once, and one for each stalled read."""
         return self._threads + min(self._stalled, self._spare_threads)
 
     def next_due(self) -> float | None:
-        """When the first of the blocks that were put off may be read."""
+        """When the first of the delayed blocks may be read."""
         return self._delayed[0][0] if self._delayed else None
 
     def able_since(self) -> float | None:
-        """Since when a block has waited that may be begun, while no read began or ended. None: there is none,
-        be it that all that is left waits for domains in trouble."""
+        """Since when a block that may be begun has waited while no read began or ended. None if there is no
+        such block, also if all blocks that are left wait for domains in trouble."""
         return None if self._choose() is None else self._moved_at
 
-    # ---- what is to be read ---------------------------------------------------------------------
+    # ---- waiting blocks -------------------------------------------------------------------------
 
     def submit(self, queue: QueueState, job: Job, now: float) -> None:
         if not job.blocks:
@@ -213,7 +213,7 @@ class Schedule:
         queue.jobs.append(job)
 
     def give_to(self, queue: QueueState, uid: int | None) -> None:
-        """What the queue reads from now on is another user's."""
+        """From now on the queue counts as another user's."""
         if queue.uid == uid:
             return
         waits = bool(queue.jobs)
@@ -224,7 +224,7 @@ class Schedule:
             self._enlist(queue)
 
     def cancel(self, queue: QueueState) -> list[Job]:
-        """Forgets every block not begun; returns the jobs of which none is in flight."""
+        """Drops every block not begun. Returns the jobs of which no block is being read."""
         queue.cancels += 1
         delayed = [read.job for _, _, other, read, _, _ in self._delayed if other is queue]
         cancelled = dict.fromkeys((*queue.jobs, *delayed))
@@ -234,10 +234,10 @@ class Schedule:
             self._delist(queue, job)
         return [job for job in cancelled if not job.in_flight]
 
-    # ---- what is being read ---------------------------------------------------------------------
+    # ---- reads under way ------------------------------------------------------------------------
 
     def begin(self, now: float) -> Read | None:
-        """The next block. None: there is none that may be begun."""
+        """The next block. None if no block may be begun."""
         queue = self._choose()
         if queue is None:
             return None
@@ -254,7 +254,6 @@ class Schedule:
         job.under_way.add((start, end))
         user.active += 1
         queue.active += 1
-        read.charged = self._quota.take(_payer(user.uid))
         if not job.blocks:
             self._delist(queue, job)
         self.reading.add(read)
@@ -263,8 +262,8 @@ class Schedule:
         return read
 
     def read_over(self, read: Read, error: BaseException | None, now: float) -> bool:
-        """The block is read, or failed, which fails the job. Whether it was the last of its job, which then
-        has to be checked; until `leave` the thread counts as reading."""
+        """The block was read, or failed, which fails the job. Returns whether it was the last of its job,
+        which must then be checked. The thread counts as reading until `leave`."""
         queue, job = read.queue, read.job
         read.slow = now - read.heartbeat.at >= STALL_SECONDS
         if error is not None:
@@ -274,8 +273,8 @@ class Schedule:
         return self._block_over(read)
 
     def put_off(self, read: Read, reached: int, delay_seconds: float, now: float) -> bool:
-        """The read failed for now: what lies behind `reached` is to be read after a while. Whether it was the
-        last of its job all the same, because that was cancelled or failed."""
+        """The read had a transient failure: the bytes from `reached` on are queued again after a delay.
+        Returns whether it was the last of its job all the same, because the job was cancelled or failed."""
         queue, job = read.queue, read.job
         for served in (read.user, queue):
             served.served_bytes -= read.end - reached
@@ -290,7 +289,7 @@ class Schedule:
         return self._block_over(read)
 
     def leave(self, read: Read, now: float) -> None:
-        """The thread is done with the read, and with the check of its job if that was due."""
+        """The thread has finished the read, and the check of its job if that was due."""
         slow = read.slow or now - read.heartbeat.at >= STALL_SECONDS
         read.domain.troubled = read.put_off or (read.domain.troubled and slow)
         self.reading.remove(read)
@@ -299,15 +298,13 @@ class Schedule:
             counted.in_flight -= 1
         read.user.active -= 1
         read.queue.active -= 1
-        if read.charged:
-            self._quota.release(_payer(read.user.uid))
         if read.domain.key is not None and not read.domain.in_flight and not read.domain.delayed:
             self._domains.pop(read.domain.key, None)
         self._remove_idle(read.user)
         self._moved_at = now
 
     def look(self, now: float) -> None:
-        """Lets blocks go on that were put off, and finds the reads that stall while more is to be begun."""
+        """Makes delayed blocks available again, and finds the reads that stall while more blocks wait."""
         while self._delayed and self._delayed[0][0] <= now:
             _, _, queue, read, start, end = heapq.heappop(self._delayed)
             job = read.job
@@ -326,11 +323,17 @@ class Schedule:
 
     def _choose(self) -> QueueState | None:
         """The queue that is served next."""
+        if len(self._users) == 1 and not self._stalled:
+            (user,) = self._users.values()
+            if len(user.queues) == 1:  # the usual case: no other queue to be fair to
+                queue = user.queues[0]
+                return queue if self._has_room(self._domain(queue, queue.jobs[0])) else None
         user_share = -(-self._threads // max(1, len(self._users)))
         best: tuple[tuple[bool, int, bool, int], QueueState] | None = None
         for user in self._users.values():
-            # Without a read that stalls there are no more than may be at once, which everybody may have.
-            if not user.queues or (self._stalled and not self._quota.left(_payer(user.uid))):
+            # While no read stalls, the reads are no more than may run at once, and everybody may have so
+            # many.
+            if not user.queues or (self._stalled and not self._threads_left(user)):
                 continue
             queue_share = -(-user_share // len(user.queues))
             for queue in user.queues:
@@ -344,6 +347,13 @@ class Schedule:
                     if best is None or key < best[0]:
                         best = key, queue
         return best[1] if best else None
+
+    def _threads_left(self, user: User) -> int:
+        """How many more threads the user may have, spare ones included."""
+        used = Counter[int]()
+        for other in self._users.values():
+            used[_payer(other.uid)] += other.in_flight
+        return self._shares.left(_payer(user.uid), used)
 
     def _has_room(self, domain: FaultDomain) -> bool:
         limit = self._threads if domain.troubled else 2 * self._threads
@@ -359,7 +369,7 @@ class Schedule:
         return self._domains.get(job.domain) or FaultDomain(job.domain)
 
     def _enlist(self, queue: QueueState) -> None:
-        """Lists the queue, which is not listed, with its user."""
+        """Adds the queue, which is not listed, to its user's list."""
         user = self._users.get(queue.uid)
         if user is None:
             user = self._users[queue.uid] = User(queue.uid, self._level_bytes)
@@ -376,7 +386,7 @@ class Schedule:
         self._remove_idle(user)
 
     def _delist(self, queue: QueueState, job: Job) -> None:
-        """The job has no more blocks to begin."""
+        """Records that the job has no more blocks to begin."""
         job.blocks.clear()
         if job in queue.jobs:
             queue.jobs.remove(job)
@@ -418,5 +428,5 @@ class Schedule:
 
 
 def _payer(uid: int | None) -> int:
-    """The daemon's own reads count as root's."""
+    """The uid that pays for the reads. The daemon's own count as root's."""
     return 0 if uid is None else uid

@@ -1,7 +1,7 @@
 """Who holds how much of the staging buffer, and how much more each user may have. Pure.
 
-A user who is not privileged takes at most seven eighths of what other users leave (`user_share`), so that
-whatever one user holds, and for however long, another's load finds room for a window.
+A user who is not privileged gets at most seven eighths of the memory that other users leave (`user_share`).
+So whatever one user holds, and for however long, another user's load finds room for a window.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Usage:
     peak_bytes: int
     waiting: int
     stuck_bytes: int = 0
-    """Of `reading_bytes`: of entries that were evicted, and whose reads have not ended."""
+    """The part of `reading_bytes` that belongs to evicted entries whose reads have not ended."""
 
     @classmethod
     def of(
@@ -47,46 +47,47 @@ class Usage:
 
 
 class Shares:
-    """Of `max_slabs`, by what the entries have at each moment."""
+    """Shares of `max_slabs`, computed from what the entries have at each moment."""
 
     def __init__(self, entries: dict[int, CacheEntry], draining: set[CacheEntry], *, max_slabs: int) -> None:
-        """`entries` are those of the buffer, `draining` those that were evicted while reads wrote into them.
-        Both are the caller's, who changes them."""
+        """`entries` are those of the buffer. `draining` are those that were evicted while reads wrote into
+        them. Both belong to the caller, who changes them."""
         self._entries = entries
         self._draining = draining
         self._max_slabs = max_slabs
 
     def left(self, uid: int | None) -> int:
-        """Slabs that loads of `uid` may take beyond what they hold."""
+        """Slabs that loads of `uid` may take beyond those that they hold."""
         if uid is None or is_privileged(uid):
             return self._max_slabs
         own, others = self._held(uid)
         return max(0, user_share(self._max_slabs - others) - own)
 
     def would_exceed(self, uid: int | None, count: int) -> bool:
-        """With `count` slabs more, `uid` would have more than its share even if other users had none."""
+        """Whether `count` more slabs would exceed the share of `uid` even if other users had none."""
         if uid is None or is_privileged(uid):
             return False
         own, _ = self._held(uid)
         return own + count > user_share(self._max_slabs)
 
     def too_large(self, entry: CacheEntry, uid: int) -> bool:
-        """It is not the user's yet, and would be more than that user may have with what it holds."""
+        """Whether the entry is not the user's yet, and with what the user holds would exceed that user's
+        share."""
         if entry.pinned or is_privileged(uid) or (entry.owner_uid == uid and not entry.idle):
             return False
         own, others = self._held(uid)
         if not entry.idle:
-            others -= entry.slab_count  # would be the user's own
+            others -= entry.slab_count  # they would be the user's own
         return own + entry.slab_count > user_share(self._max_slabs - others)
 
     def _held(self, uid: int) -> tuple[int, int]:
-        """Slabs that loads of `uid` hold or are about to get, and those of others. Warm ones are neither."""
+        """Slabs that loads of `uid` hold or are about to get, and those of others. Warm slabs are neither."""
         own = others = 0
         for entry in (*self._entries.values(), *self._draining):
             count = entry.slab_count
             if not entry.pinned and (entry.idle or entry.stuck):
                 count -= entry.unused_slabs  # others get these when they need them
-            if entry.owner_uid == uid and not entry.pinned:  # pins are the operator's doing
+            if entry.owner_uid == uid and not entry.pinned:  # the operator, not the user, decides about pins
                 own += count
             else:
                 others += count

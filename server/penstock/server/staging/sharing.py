@@ -1,4 +1,5 @@
-"""Which staged checkpoint a load may share, which none can any more, whom a group waits for. Pure."""
+"""Which staged checkpoint a load may share, which no load can use any more, and whom a group waits for.
+Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from .members import GroupTerms
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Loads that will come together; the window waits for `size` of them.
+    """Loads that share one window, which waits until `size` of them have joined.
 
-    The other fields are of a load that goes on after its daemon went away, as that one told it: the name of
-    the window, how many tensors all members had released, how many members had not left.
+    The other fields come from a load that goes on after its daemon ended, as that daemon sent them: the name
+    of the window, how many tensors all members had released, how many members had not left.
     """
 
     name: str
@@ -35,8 +36,8 @@ def find(
     group: Group | None,
     whole_only: bool,
 ) -> tuple[CacheEntry, int] | None:
-    """The first that serves a load of `uid` from its beginning, and how many of the tensors that it was made
-    for the load does not need. `whole_only` means no window."""
+    """The first entry that serves a load of `uid` from its beginning, and how many tensors of the entry's
+    selection the load does not need. `whole_only` excludes windows."""
     for entry in entries:
         if entry.owner_uid not in (None, uid) or entry.closed or entry.error is not None:
             continue
@@ -53,7 +54,8 @@ def find(
 
 
 def _together(entry: CacheEntry, group: Group | None) -> bool:
-    """Members of one group, and of those that go on after a restart only such as shared a window before."""
+    """Whether the group may share the entry: members of one group do. Of members that go on after a restart
+    only those that shared a window before do."""
     members = entry.members
     if group is None:
         return not members.group
@@ -61,8 +63,8 @@ def _together(entry: CacheEntry, group: Group | None) -> bool:
 
 
 def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: float) -> list[CacheEntry]:
-    """Those with a file of which `checkpoint`, for a load that began at `since`, found another version: no
-    later load can be served by them. One made after `since` may be the newer one."""
+    """Entries with a file of which `checkpoint` found another version, for a load that began at `since`. They
+    can serve no later load. An entry made after `since` may have the newer version."""
     now = {file.uri: file.version for file in checkpoint.files}
     return [
         entry
@@ -75,8 +77,8 @@ def superseded(entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, since: 
 def terms_of(
     group: Group | None, entries: Iterable[CacheEntry], checkpoint: Checkpoint, *, owner_uid: int | None
 ) -> GroupTerms:
-    """What a new window is shared by. It does not wait for those of the group that share an earlier one, nor
-    for those that had left before a restart."""
+    """The group that a new window waits for. It waits neither for members that share an earlier window, nor
+    for members that had left before a restart."""
     if group is None:
         return GroupTerms()
     if group.window:

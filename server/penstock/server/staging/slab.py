@@ -14,9 +14,9 @@ from ..system import linux
 class Slab:
     """Owns one memfd and the daemon's permanent mapping of it until `close`.
 
-    After construction nobody, the daemon included, can resize the memfd, punch holes into it or map it
-    shared and writable again; only the mapping made here still writes. A descriptor that was handed out
-    cannot be taken back, which is why `owner_uid` never changes from one uid to another.
+    After construction nobody, the daemon included, can resize the memfd, punch holes into it or map it shared
+    and writable again. Only the mapping made here can still be written. A descriptor that was handed out
+    cannot be taken back, so `owner_uid` never changes from one uid to another.
     """
 
     __slots__ = ("_address", "fd", "owner_uid", "populated", "size_bytes", "view")
@@ -24,14 +24,14 @@ class Slab:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.owner_uid: int | None = None
-        """uid of the only user that may ever hold this slab; None while nobody has."""
+        """uid of the only user that may ever hold this slab; None while no user has."""
         self.populated = False
         self.fd = _memfd("penstock")
         try:
             os.ftruncate(self.fd, size_bytes)
             self._address = linux.map_shared_aligned(self.fd, size_bytes)
             try:
-                with contextlib.suppress(OSError):  # kernels without huge pages refuse the word itself
+                with contextlib.suppress(OSError):  # kernels without huge pages refuse the flag itself
                     linux.advise(self._address, size_bytes, linux.MADV_HUGEPAGE)
                 fcntl.fcntl(
                     self.fd,
@@ -48,7 +48,7 @@ class Slab:
             raise
 
     def populate(self) -> None:
-        """Touches every page, so that reading into the slab never has to wait for a fresh one. Slow."""
+        """Touches every page, so that reading into the slab never waits for a fresh page. Slow."""
         linux.advise(self._address, self.size_bytes, linux.MADV_POPULATE_WRITE)
         self.populated = True
 

@@ -11,6 +11,7 @@ from ..errors import reasons
 
 RESULTS = ("ok", "failed", "cancelled")
 CACHES = ("hit", "miss")
+WAITED = ("no", "yes")
 CLOSED_REASONS = ("refused", "protocol", "flood", "memory", "idle")
 """Why the gate closes a connection."""
 RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
@@ -49,6 +50,9 @@ class Totals:
         """`sources` are the kinds of storage."""
         self.loads: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(sources, RESULTS), 0)
         """By source and result."""
+        self.fetches: dict[tuple[str, ...], int] = dict.fromkeys(itertools.product(sources, RESULTS), 0)
+        """As `loads`."""
+        self.fetched_bytes = dict.fromkeys(sources, 0)
         self.source_bytes = dict.fromkeys(sources, 0)
         self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
         """For a source that tries again: how often it did, by reason."""
@@ -60,6 +64,10 @@ class Totals:
         self.stage_hits = 0
         self.stage_misses = 0
         self.evictions = 0
+        self.group_loads: dict[tuple[str, ...], int] = {(waited,): 0 for waited in WAITED}
+        """Loads of groups, by whether other members kept them waiting."""
+        self.group_timeouts = 0
+        self.group_wait_seconds = Distribution(LOAD_SECONDS)
         self.load_seconds: dict[tuple[str, ...], Distribution] = {
             labels: Distribution(LOAD_SECONDS) for labels in itertools.product(sources, CACHES)
         }

@@ -27,8 +27,8 @@ NEWCOMERS = 8
 """So many users, at least, find first units, if there are as many of these."""
 
 
-class Quota:
-    """`total` units, shared. Every thread may use it."""
+class Shares:
+    """The rule by which `total` units are shared. Counts nothing; `Quota` does."""
 
     def __init__(self, total: int, *, most_per_user: int | None = None, newcomers: int = NEWCOMERS) -> None:
         """`most_per_user` bounds one user who is not privileged, besides the share. With 0 `newcomers`
@@ -39,6 +39,39 @@ class Quota:
         self._first_per_user = max(1, self._first // max(1, newcomers))
         self._shared = total - self._reserve - self._first
         self._most_per_user = total if most_per_user is None else most_per_user
+
+    def most(self, uid: int) -> int:
+        """What the user may have when there is no other."""
+        if is_privileged(uid):
+            return self.total
+        return min(min(self._first_per_user, self._first) + user_share(self._shared), self._most_per_user)
+
+    def left(self, uid: int, used: Counter[int]) -> int:
+        """What the user may take now, beyond what it has, if all have what is `used`."""
+        own = used.get(uid, 0)
+        unused = self.total - used.total()
+        if is_privileged(uid):
+            return unused
+        privileged = sum(count for user, count in used.items() if is_privileged(user))
+        others = [count for user, count in used.items() if user != uid and not is_privileged(user)]
+        first_used = min(self._first, sum(min(count, self._first_per_user) for count in others))
+        first = min(self._first_per_user, self._first - first_used)
+        # What privileged users have beyond their reserve is of the shared part, as long as that lasts.
+        shared_used = sum(others) - first_used + max(0, privileged - self._reserve)
+        shared = user_share(self._shared - shared_used) if shared_used < self._shared else 0
+        allowed = min(first + shared, self._most_per_user)
+        # What privileged users have of the reserve leaves the rest of it to them.
+        free = unused - max(0, self._reserve - privileged)
+        return max(0, min(allowed - own, free))
+
+
+class Quota:
+    """`total` units, shared. Every thread may use it."""
+
+    def __init__(self, total: int, *, most_per_user: int | None = None, newcomers: int = NEWCOMERS) -> None:
+        """As `Shares`."""
+        self.total = total
+        self._shares = Shares(total, most_per_user=most_per_user, newcomers=newcomers)
         self._lock = threading.Lock()
         self._used: Counter[int] = Counter()
 
@@ -53,20 +86,18 @@ class Quota:
             return self._used[uid]
 
     def most(self, uid: int) -> int:
-        """The most that the user may have when there is no other user."""
-        if is_privileged(uid):
-            return self.total
-        return min(min(self._first_per_user, self._first) + user_share(self._shared), self._most_per_user)
+        """What the user may have when there is no other."""
+        return self._shares.most(uid)
 
     def left(self, uid: int) -> int:
         """How much more the user may take now."""
         with self._lock:
-            return self._left(uid)
+            return self._shares.left(uid, self._used)
 
     def take(self, uid: int, amount: int = 1) -> bool:
         """Takes all of it or nothing; whether it did. The caller must give it back."""
         with self._lock:
-            if amount > self._left(uid):
+            if amount > self._shares.left(uid, self._used):
                 return False
             self._used[uid] += amount
             return True
@@ -77,20 +108,3 @@ class Quota:
             assert self._used[uid] >= 0
             if not self._used[uid]:
                 del self._used[uid]
-
-    def _left(self, uid: int) -> int:
-        own = self._used.get(uid, 0)
-        unused = self.total - self._used.total()
-        if is_privileged(uid):
-            return unused
-        privileged = sum(count for user, count in self._used.items() if is_privileged(user))
-        others = [count for user, count in self._used.items() if user != uid and not is_privileged(user)]
-        first_used = min(self._first, sum(min(count, self._first_per_user) for count in others))
-        first = min(self._first_per_user, self._first - first_used)
-        # What privileged users have beyond their reserve is of the shared part, as long as that lasts.
-        shared_used = sum(others) - first_used + max(0, privileged - self._reserve)
-        shared = user_share(self._shared - shared_used) if shared_used < self._shared else 0
-        allowed = min(first + shared, self._most_per_user)
-        # What privileged users have of the reserve leaves the rest of it to them.
-        free = unused - max(0, self._reserve - privileged)
-        return max(0, min(allowed - own, free))

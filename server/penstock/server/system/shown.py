@@ -3,11 +3,16 @@ mark."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 SHOWN_BYTES = 1024
 SHOWN_SOURCES = 16
 """Of a load or an entry of the buffer: a request may name very many."""
+
+_WEB = re.compile(r"https?://", re.IGNORECASE)
+_SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)
+"""Of a URL: who asks, and what servers take for a signature."""
 
 
 def utf8_bytes(text: str) -> int:
@@ -35,9 +40,14 @@ def cut(text: str, most_bytes: int = SHOWN_BYTES, *, size: Callable[[str], int] 
     return text[:low] + _mark(len(text) - low)
 
 
+def without_secrets(source: str) -> str:
+    """A URL of a web server without user, password and query. No such URL is loaded, but each is shown."""
+    return _SECRETS.sub("", source) if _WEB.match(source) else source
+
+
 def shown_sources(sources: Sequence[str], most: int = SHOWN_SOURCES) -> list[str]:
     """The first of them, each cut so that they have `SHOWN_BYTES` together or little more."""
-    first = [encodable(source) for source in sources[:most]]
+    first = [encodable(without_secrets(source)) for source in sources[:most]]
     share = max(64, SHOWN_BYTES // max(1, len(first)))
     if sum(map(utf8_bytes, first)) <= SHOWN_BYTES:
         return first

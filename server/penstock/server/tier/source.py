@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
-from ..sources import Access, Source, SourceFile, without
+from ..sources import Access, Listed, Source, SourceFile, Wanted, without
 from ..sources.kept import Keep, Remote
 from ..system.copying import spread
 from ..system.progress import beat
@@ -38,16 +38,24 @@ class TieredSource:
     def name(self, location: str) -> str:
         return self._source.name(location)
 
+    def join(self, directory: str, name: str) -> str:
+        return self._source.join(directory, name)
+
     def list(self, location: str, access: Access) -> list[str] | None:
         return self._source.list(location, access)
+
+    def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+        return self._source.tree(location, access, wanted)
 
     def dangles(self, location: str, access: Access) -> bool:
         return self._source.dangles(location, access)
 
-    def open(self, location: str, access: Access) -> TieredFile:
+    def open(self, location: str, access: Access) -> SourceFile:
         if isinstance(self._source, Remote) and self._tier.has(location):
             self._source.remember(location)
         file = self._source.open(location, access)
+        if file.alignment > 1:  # a local file, such as one of the Hub's cache
+            return file
         try:
             hold = self._tier.hold(Identity(file.uri, file.version, file.size_bytes), access.uid)
         except BaseException:
@@ -64,6 +72,7 @@ class TieredFile:
         self.uri = file.uri
         self.version = file.version
         self.portable_version = file.portable_version
+        self.listed_version = file.listed_version
         self.mount = file.mount
         self.mount_point = file.mount_point
         self.size_bytes = file.size_bytes

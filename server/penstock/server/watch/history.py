@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..errors import PenstockError
-from ..loads.admission import Admission
+from ..loads.running import Running
 from ..system.shown import cut, encodable, shown_sources
 
 INTERVAL_SECONDS = 1.0
@@ -40,9 +40,9 @@ class History:
         self.delivered_bytes: deque[int] = deque(maxlen=SAMPLES)
         self.failures: deque[Failure] = deque(maxlen=ERRORS)
         self._last = (0, 0)
-        self._delivered: dict[Admission, deque[int]] = {}
+        self._delivered: dict[Running, deque[int]] = {}
 
-    def sample(self, read_bytes: int, delivered_bytes: int, loads: Collection[Admission]) -> None:
+    def sample(self, read_bytes: int, delivered_bytes: int, loads: Collection[Running]) -> None:
         """Once an interval, with the totals since the start and the loads of the moment."""
         self.read_bytes.append(read_bytes - self._last[0])
         self.delivered_bytes.append(delivered_bytes - self._last[1])
@@ -57,7 +57,7 @@ class History:
         latest = list(self.read_bytes)[-RATE_SAMPLES:]
         return sum(latest) / (len(latest) * INTERVAL_SECONDS) if latest else 0.0
 
-    def load_rate(self, load: Admission) -> float:
+    def load_rate(self, load: Running) -> float:
         """Bytes a second that a load delivered lately; over its whole life while it is younger than that."""
         samples = self._delivered.get(load)
         if samples is None or len(samples) <= RATE_SAMPLES:

@@ -1,4 +1,4 @@
-"""Every metric: its name, unit, labels and meaning; and how the counts are written out.
+"""Declares every metric, with name, unit, labels and meaning, and writes the counts out.
 
 The logic's counters are in `counts.py`. Present values are passed in as `Gauges`, so that a scrape
 needs nothing of the event loop. No label takes a model's name, a path or a client's id. `docs/metrics.md` is
@@ -36,6 +36,7 @@ from ..system.counts import (
     RESULTS,
     RETRY_REASONS,
     TIER_COUNTS,
+    WAITED,
     Distribution,
     Totals,
 )
@@ -47,7 +48,7 @@ PARTS = ("loop", "readers")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`name` is without the prefix, `labels` are each with all the values that it ever has."""
+    """`name` is without the prefix. `labels` has, for each label, all values that it can ever have."""
 
     name: str
     kind: str
@@ -64,36 +65,53 @@ METRICS = (
     Metric(
         "staging_limit_bytes",
         "gauge",
-        "The most that the staging buffer may have; without a limit, what the machine or the container has.",
+        "Most bytes of the staging buffer. Without a limit, the memory of the machine or the container.",
     ),
     Metric(
         "staging_bytes",
         "gauge",
-        "Bytes of the staging buffer: free in the pool, being read into, held by clients, filled but idle.",
+        "Bytes of the staging buffer: free in the pool, being read into, held by clients, or full and idle.",
         {"state": ("free", "reading", "leased", "warm")},
     ),
-    Metric("staging_peak_bytes", "gauge", "Most bytes that the staging buffer has had since the start."),
+    Metric("staging_peak_bytes", "gauge", "Peak of the staging buffer's bytes since the start."),
     Metric("oldest_lease_seconds", "gauge", "For how long the oldest holder of staging memory has held it."),
-    Metric("loads_active", "gauge", "Loads and prefetches that run or wait."),
+    Metric("loads_active", "gauge", "Loads, prefetches and fetches that run or wait."),
     Metric("loads_waiting", "gauge", "Checkpoints that wait for memory, each for one load or more."),
     Metric(
         "loads_total",
         "counter",
-        "Loads and prefetches that ended; cancelled ones were left by their clients.",
+        "Loads and prefetches that ended. A load is cancelled if its client goes away.",
         {"source": KINDS, "result": RESULTS},
     ),
     Metric(
         "load_seconds",
         "histogram",
-        "From a load's request to its last segment, of loads that succeeded; a hit was staged whole already.",
+        "Time from request to last segment of loads that succeeded. A hit was already whole in the buffer.",
         {"source": KINDS, "cache": CACHES},
         LOAD_SECONDS,
     ),
     Metric(
         "load_wait_seconds",
         "histogram",
-        "How long loads and prefetches waited for staging memory.",
+        "Time that loads and prefetches waited for staging memory.",
         buckets=LOAD_SECONDS,
+    ),
+    Metric(
+        "group_loads_total",
+        "counter",
+        "Loads of groups that had their memory, by whether other members kept them waiting.",
+        {"waited": WAITED},
+    ),
+    Metric(
+        "group_wait_seconds",
+        "histogram",
+        "How long loads of groups waited for other members to join, or to release what they had.",
+        buckets=LOAD_SECONDS,
+    ),
+    Metric(
+        "group_timeouts_total",
+        "counter",
+        "Groups of which not all members joined within --group-timeout.",
     ),
     Metric(
         "read_bytes_total",
@@ -104,38 +122,50 @@ METRICS = (
     Metric(
         "read_seconds",
         "histogram",
-        "How long one block took to read.",
+        "Time to read one block.",
         {"source": KINDS},
         READ_SECONDS,
     ),
     Metric(
         "read_retries_total",
         "counter",
-        "Reads that were tried again, by what went wrong.",
+        "Reads that were repeated, by the reason.",
         {"source": KINDS, "reason": RETRY_REASONS},
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
-    Metric("stage_hits_total", "counter", "Loads and prefetches that joined a checkpoint staged already."),
+    Metric(
+        "fetches_total",
+        "counter",
+        "Fetches of files beside the weights that ended. A fetch is cancelled if its client goes away.",
+        {"source": KINDS, "result": RESULTS},
+    ),
+    Metric(
+        "fetched_bytes_total",
+        "counter",
+        "Bytes of files beside the weights sent to clients.",
+        {"source": KINDS},
+    ),
+    Metric("stage_hits_total", "counter", "Loads and prefetches that joined an entry of the buffer."),
     Metric(
         "stage_misses_total", "counter", "Loads and prefetches for which a new entry of the buffer was made."
     ),
     Metric(
         "evictions_total",
         "counter",
-        "Idle checkpoints evicted: for their memory, on demand, or changed in storage.",
+        "Idle checkpoints evicted for their memory, on request, or because they changed in storage.",
     ),
     Metric("readers", "gauge", "Reader threads."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
     Metric(
         "hung_mounts",
         "gauge",
-        "Mounts that threads have waited for for longer than --stall-timeout; /status names them.",
+        "Mounts for which threads have waited longer than --stall-timeout. /status names them.",
     ),
-    Metric("hung_threads", "gauge", "Threads that have waited for a mount for longer than --stall-timeout."),
+    Metric("hung_threads", "gauge", "Threads that have waited for a mount longer than --stall-timeout."),
     Metric(
         "stuck_bytes",
         "gauge",
-        "Of the bytes being read into, those of checkpoints that were evicted, and whose reads hang.",
+        "The part of the bytes being read into that belongs to evicted checkpoints whose reads hang.",
     ),
     Metric("tier_limit_bytes", "gauge", "The most that --tier-dir may take of its disk; 0: no tier."),
     Metric("tier_bytes", "gauge", "What --tier-dir takes of its disk."),
@@ -162,8 +192,8 @@ METRICS = (
     Metric(
         "connections_closed_total",
         "counter",
-        "Connections to penstock.sock that the daemon closed: too many of their user, broken HTTP/2, a flood "
-        "of frames, no memory left to their user, no call with a session for a minute.",
+        "Connections to penstock.sock that the daemon closed: too many of one user, broken HTTP/2, "
+        "a flood of frames, no memory left for the user, or no call with a session for a minute.",
         {"reason": CLOSED_REASONS},
     ),
     Metric("ready", "gauge", "1 while the daemon is ready, as /readyz says."),
@@ -173,13 +203,18 @@ METRICS = (
         "1 while the event loop, or all readers, made no progress for --stall-timeout.",
         {"part": PARTS},
     ),
-    Metric("resident_bytes", "gauge", "Private memory of the daemon, beside the staging buffer."),
-    Metric("build_info", "info", "Is 1; the labels say what runs.", {"version": (), "python": ()}),
+    Metric("resident_bytes", "gauge", "Private memory of the daemon, without the staging buffer."),
+    Metric(
+        "build_info",
+        "info",
+        "Always 1. The labels have the versions of Penstock and Python.",
+        {"version": (), "python": ()},
+    ),
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _Values = Mapping[tuple[str, ...], float]
 
-# The time of creation of every series would double what a scrape carries.
+# The creation times of all series would double the size of a scrape.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -206,7 +241,7 @@ class Gauges:
 
 
 class Exposition(Collector):
-    """Writes all metrics out. One thread at a time."""
+    """Writes all metrics out. Used by one thread at a time."""
 
     def __init__(self, totals: Totals, version: str) -> None:
         self._totals = totals
@@ -219,8 +254,8 @@ class Exposition(Collector):
     def render(
         self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str], hung: Mapping[str, int]
     ) -> bytes:
-        """The text, in the format that the header Accept prefers. `hung`: how many threads wait for each
-        mount that hangs."""
+        """The text, in the format that the header Accept prefers. `hung` has, for each mount that hangs, how
+        many threads wait for it."""
         self._present = {
             **_present(gauges),
             "ready": {(): float(ready)},
@@ -233,7 +268,7 @@ class Exposition(Collector):
         return encode(self._registry)
 
     def describe(self) -> list[Family]:
-        """Nothing is to be compared with: the names are all in `METRICS`."""
+        """Empty, as nothing is to be compared: all names are in `METRICS`."""
         return []
 
     def collect(self) -> Iterator[Family]:
@@ -267,9 +302,13 @@ def _counted(totals: Totals) -> dict[str, _Values]:
             for reason, count in retries().items()
         },
         "delivered_bytes_total": {(): totals.delivered_bytes},
+        "fetches_total": totals.fetches,
+        "fetched_bytes_total": {(source,): count for source, count in totals.fetched_bytes.items()},
         "stage_hits_total": {(): totals.stage_hits},
         "stage_misses_total": {(): totals.stage_misses},
         "evictions_total": {(): totals.evictions},
+        "group_loads_total": totals.group_loads,
+        "group_timeouts_total": {(): totals.group_timeouts},
         "connections_closed_total": {(reason,): count for reason, count in totals.connections_closed.items()},
         **{f"tier_{name}_total": {(): totals.tier[name]} for name in TIER_COUNTS},
         "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
@@ -299,6 +338,7 @@ def _distributions(totals: Totals) -> dict[str, Mapping[tuple[str, ...], Distrib
     return {
         "load_seconds": totals.load_seconds,
         "load_wait_seconds": {(): totals.load_wait_seconds},
+        "group_wait_seconds": {(): totals.group_wait_seconds},
         "read_seconds": {(source,): seconds for source, seconds in totals.read_seconds.items()},
     }
 

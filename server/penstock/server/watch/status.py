@@ -19,7 +19,8 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..config.settings import Config
 from ..config.values import UNLIMITED
-from ..loads.admission import Admission
+from ..loads.load import Load
+from ..loads.running import Running
 from ..sources.stores import kind_of
 from ..staging.buffer import StagingBuffer
 from ..staging.entry import CacheEntry
@@ -47,7 +48,7 @@ class Status:
     readers: Collection[ReaderPool]
     tier: Tier | None
     totals: Totals
-    loads: Collection[Admission]
+    loads: Collection[Running]
     health: Health
     history: History
 
@@ -163,9 +164,9 @@ class Status:
         ]
         return now - min(since, default=now)
 
-    def _load(self, load: Admission, now: float) -> pb.LoadStatus:
+    def _load(self, load: Running, now: float) -> pb.LoadStatus:
         place = self.staging.place(load.entry) if load.entry else 0
-        return pb.LoadStatus(
+        status = pb.LoadStatus(
             load_id=load.id,
             sources=shown_sources(load.request.sources),
             uid=load.caller.uid,
@@ -182,6 +183,10 @@ class Status:
             waited_seconds=now - load.queued_since if load.state == "waiting" else load.waited_seconds,
             waits_for=load.waits_for,
         )
+        if isinstance(load, Load) and (member := load.in_group) is not None:
+            status.group.CopyFrom(pb.GroupStatus(name=member.name, size=member.size, joined=member.joined))
+            status.group_waited_seconds = member.waited_seconds
+        return status
 
 
 def effective(config: Config) -> dict[str, str]:
@@ -233,9 +238,18 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         tier_bytes=entry.tier_bytes,
         source=kind_of(sources[0]),
     )
+    members = entry.members
+    if members.group and not entry.full:
+        message.group.CopyFrom(
+            pb.GroupStatus(name=members.group, size=members.expected, joined=members.joined)
+        )
     holders = (holder for holder in entry.holders.values() if only_uid in (None, holder.uid))
     for holder in islice(holders, most_holders):
         message.holders.add(
-            uid=holder.uid, pid=holder.pid, held_seconds=now - holder.since, client_name=holder.name
+            uid=holder.uid,
+            pid=holder.pid,
+            held_seconds=now - holder.since,
+            client_name=holder.name,
+            group=holder.group,
         )
     return message

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from penstock.server.errors import (
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
     ShuttingDownError,
     SourceUnavailableError,
 )
@@ -24,6 +26,7 @@ from ..hooks import (
     lists,
     once,
     page,
+    query_of,
     trickle_body,
 )
 
@@ -109,6 +112,66 @@ def test_a_page_longer_than_any_is_not_kept(
     with pytest.raises(SourceUnavailableError, match=f"more than {len(page('m/a')) - 1} bytes"):
         sources().list("s3://bucket/m/", ROOT)
     assert retried == ["bad_response"] * 2
+
+
+def tree(source: S3Source, location: str = "s3://bucket/m/") -> dict[str, tuple[int, str]]:
+    listed = source.tree(location, ROOT, lambda name: name != "unwanted")
+    return {one.name: (one.size_bytes, one.version) for one in listed}
+
+
+def test_a_tree_is_listed_page_by_page_without_what_stands_for_directories(
+    server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    about = "<Size>7</Size><ETag>&quot;e&quot;</ETag>"
+    server.hooks += [
+        once(lambda asked: asked.fail(500, "InternalError"), skip=1),
+        lists("m/", "m/", "m/a", "m/d/", "m/d/b", after="t", about=about),
+        lists("m/", token="t", after="u"),
+        lists("m/", "m/d/e/c", "m/unwanted", token="u"),
+    ]
+    assert tree(sources()) == {"a": (7, "e:7"), "d/b": (7, "e:7"), "d/e/c": (1, "")}
+    assert retried == ["server_error"]
+    assert not any("delimiter" in query_of(asked) for asked in server.asked)
+
+
+def test_a_tree_is_asked_for_as_it_is_read(server: ObjectServer, sources: Sources) -> None:
+    server.hooks += [lists("m/", "m/a", "m/b", after="t"), lists("m/", "m/c", token="t")]
+    listed = sources().tree("s3://bucket/m", ROOT, lambda name: True)
+    assert next(listed).name == "a"
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("about", ["", "<Size/>", "<Size>-1</Size>"])
+def test_a_list_that_does_not_say_how_long_objects_are_is_no_tree(
+    about: str, server: ObjectServer, sources: Sources, retried: list[str]
+) -> None:
+    server.hooks.append(lists("m/", "m/a", about=about))
+    with pytest.raises(SourceUnavailableError, match=r"listing it .*3 times"):
+        tree(sources())
+    assert retried == ["bad_response"] * 2
+
+
+def test_below_a_key_where_nothing_is_there_is_no_tree(server: ObjectServer, sources: Sources) -> None:
+    server.hooks.append(lists("m/"))
+    with pytest.raises(CheckpointNotFoundError, match="s3://bucket/m/: no object lies below it"):
+        tree(sources())
+    with pytest.raises(CheckpointInvalidError, match="versionId=1 is a version of one object"):
+        tree(sources(), "s3://bucket/m?versionId=1")
+
+
+@pytest.mark.parametrize(("bound", "most"), [("MAX_TREE_NAMES", 3), ("MAX_TREE_PAGES", 2)])
+def test_a_tree_that_does_not_end_is_given_up(
+    bound: str, most: int, server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.hooks += [
+        lists("m/", "m/a", "m/unwanted", after="t"),
+        lists("m/", "m/c", "m/d", token="t", after="u"),
+        lists("m/", "m/e", token="u"),
+    ]
+    assert len(tree(sources())) == 4
+    monkeypatch.setattr(listing, bound, most)
+    with pytest.raises(CheckpointInvalidError, match=r"s3://bucket/m/ holds more than \d+ names"):
+        tree(sources())
 
 
 def assert_a_list_ends_with(source: S3Source, met: threading.Event) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import pytest
 
 from penstock.server.errors import (
@@ -98,3 +101,15 @@ def test_an_empty_object_has_no_bytes(server: ObjectServer, sources: Sources) ->
     file = sources().open("s3://bucket/k", ROOT)
     assert file.size_bytes == 0
     RetryingReader(file).read_into(0, [])
+
+
+def test_of_what_is_fetched_the_first_answer_has_the_first_bytes_each_time(
+    server: ObjectServer, sources: Sources
+) -> None:
+    """A round trip less than for a file whose header may be kept."""
+    server.put("a", b"x" * 1000)
+    source = sources()
+    for _ in range(2):
+        with contextlib.closing(source.open("s3://bucket/a", replace(ROOT, for_fetch=True))) as file:
+            assert read(file, 0, 1000) == b"x" * 1000
+    assert [asked.method for asked in server.asked] == ["GET", "GET"]

@@ -68,7 +68,7 @@ def test_what_lasts_is_given_up_with_the_object_and_a_remedy(
 
 def test_an_answer_says_how_long_to_wait_within_bounds() -> None:
     def asked_for(value: str) -> float:
-        return answers.Said(Answer(503, {"retry-after": value}, b"")).retry_after_seconds
+        return answers.Said.of(Answer(503, {"retry-after": value}, b"")).retry_after_seconds
 
     assert asked_for("7") == 7
     assert asked_for("86400") == asked_for("9" * 400) == faults.LONGEST_RETRY_AFTER_SECONDS

@@ -84,11 +84,11 @@ def test_what_is_not_allowed_is_not_asked_for(server: ObjectServer, sources: Sou
 
 def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_for_one() -> None:
     answer = Answer(405, {}, b"<Error><Code>MethodNotAllowed</Code></Error>")
-    marker = answers.failure(answers.Said(answer), Location("bucket", "k", "v1"))
+    marker = answers.failure(answers.Said.of(answer), Location("bucket", "k", "v1"))
     assert isinstance(marker, CheckpointNotFoundError)
     assert "delete marker" in str(marker)
     for listing in (False, True):
-        refused = answers.failure(answers.Said(answer), Location("bucket", "k"), listing=listing)
+        refused = answers.failure(answers.Said.of(answer), Location("bucket", "k"), listing=listing)
         assert isinstance(refused, SourceUnavailableError)
         assert "delete marker" not in str(refused)
         assert "MethodNotAllowed" in str(refused)
@@ -97,4 +97,4 @@ def test_a_version_that_is_a_delete_marker_is_named_and_nothing_else_is_taken_fo
 def test_nothing_of_an_error_page_is_told_but_code_region_and_request_id() -> None:
     body = b"<Error><Code>Odd\nCode</Code><StringToSign>SECRET</StringToSign></Error>"
     answer = Answer(400, {"x-amz-request-id": "bad id\n"}, body)
-    assert str(answers.Said(answer)) == "HTTP 400 (request id not given)"
+    assert str(answers.Said.of(answer)) == "HTTP 400 (request id not given)"

@@ -6,7 +6,8 @@ import pytest
 
 from penstock.server.errors import AccessDeniedError, InvalidRequestError
 from penstock.server.sources import Access
-from penstock.server.sources.s3.location import Location, check_access, parse
+from penstock.server.sources.objects.keys import check_access
+from penstock.server.sources.s3.location import Location, parse
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ _CACHE_HINT = (
     "allow the whole cache"
 )
 _SHOWN_CHARACTERS = 200
+_READ, _SEARCH = 4, 1
 
 
 def local_path(source: str) -> str:
@@ -61,8 +62,10 @@ def _uri_path(source: str) -> str:
 def open_path(path: str, access: Access, flags: int) -> int:
     """Opens without waiting on FIFOs or devices, and for callers that are not privileged only beneath an
     allowed prefix. The caller owns the descriptor."""
+    if not flags & os.O_PATH:  # which opens nothing that could wait, and takes no other flags
+        flags |= os.O_NONBLOCK | os.O_NOCTTY
     try:
-        return open_raw(path, access, flags | os.O_NONBLOCK | os.O_NOCTTY)
+        return open_raw(path, access, flags)
     except OSError as error:
         raise path_error(path, access, error) from error
 
@@ -73,13 +76,59 @@ def list_directory(path: str, access: Access) -> list[str] | None:
     try:
         return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
     except OSError as error:
-        if error.errno in TOO_MANY:
-            raise _too_many_files(path, error) from error
-        raise SourceUnavailableError(
-            f"{path} cannot be listed: {error.strerror}; check the file system", file=path
-        ) from error
+        raise listing_error(path, error) from error
     finally:
         os.close(fd)
+
+
+def listing_error(path: str, error: OSError) -> PenstockError:
+    if error.errno in TOO_MANY:
+        return _too_many_files(path, error)
+    return SourceUnavailableError(
+        f"{path} cannot be listed: {error.strerror}; check the file system", file=path
+    )
+
+
+def check_modes(fd: int, path: str, access: Access) -> None:
+    """Raises AccessDeniedError where modes count (`Access.for_fetch`) and do not let the caller read the open
+    file or directory, or go through the directories between it and the prefix that allows `path`: those where
+    it lies, by whatever links it was named."""
+    if access.privileged or not access.for_fetch:
+        return
+    top = os.path.realpath(_allowing(path, access)).rstrip("/")
+    real = _real_path(fd, path)
+    if real != top and not real.startswith(top + "/"):
+        raise path_error(path, access, OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
+    above = real[: real.rfind("/")] if real != top else top
+    while above != top:
+        _check_mode(above, os.stat(above), access, _SEARCH)
+        above = above[: above.rfind("/")]
+    status = os.fstat(fd)
+    _check_mode(path, status, access, _READ | _SEARCH if stat.S_ISDIR(status.st_mode) else _READ)
+
+
+def _real_path(fd: int, path: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:  # /proc is not mounted
+        return os.path.realpath(path)
+
+
+def _check_mode(path: str, status: os.stat_result, access: Access, needed: int) -> None:
+    if status.st_uid == access.uid:
+        granted = status.st_mode >> 6
+    elif status.st_gid in access.gids:
+        granted = status.st_mode >> 3
+    else:
+        granted = status.st_mode
+    if granted & needed != needed:
+        mode = stat.S_IMODE(status.st_mode)
+        raise AccessDeniedError(
+            f"uid {access.uid} may not read {path}: its mode {mode:04o} does not let it (the owner is "
+            f"{status.st_uid}:{status.st_gid}), which counts for all but weights; change the mode, or leave "
+            "it out",
+            file=path,
+        )
 
 
 def open_raw(path: str, access: Access, flags: int) -> int:
@@ -90,17 +139,23 @@ def open_raw(path: str, access: Access, flags: int) -> int:
 
 
 def _open_allowed(path: str, access: Access, flags: int) -> int:
-    for prefix in sorted(access.prefixes, key=len, reverse=True):  # the most particular one decides
+    top = _allowing(path, access)
+    if path == top:
+        return os.open(path, flags)
+    inside = top if top == "/" else top + "/"
+    root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return linux.open_beneath(root, path[len(inside) :].lstrip("/") or ".", flags)
+    finally:
+        os.close(root)
+
+
+def _allowing(path: str, access: Access) -> str:
+    """The prefix that allows a path, of several the most particular one. Raises AccessDeniedError."""
+    for prefix in sorted(access.prefixes, key=len, reverse=True):
         top = prefix.rstrip("/") or "/"
-        if path == top:
-            return os.open(path, flags)
-        inside = top if top == "/" else top + "/"
-        if path.startswith(inside):
-            root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                return linux.open_beneath(root, path[len(inside) :].lstrip("/") or ".", flags)
-            finally:
-                os.close(root)
+        if path == top or path.startswith(top if top == "/" else top + "/"):
+            return top
     raise AccessDeniedError(
         f"uid {access.uid} may not load {path}: penstockd has no --allow prefix that holds it; start it "
         "with one",

@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -26,8 +26,8 @@ from ...errors import (
     SourceUnavailableError,
 )
 from ...system import linux, statx
-from .. import Access, too_slow, without
-from . import paths
+from .. import Access, Listed, Wanted, join, too_slow, without
+from . import paths, tree
 from .identity import Look, change, portable_version
 from .mounts import MountTable
 from .watches import Watches
@@ -64,9 +64,15 @@ class FileSource:
     def name(self, location: str) -> str:
         return os.path.basename(location)
 
+    def join(self, directory: str, name: str) -> str:
+        return join(directory, name)
+
     def list(self, location: str, access: Access) -> list[str] | None:
         with self._context.asking(location):
             return paths.list_directory(location, access)
+
+    def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+        return tree.walk(location, access, wanted, self._context.asking)
 
     def dangles(self, location: str, access: Access) -> bool:
         try:
@@ -128,7 +134,7 @@ class LocalFile:
                 raise CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
             self.size_bytes = status.size_bytes
             self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
-            self.portable_version = portable_version(status)
+            self.portable_version = self.listed_version = portable_version(status)
             self.version = f"{self.portable_version}@{self.mount}"
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # what misses the cache is read directly
             self._direct_fd = _open_direct(fd)
@@ -167,6 +173,10 @@ class LocalFile:
             if why:
                 raise self._changed(why)
             self._seen = now
+
+    def check_access(self, access: Access) -> None:
+        """Raises AccessDeniedError where modes count and do not let the caller read it."""
+        paths.check_modes(self._fd, self.uri, access)
 
     def unmounted(self) -> bool:
         """Whether the mount that it was opened through is gone."""
@@ -300,6 +310,12 @@ def open_file(path: str, access: Access, context: FileContext | None = None) -> 
     """Opens a regular file that the caller may read. Raises a PenstockError that names it."""
     fd = paths.open_path(path, access, os.O_RDONLY)
     try:
-        return LocalFile(path, fd, context)
+        file = LocalFile(path, fd, context)
+        try:
+            file.check_access(access)
+        except BaseException:
+            file.close()
+            raise
     except OSError as error:
         raise paths.path_error(path, access, error) from error
+    return file

@@ -49,12 +49,10 @@ class FileStore(Store):
         self._openers = MountThreads(HEADER_READERS, "header", self._mounts)
         self._resolvers = MountThreads(self.resolver_threads, "resolver", self._mounts)
         self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
-        self.source = FileSource(
-            lambda path, uid: self._openers.of(path).of(uid),
-            FileContext(
-                self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
-            ),
+        self.context = FileContext(
+            self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
         )
+        self.source = FileSource(lambda path, uid: self._openers.of(path).of(uid), self.context)
 
     def resolvers(self, location: str, uid: int) -> Executor:
         return self._resolvers.of(location).of(uid)

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from ...errors import SourceUnavailableError
 from ...system.progress import beat
-from . import proxies
+from . import addresses, proxies
 from .faults import Transient
 from .response import Response, TooSlow
 
@@ -34,6 +34,10 @@ BURST_BYTES = 1 << 20
 _decrypting = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
 
 
+_Origin = tuple[str, bool]
+"""Scheme, host and port; and whether connections go to public addresses only."""
+
+
 class Connections:
     """Idle connections by origin. Made once; every thread may use it."""
 
@@ -43,18 +47,21 @@ class Connections:
         self._max_idle = idle
         self._tls = tls
         self._lock = threading.Lock()
-        self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+        self._idle: list[tuple[_Origin, http.client.HTTPConnection]] = []
         self._busy: set[http.client.HTTPConnection] = set()
         self._closed = False
 
     @contextlib.contextmanager
-    def exchange(self, what: str, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
+    def exchange(
+        self, what: str, method: str, url: str, headers: Mapping[str, str], *, public_only: bool = False
+    ) -> Iterator[Exchange]:
         """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
-        within, and SourceUnavailableError, which names `what`."""
+        within, SourceUnavailableError, which names `what`, and with `public_only` AccessDeniedError where the
+        host is on no public address."""
         parts = urlsplit(url)
-        origin = f"{parts.scheme}://{proxies.authority(parts)}"
-        connection = self._take(origin) or self._new(parts)
-        reusable = False
+        origin = f"{parts.scheme}://{proxies.authority(parts)}", public_only
+        connection = self._take(origin) or self._new(parts, public_only)
+        exchange, reusable = None, False
         try:
             with _network_errors(what, parts, connection):
                 self._connect(connection)
@@ -67,6 +74,8 @@ class Connections:
             self._forget(origin)
             raise
         finally:
+            if exchange is not None and not reusable:
+                exchange.abandon()
             self._put(origin, connection, reusable=reusable)
 
     def close(self) -> None:
@@ -84,7 +93,7 @@ class Connections:
         for _, connection in idle:
             connection.close()
 
-    def _take(self, origin: str) -> http.client.HTTPConnection | None:
+    def _take(self, origin: _Origin) -> http.client.HTTPConnection | None:
         while True:
             with self._lock:
                 position = next((at for at, idle in enumerate(self._idle) if idle[0] == origin), None)
@@ -96,7 +105,7 @@ class Connections:
                 return connection
             self._put(origin, connection, reusable=False)
 
-    def _forget(self, origin: str) -> None:
+    def _forget(self, origin: _Origin) -> None:
         """What is idle there may be as broken as what just failed: it is tried again on new ones."""
         with self._lock:
             forgotten = [connection for at, connection in self._idle if at == origin]
@@ -104,7 +113,7 @@ class Connections:
         for connection in forgotten:
             connection.close()
 
-    def _put(self, origin: str, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
+    def _put(self, origin: _Origin, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
         surplus: http.client.HTTPConnection | None = connection
         with self._lock:
             self._busy.discard(connection)
@@ -122,8 +131,13 @@ class Connections:
         if self._closed:  # possibly before there was a socket to shut down
             raise Transient("connection", "penstockd stops")
 
-    def _new(self, parts: SplitResult) -> http.client.HTTPConnection:
-        connection = self._of_kind(parts, proxies.find(parts))
+    def _new(self, parts: SplitResult, public_only: bool) -> http.client.HTTPConnection:
+        proxy = proxies.find(parts)
+        connection = self._of_kind(parts, proxy)
+        if public_only and proxy is None:
+            connection._create_connection = addresses.create_connection  # type: ignore[attr-defined]
+        elif public_only:
+            addresses.check_name(parts)
         connection.response_class = Response
         with self._lock:
             self._busy.add(connection)
@@ -151,7 +165,7 @@ class Exchange:
     def __init__(self, connection: http.client.HTTPConnection, response: Response) -> None:
         self.connection = connection
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.headers = _by_name(response)
         self.length = response.length
         """What the body has; None where the server does not say."""
         self._response = response
@@ -163,6 +177,10 @@ class Exchange:
     def complete(self) -> bool:
         """Read to its end, and the connection stays good for more."""
         return self._response.isclosed() and self.connection.sock is not None
+
+    def abandon(self) -> None:
+        """Closes the socket that the parser keeps for itself where the connection ends with this answer."""
+        self._response.close()
 
     def read_into(self, view: memoryview) -> int:
         """Some of the body, as it comes; 0 at its end."""
@@ -212,6 +230,15 @@ class Exchange:
         """The body of an error answer, or the beginning of a long one."""
         self._response.hurry()
         return self._response.read(MAX_ERROR_BODY_BYTES)
+
+
+def _by_name(response: http.client.HTTPResponse) -> dict[str, str]:
+    """Headers by their names in lower case; what is there several times is one list (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in response.getheaders():
+        before = headers.get(name.lower())
+        headers[name.lower()] = value if before is None else f"{before}, {value}"
+    return headers
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
@@ -291,7 +318,7 @@ def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPC
     except ssl.SSLCertVerificationError as error:
         raise SourceUnavailableError(
             f"{what}: the certificate of {where} is not trusted: {error.verify_message}; if its authority is "
-            "private, name its bundle in AWS_CA_BUNDLE"
+            "private, name its bundle in AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE"
         ) from error
     except TooSlow as error:
         raise Transient("timeout", f"the answer of {where} comes too slowly for --object-timeout") from error

@@ -17,7 +17,8 @@ from ...system.counts import RETRY_REASONS
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 10.0
 LONGEST_RETRY_AFTER_SECONDS = 30.0
-"""What an answer may ask for at most: a store that says an hour would hang the load."""
+"""What an answer may ask for at most, where a store has no other limit: one that says an hour would hang the
+load."""
 
 
 class Transient(Exception):
@@ -39,7 +40,7 @@ def delay_seconds(failures: int, retry_after_seconds: float) -> float:
     return retry_after_seconds + random.uniform(0, bound)
 
 
-def retry_after(text: str) -> float:
+def retry_after(text: str, *, longest_seconds: float = LONGEST_RETRY_AFTER_SECONDS) -> float:
     """What a Retry-After header asks for, in seconds or as a date, within bounds; 0 where it says nothing."""
     text = text.strip()
     if text.isdecimal():
@@ -47,4 +48,4 @@ def retry_after(text: str) -> float:
     else:
         parsed = email.utils.parsedate_tz(text) if text else None
         seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
+    return min(max(seconds, 0.0), longest_seconds)

@@ -25,6 +25,8 @@ FIRST_BYTES = 256 << 10
 SLOWEST_BYTES = 64 << 10
 """What must come within `--object-timeout`: a store that gives less, byte by byte, would hang the load."""
 
+_SKIP_BYTES = 64 << 10
+
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -34,7 +36,9 @@ def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
     asked = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
     with requests.send(Ask("GET", location, asked), ok=(200, 206, 416)) as exchange:
         if exchange.status != 416:
-            start, count, size_bytes = _content_range(exchange)
+            start, count, size_bytes = _content_range(exchange, requests, location)
+            if exchange.status == 200:
+                count = min(count, FIRST_BYTES)
             if start != 0 or count != min(size_bytes, FIRST_BYTES):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
             state = requests.service.state(location, exchange.headers, size_bytes)
@@ -59,6 +63,11 @@ def ask_state(requests: Requests[L], location: L) -> ObjectState:
         return requests.service.state(location, exchange.headers, int(length[:19]))
 
 
+def listed_version(listed: str, size_bytes: int) -> str:
+    """What a tree says of a version of which the store's lists say `listed`."""
+    return f"{listed}:{size_bytes}" if listed else ""
+
+
 class ObjectFile(Generic[L]):
     """An object, read by ranges. Holds no connection between reads."""
 
@@ -73,8 +82,11 @@ class ObjectFile(Generic[L]):
         self.uri = location.uri
         self.give_up_at = math.inf
         self.size_bytes = state.size_bytes
+        self.sha256 = state.sha256
+        """Of the whole content, where the store says it; else empty."""
         self.version = f"{kind}:{self.uri}:{state.version}"
         self.portable_version = self.version
+        self.listed_version = listed_version(state.listed, state.size_bytes)
         self._requests = requests
         self._location = location
         self._state = state
@@ -122,12 +134,14 @@ class ObjectFile(Generic[L]):
     def _read(self, offset: int, end: int, views: Sequence[memoryview], position: _Position) -> None:
         asked = {"Range": f"bytes={offset}-{end - 1}", **self._state.conditions}
         with self._requests.send(Ask("GET", self._location, asked), ok=(200, 206)) as exchange:
-            start, count, size_bytes = _content_range(exchange)
+            start, count, size_bytes = _content_range(exchange, self._requests, self._location)
             if not self._state.same(exchange.headers) or size_bytes != self.size_bytes:
                 raise CheckpointChangedError(
                     f"{self.uri} was changed while it was read; load it again", file=self.uri
                 )
-            if (start, count) != (offset, end - offset):
+            if exchange.status == 200:
+                _skip(exchange, offset, self._requests.timeout_seconds)
+            elif (start, count) != (offset, end - offset):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
             _fill(exchange, views, position, end, self._requests.timeout_seconds)
 
@@ -141,10 +155,16 @@ class _Position:
         self.reached = reached
 
 
-def _content_range(exchange: Exchange) -> tuple[int, int, int]:
-    """Of the answer to a request for a range: first byte, count, size of the object."""
+def _content_range(exchange: Exchange, requests: Requests[L], location: L) -> tuple[int, int, int]:
+    """Of the answer to a request for a range: first byte, count, size of the object. All of it where the
+    store may answer so."""
     if exchange.status != 206:
-        raise Transient("bad_response", f"HTTP {exchange.status} and not the range that was asked for")
+        fault = requests.whole(location, exchange.length)
+        if fault is not None:
+            raise fault
+        if exchange.length is None:
+            raise Transient("bad_response", "the answer does not say how long the object is")
+        return 0, exchange.length, exchange.length
     match = _CONTENT_RANGE.fullmatch(exchange.headers.get("content-range", "").strip())
     if match is None:
         raise Transient("bad_response", "the answer does not say which bytes it holds")
@@ -155,10 +175,23 @@ def _content_range(exchange: Exchange) -> tuple[int, int, int]:
     return start, count, size
 
 
+def _skip(exchange: Exchange, count: int, timeout_seconds: float) -> None:
+    """Passes over the beginning of an answer that holds more than was asked for."""
+    passed = memoryview(bytearray(min(count, _SKIP_BYTES)))
+    _receive(exchange, [passed] * -(-count // _SKIP_BYTES), _Position(), count, timeout_seconds)
+
+
 def _fill(
     exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int, timeout_seconds: float
 ) -> None:
-    """Reads the body into the views until `end` is reached."""
+    """Reads the body into the views until `end` is reached, where it should end too."""
+    _receive(exchange, views, position, end, timeout_seconds)
+    exchange.finish()
+
+
+def _receive(
+    exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int, timeout_seconds: float
+) -> None:
     since, at = time.monotonic(), position.reached
     for view in views:
         view = view[: end - position.reached]
@@ -172,4 +205,3 @@ def _fill(
                 since, at = time.monotonic(), position.reached
             elif time.monotonic() - since > timeout_seconds:
                 raise Transient("timeout", "the answer comes too slowly for --object-timeout")
-    exchange.finish()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from ...errors import ShuttingDownError, SourceUnavailableError
+from ...errors import PenstockError, ShuttingDownError, SourceUnavailableError
 from .connection import Connections, Exchange
 from .faults import Transient, delay_seconds
 from .service import Answer, Ask, L, ObjectService, ObjectSettings, Signed
@@ -16,14 +16,25 @@ from .service import Answer, Ask, L, ObjectService, ObjectSettings, Signed
 _T = TypeVar("_T")
 
 
+def no_range(location: object, size_bytes: int | None) -> Transient:
+    """What it means, for most stores, that an answer holds all of an object."""
+    return Transient("bad_response", "HTTP 200 and not the range that was asked for")
+
+
 class Requests(Generic[L]):
     """Every thread may use it."""
 
     def __init__(
-        self, service: ObjectService[L], settings: ObjectSettings, on_retry: Callable[[str], None]
+        self,
+        service: ObjectService[L],
+        settings: ObjectSettings,
+        on_retry: Callable[[str], None],
+        whole: Callable[[L, int | None], PenstockError | Transient | None] | None = None,
     ) -> None:
-        """`on_retry` is told the reason whenever something is tried again, by one thread at a time."""
+        """`on_retry` is told the reason whenever something is tried again, by one thread at a time. `whole`
+        is `ObjectSource.whole`; without it every answer must be the range that was asked for."""
         self.service = service
+        self.whole = whole or no_range
         self.timeout_seconds = settings.timeout_seconds
         self._on_retry = on_retry
         self._settings = settings
@@ -41,7 +52,9 @@ class Requests(Generic[L]):
             signed = self.service.sign(ask)
             tried.append(signed)
             uri = ask.location.uri
-            with self._connections.exchange(uri, ask.method, signed.url, signed.headers) as exchange:
+            with self._connections.exchange(
+                uri, ask.method, signed.url, signed.headers, public_only=signed.public_only
+            ) as exchange:
                 if exchange.status in ok:
                     yield exchange
                     return

@@ -57,6 +57,8 @@ class Ask(Generic[L]):
     headers: Mapping[str, str]
     page: str | None = None
     """None: not for a list. Else the token of a page, empty for the first one."""
+    deep: bool = False
+    """Of a list: all that lies below the key, not only what lies directly below it."""
 
     @property
     def is_list(self) -> bool:
@@ -71,6 +73,9 @@ class Signed:
     headers: Mapping[str, str]
     identity: tuple[str, ...] = ()
     """Who signed it and for where, to be compared and told to nobody."""
+    public_only: bool = False
+    """Refused unless the host is on public addresses alone (`addresses.py`): nobody whom the daemon trusts
+    chose it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,12 @@ class ObjectState:
     """Headers of answers, by name, that are the same for the same version."""
     conditions: Mapping[str, str]
     """Headers of requests that make them fail for any other version."""
+    listed: str = ""
+    """What lists say of this version (`Entry.version`); empty where they say nothing."""
+    sha256: str = ""
+    """Of the whole content, in hexadecimal digits, where the store says it."""
+    crc32c: int | None = None
+    """Of the whole object, where the store says it."""
 
     @property
     def version(self) -> str:
@@ -102,11 +113,22 @@ class ObjectState:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """An object in a list."""
+
+    key: str
+    """The whole one, as the store says it."""
+    size_bytes: int | None = None
+    """None where the list does not say."""
+    version: str = ""
+    """Differs after any change of the bytes. Equal to `ObjectState.listed`, and empty only where that is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A part of a list."""
 
-    keys: list[str]
-    """Whole ones, as the store says them."""
+    entries: list[Entry]
     next: str
     """What asks for the page after it; empty after the last."""
 

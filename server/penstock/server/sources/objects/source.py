@@ -5,15 +5,22 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Generic
 
-from ...errors import AccessDeniedError, CheckpointNotFoundError, SourceUnavailableError
-from .. import Access
-from .listing import list_names
+from ...errors import (
+    AccessDeniedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from .. import Access, Listed, Wanted, join
+from .faults import Transient
+from .listing import list_names, list_tree
 from .object import ObjectFile, ask_first, ask_state
-from .requests import Requests
+from .requests import Requests, no_range
 from .service import L, ObjectService, ObjectSettings
 
 OBJECT_SUFFIX = ".safetensors"
@@ -51,8 +58,9 @@ class ObjectSource(ABC, Generic[L]):
         """Raises InvalidRequestError."""
 
     @abstractmethod
-    def check_access(self, location: L, access: Access) -> None:
-        """Raises AccessDeniedError unless the caller may read there."""
+    def admitted(self, location: str, access: Access) -> L:
+        """The location in parts, for a caller who may read there. Raises InvalidRequestError and
+        AccessDeniedError."""
 
     @abstractmethod
     def is_version(self, location: L) -> bool:
@@ -61,6 +69,11 @@ class ObjectSource(ABC, Generic[L]):
     @abstractmethod
     def as_directory(self, location: L) -> L:
         """The same with a key that ends in `/`."""
+
+    def whole(self, location: L, size_bytes: int | None) -> PenstockError | Transient | None:
+        """What it means that the store answers with all of an object, of so many bytes if it says so,
+        instead of a range of it. None: the range may be taken out of that."""
+        return no_range(location, size_bytes)
 
     @abstractmethod
     def connect(self) -> ObjectService[L]:
@@ -77,26 +90,35 @@ class ObjectSource(ABC, Generic[L]):
     def name(self, location: str) -> str:
         return self.parse(location).key.rpartition("/")[2]
 
+    def join(self, directory: str, name: str) -> str:
+        return join(directory, name)
+
     def list(self, location: str, access: Access) -> list[str] | None:
-        named = self.parse(location)
-        self.check_access(named, access)
+        named = self.admitted(location, access)
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
-        is_directory = not named.key or named.key.endswith("/")
-        directory = named if is_directory else self.as_directory(named)
+        directory = self._directory(named)
         names = [name for name in list_names(self._requests(), directory) if name]
-        return names if names or is_directory else None
+        return names if names or directory is named else None
+
+    def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+        named = self.admitted(location, access)
+        if self.is_version(named):
+            raise CheckpointInvalidError(
+                f"{location} is a version of one object, and no directory; name a directory", file=location
+            )
+        return list_tree(self._requests(), self._directory(named), wanted)
 
     def dangles(self, location: str, access: Access) -> bool:
         return False
 
     def open(self, location: str, access: Access) -> ObjectFile[L]:
-        named = self.parse(location)
-        self.check_access(named, access)
+        named = self.admitted(location, access)
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()
-        if self._was_known(location):
+        # A fetch wants the bytes, and never a header that may be kept.
+        if not access.for_fetch and self._was_known(location):
             try:
                 state = requests.patiently(named, lambda: ask_state(requests, named))
                 return ObjectFile(self.kind, requests, named, state, b"")
@@ -111,10 +133,13 @@ class ObjectSource(ABC, Generic[L]):
             if self._made is not None:
                 self._made.stop()
 
+    def _directory(self, named: L) -> L:
+        return named if not named.key or named.key.endswith("/") else self.as_directory(named)
+
     def _requests(self) -> Requests[L]:
         with self._lock:
             if self._made is None:
-                self._made = Requests(self.connect(), self._settings, self._on_retry)
+                self._made = Requests(self.connect(), self._settings, self._on_retry, self.whole)
             return self._made
 
     def remember(self, location: str) -> None:

@@ -1,10 +1,11 @@
-"""What is S3's own, and that of stores that call themselves compatible; `objects/` does the rest.
+"""S3 and the stores that call themselves compatible with it: only what is their own. `objects/` does the
+rest.
 
-store        all of it with its threads
-source       what lies in it
+store        the store with its threads
+source       its files and directories
 location     s3:// URIs, and who may read them (pure)
-account      credentials, endpoints, signatures, what lists say: boto3's part, imported when first needed
-credentials  why there are none that can be used, in words
-answers      what error answers mean (pure)
-settings     what only S3 has flags for
+account      credentials, endpoints, signatures, lists: boto3's part, imported when first needed
+credentials  why no credentials can be used, in words
+answers      the meaning of error answers (pure)
+settings     the flags of S3 alone
 """

@@ -1,9 +1,9 @@
-"""boto3's part: credentials, endpoints, regions, signatures, and what lists say. Imported when first needed,
-since it takes longer than everything else the daemon does at its start.
+"""boto3's part: credentials, endpoints, regions, signatures, and the parsing of lists. Imported when first
+needed, since the import takes longer than everything else at the daemon's start.
 
-Requests for bytes are signed in their headers, each anew from the live credentials. A presigned URL costs
-twice as much to make (benchmarks/s3_signing.py), and is a secret that servers and proxies write to their
-logs.
+Requests for bytes are signed in their headers, each one anew with the present credentials. A presigned URL
+takes twice as long to make (benchmarks/s3_signing.py). It is also a secret that servers and proxies write to
+their logs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import unquote_plus
 from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
-from ..objects.service import Answer, Ask, ObjectState, Page, Signed
+from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from .answers import EXPIRED, Said, failure
 from .credentials import credentials_failure, no_credentials
 from .location import Location
@@ -30,19 +30,19 @@ from .settings import S3Settings
 
 RENEW_SECONDS = 10.0
 MAX_RENEWALS = 2
-"""Of credentials, for a request: a store may call all of them expired."""
+"""How often one request may get new credentials: a store may call all of them expired."""
 _USER = re.compile(r"//\S*@")
-"""In a URL, or in what should be one."""
+"""The user and password in a URL, or in a text that should be one."""
 
-# At the level `debug` these log signatures and session tokens.
+# At the level `debug` these loggers write signatures and session tokens.
 for _name in ("botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# Warns, with a traceback, of what is told to the load: an answer of STS may quote what was signed.
+# Logs errors that the load reports anyway, with a traceback; an answer of STS may quote what was signed.
 logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
 
 
 class Account:
-    """One botocore session. Methods block, since credentials may come from a network."""
+    """One botocore session. Methods block, since credentials may come over a network."""
 
     def __init__(self, settings: S3Settings) -> None:
         """Raises SourceUnavailableError."""
@@ -50,7 +50,7 @@ class Account:
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}
         self._regions: dict[str, str] = {}
-        """Of buckets that turned out to be elsewhere."""
+        """The regions of buckets that turned out to be in another region."""
         with _botocore_errors("S3"):
             self._start_session()
             self.tls = self._tls_context()
@@ -59,9 +59,10 @@ class Account:
     # ---- what the engine asks --------------------------------------------------------------------
 
     def sign(self, ask: Ask[Location]) -> Signed:
-        """The URL, by botocore's rules for endpoints and addressing, and the headers that say who asks."""
+        """The URL, by botocore's rules for endpoints and addressing, and the headers that authenticate the
+        daemon."""
         location, headers = ask.location, dict(ask.headers)
-        url = self._object_url(location) if ask.page is None else self._list_url(location, ask.page)
+        url = self._list_url(ask) if ask.is_list else self._object_url(location)
         if self._settings.requester_pays:
             headers["x-amz-request-payer"] = "requester"
         region = self._region(location.bucket)
@@ -77,9 +78,9 @@ class Account:
             return Signed(url, dict(request.headers.items()), (region, *_identity(frozen)))
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """A bucket that turns out to be elsewhere is asked there, once, and what expired with credentials
-        that were renewed meanwhile is asked again with these."""
-        said = Said(answer)
+        """Whether to ask again: once in another region if the bucket turns out to be there, and once with new
+        credentials if the old ones expired and were renewed meanwhile."""
+        said = Said.of(answer)
         regions = {signed.identity[0] for signed in tried}
         identities = {signed.identity[1:] for signed in tried}
         if said.code in EXPIRED and not self._settings.unsigned and len(identities) <= MAX_RENEWALS:
@@ -91,7 +92,7 @@ class Account:
         return False
 
     def failure(self, ask: Ask[Location], answer: Answer) -> PenstockError | Transient:
-        return failure(Said(answer), ask.location, listing=ask.is_list)
+        return failure(Said.of(answer), ask.location, listing=ask.is_list)
 
     def state(self, location: Location, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
         identity = {name: headers.get(name, "") for name in ("etag", "x-amz-version-id", "last-modified")}
@@ -107,13 +108,14 @@ class Account:
                 "change while it is read could not be noticed; use a store that does",
                 file=location.uri,
             )
-        return ObjectState(size_bytes, identity, conditions)
+        return ObjectState(size_bytes, identity, conditions, _bare(identity["etag"]))
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
         page = self._parse_list(body)
         if page.get("Name") is None or page.get("IsTruncated") is None:
-            # Any XML, and an empty body, make an empty list for the parser. S3 may also fail after a 200.
-            said = Said(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
+            # The parser makes an empty list of any XML, and of an empty body. S3 may also report an error
+            # after a 200.
+            said = Said.of(Answer(500, headers, body[:MAX_ERROR_BODY_BYTES]))
             if said.code:
                 raise failure(said, ask.location, listing=True)
             raise Transient("bad_response", "HTTP 200 and not the list that was asked for")
@@ -121,7 +123,11 @@ class Account:
         if page["IsTruncated"] and (following == "" or not isinstance(following, str)):
             raise Transient("bad_response", "the list does not say where it goes on")
         decode = unquote_plus if page.get("EncodingType") == "url" else str
-        return Page([decode(str(entry.get("Key", ""))) for entry in page.get("Contents", ())], following)
+        entries = [
+            Entry(decode(str(entry.get("Key", ""))), entry.get("Size"), _bare(str(entry.get("ETag", ""))))
+            for entry in page.get("Contents", ())
+        ]
+        return Page(entries, following)
 
     # ---- inside ---------------------------------------------------------------------------------
 
@@ -131,24 +137,25 @@ class Account:
             parameters["VersionId"] = location.version_id
         return self._url("get_object", parameters, location)
 
-    def _list_url(self, directory: Location, token: str) -> str:
-        """Of the page `token`, or the first one, of what lies directly below a key that ends in `/` or is
-        empty."""
-        parameters = {"Bucket": directory.bucket, "Prefix": directory.key, "Delimiter": "/"}
-        if token:
-            parameters["ContinuationToken"] = token
-        return self._url("list_objects_v2", parameters, directory)
+    def _list_url(self, ask: Ask[Location]) -> str:
+        """The URL of a page of the list below a key that ends in `/` or is empty."""
+        parameters = {"Bucket": ask.location.bucket, "Prefix": ask.location.key}
+        if not ask.deep:
+            parameters["Delimiter"] = "/"
+        if ask.page:
+            parameters["ContinuationToken"] = ask.page
+        return self._url("list_objects_v2", parameters, ask.location)
 
     def _region(self, bucket: str) -> str:
-        """Where it is taken to be."""
+        """The region in which the bucket is assumed to be."""
         region = self._regions.get(bucket)
         if region is None:
             region = self._client(None).meta.region_name
         return "us-east-1" if region in (None, "aws-global") else region
 
     def _renewed(self, location: Location, signed: Signed) -> bool:
-        """There are other credentials than those that signed. What botocore can renew, it renews by itself;
-        but somebody else may have written new ones to a file."""
+        """Whether there are other credentials than those that signed. botocore renews what it can by itself,
+        but new ones may also have been written to a file."""
         with _botocore_errors(location.uri):
             with self._lock:
                 if time.monotonic() - self._began >= RENEW_SECONDS:
@@ -157,21 +164,25 @@ class Account:
         return (self._region(location.bucket), *now) != signed.identity
 
     def _parse_list(self, body: bytes) -> Mapping[str, Any]:
-        """Keys still encoded. Raises Transient."""
+        """Returns the list with keys still encoded. Raises Transient."""
         from botocore.parsers import ResponseParserError, create_parser
 
         model = self._client(None).meta.service_model.operation_model("ListObjectsV2")
         answer = {"status_code": 200, "headers": {}, "body": body}
         try:
             parsed: Mapping[str, Any] = create_parser("rest-xml").parse(answer, model.output_shape)
-        except (ResponseParserError, TypeError, ValueError) as error:  # the latter for odd dates and numbers
+        except (
+            ResponseParserError,
+            TypeError,
+            ValueError,
+        ) as error:  # the latter two for odd dates and numbers
             raise Transient("bad_response", "the answer is no list that can be read") from error
         return parsed
 
     def _url(self, operation: str, parameters: Mapping[str, str], location: Location) -> str:
         with _botocore_errors(location.uri):
             client = self._client(self._regions.get(location.bucket))
-            # Without a signature, as the client has none.
+            # Without a signature, since the client has none.
             url: str = client.generate_presigned_url(operation, Params=parameters)
         return url
 
@@ -186,16 +197,16 @@ class Account:
         import botocore.session
 
         self._session = botocore.session.Session()
-        # Once: a second one of the same session would add its methods to every client once more.
+        # Only once: a second data loader of the same session would add its methods to every client again.
         self._boto3 = boto3.Session(botocore_session=self._session)
         if self._session.get_config_variable("region") is None and os.environ.get("AWS_REGION"):
-            # Which every other SDK of AWS reads, and Kubernetes' service accounts set.
+            # Every other SDK of AWS reads this variable, and Kubernetes' service accounts set it.
             self._session.set_config_variable("region", os.environ["AWS_REGION"])
         self._began = time.monotonic()
         self._clients.clear()
 
     def _client(self, region: str | None) -> Any:
-        """It knows endpoints and shapes, and sends nothing."""
+        """A client that knows endpoints and shapes, and sends nothing."""
         with self._lock:
             client = self._clients.get(region)
             if client is None:
@@ -213,7 +224,8 @@ class Account:
         return self._boto3.client("s3", region_name=region, config=Config(**options))
 
     def _tls_context(self) -> ssl.SSLContext:
-        """As botocore verifies: by AWS_CA_BUNDLE or the profile's ca_bundle, else by the bundle it brings."""
+        """Verifies as botocore does: by AWS_CA_BUNDLE or the profile's ca_bundle, else by botocore's own
+        bundle."""
         from botocore.httpsession import get_cert_path
 
         path = self._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
@@ -230,14 +242,19 @@ class Account:
         return context
 
 
+def _bare(etag: str) -> str:
+    """The ETag without quotes: lists of some stores leave out the quotes that headers have."""
+    return etag.removeprefix("W/").strip('"')
+
+
 def _identity(frozen: Any) -> tuple[str, str]:
-    """An access key and a session token, to be compared and told to nobody."""
+    """An access key and a session token, for comparison only; they are never shown."""
     return frozen.access_key, frozen.token or ""
 
 
 @contextlib.contextmanager
 def _botocore_errors(what: str) -> Iterator[None]:
-    """Turns what botocore raises into what clients are told."""
+    """Turns botocore's errors into errors for clients."""
     try:
         yield
     except (PenstockError, Transient):
@@ -265,6 +282,6 @@ def _raise_told(error: Exception, what: str) -> NoReturn:
     remedy = "check penstockd's AWS configuration"
     if isinstance(error, exceptions.SSLError):
         remedy = "if the certificate's authority is private, name its bundle in AWS_CA_BUNDLE"
-    # botocore's texts name files, profiles, providers and endpoints, whose URLs may hold a password.
+    # botocore's texts name files, profiles, providers and endpoints. URLs of these may hold a password.
     text = _USER.sub("//", str(error))[:500]
     raise SourceUnavailableError(f"{what}: {type(error).__name__}: {text}; {remedy}") from None

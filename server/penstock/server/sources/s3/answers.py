@@ -1,22 +1,14 @@
-"""What S3's error answers mean: what is asked again, and what is final. Pure.
-
-transient  throttled, timeout, server_error
-final      403, 404, 412 and every other answer that would be the same again
-"""
+"""The meaning of S3's error answers, beside those that all stores share. Pure."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from ...errors import (
-    AccessDeniedError,
-    CheckpointChangedError,
-    CheckpointNotFoundError,
-    PenstockError,
-    SourceUnavailableError,
-)
-from .. import ListingDeniedError
+from ...errors import AccessDeniedError, CheckpointNotFoundError, PenstockError, SourceUnavailableError
+from ..objects import meaning
 from ..objects.faults import Transient, retry_after
+from ..objects.meaning import Words, first, plain_id
 from ..objects.service import Answer
 from .location import Location
 
@@ -54,78 +46,58 @@ _REMEDIES = {
     "InvalidObjectState": "it is archived; restore it first",
     "KMS.DisabledException": "the key that encrypts it is disabled",
 }
+_WORDS = Words(
+    store="S3",
+    throttled=_THROTTLED,
+    remedies=_REMEDIES,
+    may_not_read=_MAY_NOT_READ,
+    may_not_list=_MAY_NOT_LIST,
+    missing={"NoSuchBucket": "the bucket", "NoSuchVersion": "that version of it"},
+    container="bucket",
+)
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9._-]{1,100})\s*</Code>")
 _REGION = re.compile(r"<Region>\s*([a-z0-9-]{1,40})\s*</Region>")
 _REQUEST_ID = re.compile(r"<RequestId>\s*([A-Za-z0-9+/=_.:-]{1,100})\s*</RequestId>")
-_PLAIN_ID = re.compile(r"[A-Za-z0-9+/=_.:-]{1,200}")
 _PLAIN_REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 
-class Said:
-    """What an error answer says. Nothing else of it is kept, since bodies quote what was signed."""
+@dataclass(frozen=True, slots=True)
+class Said(meaning.Said):
+    """The contents of an error answer."""
 
-    def __init__(self, answer: Answer) -> None:
+    region: str
+    """The region of the bucket, if the answer has it."""
+
+    @classmethod
+    def of(cls, answer: Answer) -> Said:
         headers, text = answer.headers, answer.body.decode("utf-8", "replace")
-        self.status = answer.status
-        self.code = _first(_CODE, text)
+        ids = [plain_id(headers.get(name, "")) for name in ("x-amz-request-id", "x-amz-id-2")]
         region = headers.get("x-amz-bucket-region", "")
-        self.region = region if _PLAIN_REGION.fullmatch(region) else _first(_REGION, text)
-        ids = [headers.get(name, "") for name in ("x-amz-request-id", "x-amz-id-2")]
-        ids = [one for one in ids if _PLAIN_ID.fullmatch(one)]
-        self.request_id = "/".join(ids) or _first(_REQUEST_ID, text)
-        self.retry_after_seconds = retry_after(headers.get("retry-after", ""))
-
-    def __str__(self) -> str:
-        code = f" {self.code}" if self.code else ""
-        return f"HTTP {self.status}{code} (request id {self.request_id or 'not given'})"
+        return cls(
+            status=answer.status,
+            code=first(_CODE, text),
+            request_id="/".join(filter(None, ids)) or first(_REQUEST_ID, text),
+            retry_after_seconds=retry_after(headers.get("retry-after", "")),
+            region=region if _PLAIN_REGION.fullmatch(region) else first(_REGION, text),
+        )
 
 
 def failure(answer: Said, location: Location, *, listing: bool = False) -> PenstockError | Transient:
-    """What an error answer to a GET or HEAD means, or to a request for a list."""
-    status, code = answer.status, answer.code
-    if status == 429 or code in _THROTTLED:
-        return Transient("throttled", str(answer), retry_after_seconds=answer.retry_after_seconds)
-    if status == 408 or code == "RequestTimeout":
-        return Transient("timeout", str(answer), retry_after_seconds=answer.retry_after_seconds)
-    if status >= 500 and status not in (501, 505):
-        return Transient("server_error", str(answer), retry_after_seconds=answer.retry_after_seconds)
-    said = f"{location.uri}: S3 says {answer}"
-    if status in (412, 416) and not listing:
-        return CheckpointChangedError(
-            f"{location.uri} was changed while it was read: S3 says {answer}; load it again",
-            file=location.uri,
-        )
+    """The meaning of an error answer to a GET or HEAD, or to a request for a list."""
+    status, code, uri = answer.status, answer.code, location.uri
+    meant = meaning.failure(answer, location, _WORDS, container=location.bucket, listing=listing)
+    if isinstance(meant, Transient) or status in (412, 416):
+        return meant
     if code in EXPIRED:
         remedy = "penstockd's credentials have expired and could not be renewed; refresh them"
-        return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
-    if status in (401, 403) or code in _REMEDIES:
-        if listing and code not in _REMEDIES:
-            return ListingDeniedError(f"{said}; {_MAY_NOT_LIST}", file=location.uri)
-        remedy = _REMEDIES.get(code, _MAY_NOT_READ)
-        return AccessDeniedError(f"{said}; {remedy}", file=location.uri)
-    if status == 404:
-        what, details = "it", {"file": location.uri}
-        if code == "NoSuchBucket":
-            what, details["bucket"] = "the bucket", location.bucket
-        elif code == "NoSuchVersion":
-            what = "that version of it"
-        return CheckpointNotFoundError(
-            f"{said}: {what} does not exist; check the URI and the endpoint", **details
-        )
+        return AccessDeniedError(f"{uri}: S3 says {answer}; {remedy}", file=uri)
     if status == 405 and location.version_id is not None:
         return CheckpointNotFoundError(
-            f"{said}: that version is a delete marker; name another", file=location.uri
+            f"{uri}: S3 says {answer}: that version is a delete marker; name another", file=uri
         )
     if 300 <= status < 400 or code == "AuthorizationHeaderMalformed":
         remedy = (
             f"the bucket is elsewhere{' (' + answer.region + ')' if answer.region else ''}; set AWS_REGION"
         )
-        return SourceUnavailableError(f"{said}; {remedy}", file=location.uri)
-    return SourceUnavailableError(
-        f"{said}; S3 refuses the request, and would again; check the endpoint", file=location.uri
-    )
-
-
-def _first(pattern: re.Pattern[str], text: str) -> str:
-    match = pattern.search(text)
-    return match[1] if match else ""
+        return SourceUnavailableError(f"{uri}: S3 says {answer}; {remedy}", file=uri)
+    return meant

@@ -1,4 +1,4 @@
-"""Why botocore finds no credentials that can be used, in words.
+"""Why botocore finds no usable credentials, in words.
 
 Names variables and settings, never their values: some are secrets, and others may hold one by mistake.
 """
@@ -21,7 +21,7 @@ CREDENTIAL_VARIABLES = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
 )
-"""Each of them leads botocore to credentials, or is a part of some."""
+"""Variables that lead botocore to credentials, or are a part of some."""
 
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*'|\([^)]*\))""")
 _PLAIN_CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,99}")
@@ -29,7 +29,7 @@ _ROLE = "check the role's trust policy, and what AWS_ROLE_ARN or the profile's r
 
 
 def no_credentials(what: str) -> AccessDeniedError:
-    """None at all. `what` is the location that was to be read."""
+    """The error if there are no credentials. `what` is the location that was to be read."""
     found = ", ".join(name for name in CREDENTIAL_VARIABLES if os.environ.get(name))
     so_far = f" (of the variables for them it has {found})" if found else ""
     return AccessDeniedError(
@@ -39,11 +39,11 @@ def no_credentials(what: str) -> AccessDeniedError:
 
 
 def credentials_failure(error: Exception, what: str) -> PenstockError | None:
-    """What to tell where botocore's error is about credentials; None where it is about something else."""
+    """The error for a failure of botocore that is about credentials; None for any other failure."""
     from botocore import exceptions as botocore
 
     if isinstance(error, botocore.CredentialRetrievalError | botocore.MetadataRetrievalError):
-        # What it quotes is a program's standard error, or the body of an answer.
+        # The message may quote a program's standard error, or the body of an answer.
         provider = str(error.kwargs.get("provider", "metadata"))[:50]
         return SourceUnavailableError(
             f"{what}: penstockd's AWS credentials could not be fetched: the provider {provider} failed; "

@@ -1,4 +1,4 @@
-"""What the daemon's flags say about S3 alone. What boto3's own variables and files say, botocore reads."""
+"""The daemon's flags for S3 alone. botocore itself reads boto3's variables and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import ConfigError
 
 
 def addressing(text: str) -> str:
-    """The Run:ai variable says only whether virtual-hosted style is used."""
+    """A value of --s3-addressing. The Run:ai variable says only whether virtual-hosted style is used."""
     word = text.strip().lower()
     word = {"0": "path", "false": "path", "1": "virtual", "true": "virtual"}.get(word, word)
     if word not in ("auto", "path", "virtual"):

@@ -7,8 +7,9 @@ from concurrent.futures import Executor
 
 from .. import Access
 from ..objects import ObjectSettings, ObjectSource
+from ..objects.keys import check_access
 from ..objects.service import ObjectService
-from .location import Location, check_access, parse
+from .location import Location, parse
 from .settings import S3Settings
 
 
@@ -26,15 +27,17 @@ class S3Source(ObjectSource[Location]):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> None:
-        """As those of `ObjectSource`; `own` is what only S3 has."""
+        """Arguments as for `ObjectSource`; `own` are the settings of S3 alone."""
         super().__init__(settings, workers, on_retry)
         self._own = own
 
     def parse(self, uri: str) -> Location:
         return parse(uri)
 
-    def check_access(self, location: Location, access: Access) -> None:
-        check_access(location, access)
+    def admitted(self, location: str, access: Access) -> Location:
+        named = self.parse(location)
+        check_access(named, access)
+        return named
 
     def is_version(self, location: Location) -> bool:
         return location.version_id is not None

@@ -40,8 +40,9 @@ export function showLoads(loads) {
     node.dataset.delivered = String(load.delivered_bytes);
     fill(node, {
       name: sourceName(load.sources),
-      state: load.kind === "prefetch" ? `prefetch, ${load.state}` : load.state,
+      state: load.kind === "load" ? load.state : `${load.kind}, ${load.state}`,
       who: `${who(load)}, for ${duration(load.running_seconds)}, load ${load.load_id}`,
+      group: load.group ? `${group(load.group)}, kept waiting by others for ${duration(load.group_waited_seconds)}` : "",
       progress: load.total_bytes > 0 ? `${size(load.delivered_bytes)} of ${size(load.total_bytes)}, ${percent(share)}` : "",
       rate: load.state === "streaming" ? rate(load.bytes_per_second) : "",
       waits: waits(load),
@@ -51,6 +52,10 @@ export function showLoads(loads) {
     progress.value = share;
     progress.setAttribute("aria-label", `Progress of ${sourceName(load.sources)}`);
   });
+}
+
+function group({ name, size, joined }) {
+  return `Group ${name}: ${joined} of ${count(size, "member")} joined`;
 }
 
 function waits(load) {
@@ -74,12 +79,14 @@ export function showStages(stages) {
       path: stage.sources.join(", "),
       state: stage.state,
       pinned: stage.pinned ? "pinned" : "",
+      group: stage.group ? group(stage.group) : "",
       size: size(stage.capacity_bytes),
       part: part(stage),
       idle: stage.holders.length > 0 || stage.state === "waiting" ? "" : duration(stage.idle_seconds),
     });
     repeat(node.querySelector(".holders"), "holder", stage.holders, position, (item, holder) => {
-      text(item, `${who(holder)}, for ${duration(holder.held_seconds)}`);
+      const member = holder.group ? `, of group ${holder.group}` : "";
+      text(item, `${who(holder)}, for ${duration(holder.held_seconds)}${member}`);
     });
   });
   text(byId("stages-more"), stages.length > 0 ? count(stages.length, "checkpoint") : "");

@@ -1,0 +1,53 @@
+"""The Hub with its threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor
+
+from ...config.options import StoreFlags
+from ...config.settings import Config
+from ...config.values import Locators
+from ..file.source import FileContext
+from ..file.store import FileStore
+from ..objects import ObjectSettings
+from ..objects.store import ObjectStore
+from .location import SCHEME, allowed
+from .source import HubSource
+
+
+class HubStore(ObjectStore):
+    kind = HubSource.kind
+    schemes = HubSource.schemes
+    flags = StoreFlags(Locators((SCHEME,), "an hf:// URI", allowed))
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._files: FileStore | None = None
+        """What files of the local cache need to know of the machine; made when one is first looked for."""
+        super().__init__(config)
+
+    def make_source(
+        self,
+        config: Config,
+        settings: ObjectSettings,
+        workers: Callable[[int], Executor],
+        on_retry: Callable[[str], None],
+    ) -> HubSource:
+        return HubSource(settings, self._context, workers, on_retry)
+
+    def asked_since(self) -> Collection[tuple[str, float]]:
+        return () if self._files is None else self._files.asked_since()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._files is not None:
+            self._files.shutdown()
+
+    def _context(self) -> FileContext:
+        with self._lock:
+            if self._files is None:
+                self._files = FileStore(self._config)
+            return self._files.context

@@ -1,0 +1,85 @@
+"""Which addresses a host name leads to, and connections to public ones alone.
+
+A URL that a stranger chose, or a redirect, may name what only this machine or its network should reach: a
+service on the loopback, the metadata of a cloud's instance. A name is looked up once: the addresses that were
+checked are those that are connected to, so that a name server that answers otherwise the next time gains
+nothing. An address counts as public if it is routed on the internet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from typing import Any
+from urllib.parse import SplitResult
+
+from ...errors import AccessDeniedError, PenstockError
+
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's metadata: of a public range, and answered by the machine's host
+            "192.0.0.0/24",  # for protocols, of which Oracle's metadata is one; older Pythons know a part
+            "::/96",  # IPv4 addresses in an old way of writing them
+            "64:ff9b:1::/48",  # translated to IPv4 by rules of the network's own
+        ),
+    )
+)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_IPV4_MASK = 0xFFFFFFFF
+
+
+def is_public(text: str) -> bool:
+    """Whether an address, as getaddrinfo writes it, is of the internet. One that carries an IPv4 address is
+    taken for that."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        carried = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            carried = ipaddress.IPv4Address(int(address) & _IPV4_MASK)
+        if address.teredo is not None:
+            return False
+        if carried is not None:
+            return is_public(str(carried))
+    listed = any(address in network for network in _NOT_PUBLIC)
+    return address.is_global and not address.is_multicast and not listed
+
+
+def create_connection(
+    address: tuple[str, int], timeout: float | None = None, source_address: Any = None
+) -> socket.socket:
+    """As `socket.create_connection`, to a host all of whose addresses are public. Raises AccessDeniedError
+    for another, before anything is sent, and OSError."""
+    host, port = address
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    _check(host, found)
+    checked = [str(place[0]) for *_, place in found]
+    for one in checked[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((one, port), timeout)
+    return socket.create_connection((checked[-1], port), timeout)
+
+
+def check_name(parts: SplitResult) -> None:
+    """Of the host of a URL that a proxy will be asked for. What cannot be looked up here is left to the
+    proxy. Raises AccessDeniedError."""
+    host = parts.hostname or ""
+    try:
+        found = socket.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return
+    _check(host, found)
+
+
+def _check(host: str, found: list[Any]) -> None:
+    if not all(is_public(str(place[0])) for *_, place in found):
+        raise not_public(host)
+
+
+def not_public(host: str) -> PenstockError:
+    return AccessDeniedError(
+        f"{host[:200]} has an address that is not public (loopback, link-local, private), which only root "
+        "and penstockd's own user may load from; start penstockd with an --allow prefix that names this host"
+    )

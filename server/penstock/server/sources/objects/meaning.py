@@ -1,0 +1,101 @@
+"""What error answers mean that stores word alike: what is asked again, and what is final. Pure.
+
+transient  throttled, timeout, server_error
+final      401, 403, 404, 412 and every other answer that would be the same again
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...errors import (
+    AccessDeniedError,
+    CheckpointChangedError,
+    CheckpointNotFoundError,
+    PenstockError,
+    SourceUnavailableError,
+)
+from .. import ListingDeniedError
+from .faults import Transient
+from .service import Location
+
+_PLAIN_ID = re.compile(r"[A-Za-z0-9+/=_.:-]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an error answer says. Nothing else of it is kept, since bodies quote what was signed."""
+
+    status: int
+    code: str
+    """The store's own, or empty."""
+    request_id: str
+    retry_after_seconds: float
+
+    def __str__(self) -> str:
+        code = f" {self.code}" if self.code else ""
+        return f"HTTP {self.status}{code} (request id {self.request_id or 'not given'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A store's own: its codes, and the names of its rights."""
+
+    store: str
+    throttled: frozenset[str]
+    remedies: Mapping[str, str]
+    """Of codes that mean that access is denied."""
+    may_not_read: str
+    may_not_list: str
+    missing: Mapping[str, str]
+    """By code: what does not exist, where it is not the object itself."""
+    container: str
+    """What errors call that which holds objects."""
+
+
+def failure(
+    said: Said, location: Location, words: Words, *, container: str, listing: bool
+) -> PenstockError | Transient:
+    """What an error answer to a GET or HEAD means, or to a request for a list. `container` is the name of
+    the bucket."""
+    status, code, uri = said.status, said.code, location.uri
+    if status == 429 or code in words.throttled:
+        return Transient("throttled", str(said), retry_after_seconds=said.retry_after_seconds)
+    if status == 408 or code == "RequestTimeout":
+        return Transient("timeout", str(said), retry_after_seconds=said.retry_after_seconds)
+    if status >= 500 and status not in (501, 505):
+        return Transient("server_error", str(said), retry_after_seconds=said.retry_after_seconds)
+    if status in (412, 416) and not listing:
+        return CheckpointChangedError(
+            f"{uri} was changed while it was read: {words.store} says {said}; load it again", file=uri
+        )
+    if status in (401, 403) or code in words.remedies:
+        if listing and code not in words.remedies:
+            return ListingDeniedError(f"{uri}: {words.store} says {said}; {words.may_not_list}", file=uri)
+        remedy = words.remedies.get(code, words.may_not_read)
+        return AccessDeniedError(f"{uri}: {words.store} says {said}; {remedy}", file=uri)
+    if status == 404 or code in words.missing:
+        what, details = words.missing.get(code, "it"), {"file": uri}
+        if what == f"the {words.container}":
+            details[words.container] = container
+        return CheckpointNotFoundError(
+            f"{uri}: {words.store} says {said}: {what} does not exist; check the URI and the endpoint",
+            **details,
+        )
+    return SourceUnavailableError(
+        f"{uri}: {words.store} says {said}; it refuses the request, and would again; check the endpoint",
+        file=uri,
+    )
+
+
+def first(pattern: re.Pattern[str], text: str) -> str:
+    """The group of the first match, or nothing."""
+    match = pattern.search(text)
+    return match[1] if match else ""
+
+
+def plain_id(text: str) -> str:
+    """What a store calls a request, where that is what it looks like; else nothing."""
+    return text if _PLAIN_ID.fullmatch(text) else ""

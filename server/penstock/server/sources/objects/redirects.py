@@ -1,0 +1,38 @@
+"""Where redirects led lately. Every thread may use it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+REMEMBERED_SECONDS = 300.0
+REMEMBERED_REDIRECTS = 10_000
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Redirects(Generic[K]):
+    """URLs by what was asked for. What is old does not count, and the oldest go when there are too many."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._led: OrderedDict[K, tuple[str, float]] = OrderedDict()
+
+    def get(self, asked: K) -> str | None:
+        with self._lock:
+            url, until = self._led.get(asked, ("", 0.0))
+        return url if time.monotonic() < until else None
+
+    def lead(self, asked: K, url: str) -> None:
+        with self._lock:
+            self._led[asked] = url, time.monotonic() + REMEMBERED_SECONDS
+            self._led.move_to_end(asked)
+            if len(self._led) > REMEMBERED_REDIRECTS:
+                self._led.popitem(last=False)
+
+    def forget(self, asked: K) -> None:
+        with self._lock:
+            self._led.pop(asked, None)
