@@ -245,6 +245,9 @@ def test_the_sample_document_has_every_field_and_can_be_shown(
     assert fields(sample) == fields(told)
     shown = show(sample)
     assert "warm, pinned" in shown
+    assert "30 files; " in shown
+    assert "off: No space left on device" in shown
+    assert "tier " not in show(told)
     assert "not in force: /etc/penstock/warm-set.yaml: line 9: pinned" in shown
     assert "does not fit" in shown
     assert "it needs 93.4 GB" in shown

@@ -18,7 +18,7 @@ class Account:
         self.bytes = 0
         self.total_bytes = 0
         self._waited_seconds = 0.0
-        self._read_bytes = 0
+        self._read_bytes = self._tier_bytes = 0
         self._verified_bytes = 0
         self._started = time.monotonic()
         self._first_tensor: float | None = None
@@ -45,11 +45,12 @@ class Account:
         if self._bar is not None:
             self.show()
 
-    def finish(self, waited_seconds: float, read_bytes: int, verified_bytes: int) -> None:
+    def finish(self, waited_seconds: float, read_bytes: int, *, tier_bytes: int, verified_bytes: int) -> None:
         """Adds the times and bytes that a daemon reported for the load, or for its part of it."""
         self._waited_seconds += waited_seconds
         self._read_bytes += read_bytes
         self._verified_bytes += verified_bytes
+        self._tier_bytes += tier_bytes
 
     def show(self) -> None:
         if self._bar is not None and self._pid == os.getpid():
@@ -75,4 +76,5 @@ class Account:
             cache_hit=cache_hit,
             read_bytes=self._read_bytes,
             verified_bytes=self._verified_bytes,
+            tier_bytes=self._tier_bytes,
         )

@@ -72,7 +72,12 @@ class Segments:
                 self._group_progress = segment.group
             finished = self.stream.finished
             if segment is None and finished is not None:
-                self.account.finish(finished.waited_seconds, finished.read_bytes, finished.verified_bytes)
+                self.account.finish(
+                    finished.waited_seconds,
+                    finished.read_bytes,
+                    tier_bytes=finished.tier_bytes,
+                    verified_bytes=finished.verified_bytes,
+                )
             return segment
 
     def close(self) -> None:

@@ -22,6 +22,8 @@ class LoadStats:
     cache_hit: bool
     # Read from the source meanwhile, for this load or others that share it. Known at the end.
     read_bytes: int
+    # Of these, from the daemon's tier on a local disk, and so not from the object store. Known at the end.
+    tier_bytes: int = 0
     # Of `bytes`, those of files that were read whole and match a checksum of their store or of `digests`.
     # Known at the end.
     verified_bytes: int = 0

@@ -233,14 +233,16 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("waited_seconds", "read_bytes", "verified_bytes")
+    __slots__ = ("waited_seconds", "read_bytes", "verified_bytes", "tier_bytes")
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     waited_seconds: float
     read_bytes: int
     verified_bytes: int
-    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ..., verified_bytes: _Optional[int] = ...) -> None: ...
+    tier_bytes: int
+    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ..., verified_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ...) -> None: ...
 
 class PrefetchRequest(_message.Message):
     __slots__ = ("sources", "tensors", "pin", "variant", "verify", "digests")
@@ -354,7 +356,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds", "hung_mounts", "warm_set")
+    __slots__ = ("version", "pid", "uptime_seconds", "serving", "staging", "readers", "stages", "loads", "totals", "health", "errors", "throughput", "configuration", "host", "unix_seconds", "hung_mounts", "warm_set", "tier")
     class ConfigurationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +381,7 @@ class GetStatusResponse(_message.Message):
     UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HUNG_MOUNTS_FIELD_NUMBER: _ClassVar[int]
     WARM_SET_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_seconds: float
@@ -396,7 +399,8 @@ class GetStatusResponse(_message.Message):
     unix_seconds: float
     hung_mounts: _containers.RepeatedCompositeFieldContainer[HungMount]
     warm_set: WarmSet
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ..., hung_mounts: _Optional[_Iterable[_Union[HungMount, _Mapping]]] = ..., warm_set: _Optional[_Union[WarmSet, _Mapping]] = ...) -> None: ...
+    tier: TierStatus
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., serving: bool = ..., staging: _Optional[_Union[StagingStatus, _Mapping]] = ..., readers: _Optional[_Union[ReaderStatus, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadStatus, _Mapping]]] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RecentError, _Mapping]]] = ..., throughput: _Optional[_Union[Throughput, _Mapping]] = ..., configuration: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., unix_seconds: _Optional[float] = ..., hung_mounts: _Optional[_Iterable[_Union[HungMount, _Mapping]]] = ..., warm_set: _Optional[_Union[WarmSet, _Mapping]] = ..., tier: _Optional[_Union[TierStatus, _Mapping]] = ...) -> None: ...
 
 class WarmSet(_message.Message):
     __slots__ = ("file", "problems", "entries")
@@ -437,6 +441,22 @@ class WarmSetEntry(_message.Message):
     stage_id: int
     checked_seconds: float
     def __init__(self, name: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., pin: bool = ..., tensors: _Optional[_Iterable[str]] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ..., stage_id: _Optional[int] = ..., checked_seconds: _Optional[float] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("limit_bytes", "used_bytes", "versions", "read_bytes", "written_bytes", "off_because")
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFF_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    limit_bytes: int
+    used_bytes: int
+    versions: int
+    read_bytes: int
+    written_bytes: int
+    off_because: str
+    def __init__(self, limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., versions: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., off_because: _Optional[str] = ...) -> None: ...
 
 class HungMount(_message.Message):
     __slots__ = ("mount_point", "threads", "seconds")
@@ -499,7 +519,7 @@ class ReaderStatus(_message.Message):
     def __init__(self, threads: _Optional[int] = ..., busy: _Optional[int] = ..., stalled: _Optional[int] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "source", "verified_bytes", "group")
+    __slots__ = ("id", "sources", "version", "capacity_bytes", "ready_bytes", "total_bytes", "full", "state", "pinned", "holders", "idle_seconds", "slab_count", "uid", "read_bytes", "tier_bytes", "source", "verified_bytes", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -514,6 +534,7 @@ class StageStatus(_message.Message):
     SLAB_COUNT_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
@@ -531,10 +552,11 @@ class StageStatus(_message.Message):
     slab_count: int
     uid: int
     read_bytes: int
+    tier_bytes: int
     source: str
     verified_bytes: int
     group: GroupStatus
-    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., source: _Optional[str] = ..., verified_bytes: _Optional[int] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., full: bool = ..., state: _Optional[str] = ..., pinned: bool = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_seconds: _Optional[float] = ..., slab_count: _Optional[int] = ..., uid: _Optional[int] = ..., read_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ..., source: _Optional[str] = ..., verified_bytes: _Optional[int] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("uid", "pid", "held_seconds", "client_name", "group")

@@ -25,7 +25,8 @@ from .loads.control import Control
 from .loads.fetch import BUFFER_BYTES, FetchContext
 from .loads.request import LoadContext
 from .loads.warm.warm_set import WarmSet
-from .sources import choose
+from .sources import Source, choose
+from .sources.kept import Remote
 from .sources.store import Events, Reading
 from .sources.stores import FLAGS, STORES
 from .staging.buffer import StagingBuffer
@@ -37,6 +38,8 @@ from .system.lock import locked
 from .system.log import event
 from .system.quota import Quota
 from .system.version import distribution_version
+from .tier.source import TieredSource
+from .tier.tier import Tier, open_tier
 from .watch.endpoints import Endpoints
 from .watch.health import Health
 from .watch.history import INTERVAL_SECONDS, History
@@ -48,12 +51,15 @@ logger = logging.getLogger(__name__)
 
 CPU_THREADS = 4
 SLAB_WORKERS = 4
+TIER_OPENING_SECONDS = 60
+"""Looking at ten thousand files of a healthy disk takes less than one."""
 
 
 class Daemon:
     """Everything of one penstockd. Made and used on one event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tier: Tier | None = None) -> None:
+        """Stops the tier in the end."""
         self.config = config
         self.version = distribution_version()
         self.stores = {store.kind: store(config) for store in STORES}
@@ -70,8 +76,12 @@ class Daemon:
             workers=self._slab_workers,
             hashers=self._hashers,
             totals=self.totals,
+            writers=tier,
         )
-        self._sources = [store.source for store in self.stores.values()]
+        self._tier = tier
+        if tier is not None:
+            self.totals.tier = tier.counts
+        self._sources = [_tiered(store.source, tier) for store in self.stores.values()]
         self._catalog = Catalog(
             self._sources,
             descriptors=Quota(
@@ -130,6 +140,7 @@ class Daemon:
             began=asyncio.get_running_loop().time(),
             staging=self.staging,
             readers=self.readers.values(),
+            tier=tier,
             totals=self.totals,
             loads=self._control.running,
             health=self.health,
@@ -206,6 +217,8 @@ class Daemon:
                 for store in self.stores.values():
                     store.shutdown()
                 self._catalog.shutdown()
+                if self._tier is not None:
+                    self._tier.stop()
                 for executor in (self._cpu_pool, self._selector, self._slab_workers, self._hashers):
                     executor.shutdown()
                 self.health.stop()
@@ -333,6 +346,13 @@ class Daemon:
             self.ask_to_stop()
 
 
+def _tiered(source: Source, tier: Tier | None) -> Source:
+    """With what comes over a network kept on the disk, if there is a tier."""
+    if tier is None or not isinstance(source, Remote):
+        return source
+    return TieredSource(source, tier)
+
+
 def _readers(reading: Reading) -> ReaderPool:
     return ReaderPool(
         reading.threads,
@@ -355,4 +375,24 @@ def _huge_pages() -> dict[str, str]:
 async def serve(config: Config) -> bool:
     """Runs one daemon to its end, and says whether that was asked for."""
     raise_open_files()
-    return await Daemon(config).run()
+    return await Daemon(config, await _open_tier(config)).run()
+
+
+async def _open_tier(config: Config) -> Tier | None:
+    """None: there is none. Raises ConfigError."""
+    if config.tier_dir is None:
+        return None
+    opener = FairExecutor(1, "tier-opener")  # of its own, as it may hang
+    opening = opener.submit(os.geteuid(), open_tier, config.tier_dir, config.tier_limit_bytes)
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(opening), TIER_OPENING_SECONDS)
+    except asyncio.TimeoutError:
+        why = {
+            "directory": str(config.tier_dir),
+            "why": f"its disk did not answer for {TIER_OPENING_SECONDS} s",
+        }
+        hint = {"hint": "penstockd runs without it; see to the disk, and start penstockd again"}
+        event(logger, "no tier", {**why, **hint}, level=logging.WARNING)
+        return None
+    finally:
+        opener.shutdown()

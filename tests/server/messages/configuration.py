@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from penstock.server.config.settings import load_config
 from penstock.server.sources.stores import FLAGS
 from penstock.server.system.limits import MemoryBound
+from penstock.server.tier.directory import Directory
 
 from . import provoked, said
 
@@ -17,6 +20,13 @@ def started(*flags: str, bound_bytes: int = 16 * GIB, **variables: str) -> Calla
     return lambda: load_config(
         flags, variables, lambda: MemoryBound(bound_bytes, "the machine's memory"), FLAGS
     )
+
+
+def a_link_as_tier() -> object:
+    with tempfile.TemporaryDirectory() as directory:
+        link = Path(directory, "tier")
+        link.symlink_to(directory)
+        return Directory(link)
 
 
 EXAMPLES = [
@@ -63,6 +73,13 @@ EXAMPLES = [
         "S3 cannot charge a requester that it does not know",
         "leave out --s3-unsigned",
     ),
+    provoked(
+        started("--tier-dir", "/tier"),
+        "--tier-dir and --tier-limit",
+        "one is given without the other",
+        "name the directory, and how much",
+    ),
+    provoked(a_link_as_tier, "--tier-dir", "is a link or no directory", "name a directory itself"),
     provoked(started("--max-loads", "0"), "--max-loads", "'0' is not a whole number above 0", "write one"),
     provoked(started("--concurrency", "9999999"), "--concurrency", "is more than", "lower it"),
     provoked(started("--grace", "soon"), "--grace", "is not a number of seconds", "write one"),

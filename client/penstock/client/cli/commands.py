@@ -249,6 +249,7 @@ def _load(options: argparse.Namespace) -> None:
             ("first tensor after", "-" if first is None else f"{first:.3f} s"),
             ("waited for memory", f"{stats.waited_seconds:.3f} s"),
             ("read from source", show_bytes(stats.read_bytes)),
+            ("of that from its tier", show_bytes(stats.tier_bytes)),
             ("verified", show_bytes(stats.verified_bytes)),
             ("staged already", "yes" if stats.cache_hit else "no"),
         ]

@@ -51,6 +51,7 @@ def _head(status: dict[str, Any]) -> str:
             f"{totals['loads_cancelled']} cancelled; {show_bytes(totals['read_bytes'])} read, "
             f"{show_bytes(totals['delivered_bytes'])} delivered; {totals['stage_hits']} hits, "
             f"{totals['stage_misses']} misses, {totals['evictions']} evictions",
+            *_tier(status),
             *hung,
         ]
     )
@@ -74,6 +75,18 @@ def _warm_set(status: dict[str, Any]) -> str:
     problems = [f"not in force: {_plain(warm_set['file'])}: {_plain(one)}" for one in warm_set["problems"]]
     table = _table(("WARM SET", "STATE", "READ", "SINCE", "WHY", "CHECKPOINT"), rows)
     return "\n".join([*problems, *([table] if table else [])])
+
+
+def _tier(status: dict[str, Any]) -> list[str]:
+    tier = status.get("tier")  # a daemon of an earlier version tells of none
+    if not tier or not tier["limit_bytes"]:
+        return []
+    off = f"; off: {_plain(tier['off_because'])}" if tier["off_because"] else ""
+    return [
+        f"tier      {show_bytes(tier['used_bytes'])} of {show_bytes(tier['limit_bytes'])}, "
+        f"{tier['versions']} files; {show_bytes(tier['read_bytes'])} read, "
+        f"{show_bytes(tier['written_bytes'])} written{off}"
+    ]
 
 
 def _stages(status: dict[str, Any]) -> str:

@@ -179,6 +179,21 @@ _FURTHER_OPTIONS = (
         "made again",
         "SECONDS",
     ),
+    Option(
+        "--tier-dir",
+        "",
+        values.optional_directory,
+        "directory on a local disk, for this daemon alone, that keeps what is read from object stores; made "
+        "if it is missing",
+        "DIR",
+    ),
+    Option(
+        "--tier-limit",
+        "0",
+        parse_size,
+        "most that --tier-dir takes of its disk, such as 500GB",
+        "SIZE",
+    ),
 )
 _LOG_OPTIONS = (
     Option("--log-format", "text", str, "one line an event", choices=("text", "json")),

@@ -60,6 +60,9 @@ class Config:
     object_block_bytes: int
     object_retries: int
     object_timeout_seconds: float
+    tier_dir: Path | None
+    """None: nothing is kept on a disk."""
+    tier_limit_bytes: int
     store_options: Mapping[str, Any]
     """Flags of one kind of storage alone: by the flag's name, without dashes."""
 
@@ -133,6 +136,8 @@ def load_config(
         object_block_bytes=values["object_block_size"],
         object_retries=values["object_retries"],
         object_timeout_seconds=values["object_timeout"],
+        tier_dir=values["tier_dir"],
+        tier_limit_bytes=values["tier_limit"],
         store_options={option.field: values[option.field] for store in stores for option in store.options},
     )
 
@@ -157,6 +162,11 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--max-loads: {values['max_loads']} must be more than the number of --prefetch entries "
             f"({len(values['prefetch'])}), which are loads too; raise it"
+        )
+    if (values["tier_dir"] is None) != (values["tier_limit"] == 0):
+        raise ConfigError(
+            "--tier-dir and --tier-limit: one is given without the other; name the directory, and how much "
+            "of its disk may be taken, such as 500GB"
         )
     if limit > 0 and values["block_size"] > max(limit, DEFAULT_BLOCK_BYTES):
         raise ConfigError(

@@ -42,6 +42,11 @@ def optional_file(text: str) -> Path | None:
     return Path(os.path.abspath(text))
 
 
+def optional_directory(text: str) -> Path | None:
+    """Absolute; None for an empty text."""
+    return directory(text) if text.strip() else None
+
+
 def memory_limit(text: str) -> int:
     """UNLIMITED, MINIMAL or bytes."""
     if text.strip() == "-1":

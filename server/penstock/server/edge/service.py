@@ -340,6 +340,7 @@ def _response(event: Queued | SegmentReady | Finished) -> bytes:
     finished = pb.Finished(
         waited_seconds=event.waited_seconds,
         read_bytes=event.read_bytes,
+        tier_bytes=event.tier_bytes,
         verified_bytes=event.verified_bytes,
     )
     return pb.LoadResponse(finished=finished).SerializeToString()

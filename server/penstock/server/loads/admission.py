@@ -70,6 +70,8 @@ class Admission:
         """Segments that were in the staging buffer before it joined."""
         self.read_before = 0
         """Bytes that had been read into the entry before it joined."""
+        self.tier_before = 0
+        """Of these, from the tier."""
         self.was_warm = False
         """Whether everything that it asked for was in the staging buffer before it joined."""
         self.finished = False
@@ -230,7 +232,7 @@ class Admission:
             keep_old=self._keeps_old,
         )
         self.warm_segments = entry.ready_segments()
-        self.read_before = entry.read_bytes
+        self.read_before, self.tier_before = entry.read_bytes, entry.tier_bytes
         self._unsubscribe = self.caller.on_close(functools.partial(entry.leave, self))
         return entry
 

@@ -66,6 +66,7 @@ class SegmentReady:
 class Finished:
     waited_seconds: float
     read_bytes: int
+    tier_bytes: int
     verified_bytes: int
 
 
@@ -165,10 +166,12 @@ class Load(Admission):
                 entry, entry.contents.tables(checkpoint), slices, selection.tensor_count, emit
             )
             self.finished = True
+            read_bytes = entry.read_bytes - self.read_before
             await emit(
                 Finished(
                     self.waited_seconds,
-                    entry.read_bytes - self.read_before,
+                    read_bytes,
+                    min(read_bytes, entry.tier_bytes - self.tier_before),
                     self._verified_bytes(entry, entry.contents.tables(checkpoint), slices),
                 )
             )

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
 from .checksums import Checksum
+from .kept import KeptFile
 
 MAX_TREE_NAMES = 100_000
 """That a tree may hold, wanted or not: what listing it costs is bounded."""
@@ -239,10 +240,12 @@ class RetryingReader:
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         self.file.give_up_at = self.give_up_at
+        start, whole = offset, views
         try:
             while True:
                 try:
-                    return self.file.read_into(offset, views)
+                    self.file.read_into(offset, views)
+                    break
                 except RetryLater as later:
                     if time.monotonic() + later.delay_seconds > self.give_up_at:
                         raise too_slow(self.file.uri, later.reached) from None
@@ -251,6 +254,8 @@ class RetryingReader:
                     time.sleep(later.delay_seconds)
         finally:
             self.file.give_up_at = math.inf
+        if isinstance(self.file, KeptFile):
+            self.file.keep_bytes(start, whole)
 
 
 def too_slow(uri: str, reached: int) -> SourceUnavailableError:

@@ -6,6 +6,7 @@ entry     one checkpoint in the buffer: its slabs, its ring, who holds it
 phase     the states of an entry's life; `contents` is what it holds, `members` who shares it (pure)
 shares    who holds how much of the buffer, and how much more each user may have (pure)
 ring      where its segments lie, what state each is in, who still needs it (pure)
+keeping   segments that are copied to the files that keep them on a disk
 filling   the reads that fill the ring; `reader` has the threads, fair between users
 pool      the slabs that exist; `slab` is one of them; `headroom` is how many the system has memory for
 

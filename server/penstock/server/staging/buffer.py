@@ -19,6 +19,7 @@ from ..checkpoint.plan import Selection
 from ..config.settings import Config
 from ..config.units import show_size
 from ..errors import ShuttingDownError, StagingExhaustedError
+from ..sources.kept import Writers
 from ..system import failure
 from ..system.counts import Totals
 from ..system.headroom import spare_bytes
@@ -27,6 +28,7 @@ from ..system.shown import shown_source
 from .contents import Contents
 from .demand import Demand, measure
 from .entry import CacheEntry, EntryContext
+from .keeping import Keeper
 from .members import Holder
 from .phase import Phase
 from .pool import SlabPool, Workers
@@ -51,10 +53,12 @@ class StagingBuffer:
         workers: Workers,
         hashers: Workers,
         totals: Totals,
+        writers: Writers | None = None,
         spare: Callable[[], int] = spare_bytes,
     ) -> None:
         """`readers` has the reader threads for each kind of source, `hashers` the threads on which SHA-256
-        follows the reading. `spare` says how much memory the system has to spare, as `spare_bytes` does."""
+        follows the reading. `writers` write the copies that files keep of it. `spare` says how much memory
+        the system has to spare, as `spare_bytes` does."""
         self._config = config
         self._readers = readers
         self._workers = workers
@@ -73,6 +77,7 @@ class StagingBuffer:
             self,
             readers,
             totals,
+            Keeper(writers),
             patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS),
             hashers=hashers,
         )

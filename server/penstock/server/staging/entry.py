@@ -20,9 +20,11 @@ from ..checkpoint.catalog import Checkpoint
 from ..checkpoint.plan import Segment
 from ..config.units import show_size
 from ..errors import CheckpointCorruptError, PenstockError, StagingExhaustedError
+from ..sources.kept import KeptFile
 from ..system.counts import Totals
 from .contents import Contents
 from .filling import Filling
+from .keeping import Keeper, Keeping
 from .members import GroupTerms, Holder, Members
 from .phase import Phase, moved
 from .pool import Workers
@@ -44,10 +46,11 @@ class EntryListener(Protocol):
         """Nobody holds the entry, and no read is under way."""
 
     def entry_read(self, entry: CacheEntry) -> None:
-        """One more segment of the entry has been read."""
+        """One more segment of the entry has been read, or fewer of its slabs are in use."""
 
     def entry_drained(self, entry: CacheEntry, slabs: list[Slab]) -> None:
-        """The last read of an evicted entry ended. The slabs that it had kept now belong to the listener."""
+        """The last read or copy of an evicted entry ended. The slabs that it had kept now belong to the
+        listener."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class EntryContext:
     readers: Mapping[str, ReaderPool]
     """Reader threads by kind of source."""
     totals: Totals
+    keeper: Keeper
     patience_seconds: float
     """For how long other loads of a window may keep a load waiting."""
     hashers: Workers
@@ -87,12 +91,16 @@ class CacheEntry:
         self.read_bytes = 0
         self._counted_bytes = 0
         """Of `verified_bytes`, those that are in the totals."""
+        self._kept_files: list[KeptFile] = []
+        self._disk_before = 0
+        """Bytes of its files that had come from the tier before it was read, such as headers."""
         self.owner_uid = owner_uid
         """The user whose share of memory and of the readers it takes. None: no user yet."""
         self._context = context
         self._evict_when_left = False
         self._granted_slabs = 0
         self._filling: Filling | None = None
+        self._keeping: Keeping | None = None
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self.made_at = self.last_used = self._moved = self._loop.time()
@@ -149,6 +157,16 @@ class CacheEntry:
     def reading(self) -> bool:
         """Whether reads of it are under way."""
         return self._filling is not None and self._filling.active
+
+    @property
+    def copying(self) -> bool:
+        """Some of its bytes are being copied to where they are kept. That takes milliseconds."""
+        return self._keeping is not None and bool(self._keeping.slabs_in_use)
+
+    @property
+    def tier_bytes(self) -> int:
+        """Of `read_bytes`, those that came from the tier."""
+        return min(self.read_bytes, self._disk_bytes() - self._disk_before)
 
     def stands_still(self, seconds: float) -> bool:
         """Whether for so many seconds nobody joined, left or released anything, and no segment was read. Its
@@ -243,6 +261,8 @@ class CacheEntry:
         `slabs` is set, the slabs still belong to the caller."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
         self.verifier = Verifier(self.checkpoint, segments)
+        self._kept_files = [file for file in set(self.checkpoint.files) if isinstance(file, KeptFile)]
+        self._disk_before = self._disk_bytes()
         self._filling = Filling(
             ring,
             slabs,
@@ -254,6 +274,15 @@ class CacheEntry:
             verifier=self.verifier,
             hashers=self._context.hashers,
         )
+        self._keeping = self._context.keeper.keep(
+            ring,
+            self._filling,
+            self.checkpoint.files,
+            may_copy=self._may_copy,
+            on_copied=self._copied,
+        )
+        if self._keeping is not None and self.pinned:
+            self._keeping.pin(True)
         self.phase = moved(self.phase, Phase.STARTED)
         self.slabs, self.ring = slabs, ring
         self.assign(self.owner_uid)
@@ -276,22 +305,26 @@ class CacheEntry:
     def pin(self, name: tuple[str, ...]) -> None:
         """Keeps the entry until it is evicted, and adds `name` to its names."""
         self._pinned, self._evict_when_left = True, False
+        self._pin_kept()
         self._call(name)
 
     def want(self, name: str, sources: tuple[str, ...], *, pin: bool) -> None:
         """A warm set names it, until `unwant` or `unpin`. `sources` are what it is staged as there."""
         self._wishes[name], self._evict_when_left = pin, False
+        self._pin_kept()
         self._call(sources)
 
     def unwant(self, name: str) -> None:
         """The warm set does not name it so any more: it is warm as after a load."""
         if self._wishes.pop(name, None) is not None:
             self.last_used = self._loop.time()
+            self._pin_kept()
 
     def unpin(self) -> None:
         """From now on it may be evicted for others. Nothing keeps it once its last holder has left."""
         self._pinned, self._evict_when_left = False, True
         self._wishes.clear()
+        self._pin_kept()
 
     def fail(self, error: PenstockError) -> None:
         """All who wait for the entry, now or later, get the error."""
@@ -308,16 +341,17 @@ class CacheEntry:
         self._pump()
 
     def close(self) -> list[Slab]:
-        """Only when nobody holds it. Returns the slabs that no read writes into; they now belong to the
-        caller. The other slabs go to the listener when their reads have ended, and to nobody before, since a
-        read that hangs in the kernel cannot be cancelled. The files stay open until then too."""
+        """Only when nobody holds it. Returns the slabs that no read writes into and nothing is copied from;
+        they now belong to the caller. The other slabs go to the listener when their reads have ended, and to
+        nobody before, since a read that hangs in the kernel cannot be cancelled. The files stay open until
+        then too."""
         assert not self.holders
         if self.reading:
             self._cancel_reads()
         stuck = self._slabs_in_use()
         free = [slab for slab in self.slabs if slab not in stuck]
         self.slabs = stuck
-        if self.reading:
+        if self.reading or self.copying:
             self.phase = moved(self.phase, Phase.DRAINING)
         else:
             self._end()
@@ -357,6 +391,7 @@ class CacheEntry:
             self._cancel_reads()
         if self.idle:
             self._context.listener.entry_idle(self)
+        self._context.keeper.pump()
 
     async def wait_change(self) -> None:
         """Waits until anything about the entry changes."""
@@ -401,13 +436,21 @@ class CacheEntry:
         if sources not in self.names:
             self.names = [*self.names[: MAX_NAMES - 1], sources]
 
+    def _pin_kept(self) -> None:
+        """The copies that files keep are pinned as the entry is."""
+        if self._keeping is not None:
+            self._keeping.pin(self.pinned)
+
+    def _disk_bytes(self) -> int:
+        return sum(file.disk_bytes for file in self._kept_files)
+
     def _raise_error(self) -> None:
         if self.error is not None:
             raise self.error
 
     def _raise_if_blocked(self, key: Hashable, segment: int) -> None:
         assert self.ring is not None
-        blockers = self.ring.in_the_way(key, segment)
+        blockers = [blocker for blocker in self.ring.in_the_way(key, segment) if blocker in self.holders]
         if blockers:
             pids = sorted({self.holders[blocker].pid for blocker in blockers})
             raise StagingExhaustedError(
@@ -438,6 +481,9 @@ class CacheEntry:
             source = self.checkpoint.files[segment.file].kind
             self._context.totals.source_bytes[source] += segment.size_bytes
             self._count_verified()
+            if self._keeping is not None:
+                self._keeping.read(index)
+                self._context.keeper.pump()
             self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
@@ -455,8 +501,26 @@ class CacheEntry:
         self._context.totals.verified_bytes += self.verified_bytes - self._counted_bytes
         self._counted_bytes = self.verified_bytes
 
+    def _copied(self) -> None:
+        """Some of its slabs are not copied from any more."""
+        if self.closed:
+            self._drained()
+            return
+        self._pump()
+        if not self.holders:
+            self._context.listener.entry_read(self)
+
+    def _may_copy(self) -> bool:
+        """Whether segments may be copied to where they are kept. Of a window at once, or they would be gone;
+        of a full entry when all is read, or nobody waits for it: until then all cores are for the load."""
+        if self.closed or self.error is not None:
+            return False
+        if not self.full:
+            return bool(self.holders)
+        return self.complete if self.holders else self.keeps_warm
+
     def _drained(self) -> None:
-        if not self.reading:
+        if not self.reading and not self.copying:
             slabs, self.slabs = self.slabs, []
             self._end()
             self._context.listener.entry_drained(self, slabs)
@@ -464,10 +528,15 @@ class CacheEntry:
     def _end(self) -> None:
         self.phase = moved(self.phase, Phase.CLOSED)
         self._filling = None
+        if self._keeping is not None:
+            self._keeping.close()
+            self._keeping = None
         self.checkpoint.close()
 
     def _slabs_in_use(self) -> list[Slab]:
-        return self._filling.slabs_in_use() if self._filling is not None else []
+        used = self._filling.slabs_in_use() if self._filling is not None else []
+        kept = self._keeping.slabs_in_use if self._keeping is not None else []
+        return [slab for slab in self.slabs if slab in used or slab in kept]
 
     def _cancel_reads(self) -> None:
         if self._filling is not None:

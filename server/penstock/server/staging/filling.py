@@ -133,10 +133,8 @@ class Filling:
         """On a reader thread."""
         file = self._files[self._ring.segments[index].file]
         begin, finish = self._whole_pages(index, start, end)
-        views = [
-            self._slabs[number].view[first:last] for number, first, last in self._parts(index, begin, finish)
-        ]
         began = time.monotonic()
+        views = self.views(index, begin, finish)
         try:
             file.read_into(begin, views)
         except RetryLater as later:
@@ -147,6 +145,16 @@ class Filling:
             raise
         self._on_block(file.kind, time.monotonic() - began)
         self._verifier.read(index, start, end, _cut(views, start - begin, end - begin))
+
+    def views(self, index: int, begin: int, finish: int) -> list[memoryview]:
+        """The memory of a range of the segment's file."""
+        return [
+            self._slabs[number].view[first:last] for number, first, last in self._parts(index, begin, finish)
+        ]
+
+    def slabs_of(self, index: int, begin: int, finish: int) -> list[Slab]:
+        """Those that `views` are in."""
+        return [self._slabs[number] for number, _, _ in self._parts(index, begin, finish)]
 
     def _whole_pages(self, index: int, start: int, end: int) -> tuple[int, int]:
         """The range rounded out to what the source reads best: the segment owns its pages."""

@@ -16,6 +16,8 @@ CLOSED_REASONS = ("refused", "protocol", "flood", "memory", "idle")
 """Why the gate closes a connection."""
 RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
 LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+TIER_COUNTS = ("read_bytes", "written_bytes", "failed_reads", "evictions")
+"""What the tier counts since its start."""
 READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -54,6 +56,8 @@ class Totals:
         self.source_bytes = dict.fromkeys(sources, 0)
         self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
         """For a source that tries again: how often it did, by reason."""
+        self.tier: Mapping[str, int] = dict.fromkeys(TIER_COUNTS, 0)
+        """Of `TIER_COUNTS`; the tier's own, if there is one."""
         self.rejected = dict.fromkeys(reasons(), 0)
         self.connections_closed = dict.fromkeys(CLOSED_REASONS, 0)
         self.delivered_bytes = 0

@@ -36,6 +36,7 @@ from ..system.counts import (
     READ_SECONDS,
     RESULTS,
     RETRY_REASONS,
+    TIER_COUNTS,
     WAITED,
     Distribution,
     Totals,
@@ -184,6 +185,22 @@ METRICS = (
         "gauge",
         "The part of the bytes being read into that belongs to evicted checkpoints whose reads hang.",
     ),
+    Metric("tier_limit_bytes", "gauge", "The most that --tier-dir may take of its disk; 0: no tier."),
+    Metric("tier_bytes", "gauge", "What --tier-dir takes of its disk."),
+    Metric("tier_versions", "gauge", "Versions of objects of which --tier-dir keeps something."),
+    Metric("tier_off", "gauge", "1 when the disk of the tier is full, failing or read-only."),
+    Metric(
+        "tier_read_bytes_total",
+        "counter",
+        "Bytes that were read from --tier-dir and not from their store. read_bytes_total counts them too.",
+    ),
+    Metric("tier_written_bytes_total", "counter", "Bytes that were written to --tier-dir, and synced."),
+    Metric(
+        "tier_failed_reads_total",
+        "counter",
+        "Reads of --tier-dir that failed, or gave other bytes than were written: the store gave them.",
+    ),
+    Metric("tier_evictions_total", "counter", "Versions of objects that went from --tier-dir for others."),
     Metric(
         "rejected_total",
         "counter",
@@ -238,6 +255,10 @@ class Gauges:
     warm_set_entries: Mapping[str, int] = field(default_factory=dict)
     """By state."""
     warm_set_broken: bool = False
+    tier_limit_bytes: int = 0
+    tier_bytes: int = 0
+    tier_versions: int = 0
+    tier_off: int = 0
 
 
 class Exposition(Collector):
@@ -311,6 +332,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
         "group_loads_total": totals.group_loads,
         "group_timeouts_total": {(): totals.group_timeouts},
         "connections_closed_total": {(reason,): count for reason, count in totals.connections_closed.items()},
+        **{f"tier_{name}_total": {(): totals.tier[name]} for name in TIER_COUNTS},
         "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
     }
 
@@ -329,6 +351,10 @@ def _present(gauges: Gauges) -> dict[str, _Values]:
         "stuck_bytes": {(): gauges.stuck_bytes},
         "warm_set_entries": {(state,): count for state, count in gauges.warm_set_entries.items()},
         "warm_set_broken": {(): float(gauges.warm_set_broken)},
+        "tier_limit_bytes": {(): gauges.tier_limit_bytes},
+        "tier_bytes": {(): gauges.tier_bytes},
+        "tier_versions": {(): gauges.tier_versions},
+        "tier_off": {(): gauges.tier_off},
     }
 
 

@@ -28,6 +28,7 @@ from ..staging.entry import CacheEntry
 from ..staging.reader import ReaderPool
 from ..system.counts import Totals
 from ..system.shown import encodable, shown_sources
+from ..tier.tier import Tier
 from .health import Health
 from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges
@@ -46,6 +47,7 @@ class Status:
     began: float
     staging: StagingBuffer
     readers: Collection[ReaderPool]
+    tier: Tier | None
     totals: Totals
     loads: Collection[Running]
     health: Health
@@ -69,6 +71,10 @@ class Status:
             stuck_bytes=usage.stuck_bytes,
             warm_set_entries=self.warm_set.counts() if self.warm_set is not None else {},
             warm_set_broken=self.warm_set is not None and bool(self.warm_set.problems),
+            tier_limit_bytes=self.tier.limit_bytes if self.tier else 0,
+            tier_bytes=self.tier.used_bytes if self.tier else 0,
+            tier_versions=self.tier.version_count if self.tier else 0,
+            tier_off=int(self.tier is not None and bool(self.tier.off_because)),
         )
 
     def message(self, only_uid: int | None) -> pb.GetStatusResponse:
@@ -100,6 +106,7 @@ class Status:
             configuration=effective(self.config) if all_of_it else {},
             host=socket.gethostname(),
             unix_seconds=time.time(),
+            tier=self._tier(),
             hung_mounts=[
                 pb.HungMount(
                     mount_point=encodable(hung.mount_point), threads=hung.threads, seconds=hung.seconds
@@ -139,6 +146,18 @@ class Status:
         if self.config.memory_limit != UNLIMITED:
             status.limit_bytes = self.config.memory_limit
         return status
+
+    def _tier(self) -> pb.TierStatus | None:
+        if self.tier is None:
+            return None
+        return pb.TierStatus(
+            limit_bytes=self.tier.limit_bytes,
+            used_bytes=self.tier.used_bytes,
+            versions=self.tier.version_count,
+            read_bytes=self.tier.counts["read_bytes"],
+            written_bytes=self.tier.counts["written_bytes"],
+            off_because=self.tier.off_because,
+        )
 
     def _oldest_lease_seconds(self) -> float:
         now = asyncio.get_running_loop().time()
@@ -249,6 +268,7 @@ def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: in
         slab_count=len(entry.slabs),
         uid=entry.owner_uid,
         read_bytes=entry.read_bytes,
+        tier_bytes=entry.tier_bytes,
         source=kind_of(sources[0]),
         verified_bytes=entry.verified_bytes,
     )

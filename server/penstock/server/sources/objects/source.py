@@ -161,6 +161,10 @@ class ObjectSource(ABC, Generic[L]):
                 self._made = Requests(self.connect(), self._settings, self._on_retry, self.whole)
             return self._made
 
+    def remember(self, location: str) -> None:
+        """Its header is kept: the next `open` asks for its version alone."""
+        self._was_known(location)
+
     def _was_known(self, location: str) -> bool:
         with self._lock:
             known = location in self._known

@@ -19,9 +19,10 @@ const position = (_, index) => index;
 const BADGES = { waiting: "waiting", reading: "reading", warm: "warm", failed: "failed", does_not_fit: "failed" };
 const STATE_ORDER = ["reading", "leased", "warm", "waiting", "failed"];
 
-export function showTiles({ readers, staging, loads, stages, totals, hung_mounts: hung }) {
+export function showTiles({ readers, staging, loads, stages, totals, tier, hung_mounts: hung }) {
   amount("read-rate", readers.bytes_per_second, rate(readers.bytes_per_second));
-  text(byId("read-total"), `${size(totals.read_bytes)} since the start`);
+  const kept = tier?.read_bytes > 0 ? `, ${size(tier.read_bytes)} of it from local disk` : "";
+  text(byId("read-total"), `${size(totals.read_bytes)} since the start${kept}`);
   amount("readers", readers.busy, `${readers.busy} of ${readers.threads}`);
   byId("readers-meter").style.width = `${readers.threads > 0 ? (readers.busy / readers.threads) * 100 : 0}%`;
   const stalled = readers.stalled > 0 ? `${readers.stalled} stalled` : "";

@@ -1,0 +1,159 @@
+"""The tier: a load from it beside raw direct reads of the same files, what it costs a first load, and a
+restart of the daemon with the bytes in the store, on the disk, and in memory.
+
+    python benchmarks/tier.py [--size BYTES] [--rounds N] [--directory DIR]
+
+Each round, one after the other: a daemon without a tier stages a checkpoint from nginx on the loopback; one
+with an empty tier does, and writes it; the same daemon stages it from the disk, after its memory was given up
+and after it was started again; as many threads as the tier has read the same files with O_DIRECT; and the
+daemon stages what it has in memory. CPU is the daemon's. `--directory` should be on the disk that is to be
+measured.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from mmap import mmap
+from pathlib import Path
+
+import make_checkpoint
+import objects
+from daemons import Daemon
+
+_READ_BYTES = 4 << 20
+_THREADS = 8
+_PATIENCE_SECONDS = 300
+_WARM_UP_BYTES = 50_000_000
+
+
+@dataclass
+class _Results:
+    """Seconds and the daemon's CPU seconds, by what was done."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, what: str, seconds: float, cpu_seconds: float) -> None:
+        self.seconds.setdefault(what, []).append(seconds)
+        self.cpu_seconds.setdefault(what, []).append(cpu_seconds)
+        print(f"  {what}: {seconds:.3f} s, CPU {cpu_seconds:.2f} s", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=int, default=1_000_000_000, help="bytes of the checkpoint")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    path = make_checkpoint.llama_checkpoint(options.size)
+    small = make_checkpoint.llama_checkpoint(_WARM_UP_BYTES)
+    results = _Results()
+    top = Path(tempfile.mkdtemp(prefix="penstock-tier-", dir=options.directory))
+    try:
+        with objects.Near() as server:
+            for number in range(options.rounds):
+                print(f"round {number + 1}", file=sys.stderr)
+                _round(server, server.uri(path), server.uri(small), options.size, top / str(number), results)
+                shutil.rmtree(top / str(number))
+    finally:
+        shutil.rmtree(top)
+    _show(results, options.size)
+
+
+def _round(
+    server: objects.ObjectServer, uri: str, small: str, size_bytes: int, directory: Path, results: _Results
+) -> None:
+    limit = ("--memory-limit", str(size_bytes * 5 // 4 + (64 << 20)))
+    tier = ("--tier-dir", str(directory), "--tier-limit", str(4 * size_bytes))
+
+    def stage(daemon: Daemon, what: str) -> None:
+        cpu = daemon.cpu_seconds()
+        seconds = daemon.prefetch(uri)
+        results.add(what, seconds, daemon.cpu_seconds() - cpu)
+
+    with Daemon(*limit, environment=server.environment()) as daemon:
+        _warm_up(daemon, small)
+        stage(daemon, "from the store, no tier")
+    with Daemon(*limit, *tier, environment=server.environment()) as daemon:
+        _warm_up(daemon, small)
+        stage(daemon, "from the store, an empty tier")
+        begin, cpu = time.perf_counter(), daemon.cpu_seconds()
+        _wait(lambda: daemon.status()["tier"]["written_bytes"] >= size_bytes)
+        results.add("written after that", time.perf_counter() - begin, daemon.cpu_seconds() - cpu)
+        daemon.evict()
+        stage(daemon, "from the tier")
+    with Daemon(*limit, *tier, environment=server.environment()) as daemon:
+        _warm_up(daemon, small)
+        stage(daemon, "from the tier, after a restart")
+        begin, own = time.perf_counter(), time.process_time()
+        _read_raw(directory)
+        results.add("raw O_DIRECT", time.perf_counter() - begin, time.process_time() - own)
+        stage(daemon, "from memory")
+
+
+def _warm_up(daemon: Daemon, small: str) -> None:
+    """Has the daemon make its buffer and load something small: it imports boto3 at its first load."""
+    daemon.wait_until_populated()
+    daemon.prefetch(small)
+    daemon.evict()
+    # Else the first load would find the tier's writers busy.
+    _wait(lambda: "tier" not in daemon.status() or daemon.status()["staging"]["warm_bytes"] == 0)
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.01)
+
+
+def _read_raw(directory: Path) -> None:
+    """All blocks that the tier keeps, each thread into memory of its own that is there."""
+    own = threading.local()
+
+    def read(part: tuple[int, int]) -> None:
+        if not hasattr(own, "buffer"):
+            own.buffer = memoryview(mmap(-1, _READ_BYTES))
+        os.preadv(part[0], [own.buffer], part[1])
+
+    files = [os.open(file, os.O_RDONLY | os.O_DIRECT) for file in directory.glob("*.blocks")]
+    try:
+        parts = [(fd, at) for fd in files for at in range(0, os.fstat(fd).st_size, _READ_BYTES)]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(read, parts))
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _show(results: _Results, size_bytes: int) -> None:
+    gigabytes = size_bytes / 1e9
+    print("| what | GB/s (median) | seconds of each round | CPU s a GB |\n|---|---|---|---|")
+    for what, seconds in results.seconds.items():
+        rounds = ", ".join(f"{one:.2f}" for one in seconds)
+        cpu = statistics.median(results.cpu_seconds[what]) / gigabytes
+        print(f"| {what} | {gigabytes / statistics.median(seconds):.2f} | {rounds} | {cpu:.2f} |")
+    for title, one, other in (
+        ("seconds from the tier for each of raw O_DIRECT", "raw O_DIRECT", "from the tier, after a restart"),
+        (
+            "seconds of a first load with a tier for each without",
+            "from the store, no tier",
+            "from the store, an empty tier",
+        ),
+    ):
+        pairs = zip(results.seconds[one], results.seconds[other], strict=True)
+        factors = [slow / fast for slow, fast in pairs]
+        print(f"\n{title}: {statistics.median(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The tier: blocks of object stores that are kept on a local disk, and read from there the next time.
+
+source     wraps a Source: its files read from the disk what is there, and the rest from the store
+tier       the versions that are kept, the limit, and which of them goes first
+version    one version of one object: which of its bytes are kept, and their reading and writing
+threads    the threads that wait for the disk, and giving up on a disk that hangs
+records    what is written beside the bytes, so that nothing else is believed (pure)
+pieces     which bytes of a file are where (pure)
+directory  the directory and its files: whose they are, the lock, system calls
+
+A block is a run of an object's bytes, appended to the version's `.blocks` file. Its record says which bytes
+these are, where they lie, and the CRC of each chunk; it is appended to the version's `.records` file after
+the block was synced. So a crash loses blocks that have no whole record, and nothing else.
+
+May import: sources, config, system.
+"""

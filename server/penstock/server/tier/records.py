@@ -1,0 +1,161 @@
+"""What a `.records` file says: which object and version this is, and a record for each block. Pure.
+
+    head    magic, length of the identity, identity (JSON), CRC of all that
+    record  number, start, size, position, a CRC for each chunk, CRC of the record
+
+Each record's CRC begins with that of the head and each has a number, so a record of another file, or one in
+the wrong place, is none. Records are believed up to the first that is not whole. CRCs are CRC64NVME.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Final
+
+MAGIC: Final = b"PSTTIER1"
+CHUNK_BYTES: Final = 256 << 10
+"""What one CRC covers, from the start of the block on; the last chunk of a block may be shorter. A read that
+begins or ends within a chunk reads all of it."""
+BLOCK_BYTES: Final = 8 << 20
+"""The most that one record covers, and one write writes."""
+PAGE_BYTES: Final = 4096
+"""Positions of blocks are multiples of this, as direct I/O needs."""
+MAX_RECORDS_BYTES: Final = 256 << 20
+"""No object needs more: 5 TiB in whole blocks take 180 MiB."""
+
+_LENGTH = struct.Struct("<I")
+_RECORD = struct.Struct("<QQQQ")
+_CRC = struct.Struct("<Q")
+_MAX_IDENTITY_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the bytes are of."""
+
+    uri: str
+    version: str
+    """As `SourceFile.version` says it."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes of the object, from `start` on, at `position` of the `.blocks` file."""
+
+    start: int
+    size_bytes: int
+    position: int
+    crcs: tuple[int, ...]
+    """Of each chunk."""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        """What it takes of the file: whole pages."""
+        return padded(self.size_bytes)
+
+
+def padded(size_bytes: int) -> int:
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def crc64nvme(data: bytes | memoryview, before: int = 0) -> int:
+    """Releases the interpreter's lock while it works. Its library is imported with the first call: a daemon
+    without a tier does not need it."""
+    from awscrt import checksums
+
+    return int(checksums.crc64nvme(data, before))
+
+
+def chunk_crcs(data: memoryview) -> tuple[int, ...]:
+    return tuple(crc64nvme(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
+
+
+def encode_head(identity: Identity) -> bytes:
+    raw = json.dumps(asdict(identity)).encode()
+    head = MAGIC + _LENGTH.pack(len(raw)) + raw
+    return head + _CRC.pack(crc64nvme(head))
+
+
+def encode_record(head_crc: int, number: int, block: Block) -> bytes:
+    fields = _RECORD.pack(number, block.start, block.size_bytes, block.position)
+    body = fields + b"".join(map(_CRC.pack, block.crcs))
+    return body + _CRC.pack(crc64nvme(body, head_crc))
+
+
+def head_crc(identity: Identity) -> int:
+    """What every record of that version begins its CRC with."""
+    return int(_CRC.unpack(encode_head(identity)[-_CRC.size :])[0])
+
+
+def decode_identity(data: bytes) -> tuple[Identity, int] | None:
+    """The identity, and where the records begin. None where the head is not whole."""
+    start = len(MAGIC) + _LENGTH.size
+    if len(data) < start or data[: len(MAGIC)] != MAGIC:
+        return None
+    (length,) = _LENGTH.unpack_from(data, len(MAGIC))
+    end = start + length
+    if length > _MAX_IDENTITY_BYTES or len(data) < end + _CRC.size:
+        return None
+    if crc64nvme(data[:end]) != _CRC.unpack_from(data, end)[0]:
+        return None
+    try:
+        return Identity(**json.loads(data[start:end])), end + _CRC.size
+    except (TypeError, ValueError):  # written by another version of this program
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What can be believed of a `.records` file."""
+
+    blocks: tuple[Block, ...]
+    size_bytes: int
+    """How far that goes. What follows was not written whole, or is rotten."""
+
+    @property
+    def blocks_bytes(self) -> int:
+        """How far the blocks go in their file."""
+        return max((block.position + block.span_bytes for block in self.blocks), default=0)
+
+
+def decode(data: bytes, identity: Identity, blocks_bytes: int) -> Log | None:
+    """`blocks_bytes` is the size of the `.blocks` file. None where the file is of another identity."""
+    found = decode_identity(data)
+    if found is None or found[0] != identity:
+        return None
+    at, crc = found[1], head_crc(identity)
+    blocks: list[Block] = []
+    while (block := _decode_record(data, at, crc, len(blocks))) is not None:
+        if block.end > identity.size_bytes or block.position + block.span_bytes > blocks_bytes:
+            break
+        blocks.append(block)
+        at += _record_bytes(block.size_bytes)
+    return Log(tuple(blocks), at)
+
+
+def _record_bytes(size_bytes: int) -> int:
+    return _RECORD.size + (-(-size_bytes // CHUNK_BYTES) + 1) * _CRC.size
+
+
+def _decode_record(data: bytes, at: int, head: int, number: int) -> Block | None:
+    if len(data) < at + _RECORD.size:
+        return None
+    told, start, size_bytes, position = _RECORD.unpack_from(data, at)
+    if told != number or not 0 < size_bytes <= BLOCK_BYTES or position % PAGE_BYTES:
+        return None
+    end = at + _record_bytes(size_bytes) - _CRC.size
+    if len(data) < end + _CRC.size or crc64nvme(data[at:end], head) != _CRC.unpack_from(data, end)[0]:
+        return None
+    return Block(start, size_bytes, position, tuple(_unpacked(data[at + _RECORD.size : end])))
+
+
+def _unpacked(data: bytes) -> Iterable[int]:
+    return (crc for (crc,) in _CRC.iter_unpack(data))

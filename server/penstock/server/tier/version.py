@@ -1,0 +1,224 @@
+"""One version of one object on the disk: which of its bytes are kept, and their reading and writing.
+
+The order is what makes a crash harmless: a block's bytes are synced before its record is written, and the
+record is synced before anybody reads the block.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+
+from .directory import BLOCKS, RECORDS, Directory
+from .pieces import Pieces, Span
+from .records import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    Block,
+    Identity,
+    Log,
+    chunk_crcs,
+    decode,
+    encode_head,
+    encode_record,
+    head_crc,
+    padded,
+)
+
+RECORD_ROOM_BYTES = 64 << 10
+"""What a block may take beside its own pages: its record, and what the file system adds."""
+
+
+class RottenError(Exception):
+    """Bytes on the disk are not those that were written."""
+
+
+class Version:
+    """Every thread may use it. Methods that wait for the disk say so."""
+
+    def __init__(self, directory: Directory, key: str, stem: str | None = None) -> None:
+        """`stem` names its files; None: there are none yet."""
+        self.key = key
+        self.stem = stem
+        self.users = self.pins = 0
+        self.used_at = 0.0
+        self.allocated_bytes = 0
+        """All four are the tier's, by its lock."""
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._disk = threading.Lock()
+        """Held while its records are read or written."""
+        self._pieces: Pieces | None = None
+        self._no_room = False
+        self._under_way: list[tuple[int, int]] = []
+        self._identity: Identity | None = None
+        self._head_crc = 0
+        self._records_bytes = self._number = self._blocks_bytes = 0
+
+    # ---- what is kept ---------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._pieces is not None
+
+    @property
+    def kept_bytes(self) -> int:
+        with self._lock:
+            return self._pieces.kept_bytes if self._pieces is not None else 0
+
+    def span(self, position: int, end: int) -> Span:
+        """Whether the bytes from there on are kept, and how far that goes."""
+        with self._lock:
+            return self._pieces.at(position, end) if self._pieces is not None else Span(end, None)
+
+    def missing(self, start: int, end: int) -> tuple[int, int] | None:
+        """The first part of a range, of at most one block, that is neither kept nor being written."""
+        with self._lock:
+            if self._pieces is None or self._no_room:
+                return None
+            while start < end:
+                span = self._pieces.at(start, end)
+                if span.block is not None:
+                    start = span.end
+                    continue
+                busy = next((last for first, last in self._under_way if first <= start < last), None)
+                if busy is None:
+                    later = [first for first, _ in self._under_way if first > start]
+                    return start, min(span.end, start + BLOCK_BYTES, *later)
+                start = busy
+        return None
+
+    def forget(self, start: int, end: int) -> None:
+        """These bytes are rotten, or cannot be read."""
+        with self._lock:
+            if self._pieces is not None:
+                self._pieces.remove(start, end)
+
+    # ---- its files ------------------------------------------------------------------------------
+
+    def open(self, identity: Identity) -> None:
+        """Reads what is kept, if that is not known. Waits for the disk; raises OSError, after which nothing
+        may be written. What could be read is kept all the same."""
+        with self._disk:
+            if self._pieces is not None:
+                return
+            self._identity, self._head_crc = identity, head_crc(identity)
+            log = self._read_records(identity) if self.stem is not None else None
+            with self._lock:
+                self._pieces, self._no_room = Pieces(log.blocks if log is not None else ()), False
+            if log is not None:
+                # What follows would stand before the next record, which nobody would find then.
+                self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
+                self._directory.touch(f"{self.stem}{RECORDS}")
+
+    def close(self) -> None:
+        """Nobody uses it: what is known of it is read again the next time."""
+        with self._lock:
+            self._pieces = None
+
+    def remove(self) -> None:
+        """Records first: blocks without records are nothing. Waits for the disk; raises OSError."""
+        if self.stem is not None:
+            self._directory.remove(self.stem + RECORDS)
+            self._directory.remove(self.stem + BLOCKS)
+
+    def read(self, block: Block, start: int, end: int, buffer: memoryview) -> memoryview:
+        """The bytes of the file from `start` on, which the block has, up to `end` or as many as fit into the
+        buffer. Waits for the disk; raises OSError, and RottenError with nothing told of the bytes."""
+        assert self.stem is not None
+        first = (start - block.start) // CHUNK_BYTES
+        last = -(-(end - block.start) // CHUNK_BYTES)
+        last = min(last, first + len(buffer) // CHUNK_BYTES)
+        begin, finish = first * CHUNK_BYTES, min(last * CHUNK_BYTES, block.size_bytes)
+        fd = self._directory.open(self.stem + BLOCKS, os.O_RDONLY, direct=True)
+        try:
+            wanted = buffer[: padded(finish - begin)]
+            count = self._directory.read(fd, wanted, block.position + begin)
+        finally:
+            os.close(fd)
+        if count < finish - begin or chunk_crcs(buffer[: finish - begin]) != block.crcs[first:last]:
+            raise RottenError
+        return buffer[start - block.start - begin : min(end, block.start + finish) - block.start - begin]
+
+    def begin_write(self, start: int, end: int) -> None:
+        """From now on that range is not missing, until `end_write`."""
+        with self._lock:
+            self._under_way.append((start, end))
+
+    def end_write(self, start: int, end: int, *, room: bool = True) -> None:
+        """Without `room` nothing is missing any more until it is opened anew."""
+        with self._lock:
+            self._under_way.remove((start, end))
+            self._no_room = self._no_room or not room
+
+    def write(self, start: int, size_bytes: int, buffer: memoryview) -> int:
+        """Keeps the first bytes of the buffer, which is at whole pages and long enough for the last one.
+        Returns what its files have now. Waits for the disk; raises OSError."""
+        crcs = chunk_crcs(buffer[:size_bytes])
+        span_bytes = padded(size_bytes)
+        buffer[size_bytes:span_bytes] = bytes(span_bytes - size_bytes)
+        with self._disk:
+            stem = self._stem()
+            position = self._blocks_bytes
+            self._blocks_bytes += span_bytes
+        fd = self._directory.open(stem + BLOCKS, os.O_WRONLY | os.O_CREAT, direct=True)
+        try:
+            self._directory.write(fd, buffer[:span_bytes], position)
+            self._directory.sync(fd)
+            allocated_bytes = self._directory.allocated_bytes(fd)
+        finally:
+            os.close(fd)
+        block = Block(start, size_bytes, position, crcs)
+        with self._disk:
+            allocated_bytes += self._append(stem, block)
+        with self._lock:
+            if self._pieces is not None:
+                self._pieces.add(block)
+        return allocated_bytes
+
+    # ---- inside, with the disk's lock -----------------------------------------------------------
+
+    def _read_records(self, identity: Identity) -> Log | None:
+        """None: the files were of no use, and are gone."""
+        assert self.stem is not None
+        data = self._directory.read_all(self.stem + RECORDS)
+        log = decode(data, identity, self._directory.size_bytes(self.stem + BLOCKS))
+        if log is None:
+            self.remove()
+            self.stem = None
+            return None
+        self._records_bytes, self._number = log.size_bytes, len(log.blocks)
+        self._blocks_bytes = log.blocks_bytes
+        return log
+
+    def _stem(self) -> str:
+        """Makes the files if there are none. No two are ever called the same, or the records of one that was
+        removed could come back for the blocks of another."""
+        if self.stem is None:
+            assert self._identity is not None
+            stem = f"{self.key}-{secrets.token_hex(4)}"
+            head = encode_head(self._identity)
+            fd = self._directory.open(stem + BLOCKS, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.close(fd)
+            fd = self._directory.open(stem + RECORDS, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                self._directory.write(fd, head, 0)
+                self._directory.sync(fd)
+            finally:
+                os.close(fd)
+            self.stem, self._records_bytes = stem, len(head)
+            self._number = self._blocks_bytes = 0
+        return self.stem
+
+    def _append(self, stem: str, block: Block) -> int:
+        record = encode_record(self._head_crc, self._number, block)
+        fd = self._directory.open(stem + RECORDS, os.O_WRONLY)
+        try:
+            self._directory.write(fd, record, self._records_bytes)
+            self._directory.sync(fd)
+            self._records_bytes += len(record)
+            self._number += 1
+            return self._directory.allocated_bytes(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,318 @@
+"""Disks that are full, read-only, failing, or that hang: real ones, mounted for the test."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from penstock.server.errors import AccessDeniedError
+from penstock.server.sources import Access, Source
+from penstock.server.sources.checksums import Checksum
+from penstock.server.tier.directory import BLOCKS, Directory
+from penstock.server.tier.source import TieredFile, TieredSource
+from penstock.server.tier.tier import Tier, open_tier
+
+from ...attacks.fuse import FuseFileSystem
+from ...e2e.support import wait_until
+from ..support import ROOT
+from .bench import MIB, PATIENCE_SECONDS, Thing, held, tier_in
+
+Mount = Callable[..., Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """`mount(*arguments)` mounts something at a path, the last argument, until the test ends."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    mounted: list[Path] = []
+
+    def mount(*arguments: str | Path) -> Path:
+        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"cannot mount here: {done.stderr}")
+        path = Path(arguments[-1])
+        if path not in mounted:
+            mounted.append(path)
+        return path
+
+    yield mount
+    for path in reversed(mounted):
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture
+def small(mount: Mount, tmp_path: Path) -> Path:
+    """A disk of 4 MiB."""
+    (tmp_path / "disk").mkdir()
+    return mount("-t", "tmpfs", "-o", "size=4m,mode=700", "penstock", tmp_path / "disk")
+
+
+class Stored:
+    """A file of a store, whose reads are counted."""
+
+    kind = "s3"
+    listed_version = mount = mount_point = ""
+    checksums: Sequence[Checksum] = ()
+    alignment = 1
+    give_up_at = float("inf")
+
+    def __init__(self, thing: Thing) -> None:
+        self.uri = thing.identity.uri
+        self.version = self.portable_version = thing.identity.version
+        self.size_bytes = thing.identity.size_bytes
+        self.data = thing.data
+        self.reads: list[tuple[int, int]] = []
+
+    def read_into(self, offset: int, views: list[memoryview]) -> None:
+        start = offset
+        for view in views:
+            part = self.data[offset : offset + len(view)]
+            view[: len(part)] = part
+            offset += len(part)
+        self.reads.append((start, offset))
+
+    def check_unchanged(self) -> None:
+        """It is."""
+
+    def unmounted(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def opened(tier: Tier, thing: Thing) -> tuple[TieredFile, Stored]:
+    """The file as a load has it, and the store's."""
+    stored = Stored(thing)
+    return TieredFile(stored, tier, tier.hold(thing.identity, 0), 0), stored  # type: ignore[arg-type]
+
+
+def load(file: TieredFile, start: int, end: int) -> bytes:
+    """In two pieces of memory, as across the border of slabs."""
+    target = memoryview(bytearray(end - start))
+    middle = (end - start) // 3
+    file.read_into(start, [target[:middle], target[middle:]])
+    return bytes(target)
+
+
+def test_what_the_disk_has_is_not_asked_of_the_store(tmp_path: Path) -> None:
+    thing = Thing(5 * MIB)
+    with tier_in(tmp_path / "tier") as tier:
+        thing.keep(tier, (MIB, 2 * MIB), (3 * MIB, 5 * MIB))
+        file, stored = opened(tier, thing)
+        assert load(file, 100, 5 * MIB) == thing.data[100:]
+        assert stored.reads == [(100, MIB), (2 * MIB, 3 * MIB)]
+        assert load(file, MIB + 1, 2 * MIB - 1) == thing.data[MIB + 1 : 2 * MIB - 1]
+        assert len(stored.reads) == 2
+        assert tier.counts["read_bytes"] == 4 * MIB - 2
+        file.close()
+
+
+def test_rotten_bytes_come_from_the_store(tmp_path: Path) -> None:
+    thing = Thing(2 * MIB)
+    with tier_in(tmp_path / "tier") as tier:
+        thing.keep(tier)
+        (blocks,) = (tmp_path / "tier").glob(f"*{BLOCKS}")
+        content = bytearray(blocks.read_bytes())
+        content[MIB] ^= 1
+        blocks.write_bytes(content)
+        file, stored = opened(tier, thing)
+        assert load(file, 0, 2 * MIB) == thing.data
+        assert stored.reads
+        assert tier.counts["failed_reads"] == 1
+        file.close()
+
+
+def test_a_full_disk_turns_the_tier_off_and_what_it_has_is_still_read(small: Path) -> None:
+    first, second = Thing(2 * MIB, uri="s3://b/1"), Thing(4 * MIB, uri="s3://b/2")
+    with tier_in(small) as tier:
+        assert first.keep(tier) == 2 * MIB
+        assert second.keep(tier) == 0
+        assert tier.off_because == os.strerror(errno.ENOSPC)
+        assert not tier.free
+        assert first.kept(tier) == 2 * MIB
+        file, _ = opened(tier, second)
+        assert load(file, 0, 4 * MIB) == second.data
+        file.close()
+    with tier_in(small) as tier:
+        assert first.kept(tier) == 2 * MIB
+
+
+def test_a_disk_that_becomes_read_only_turns_the_tier_off(small: Path, mount: Mount) -> None:
+    first, second = Thing(MIB, uri="s3://b/1"), Thing(MIB, uri="s3://b/2")
+    with tier_in(small) as tier:
+        first.keep(tier)
+        mount("-o", "remount,ro", small)
+        assert second.keep(tier) == 0
+        assert tier.off_because == os.strerror(errno.EROFS)
+        assert first.kept(tier) == MIB
+
+
+def test_on_a_read_only_disk_there_is_no_tier(
+    small: Path, mount: Mount, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount("-o", "remount,ro", small)
+    assert open_tier(small / "tier", MIB) is None
+    (record,) = caplog.records
+    assert record.__dict__["fields"]["why"] == os.strerror(errno.EROFS)
+
+
+class FailingDisk(FuseFileSystem):
+    """Reads fail with EIO."""
+
+    def _answer(self, operation: int, inode: int, body: bytes) -> tuple[int, bytes]:
+        if operation == 15:  # read
+            return errno.EIO, b""
+        return super()._answer(operation, inode, body)
+
+
+def on_fuse(
+    stack: ExitStack, mount: Mount, tmp_path: Path, kind: type[FuseFileSystem]
+) -> tuple[FuseFileSystem, Path]:
+    """The blocks in the tier are from now on those of such a disk."""
+    (blocks,) = (tmp_path / "tier").glob(f"*{BLOCKS}")
+    try:
+        system = kind(tmp_path / "fuse", {"blocks": blocks.read_bytes()})
+    except OSError as error:
+        pytest.skip(f"FUSE cannot be mounted here: {error}")
+    stack.callback(system.close)
+    return system, mount("--bind", tmp_path / "fuse" / "blocks", blocks)
+
+
+def test_bytes_that_cannot_be_read_come_from_the_store(mount: Mount, tmp_path: Path) -> None:
+    thing = Thing(MIB)
+    with ExitStack() as stack, tier_in(tmp_path / "tier") as tier:
+        thing.keep(tier)
+        on_fuse(stack, mount, tmp_path, FailingDisk)
+        file, stored = opened(tier, thing)
+        assert load(file, 0, MIB) == thing.data
+        assert stored.reads == [(0, MIB)]
+        assert tier.counts["failed_reads"] == 1
+        file.close()
+
+
+def test_a_disk_that_hangs_holds_up_no_load_and_never_writes_into_memory_that_was_given_back(
+    mount: Mount, tmp_path: Path
+) -> None:
+    thing, other = Thing(MIB), Thing(MIB, uri="s3://b/2")
+    with ExitStack() as stack, tier_in(tmp_path / "tier", hang_seconds=0.5) as tier:
+        thing.keep(tier)
+        system, _ = on_fuse(stack, mount, tmp_path, FuseFileSystem)
+        system.hang("read")
+        file, stored = opened(tier, thing)
+        target = memoryview(bytearray(MIB))
+        file.read_into(0, [target])
+        assert target == thing.data
+        assert stored.reads == [(0, MIB)]
+        assert load(file, 0, MIB) == thing.data
+        # Others are not even asked of the disk as long as it hangs.
+        file2, _ = opened(tier, other)
+        assert load(file2, 0, MIB) == other.data
+        target[:] = bytes(MIB)  # another load's by now
+        system.release()
+        wait_until(lambda: not tier.threads.hang, "the disk to answer again")
+        assert target == bytes(MIB)
+        before = len(stored.reads)
+        assert load(file, 0, MIB) == thing.data
+        assert len(stored.reads) == before, "the disk answers again, and is not asked"
+        file.close()
+        file2.close()
+
+
+def test_a_disk_that_hangs_in_writing_takes_its_threads_and_no_memory_of_loads(tmp_path: Path) -> None:
+    class Hanging(Directory):
+        def sync(self, fd: int) -> None:
+            assert released.wait(PATIENCE_SECONDS)
+            super().sync(fd)
+
+    released = threading.Event()
+    things = [Thing(MIB, uri=f"s3://b/{number}") for number in range(3)]
+    with tier_in(Hanging(tmp_path / "tier")) as tier, ExitStack() as stack:
+        copied = [threading.Event() for _ in things]
+        done = [threading.Event() for _ in things]
+        for number, thing in enumerate(things[:2]):
+            hold = stack.enter_context(held(tier, thing))
+            hold.write(0, MIB, [memoryview(bytearray(thing.data))], copied[number].set, done[number].set)
+            assert copied[number].wait(PATIENCE_SECONDS)
+        assert not tier.free, "a third write would wait for the disk"
+        file, _ = opened(tier, things[2])
+        assert load(file, 0, MIB) == things[2].data
+        file.close()
+        released.set()
+        assert all(event.wait(PATIENCE_SECONDS) for event in done[:2])
+        assert tier.free
+
+
+def test_headers_that_wait_for_a_disk_that_hangs_are_bounded(tmp_path: Path) -> None:
+    class Hanging(Directory):
+        def sync(self, fd: int) -> None:
+            assert released.wait(PATIENCE_SECONDS)
+            super().sync(fd)
+
+    released = threading.Event()
+    things = [Thing(4 * MIB, uri=f"s3://b/{number}") for number in range(8)]
+    with tier_in(Hanging(tmp_path / "tier")) as tier:
+        for thing in things:
+            file, _ = opened(tier, thing)
+            file.keep_bytes(0, [memoryview(thing.data)])
+            file.close()
+        freed = threading.Event()
+        tier.call_when_free(freed.set)
+        released.set()
+        assert freed.wait(PATIENCE_SECONDS)
+        wait_until(lambda: tier.free, "all that waited to be written")
+        assert sum(thing.kept(tier) for thing in things) == 4 * 4 * MIB  # what WAITING_BYTES allow
+
+
+class Kept:
+    """A source of one file, which says what it was asked to remember."""
+
+    kind = "s3"
+    schemes = ("s3",)
+    descriptors_per_file = 0
+    patience_seconds = 60.0
+
+    def __init__(self, thing: Thing) -> None:
+        self.thing = thing
+        self.remembered: list[str] = []
+
+    def open(self, location: str, access: Access) -> Stored:
+        return Stored(self.thing)
+
+    def remember(self, location: str) -> None:
+        self.remembered.append(location)
+
+
+def test_of_an_object_that_is_kept_the_source_asks_for_the_version_alone(tmp_path: Path) -> None:
+    thing = Thing(MIB)
+    source = Kept(thing)
+    with tier_in(tmp_path / "tier") as tier:
+        tiered = TieredSource(source, tier)  # type: ignore[arg-type]
+        tiered.open(thing.identity.uri, ROOT).close()
+        assert source.remembered == []
+        thing.keep(tier)
+    with tier_in(tmp_path / "tier") as tier:
+        tiered = TieredSource(source, tier)  # type: ignore[arg-type]
+        tiered.open(thing.identity.uri, ROOT).close()
+        assert source.remembered == [thing.identity.uri]
+
+
+def test_a_source_that_refuses_is_not_bypassed(tmp_path: Path) -> None:
+    class Refusing(Kept):
+        def open(self, location: str, access: Access) -> Stored:
+            raise AccessDeniedError("refused")
+
+    thing = Thing(MIB)
+    with tier_in(tmp_path / "tier") as tier:
+        thing.keep(tier)
+        refusing: Source = Refusing(thing)  # type: ignore[assignment]
+        with pytest.raises(AccessDeniedError):
+            TieredSource(refusing, tier).open(thing.identity.uri, ROOT)

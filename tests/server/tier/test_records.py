@@ -1,0 +1,112 @@
+"""What is believed of a `.records` file: whole records of that version, up to the first that is not."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.server.tier.records import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    PAGE_BYTES,
+    Block,
+    Identity,
+    chunk_crcs,
+    decode,
+    encode_head,
+    encode_record,
+    head_crc,
+    padded,
+)
+
+IDENTITY = Identity("s3://bucket/key", "etag:1", 1 << 40)
+SIZES = [1, 5000, CHUNK_BYTES, CHUNK_BYTES + 1, BLOCK_BYTES]
+
+
+def blocks_of(sizes: list[int]) -> tuple[Block, ...]:
+    blocks, at = [], 0
+    for number, size in enumerate(sizes):
+        crcs = tuple(range(number, number + -(-size // CHUNK_BYTES)))
+        blocks.append(Block(number * BLOCK_BYTES, size, at, crcs))
+        at += padded(size)
+    return tuple(blocks)
+
+
+BLOCKS = blocks_of(SIZES)
+END = BLOCKS[-1].position + BLOCKS[-1].span_bytes
+
+
+def encoded(blocks: tuple[Block, ...], identity: Identity = IDENTITY) -> bytes:
+    records = (encode_record(head_crc(identity), number, block) for number, block in enumerate(blocks))
+    return encode_head(identity) + b"".join(records)
+
+
+def test_all_that_was_written_is_read() -> None:
+    log = decode(encoded(BLOCKS), IDENTITY, END)
+    assert log is not None
+    assert log.blocks == BLOCKS
+    assert log.size_bytes == len(encoded(BLOCKS))
+    assert log.blocks_bytes == END
+
+
+def test_of_a_part_only_whole_records_count() -> None:
+    data = encoded(BLOCKS)
+    ends = [len(encoded(BLOCKS[:count])) for count in range(len(BLOCKS) + 1)]
+    for length in range(len(data) + 1):
+        log = decode(data[:length], IDENTITY, END)
+        if length < ends[0]:
+            assert log is None
+            continue
+        assert log is not None
+        whole = sum(end <= length for end in ends) - 1
+        assert (log.blocks, log.size_bytes) == (BLOCKS[:whole], ends[whole])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_with_a_rotten_bit_only_what_stands_before_it_counts(data: st.DataObject) -> None:
+    good = encoded(BLOCKS)
+    bit = data.draw(st.integers(0, 8 * len(good) - 1))
+    rotten = bytearray(good)
+    rotten[bit // 8] ^= 1 << bit % 8
+    log = decode(bytes(rotten), IDENTITY, END)
+    if log is not None:
+        assert log.size_bytes <= bit // 8
+        assert log.blocks == BLOCKS[: len(log.blocks)]
+
+
+def test_records_of_another_version_are_none() -> None:
+    other = Identity("s3://bucket/key", "etag:2", IDENTITY.size_bytes)
+    assert decode(encoded(BLOCKS, other), IDENTITY, END) is None
+    mixed = encode_head(IDENTITY) + encoded(BLOCKS, other)[len(encode_head(other)) :]
+    log = decode(mixed, IDENTITY, END)
+    assert log is not None
+    assert log.blocks == ()
+
+
+def test_a_record_in_the_place_of_another_is_none() -> None:
+    swapped = encode_head(IDENTITY) + encode_record(head_crc(IDENTITY), 1, BLOCKS[1])
+    log = decode(swapped, IDENTITY, END)
+    assert log is not None
+    assert log.blocks == ()
+
+
+def test_a_record_of_bytes_that_the_file_lacks_is_none() -> None:
+    log = decode(encoded(BLOCKS), IDENTITY, END - PAGE_BYTES)
+    assert log is not None
+    assert log.blocks == BLOCKS[:-1]
+
+
+def test_a_record_beyond_the_object_is_none() -> None:
+    small = Identity(IDENTITY.uri, IDENTITY.version, BLOCKS[1].end)
+    log = decode(encoded(BLOCKS, small), small, END)
+    assert log is not None
+    assert log.blocks == BLOCKS[:2]
+
+
+def test_each_chunk_has_a_crc_of_its_own() -> None:
+    data = bytearray(2 * CHUNK_BYTES + 1)
+    before = chunk_crcs(memoryview(data))
+    data[CHUNK_BYTES] = 1
+    after = chunk_crcs(memoryview(data))
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
