@@ -87,7 +87,7 @@ def test_an_empty_list_keeps_nothing_warm() -> None:
         (entry("source: /b"), "line 4: source: is there twice; remove one"),
         (
             entry("tier: true"),
-            "line 4: tier: is true, but this penstockd keeps nothing on disk, as it has no --tier-dir",
+            "line 4: tier: is true, but no entry can ask for it yet",
         ),
         (entry("tensors: []"), "line 4: tensors: is empty; write something, or remove the key"),
         (entry("tensors: [a, 2]"), "line 4: tensors: is not text; write it in quotes"),

@@ -140,7 +140,8 @@ class _Parser:
             self._note(
                 fields["tier"],
                 "tier",
-                "is true, but this penstockd keeps nothing on disk, as it has no --tier-dir; remove the key",
+                "is true, but no entry can ask for it yet: with --tier-dir everything from object stores is "
+                "kept on disk, and local files are not; remove the key",
             )
         if len(self._problems) > before or not fields:
             return None
