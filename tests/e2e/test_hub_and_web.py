@@ -15,7 +15,7 @@ import torch
 from penstock.client import SafetensorsStreamer, errors, list_safetensors
 from penstock.client.cli.commands import main
 
-from ..server.hub_server import HubServer
+from ..server.hub_server import HubServer, huggingface_hub_online
 from ..server.nginx import nginx
 from .conftest import StartDaemon
 from .support import DaemonProcess, Nursery, expected, random_tensors, running_daemon, same, wait_until
@@ -200,7 +200,8 @@ def test_a_repository_of_the_cache_is_loaded_offline(
     start_daemon: StartDaemon, hub: HubServer, tensors: Tensors, tmp_path: Path
 ) -> None:
     api = huggingface_hub.HfApi(endpoint=hub.url, token=TOKEN)
-    api.snapshot_download(REPOSITORY, cache_dir=tmp_path / "cache")
+    with huggingface_hub_online():
+        api.snapshot_download(REPOSITORY, cache_dir=tmp_path / "cache")
     hub.asked.clear()
     daemon = start_daemon(
         *FLAGS,

@@ -7,6 +7,7 @@ whole, behind a redirect to a path of its own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,14 +15,26 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import huggingface_hub
+import pytest
+
 STORAGE_HOST = "127.0.0.2"
 LARGE_BYTES = 100_000
 _numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def huggingface_hub_online() -> Iterator[None]:
+    """While it lasts, huggingface_hub asks its Hub in this process. Other tests make it offline before they
+    import transformers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield
 
 
 @dataclass

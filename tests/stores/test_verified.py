@@ -57,6 +57,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str,
         hub = stack.enter_context(contextlib.closing(HubServer()))
         hub.commit("org/model", {"m.safetensors": BODY})
         environment = {
+            "HF_HUB_OFFLINE": "0",
             "STORAGE_EMULATOR_HOST": gcs_proxy.endpoint.removeprefix("http://"),
             "AWS_ENDPOINT_URL": weed_proxy.endpoint,
             "AWS_REGION": "us-east-1",

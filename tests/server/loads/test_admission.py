@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from penstock.server.checkpoint.catalog import Catalog, Checkpoint
+from penstock.server.checkpoint.catalog import NO_WISH, Catalog, Checkpoint
 from penstock.server.errors import InvalidRequestError, SessionRequiredError
 from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
 from penstock.server.loads.request import Listing, LoadContext, Request
 from penstock.server.sources import Access
+from penstock.server.sources.verification import Wish
 from penstock.server.system.failure import NoThreadError
 
 from ..support import ROOT, advance, on_clock_loop, open_fds, turns
@@ -139,7 +140,9 @@ class HangingCatalog:
         self._uid = uid
         self.go_on = threading.Event()
 
-    def resolve(self, sources: Sequence[str], access: Access, variant: str = "") -> Checkpoint:
+    def resolve(
+        self, sources: Sequence[str], access: Access, variant: str = "", wish: Wish = NO_WISH
+    ) -> Checkpoint:
         if access.uid == self._uid:
             assert self.go_on.wait(60)
         return self._catalog.resolve(sources, ROOT)

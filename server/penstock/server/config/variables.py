@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 PREFIX = "PENSTOCK_"
 _OF_CLIENTS = (
     "PENSTOCK_CACHE_DIR",
+    "PENSTOCK_LORA_BASE",
     "PENSTOCK_PATCH_SAFETENSORS",
     "PENSTOCK_PINNED_BYTES",
     "PENSTOCK_REPLACE_RUNAI",

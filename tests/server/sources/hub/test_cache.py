@@ -14,7 +14,7 @@ from penstock.server.errors import AccessDeniedError, CheckpointNotFoundError, P
 from penstock.server.sources.hub.cache import CachedFile
 from penstock.server.sources.objects import ObjectFile
 
-from ...hub_server import HubServer, Repository
+from ...hub_server import HubServer, Repository, huggingface_hub_online
 from .conftest import Sources
 from .test_questions import CONTENT, REPOSITORY, TOP, WEIGHTS, content, read, root, user
 
@@ -27,7 +27,8 @@ def cache(hub: HubServer, tmp_path: Path) -> Path:
     sha = hub.commit(REPOSITORY, FILES)
     path = tmp_path / "home" / "hub"
     api = huggingface_hub.HfApi(endpoint=hub.url, token=False)
-    api.snapshot_download(REPOSITORY, cache_dir=path)
+    with huggingface_hub_online():
+        api.snapshot_download(REPOSITORY, cache_dir=path)
     assert (path / "models--org--repo" / "snapshots" / sha / WEIGHTS).is_symlink()
     hub.asked.clear()
     hub.stored.clear()

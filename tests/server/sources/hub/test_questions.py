@@ -37,7 +37,7 @@ from penstock.server.sources.objects import ObjectSettings
 from penstock.server.sources.objects.faults import Transient
 from penstock.server.sources.objects.service import Answer
 
-from ...hub_server import Call, HubServer
+from ...hub_server import Call, HubServer, huggingface_hub_online
 from .conftest import Sources
 
 CONTENT = random.Random(3).randbytes(400_000)
@@ -69,11 +69,12 @@ def content(source: HubSource, location: str, access: Access | None = None) -> b
 # ---- the server is one --------------------------------------------------------------------------
 
 
-def test_huggingface_hub_takes_the_tests_server_for_a_hub(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It read the variable when it was imported, perhaps by another test.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def test_huggingface_hub_takes_the_tests_server_for_a_hub(hub: HubServer, tmp_path: Path) -> None:
+    with huggingface_hub_online():
+        _check_hub(hub, tmp_path)
+
+
+def _check_hub(hub: HubServer, tmp_path: Path) -> None:
     files = {WEIGHTS: CONTENT, "config.json": b"{}", "sub/é ü.safetensors": CONTENT[:1000]}
     sha = hub.commit(REPOSITORY, files)
     hub.page_size = 2

@@ -12,6 +12,7 @@ import ctypes
 import os
 import struct
 import threading
+import weakref
 
 _IN_NONBLOCK = os.O_NONBLOCK
 _IN_CLOEXEC = os.O_CLOEXEC
@@ -51,6 +52,8 @@ class Watches:
     def __init__(self) -> None:
         """Without inotify (a seccomp profile, too many instances of the user) it watches nothing."""
         self._fd: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        # Also when nobody closes it: a user has few instances, 128.
+        self._close = weakref.finalize(self, os.close, self._fd) if self._fd >= 0 else None
         self._lock = threading.Lock()
         self._by_number: dict[int, set[Watch]] = {}
 
@@ -100,8 +103,8 @@ class Watches:
     def close(self) -> None:
         """Ends all watches. No watch may be used any more."""
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
+            if self._close is not None:
+                self._close()
             self._fd = -1
             self._by_number.clear()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from ...config.options import StoreFlags
 from ...config.settings import Config
@@ -14,12 +15,14 @@ from ..file.store import FileStore
 from ..objects import ObjectSettings
 from ..objects.store import ObjectStore
 from .location import SCHEME, allowed
-from .source import HubSource
+
+if TYPE_CHECKING:
+    from .source import HubSource
 
 
 class HubStore(ObjectStore):
-    kind = HubSource.kind
-    schemes = HubSource.schemes
+    kind = "hub"
+    schemes = ("hf",)
     flags = StoreFlags(Locators((SCHEME,), "an hf:// URI", allowed))
 
     def __init__(self, config: Config) -> None:
@@ -36,6 +39,8 @@ class HubStore(ObjectStore):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> HubSource:
+        from .source import HubSource  # which needs msgspec: `penstockd --help` works without
+
         return HubSource(settings, self._context, workers, on_retry)
 
     def asked_since(self) -> Collection[tuple[str, float]]:
