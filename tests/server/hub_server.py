@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 STORAGE_HOST = "127.0.0.2"
 LARGE_BYTES = 100_000
@@ -33,7 +33,7 @@ def huggingface_hub_online() -> Iterator[None]:
     """While it lasts, huggingface_hub asks its Hub in this process. Other tests make it offline before they
     import transformers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield
 
 
