@@ -6,15 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from .. import Access
-from ..objects import ObjectSettings, ObjectSource
-from ..objects.keys import check_access
+from ..objects import ObjectSettings
+from ..objects.keyed import KeyedSource
 from ..objects.service import ObjectService
 from .location import SUFFIXES, Location, parse
 from .settings import AzureSettings
 
 
-class AzureSource(ObjectSource[Location]):
+class AzureSource(KeyedSource[Location, AzureSettings]):
     """`az://` and `abfss://` URIs."""
 
     kind = "azure"
@@ -28,17 +27,11 @@ class AzureSource(ObjectSource[Location]):
         on_retry: Callable[[str], None],
     ) -> None:
         """Arguments as for `ObjectSource`; `own` are the settings of Azure alone."""
-        super().__init__(settings, workers, on_retry)
-        self._own = own
+        super().__init__(settings, own, workers, on_retry)
         self._suffixes = frozenset({*SUFFIXES, own.suffix})
 
     def parse(self, uri: str) -> Location:
         return parse(uri, self._suffixes)
-
-    def admitted(self, location: str, access: Access) -> Location:
-        named = self.parse(location)
-        check_access(named, access)
-        return named
 
     def is_version(self, location: Location) -> bool:
         return False

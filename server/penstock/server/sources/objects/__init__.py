@@ -14,6 +14,7 @@ meaning     the meaning of error answers that stores word alike (pure)
 tokens      bearer tokens, renewed before they end
 trust       the authorities that TLS trusts
 source      the Source of an object store
+keyed       such a source where a prefix of `--allow` holds keys
 store       such a source with its threads
 
 And modules that some stores share:

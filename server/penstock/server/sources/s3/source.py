@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor
 from types import MappingProxyType
 
-from .. import Access
-from ..objects import ObjectSettings, ObjectSource
-from ..objects.keys import check_access
+from ..objects.keyed import KeyedSource
 from ..objects.service import ObjectService
 from .location import Location, parse
 from .settings import S3Settings
 
 
-class S3Source(ObjectSource[Location]):
+class S3Source(KeyedSource[Location, S3Settings]):
     """`s3://` URIs."""
 
     kind = "s3"
@@ -22,24 +18,8 @@ class S3Source(ObjectSource[Location]):
     descriptors_per_file = 0  # connections are kept by `S3Settings.connections`
     checksum_headers = MappingProxyType({"x-amz-checksum-mode": "ENABLED"})
 
-    def __init__(
-        self,
-        settings: ObjectSettings,
-        own: S3Settings,
-        workers: Callable[[int], Executor],
-        on_retry: Callable[[str], None],
-    ) -> None:
-        """Arguments as for `ObjectSource`; `own` are the settings of S3 alone."""
-        super().__init__(settings, workers, on_retry)
-        self._own = own
-
     def parse(self, uri: str) -> Location:
         return parse(uri)
-
-    def admitted(self, location: str, access: Access) -> Location:
-        named = self.parse(location)
-        check_access(named, access)
-        return named
 
     def is_version(self, location: Location) -> bool:
         return location.version_id is not None
