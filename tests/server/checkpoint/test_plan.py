@@ -16,7 +16,7 @@ from penstock.server.checkpoint.plan import Selection
 from penstock.server.checkpoint.rules import parse_header
 from penstock.server.checkpoint.slices import SegmentSlice, WholeSegments
 from penstock.server.checkpoint.table import TensorTable
-from penstock.server.edge.service import _segment_ready
+from penstock.server.edge.events import _segment_ready
 from penstock.server.errors import TensorNotFoundError, TooManyLoadsError
 from penstock.server.loads.load import SegmentReady
 from penstock.server.system.linux import PAGE_BYTES

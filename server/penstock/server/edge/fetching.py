@@ -10,15 +10,15 @@ from ..loads.fetch import MAX_BYTES, MAX_FILES, Done, Event, FetchRequest, Plan,
 from ..loads.readahead import PART_BYTES
 from ..sources import MAX_TREE_NAMES
 from .calls import Call
+from .requests import MAX_NAME_CHARACTERS, check_sources
 
 MESSAGE_BYTES = PART_BYTES + (64 << 10)
 """Of an answer, at most: a part of a file, and what it is called."""
 HELD_BYTES = 128
 """What a file that the client has takes, as a digest in a set."""
-MAX_NAME_CHARACTERS = 200
 
 
-async def opening(call: Call) -> FetchRequest:
+async def read(call: Call) -> FetchRequest:
     """What the messages of a Fetch call ask for. Raises InvalidRequestError, and what `call.stream.keep`
     raises."""
     message = await call.only(pb.FetchRequest)
@@ -41,6 +41,7 @@ async def opening(call: Call) -> FetchRequest:
             break
         del message
         message = await call.only(pb.FetchRequest)
+    check_sources([source])
     return FetchRequest(source, choice, frozenset(has), max_bytes, max_files, list_only, client_name)
 
 

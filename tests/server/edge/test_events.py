@@ -10,7 +10,7 @@ import pytest
 
 from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.catalog import Catalog, Checkpoint
-from penstock.server.edge.service import (
+from penstock.server.edge.events import (
     LISTING_BYTES,
     LISTING_TENSORS,
     MANIFEST_BYTES,

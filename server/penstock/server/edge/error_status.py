@@ -1,0 +1,65 @@
+"""Errors of the tree to the status that ends a call, cut to what the trailers of a call hold."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from ..errors import PenstockError
+from ..system.shown import cut, encodable
+from .calls import Context
+
+DOMAIN = "penstock"
+MAX_MESSAGE_CHARACTERS = 1000
+MAX_MESSAGE_BYTES = 2400
+"""Percent-encoded, as it is in the trailers."""
+MAX_DETAIL_BYTES = 300
+MAX_DETAILS_BYTES = 1200
+"""Of all of an error's details."""
+
+
+async def abort(context: Context, error: PenstockError, load_id: str) -> NoReturn:
+    """Ends the call with the error's status and a google.rpc.ErrorInfo."""
+    # gRPC keeps what ended a call for a while; so without the frames that it came through, and their headers.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    status = to_status(error, load_id)
+    try:
+        await context.abort(
+            grpc.StatusCode[error.status],
+            status.message,
+            trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
+        )
+    except grpc.aio.InternalError:  # nobody is there any more to be told
+        raise asyncio.CancelledError from None
+    raise AssertionError("abort raises")
+
+
+def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
+    """What a client is told, cut to what its trailers hold: about 8 KiB, in which the message is twice, once
+    percent-encoded, and the details are in base64."""
+    details = {"retryable": str(error.retryable).lower()}
+    if load_id:
+        details["load_id"] = load_id
+    left = MAX_DETAILS_BYTES
+    for key, value in error.details.items():
+        value = cut(encodable(value), MAX_DETAIL_BYTES)
+        left -= len(key) + len(value.encode())
+        if left >= 0:
+            details[key] = value
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
+    packed = any_pb2.Any()
+    packed.Pack(info)
+    message = cut(encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
+    message = cut(message, MAX_MESSAGE_BYTES, size=_trailer_bytes)
+    number: int = grpc.StatusCode[error.status].value[0]
+    return status_pb2.Status(code=number, message=message, details=[packed])
+
+
+def _trailer_bytes(text: str) -> int:
+    """Of a message in the trailer grpc-message."""
+    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode(errors="replace"))
