@@ -37,8 +37,8 @@ MAX_CONNECTIONS = 1024
 CONNECTION_BYTES = 32 << 10
 """The cost of a connection to gRPC and the gate before any request: measured, 19 KiB with gRPC 1.85."""
 WORK_PER_SECOND = 10_000.0
-"""The work that all connections of one user may cause, in frames (`passage.py` has the prices). More has to
-wait. A frame costs about 20 microseconds of one core, so this is a fifth of the core."""
+"""The work that all connections of one user may cause, in frames (`frame_filter.py` has the prices). More
+work has to wait. A frame costs about 20 microseconds of one core, so this is a fifth of the core."""
 WORK_AT_ONCE = 20_000.0
 CONNECTION_WORK = 20
 WIDE_CONNECTIONS = 64
@@ -134,7 +134,7 @@ class Gate:
         return self._read_buffer
 
     def may_open(self, passage: Passage) -> bool:
-        """Whether it may pass on a call now. If not, `passage.may_open` is called when it may."""
+        """Whether it may pass on a call now. If not, `passage.take_turn` is called when it may."""
         if self._to_take[passage.uid] < CALLS_TO_TAKE:
             return True
         self._queues.setdefault(passage.uid, {})[passage] = None
@@ -218,7 +218,7 @@ class Gate:
         while queue and self._to_take[uid] < CALLS_TO_TAKE:
             passage = next(iter(queue))
             del queue[passage]
-            passage.may_open()
+            passage.take_turn()
         if not queue:
             self._queues.pop(uid, None)
         if not self._to_take[uid]:

@@ -27,8 +27,8 @@ from ..watch.health import Health
 from .answers import Answers
 from .calls import Call, Context
 from .error_status import abort
+from .frame_filter import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
 from .gate import Gate
-from .passage import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
 from .service import StreamerService
 from .streams import MAX_MESSAGE_BYTES
 
