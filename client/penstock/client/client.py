@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import errors
-from .selection import (
+from .requests import (
     Selection,
     checked_digests,
     checked_variant,

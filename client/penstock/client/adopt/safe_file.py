@@ -184,7 +184,7 @@ class SafeFile:
         """A load of these tensors; None is all. `listed` receives the file's tensors."""
         import torch
 
-        from ..selection import choice
+        from ..requests import choice
 
         def choose(request: Any) -> Choose | None:
             request.expect_version = self._version

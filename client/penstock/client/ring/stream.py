@@ -18,7 +18,7 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from .. import errors
-from ..selection import parts
+from ..requests import parts
 from . import tensors
 from .copies import CopyPool
 from .mapping import Mapping
