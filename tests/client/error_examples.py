@@ -35,7 +35,7 @@ from penstock.client.adopt.written import every_parameter_written
 from penstock.client.cli import bench, demo, health
 from penstock.client.cli import commands as cli
 from penstock.client.cuda import device as cuda
-from penstock.client.ring import handoff, mapping, progress, tensors
+from penstock.client.ring import handoff, mapping, progress, socket_dir, tensors
 from penstock.client.system import descriptors, missing, sizes, trees
 from penstock.v1 import streamer_pb2 as pb
 
@@ -425,7 +425,7 @@ EXAMPLES = [
     Example("unknown call", refused(grpc.StatusCode.UNIMPLEMENTED), "the daemon in", "does not know this call", "upgrade the older of the two"),
     Example("unknown status", refused(grpc.StatusCode.INTERNAL), "the daemon in", "answered INTERNAL", "see its log"),
     Example("fork", lambda: errors.forked("this load", 1), "this load", "belongs to process 1", "start processes that load by `spawn`"),
-    Example("long path", lambda: handoff.socket_path(Path("/" + "x" * 120), "handoff.sock"), "the socket path /x", "and Linux allows 107", "use a shorter"),
+    Example("long path", lambda: socket_dir.socket_path(Path("/" + "x" * 120), "handoff.sock"), "the socket path /x", "and Linux allows 107", "use a shorter"),
     Example("no token", received(pb.HandoffFrame(slabs=pb.HandoffSlabs()).SerializeToString()),
         "the first packet on handoff.sock", "is not a session token", "upgrade the older of the two"),
     Example("no slabs", received(HELLO, HELLO, then=lambda opened: list(opened.receive_slabs(1))), "slabs 0 to 1", "got 0 file descriptors", WIRE),

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from penstock.client import errors
-from penstock.client.selection import parts
+from penstock.client.ring.name_parts import parts
 from penstock.v1 import streamer_pb2 as pb
 
 from .support import MIB, DaemonProcess, RawLoad

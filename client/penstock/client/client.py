@@ -1,37 +1,28 @@
-"""StreamerClient: the door to a daemon."""
+"""StreamerClient: the interface to a daemon."""
 
 from __future__ import annotations
 
 import functools
 import os
-import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import errors
-from .requests import (
-    Selection,
-    checked_digests,
-    checked_variant,
-    checked_verify,
-    choice,
-    wire_group,
-)
+from . import errors, requests
+from .requests import Selection
+from .ring.calls import Calls
+from .ring.socket_dir import socket_directory
 from .system import descriptors
-from .system.sizes import Source, absolute_sources, parse_memory_limit, parse_size
-from .system.version import client_version
+from .system.sizes import Source, absolute_sources
 
 if TYPE_CHECKING:
     import torch
     from torch.nn.modules.module import _IncompatibleKeys
 
-    from penstock.v1.streamer_pb2 import FetchRequest, OpenLoad
+    from penstock.v1.streamer_pb2 import OpenLoad
 
     from .embedded import EmbeddedDaemon
     from .load import Load
@@ -41,7 +32,6 @@ if TYPE_CHECKING:
     from .ring.stream import Choose
 
 _T = TypeVar("_T")
-DEFAULT_SOCKET_DIR = "/run/penstock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +60,9 @@ class StreamerClient:
         self, socket_dir: str | os.PathLike[str] | None = None, *, reconnect_timeout: float = 60.0
     ) -> None:
         self.socket_dir = socket_directory(socket_dir)
-        self._reconnect_timeout = reconnect_timeout
+        self._calls = Calls(self.socket_dir, reconnect_timeout=reconnect_timeout)
         self._daemon: EmbeddedDaemon | None = None
         self._loads: weakref.WeakSet[Load] = weakref.WeakSet()
-        self._closed = threading.Event()
 
     @classmethod
     def embedded(
@@ -144,7 +133,7 @@ class StreamerClient:
 
         return self._open_load(
             source,
-            lambda request: choice(request, tensors),
+            lambda request: requests.choose(request, tensors),
             device=torch.device(device),
             memory_limit=memory_limit,
             owned=owned,
@@ -273,18 +262,10 @@ class StreamerClient:
         `digests` are as in `load()`.
         `progress` shows a bar on stderr; needs tqdm.
         """
-        from penstock.v1 import streamer_pb2 as pb
-
         from .prefetch import follow
 
-        request = pb.PrefetchRequest(
-            sources=absolute_sources(source),
-            pin=pin,
-            variant=checked_variant(variant),
-            verify=checked_verify(verify),
-            digests=checked_digests(digests),
-        )
-        return self._persist(
+        request = requests.prefetch(source, pin=pin, variant=variant, verify=verify, digests=digests)
+        return self._calls.persist(
             lambda session, bar: follow(session, request, bar), "prefetch" if progress else None
         )
 
@@ -318,7 +299,7 @@ class StreamerClient:
         """
         from .fetch import to_cache, to_place
 
-        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+        request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=max_bytes, max_files=max_files)
 
         def attempt(session: Session, bar: Bar | None) -> Path:
             # Built anew each time: the versions that are there may be others by then.
@@ -327,7 +308,7 @@ class StreamerClient:
                 return to_cache(session, fresh, bar)
             return to_place(session, fresh, Path(directory), bar)
 
-        return self._persist(attempt, "fetch" if progress else None)
+        return self._calls.persist(attempt, "fetch" if progress else None)
 
     def fetch_into(
         self,
@@ -347,9 +328,11 @@ class StreamerClient:
         """
         from .fetch import into
 
-        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+        request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=max_bytes, max_files=max_files)
         place = Path(os.path.abspath(directory))
-        self._persist(lambda session, bar: into(session, request, place, bar), "fetch" if progress else None)
+        self._calls.persist(
+            lambda session, bar: into(session, request, place, bar), "fetch" if progress else None
+        )
 
     def from_pretrained(self, cls: type[_T], source: Source, *arguments: Any, **options: Any) -> _T:
         """`cls.from_pretrained(source, …)` of transformers, with files and weights through the daemon.
@@ -380,8 +363,8 @@ class StreamerClient:
         as in `fetch()`. At most 10,000 files."""
         from .fetch import listed
 
-        request = self._fetch_request(source, allow, ignore, 2**63 - 1, None)
-        files = self._persist(lambda session, bar: listed(session, request), None)
+        request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=2**63 - 1, max_files=None)
+        files = self._calls.persist(lambda session, bar: listed(session, request))
         return {file.name: file.size_bytes for file in files}
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
@@ -389,7 +372,7 @@ class StreamerClient:
         from penstock.v1 import streamer_pb2 as pb
 
         request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
-        with self._session() as session:
+        with self._calls.session() as session:
             response = session.service.Evict(request, metadata=session.metadata)
         return Evicted(freed_bytes=response.freed_bytes, leased_bytes=response.leased_bytes)
 
@@ -404,7 +387,7 @@ class StreamerClient:
 
         from .ring.handoff import TIMEOUT_SECONDS
 
-        with self._session() as session:
+        with self._calls.session() as session:
             response = session.service.GetStatus(
                 pb.GetStatusRequest(), metadata=session.metadata, timeout=TIMEOUT_SECONDS
             )
@@ -412,7 +395,7 @@ class StreamerClient:
 
     def close(self) -> None:
         """Ends loads that are under way, and the daemon that `embedded()` started. May be called again."""
-        self._closed.set()
+        self._calls.close()
         for load in list(self._loads):
             load.close()
         if self._daemon is not None:
@@ -430,13 +413,13 @@ class StreamerClient:
         """Pickled and copied as a new client of the same daemon, without loads. A private daemon still ends
         with the client that started it."""
         make = functools.partial(
-            StreamerClient, os.fspath(self.socket_dir), reconnect_timeout=self._reconnect_timeout
+            StreamerClient, os.fspath(self.socket_dir), reconnect_timeout=self._calls.reconnect_timeout
         )
         return make, ()
 
     def __repr__(self) -> str:
         kind = "embedded daemon" if self._daemon is not None else "daemon"
-        state = ", closed" if self._closed.is_set() else ""
+        state = ", closed" if self._calls.closed else ""
         return f"<StreamerClient of the {kind} in {self.socket_dir}{state}>"
 
     def _open_load(
@@ -455,24 +438,18 @@ class StreamerClient:
     ) -> Load:
         """See `load()`. `choose` puts the selection into the request, or returns the function that
         selects."""
-        from penstock.v1 import streamer_pb2 as pb
-
         from .load import Load
 
-        self._check_open()
+        self._calls.check_open()
         descriptors.require()
-        request = pb.OpenLoad(
-            sources=absolute_sources(source),
-            memory_limit_bytes=parse_memory_limit(memory_limit),
-            client_name=client_name(),
-            client_version=client_version(),
-            variant=checked_variant(variant),
-            verify=checked_verify(verify),
-            digests=checked_digests(digests),
+        request = requests.open_load(
+            source,
+            memory_limit=memory_limit,
+            group=group,
+            variant=variant,
+            verify=verify,
+            digests=digests,
         )
-        if group is not None:
-            name, size = wire_group(group)
-            request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
         load = Load(
             self.socket_dir,
             request,
@@ -480,100 +457,7 @@ class StreamerClient:
             device=device,
             owned=owned,
             progress=progress,
-            reconnect_timeout=self._reconnect_timeout,
+            reconnect_timeout=self._calls.reconnect_timeout,
         )
         self._loads.add(load)
         return load
-
-    def _fetch_request(
-        self,
-        source: Source,
-        allow: str | Iterable[str] | None,
-        ignore: str | Iterable[str] | None,
-        max_bytes: int | str | None,
-        max_files: int | None,
-    ) -> FetchRequest:
-        from penstock.v1 import streamer_pb2 as pb
-
-        if not isinstance(source, (str, os.PathLike)):
-            raise TypeError(f"source={source!r} is no source: give a path or a URI, one at a time")
-        return pb.FetchRequest(
-            source=absolute_sources(source)[0],
-            allow=_patterns("allow", allow),
-            ignore=_patterns("ignore", ignore),
-            max_bytes=parse_size("max_bytes", max_bytes),
-            max_files=max_files,
-            client_name=client_name(),
-            client_version=client_version(),
-        )
-
-    def _persist(self, attempt: Callable[[Session, Bar | None], _T], bar_name: str | None) -> _T:
-        """What `attempt` returns; made again at the next daemon where one went away in its middle."""
-        from .ring.progress import Bar
-        from .ring.reconnect import persist
-
-        bar = Bar(bar_name) if bar_name else None
-
-        def once() -> _T:
-            with self._session() as session:
-                return attempt(session, bar)
-
-        def sleep(seconds: float) -> None:
-            if self._closed.wait(seconds):
-                self._check_open()
-
-        try:
-            return persist(once, timeout_seconds=self._reconnect_timeout, sleep=sleep)
-        finally:
-            if bar is not None:
-                bar.close()
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        import grpc
-
-        from .ring.rpc import Session
-
-        self._check_open()
-        with Session(self.socket_dir) as session:
-            try:
-                yield session
-            except grpc.RpcError as error:
-                raise errors.from_rpc(error, where=session.where, versions=session.versions) from error
-
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise errors.LoadClosedError(
-                "this client is closed; make another one, with "
-                f"StreamerClient({os.fspath(self.socket_dir)!r})"
-            )
-
-
-def client_name() -> str:
-    """What the daemon's log and status call this process."""
-    return Path(sys.argv[0] if sys.argv else "").name[:200]
-
-
-def _patterns(argument: str, given: str | Iterable[str] | None) -> list[str]:
-    patterns = [given] if isinstance(given, str) else list(given or ())
-    if given is not None and not patterns:
-        raise ValueError(f"{argument} is an empty list: give patterns, or leave it out")
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise TypeError(f"{argument}: {pattern!r} is no pattern; give a str such as '*.json'")
-    return patterns
-
-
-def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:
-    """Where the daemon listens: as chosen, else $PENSTOCK_SOCKET_DIR, else the usual place.
-
-    Raises ValueError for an empty one, which would be the working directory; an empty variable is none.
-    """
-    if chosen is None:
-        chosen = os.environ.get("PENSTOCK_SOCKET_DIR") or DEFAULT_SOCKET_DIR
-    if not os.fspath(chosen).strip():
-        raise ValueError(
-            "socket_dir (--socket-dir) is empty: name a directory, or leave it out for $PENSTOCK_SOCKET_DIR "
-            f"or {DEFAULT_SOCKET_DIR}"
-        )
-    return Path(os.path.abspath(chosen))

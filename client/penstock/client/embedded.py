@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import errors
-from .ring.handoff import MAX_SOCKET_PATH_BYTES, socket_path
+from .ring.socket_dir import MAX_SOCKET_PATH_BYTES, socket_path
 from .system import descriptors
 from .system.interpreter import start_module
 

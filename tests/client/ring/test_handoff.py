@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from penstock.client import errors
-from penstock.client.ring.handoff import Handoff, socket_path
+from penstock.client.ring.handoff import Handoff
+from penstock.client.ring.socket_dir import socket_path
 from penstock.v1 import streamer_pb2 as pb
 
 from ...e2e.support import open_fds

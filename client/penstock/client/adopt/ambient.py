@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..client import DEFAULT_SOCKET_DIR, StreamerClient
+from ..client import StreamerClient
 from ..embedded import accepts
-from ..ring.handoff import socket_path
+from ..ring.socket_dir import DEFAULT_SOCKET_DIR, socket_path
 
 _log = logging.getLogger("penstock.client")
 _lock = threading.Lock()

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
+from .. import errors, requests
 from ..system.sizes import Source, absolute_sources
 
 if TYPE_CHECKING:
@@ -184,12 +184,10 @@ class SafeFile:
         """A load of these tensors; None is all. `listed` receives the file's tensors."""
         import torch
 
-        from ..requests import choice
-
         def choose(request: Any) -> Choose | None:
             request.expect_version = self._version
             if listed is None:
-                return choice(request, names)
+                return requests.choose(request, names)
             request.list_tensors = True
 
             def note(found: list[pb.Tensor]) -> list[str]:

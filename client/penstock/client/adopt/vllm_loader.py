@@ -28,8 +28,9 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from .. import errors
-from ..client import StreamerClient, socket_directory
+from ..client import StreamerClient
 from ..load import Load
+from ..ring.socket_dir import socket_directory
 from ..system.sizes import show_bytes
 from .engine_ranks import agree
 from .vllm_needs import EVERYTHING, Needs, mapper_of, needs_of, selection

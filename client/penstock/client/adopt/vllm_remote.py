@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from ..client import socket_directory
+from ..ring.socket_dir import socket_directory
 from .run_ai import OBJECT_SCHEMES
 from .vllm_files import fetch_apart
 from .vllm_options import LoaderOptions

@@ -22,26 +22,14 @@ from penstock.v1 import streamer_pb2 as pb
 from .. import errors
 from ..system import descriptors
 from ..system.version import client_version
+from .socket_dir import socket_path
 
 # Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
 MAX_PACKET_FDS = 253
 # A frame is a few bytes; a refusal is a sentence.
 _MAX_FRAME_BYTES = 64 * 1024
-# sun_path holds 108 bytes with its NUL. gRPC refuses the paths that the kernel refuses, with a worse error.
-MAX_SOCKET_PATH_BYTES = 107
 # Everything awaited here was sent before the daemon announced it. More than a moment means that it hangs.
 TIMEOUT_SECONDS = 30.0
-
-
-def socket_path(socket_dir: Path, name: str) -> str:
-    """The path of a socket in the daemon's directory. Raises ValueError if Linux cannot connect to it."""
-    path = os.fspath(socket_dir / name)
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(
-            f"the socket path {path} has {len(os.fsencode(path))} bytes and Linux allows "
-            f"{MAX_SOCKET_PATH_BYTES}: use a shorter socket directory"
-        )
-    return path
 
 
 class Handoff:

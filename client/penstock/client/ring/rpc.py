@@ -15,7 +15,8 @@ from penstock.v1 import streamer_pb2_grpc
 from .. import errors
 from ..system import descriptors
 from ..system.version import client_version
-from .handoff import Handoff, socket_path
+from .handoff import Handoff
+from .socket_dir import socket_path
 
 _OPTIONS = (
     # A segment may hold a hundred thousand tensors, a listing more.
