@@ -123,8 +123,7 @@ def command(*arguments: str) -> Callable[[StreamerClient], object]:
     """The command line, before it makes one line of what was raised."""
 
     def run(client: StreamerClient) -> object:
-        options = cli._parser().parse_args([*arguments, "--socket-dir", os.fspath(client.socket_dir)])
-        return options.run(options)
+        return cli.run(cli.parse([*arguments, "--socket-dir", os.fspath(client.socket_dir)]))
 
     return run
 
