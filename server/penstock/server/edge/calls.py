@@ -34,7 +34,7 @@ _M = TypeVar("_M", bound=Message)
 
 
 class Call:
-    """One call. To be used by its handler; `next` and `send` may be used at the same time."""
+    """One call, for its handler. `next` and `send` may be used at the same time."""
 
     def __init__(self, context: Context, stream: RequestStream, answers: Answers) -> None:
         self.context = context
@@ -92,7 +92,7 @@ class Call:
         writing.add_done_callback(lambda write: write.cancelled() or write.exception())
         try:
             await asyncio.shield(writing)
-        except grpc.aio.InternalError:  # nobody is there any more to be told
+        except grpc.aio.InternalError:  # the client is gone
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             await asyncio.wait([writing], timeout=WRITE_TIMEOUT_SECONDS)
@@ -137,7 +137,7 @@ class Call:
 
 
 def _fields_within(raw: bytes, most: int) -> bool:
-    """Whether a message has at most so many fields. Malformed messages are left to the parser."""
+    """Whether a message has at most `most` fields. The parser refuses malformed messages."""
     position, end = 0, len(raw)
     for _ in range(most):
         if position >= end:

@@ -17,7 +17,7 @@ from .calls import Context
 DOMAIN = "penstock"
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_MESSAGE_BYTES = 2400
-"""Percent-encoded, as it is in the trailers."""
+"""Of a message that is percent-encoded, as in the trailers."""
 MAX_DETAIL_BYTES = 300
 MAX_DETAILS_BYTES = 1200
 """Of all of an error's details."""
@@ -25,7 +25,7 @@ MAX_DETAILS_BYTES = 1200
 
 async def abort(context: Context, error: PenstockError, load_id: str) -> NoReturn:
     """Ends the call with the error's status and a google.rpc.ErrorInfo."""
-    # gRPC keeps what ended a call for a while; so without the frames that it came through, and their headers.
+    # gRPC keeps the exception that ended a call for a while. Without a traceback it keeps no frames alive.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     status = to_status(error, load_id)
     try:
@@ -34,14 +34,14 @@ async def abort(context: Context, error: PenstockError, load_id: str) -> NoRetur
             status.message,
             trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
         )
-    except grpc.aio.InternalError:  # nobody is there any more to be told
+    except grpc.aio.InternalError:  # the client is gone
         raise asyncio.CancelledError from None
     raise AssertionError("abort raises")
 
 
 def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
-    """What a client is told, cut to what its trailers hold: about 8 KiB, in which the message is twice, once
-    percent-encoded, and the details are in base64."""
+    """The error as clients get it, cut so that it fits into trailers of about 8 KiB. They hold the message
+    twice, once percent-encoded, and the details in base64."""
     details = {"retryable": str(error.retryable).lower()}
     if load_id:
         details["load_id"] = load_id
@@ -61,5 +61,5 @@ def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
 
 
 def _trailer_bytes(text: str) -> int:
-    """Of a message in the trailer grpc-message."""
+    """The bytes of a message in the trailer grpc-message."""
     return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode(errors="replace"))

@@ -12,14 +12,14 @@ from ..loads.request import Listing, Queued
 from .calls import Call
 
 SEGMENT_PART_TENSORS = 256
-"""Of a segment's tensors, those that are objects of protobuf at the same time."""
+"""How many of a segment's tensors are objects of protobuf at the same time."""
 LISTING_TENSORS = 4096
 LISTING_BYTES = 1 << 20
-"""Of one message."""
+"""The bounds of one message of a listing."""
 ENTRY_BYTES = 64
-"""Of a tensor in a message, at most, besides its name and its dimensions."""
+"""A tensor takes no more of a message, besides its name and its dimensions."""
 MAX_METADATA_BYTES = 2 << 20
-"""Of all files in a manifest; what does not fit is left out file by file."""
+"""Of all files in a manifest. A file whose metadata does not fit is listed without it."""
 MANIFEST_BYTES = 4 << 20
 
 
@@ -51,8 +51,8 @@ def _response(event: Queued | SegmentReady | Finished) -> bytes:
 
 
 def _segment_ready(event: SegmentReady) -> bytes:
-    """Made in parts, which put together are one message (protobuf merges them). As one object it would take
-    four times its bytes, which the C library would return to the kernel after each segment."""
+    """Serialized in parts, whose bytes together are one message (protobuf merges them). One object would take
+    four times as many bytes, and the C library would return them to the kernel after each segment."""
     message = pb.SegmentReady(
         index=event.index, ring_offset=event.ring_offset, size_bytes=event.end - event.start
     )
@@ -106,7 +106,7 @@ def _manifest(event: Manifest) -> pb.LoadResponse:
 
 
 def _listing(event: Listing) -> Iterator[bytes]:
-    """Serialized, as nothing else of a part is to be left while it waits for its client."""
+    """The messages of a listing. Only the bytes of one are kept while it waits for its client."""
     listing, size_bytes = pb.Listing(), 0
     for table, indices in zip(event.tables, event.delivered, strict=True):
         for name, dtype, shape, start, end in table.entries(indices):

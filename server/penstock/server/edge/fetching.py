@@ -1,4 +1,4 @@
-"""Fetches on the wire: what a request asks for, and the events of its story."""
+"""The messages of a Fetch call: its request, and the events that answer it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .calls import Call
 from .requests import MAX_NAME_CHARACTERS, check_sources
 
 MESSAGE_BYTES = PART_BYTES + (64 << 10)
-"""Of an answer, at most: a part of a file, and what it is called."""
+"""Of an answer, at most: a part of a file, and the file's name."""
 HELD_BYTES = 128
-"""What a file that the client has takes, as a digest in a set."""
+"""The cost of a file that the client has: a digest in a set."""
 
 
 async def read(call: Call) -> FetchRequest:
-    """What the messages of a Fetch call ask for. Raises InvalidRequestError, and what `call.stream.keep`
-    raises."""
+    """The request of a Fetch call, from all its messages. Raises InvalidRequestError, and the errors of
+    `call.stream.keep`."""
     message = await call.only(pb.FetchRequest)
     choice = Choice(message.allow, message.ignore)
     call.stream.keep(len(message.source) + sum(map(len, (*message.allow, *message.ignore))))

@@ -30,7 +30,7 @@ MAX_BUFFERED_BYTES = 16 << 10
 """Bytes of one read, in either direction. While so many wait to be passed on, the client's end is not
 read."""
 WIDE_BYTES = 64 << 10
-"""Read at once of what gRPC answers to calls with a token, on few connections (`gate.WIDE_CONNECTIONS`).
+"""Bytes of one read of gRPC's answers to calls with a token, on few connections (`gate.WIDE_CONNECTIONS`).
 The descriptions of 100,000 tensors are 11 MB: in pieces of 16 KiB they cost a tenth more of the daemon's CPU
 time."""
 _GRPC = "grpc"
@@ -54,11 +54,11 @@ class Passage:
         self._timer: asyncio.TimerHandle | None = None
         self._processing = False
         self._trusted = False
-        """A call on it had a valid token."""
+        """A call on this connection had a valid token."""
         self.wide = False
-        """It may read `WIDE_BYTES` of answers at once."""
+        """The connection may read `WIDE_BYTES` of answers at once."""
         self._since = loop.time()
-        """When it came, or its last call ended."""
+        """When the connection was made, or when its last call ended."""
         self._early = b""
         """Bytes that gRPC sent before the client's end was made."""
         self._client_lost = False
@@ -84,7 +84,7 @@ class Passage:
 
     @property
     def idle_since(self) -> float:
-        """Infinite unless it may be closed for being idle."""
+        """Since when the connection is idle. Infinite if it is not, or may stay although it is."""
         return float("inf") if not self._ending and (self._filter.streams or self._trusted) else self._since
 
     def drop_idle(self) -> None:
@@ -94,7 +94,7 @@ class Passage:
         self._drop("idle", "no call with a valid token came; connect again to make one")
 
     def retry(self) -> bool:
-        """Goes on, if there is memory for what waited; whether it does not wait any more."""
+        """Goes on if there is memory now. Returns whether no message waits for memory any more."""
         self._wake_stream()
         return not self._starved()
 
@@ -172,7 +172,7 @@ class Passage:
         self._server_lost = True
         self._lost()
 
-    # ---- what holds it up -----------------------------------------------------------------------
+    # ---- waiting --------------------------------------------------------------------------------
 
     def _wait_for(self, what: str) -> None:
         if not self._waits_for and self._client is not None and not self._client.is_closing():
@@ -191,7 +191,7 @@ class Passage:
         elif STREAM in self._waits_for:
             self._go_on(STREAM)
 
-    def _tired(self) -> None:
+    def _on_work_allowed(self) -> None:
         self._timer = None
         self._go_on(WORK)
 
@@ -216,7 +216,7 @@ class Passage:
         finally:
             self._processing = False
         if passing and not self._server.is_closing():
-            self._server.write(b"".join(passing))  # what came before a violation too: its calls count already
+            self._server.write(b"".join(passing))  # frames before a violation too: their calls are counted
         if wrong is not None:
             self._drop(wrong.reason, str(wrong))
 
@@ -224,7 +224,7 @@ class Passage:
         """The next frame has to wait."""
         self._wait_for(waits_for)
         if waits_for == WORK and self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._tired)
+            self._timer = self._loop.call_later(seconds, self._on_work_allowed)
         elif waits_for == STREAM and self._starved():
             self._gate.starve(self)
 
@@ -250,8 +250,8 @@ class Passage:
     # ---- ends -----------------------------------------------------------------------------------
 
     def _lost(self) -> None:
-        """One end is closed. The other end is closed too, after its last bytes; gRPC's end only when gRPC has
-        taken all calls. The connection is gone when both are."""
+        """One end is closed. Closes the other end too, after its last bytes, and gRPC's end only when gRPC
+        has taken all calls. The connection is gone when both ends are closed."""
         if not self._ending:
             self._ending = True
             self._since = self._loop.time()

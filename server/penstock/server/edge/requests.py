@@ -20,12 +20,12 @@ from .calls import Call
 
 MAX_SOURCE_BYTES = 8 << 10
 SOURCE_COST_BYTES = 120
-"""What a source costs besides its bytes, as a Python string in a tuple."""
+"""The cost of a source besides its bytes: a Python string in a tuple."""
 MAX_NAME_CHARACTERS = 200
 
 
 async def read_load(call: Call) -> Request:
-    """What the first messages of a Load call ask for."""
+    """The request of a Load call, from its first messages."""
     message = await call.next(pb.LoadRequest)
     if message is None or message.WhichOneof("request") != "open":
         raise InvalidRequestError("the first message of a Load call is no OpenLoad; start with one")
@@ -37,7 +37,7 @@ async def read_load(call: Call) -> Request:
 
 
 async def read_prefetch(call: Call) -> tuple[Request, bool]:
-    """What the messages of a Prefetch call ask for, and whether to pin it."""
+    """The request of a Prefetch call, from all its messages, and whether to pin the checkpoint."""
     message = await call.only(pb.PrefetchRequest)
     check_sources(message.sources)
     names = first_names(call, message.tensors) if message.HasField("tensors") else None
@@ -64,6 +64,7 @@ async def read_prefetch(call: Call) -> tuple[Request, bool]:
 
 
 def first_names(call: Call, part: pb.SelectTensors) -> Names:
+    """A list of names with its first part. `complete_names` adds the others."""
     names = Names(call.stream.keep, call.stream.release)
     names.add(part)
     return names
@@ -121,6 +122,7 @@ def _variant(text: str) -> str:
 
 
 def check_sources(sources: Sequence[str]) -> None:
+    """Raises InvalidRequestError for too many sources, or one that is too long."""
     if len(sources) > MAX_SOURCES:
         raise InvalidRequestError(
             f"sources: {len(sources)} are more than {MAX_SOURCES}; load fewer at a time"

@@ -34,7 +34,7 @@ class StreamerService:
         session_of: Callable[[str | None], Session],
         tell_status: Callable[[Session], pb.GetStatusResponse],
     ) -> None:
-        """`session_of` raises SessionRequiredError for a token that is none."""
+        """`session_of` raises SessionRequiredError for a token that opens no session."""
         self._control = control
         self._session_of = session_of
         self._tell_status = tell_status
@@ -45,7 +45,7 @@ class StreamerService:
             "Evict": self.evict,
             "GetStatus": self.get_status,
         }
-        """How each method of the service is answered, whatever kinds of calls the service declares."""
+        """The handler of each method, whatever kind of call the service declares."""
 
     async def load(self, call: Call) -> None:
         session = None
@@ -135,19 +135,19 @@ class StreamerService:
             await self._refuse(call, error, None)
 
     def _session(self, call: Call) -> Session:
-        """The caller's. From now on its messages pass the gate."""
+        """The caller's session. From now on messages of full size pass the gate."""
         session = self._session_of(_token(call.context))
         call.stream.approve()
         return session
 
     async def _refuse(self, call: Call, error: PenstockError, session: Session | None) -> NoReturn:
-        """Ends a call that came to nothing."""
+        """Ends a call that began no load, prefetch or fetch."""
         self._control.refused(error, session)
         await abort(call.context, error, "")
 
 
 async def _listen(call: Call, load: Load) -> None:
-    """Passes on what the client says while its load runs."""
+    """Passes on the client's messages while its load runs."""
     while True:
         message = await call.next(pb.LoadRequest, seconds=None)
         if message is None:
