@@ -111,7 +111,7 @@ def test_a_port_that_is_taken_is_refused_in_one_line_that_names_the_flag(
     daemon = start_daemon("--memory-limit", "16MiB")
     done = penstockd(f"--socket-dir={tmp_path}/s", f"--http-address={daemon.http_address}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith(f"penstockd: --http-address: {daemon.http_address} cannot be had")
+    assert done.stderr.startswith(f"penstockd: --http-address: {daemon.http_address} cannot be bound")
     assert not (tmp_path / "s" / "penstock.sock").exists()
 
 

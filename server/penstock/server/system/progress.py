@@ -1,4 +1,4 @@
-"""How a read tells whoever watches its thread that bytes still come."""
+"""Heartbeats, by which a read shows the watcher of its thread that bytes still arrive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class Heartbeat:
-    """When bytes of the read on one thread last came, by the monotonic clock."""
+    """When bytes last arrived for the read on one thread, by the monotonic clock."""
 
     __slots__ = ("at",)
 
@@ -19,12 +19,12 @@ _local = threading.local()
 
 
 def watch(heartbeat: Heartbeat) -> None:
-    """From now on `beat` on this thread is for `heartbeat`."""
+    """From now on `beat` on this thread updates `heartbeat`."""
     _local.heartbeat = heartbeat
 
 
 def beat() -> None:
-    """Bytes came. Cheap; does nothing on threads that nobody watches."""
+    """Bytes have arrived. Cheap. Does nothing on threads that nobody watches."""
     heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
     if heartbeat is not None:
         heartbeat.at = time.monotonic()
