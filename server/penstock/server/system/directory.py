@@ -2,7 +2,8 @@
 
 The directory is watched and not the file: in a ConfigMap only the link `..data` is replaced, so no event
 names the file. inotify does not report some changes, such as writes by another machine. The caller has to
-look for these from time to time."""
+look for these from time to time.
+"""
 
 from __future__ import annotations
 

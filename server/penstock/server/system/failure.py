@@ -1,7 +1,8 @@
 """Any exception as an error of the tree.
 
 If threads, descriptors or memory run out, Python raises RuntimeError, OSError or MemoryError, which do not
-say what to do. Any other unexpected exception becomes INTERNAL, and its traceback goes to the log."""
+say what to do. Any other unexpected exception becomes INTERNAL, and its traceback goes to the log.
+"""
 
 from __future__ import annotations
 

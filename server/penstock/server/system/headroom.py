@@ -9,7 +9,8 @@ Also, how much of the buffer has to be given back. Without a limit the buffer ke
 as the machine and each cgroup have `SPARE_SHARE` of their memory left. If processes stall for memory there,
 the share is `SPARE_SHARE_UNDER_PRESSURE`. Stalls alone do not count: the kernel also reports those of a
 neighbour in a tight cgroup of its own as the machine's, and memory of the daemon does not help that
-neighbour."""
+neighbour.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ def file_descriptors(*, slabs: int, sessions: int, connections: int) -> int:
 
     That is the limit of open files, less the most that others take: two for each slab (clients may hold slabs
     that the daemon has given up), one for each session, three for each connection, and
-    `MOMENTARY_DESCRIPTORS`. At least an eighth of the limit, since the others rarely take the most."""
+    `MOMENTARY_DESCRIPTORS`. At least an eighth of the limit, since the others rarely take the most.
+    """
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,8 @@
 """The status of an open file, with its birth and the mount that it was opened through.
 
 Python's `os.fstat` has neither birth times nor mounts, and network file systems answer it from a cache that
-may be some seconds old."""
+may be some seconds old.
+"""
 
 from __future__ import annotations
 
