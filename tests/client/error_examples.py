@@ -491,7 +491,7 @@ EXAMPLES = [
     Example("no checksums", on_fake(lambda client: client.load("/x", verify="require"), tamper_manifest=lambda manifest: manifest.ClearField("verify")),
         "the daemon in", "does not know checksums", "upgrade the daemon"),
     Example("files that differ", patched(on_fake(command("verify", "/x", "--no-progress")), ("penstock.client.cli.verify.verify", lambda *_, **__: 2)),
-        "/x", "2 files are not as they should be", "fetch or upload them again"),
+        "/x", "2 files are corrupt or could not be read", "fetch or upload them again"),
     Example("nothing to measure", lambda: bench.bench(["/x"], seconds=0, most_bytes=1, memory_limit=-1, progress=False),
         "--seconds and --bytes", "leave nothing to measure", "give both more than 0"),
     Example("gone while measured", lambda: bench._cpu_seconds(1 << 30), "the private daemon, pid", "went away while it was measured", "see its log"),

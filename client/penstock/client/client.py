@@ -38,9 +38,9 @@ _T = TypeVar("_T")
 class Evicted:
     """What `evict()` did."""
 
-    # Given back at once.
+    # Freed at once.
     freed_bytes: int
-    # In use; given back when the last client lets go.
+    # Still in use. Freed when the last client releases them.
     leased_bytes: int
 
 
@@ -49,11 +49,11 @@ class StreamerClient:
 
     `socket_dir` defaults to $PENSTOCK_SOCKET_DIR, else /run/penstock. Nothing connects before the first
     call, and every call has a connection of its own: one client serves any number of threads.
-    `reconnect_timeout` is for how many seconds a load or a prefetch waits for the next daemon when the one
-    that had taken it up, be it only into its queue, went away.
+    If the daemon goes away after it accepted a load or a prefetch, even if only into its queue, the call
+    waits up to `reconnect_timeout` seconds for the next daemon.
 
-    Every method raises DaemonUnavailableError where no daemon answers, and the other errors of
-    `penstock.client.errors` as the daemon says.
+    Every method raises DaemonUnavailableError if no daemon answers, and other errors of
+    `penstock.client.errors` if the daemon refuses.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class StreamerClient:
 
         `flags` are penstockd's: `concurrency=4` is `--concurrency 4`, a list repeats the flag, True
         gives it without a value. `environment` has the changes to this process's environment for the
-        daemon, such as credentials (None removes a variable). Needs the `server` extra installed.
+        daemon, such as credentials (None removes a variable). Needs the `server` extra.
 
         Raises ValueError for flags that make no sense here, such as `socket_dir`.
         """
         from .embedded import EmbeddedDaemon
 
         daemon = EmbeddedDaemon(memory_limit=memory_limit, flags=flags, environment=environment)
-        # When a private daemon died nobody will start another.
+        # Nobody starts another private daemon after this one.
         client = cls(daemon.socket_dir, reconnect_timeout=0.0)
         client._daemon = daemon
         weakref.finalize(client, daemon.close)
@@ -120,11 +120,12 @@ class StreamerClient:
         group: (name, size): `size` loads under this name share one pass over the storage.
         variant: which variant to load from a directory that holds several, as in the names of the files:
             "fp16" for `model.fp16.safetensors`. None is the variant without such a name.
-        verify: "auto" compares files with the CRCs that their stores keep, "require" refuses what cannot be
-            verified, also by a SHA-256 of the store or of SHA256SUMS beside the files, "off" compares
-            nothing. None is what the daemon does (penstockd --verify).
-        digests: SHA-256 by the name or URI of a file; these files are verified in any case. A file that does
-            not match ends the load with CheckpointCorruptError. Tensors of it may have been yielded before.
+        verify: "auto" compares files with the CRCs that their stores keep. "require" also compares with a
+            SHA-256 of the store or of SHA256SUMS beside the files, and refuses files that have no checksum.
+            "off" compares nothing. None is the daemon's setting (penstockd --verify).
+        digests: SHA-256 by the name or URI of a file. These files are verified in any case. A file that does
+            not match ends the load with CheckpointCorruptError. Some of its tensors may have been yielded
+            before.
         progress: shows a bar on stderr; needs tqdm.
 
         Raises a PenstockError for a problem of the source or the daemon, and ValueError for a bad argument.
@@ -156,7 +157,7 @@ class StreamerClient:
         digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """Loads everything into a dict; arguments as in `load()`.
+        """Loads all tensors into a dict; arguments as in `load()`.
 
         Raises DuplicateTensorError when two files hold a tensor of the same name.
         """
@@ -280,29 +281,29 @@ class StreamerClient:
         max_files: int | None = None,
         progress: bool = False,
     ) -> Path:
-        """Copies the files beside the weights, such as configuration, tokenizer and code, and returns the
-        directory that holds them, complete.
+        """Copies the files beside the weights, such as configuration, tokenizer and code. Returns the
+        complete directory that holds them.
 
-        source: a directory, or the URI of a prefix in an object store, with all that lies below it.
-        directory: where to; what is there must be empty, or made by a fetch, and is replaced at once. None is
-            the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock: files whose versions are there are not sent
-            again, and when one changes the result is another directory. Do not write to it.
-        allow, ignore: patterns of relative names, as in a shell, where `*` matches `/` too and `code/` all
-            below it. None takes all but weights (`*.safetensors`, `*.bin`, `*.pt`, `*.gguf` and so on), and
-            what lies below `original/` and `.git/`. `ignore` wins.
-        max_bytes, max_files: what is refused as too much; None is 1 GiB and 10,000 files.
+        source: a directory, or the URI of a prefix in an object store, with all files below it.
+        directory: the target. It must be new, empty, or made by a fetch, and is replaced in one step. None is
+            the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock. Files that the cache has in the same version
+            are not sent again. If a file has changed, the result is another directory. Do not write to it.
+        allow, ignore: patterns of relative names, as in a shell, but `*` matches `/` too, and `code/` matches
+            all files below it. None takes all files except weights (`*.safetensors`, `*.bin`, `*.pt`,
+            `*.gguf` and so on) and files below `original/` and `.git/`. `ignore` wins.
+        max_bytes, max_files: more is refused. None is 1 GiB and 10,000 files.
         progress: shows a bar on stderr; needs tqdm.
 
-        Raises CheckpointInvalidError for more than that or for names that cannot be made,
-        CheckpointChangedError when a file changes meanwhile, OSError where the directory cannot be written.
-        Whatever it raises, `directory` is as it was.
+        Raises CheckpointInvalidError for too many bytes or files, or for names that cannot be created,
+        CheckpointChangedError if a file changes meanwhile, and OSError if the directory cannot be written.
+        After an error `directory` is as it was.
         """
         from .fetch import to_cache, to_place
 
         request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=max_bytes, max_files=max_files)
 
         def attempt(session: Session, bar: Bar | None) -> Path:
-            # Built anew each time: the versions that are there may be others by then.
+            # A new request for each attempt: the cache may have other versions by then.
             fresh = type(request).FromString(request.SerializeToString())
             if directory is None:
                 return to_cache(session, fresh, bar)
@@ -321,10 +322,10 @@ class StreamerClient:
         max_files: int | None = None,
         progress: bool = False,
     ) -> None:
-        """Copies files into a directory of the caller's, beside what is there; arguments as in `fetch()`.
+        """Copies files into a directory of the caller's, beside the files there; arguments as in `fetch()`.
 
-        All of them come before any is put in its place, where it replaces one of its name. Nothing is kept of
-        their versions: each call copies all.
+        Nothing there changes before all files have arrived. Then each replaces the file of the same name. No
+        versions are recorded, so each call copies all files.
         """
         from .fetch import into
 
@@ -339,12 +340,12 @@ class StreamerClient:
 
         cls: a model's class or an Auto class, such as AutoModelForCausalLM.
         source: a directory, or a URI, which transformers alone could not load.
-        arguments, options: those of transformers, such as `dtype`, `device_map` and `trust_remote_code`; what
-            is about downloads makes no difference.
+        arguments, options: those of transformers, such as `dtype`, `device_map` and `trust_remote_code`.
+            Options about downloads have no effect.
 
         The model is equal to the one that transformers loads from a copy of the directory. Only safetensors
         weights are loaded. On the CPU its parameters may be views of the staging buffer, which the model then
-        leases for as long as it lives. What lies beside the weights is in the cache of `fetch()`, where
+        leases for as long as it lives. The files beside the weights are in the cache of `fetch()`, where
         `AutoTokenizer.from_pretrained(model.name_or_path)` finds it.
         """
         from .pretrained import from_pretrained
@@ -394,7 +395,7 @@ class StreamerClient:
         return to_plain(response)
 
     def close(self) -> None:
-        """Ends loads that are under way, and the daemon that `embedded()` started. May be called again."""
+        """Ends the loads that run, and the daemon that `embedded()` started. May be called again."""
         self._calls.close()
         for load in list(self._loads):
             load.close()
@@ -436,8 +437,7 @@ class StreamerClient:
         verify: str | None = None,
         digests: Mapping[str, str] | None = None,
     ) -> Load:
-        """See `load()`. `choose` puts the selection into the request, or returns the function that
-        selects."""
+        """See `load()`. `choose` puts the selection into the request, or returns a function that selects."""
         from .load import Load
 
         self._calls.check_open()

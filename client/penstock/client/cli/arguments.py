@@ -9,13 +9,15 @@ from ..system.sizes import parse_memory_limit, parse_size
 from ..system.version import client_version
 
 _PIN = (
-    "keep it until it is evicted; without, it stays until its memory is needed, and in a daemon without a "
-    "memory limit for as long as penstockd --trim-after says (15 minutes by default) and the node has memory "
-    "to spare"
+    "keep it until it is evicted; without --pin it stays until its memory is needed, and a daemon without a "
+    "memory limit keeps it for penstockd --trim-after (15 minutes by default) at most, while the node has "
+    "memory to spare"
 )
-_VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
-
-_VERIFY = "compare files with checksums: not, where the store has a CRC, or all (default: as the daemon does)"
+_VARIANT = "which variant of a directory: the one with this in the names of its files, such as fp16"
+_VERIFY = (
+    "compare files with checksums: none, those of which the store has a CRC, or all (default: the daemon's "
+    "setting)"
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         return added
 
-    load = command("load", "Loads a checkpoint and tells how fast that was.")
+    load = command("load", "Loads a checkpoint and prints how fast that was.")
     load.add_argument("source", nargs="+", metavar="SOURCE", help="file, directory, *.index.json or URI")
     load.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     load.add_argument(
@@ -61,10 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 
     status = command("status", "Shows the daemon's memory, loads and checkpoints.")
     status.add_argument("--json", action="store_true", help="every field, as JSON")
-    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    status.add_argument("--watch", action="store_true", help="show it again every second, until Ctrl-C")
 
     health = command("health", "Exits with 0 if the daemon is ready, else with 1; for probes.")
-    health.add_argument("--live", action="store_true", help="if it does not hang, even if it is not ready")
+    health.add_argument(
+        "--live", action="store_true", help="check that the daemon does not hang, even if it is not ready"
+    )
     health.add_argument(
         "--timeout", type=float, default=5.0, metavar="SECONDS", help="to wait for an answer (default: 5)"
     )
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     prefetch.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
     prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
-    fetch = command("fetch", "Copies the files beside the weights, and tells the directory that they are in.")
+    fetch = command("fetch", "Copies the files beside the weights, and prints the directory that holds them.")
     fetch.add_argument("source", metavar="SOURCE", help="directory, or URI of a prefix")
     fetch.add_argument(
         "directory",
@@ -96,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
 
-    evict = command("evict", "Gives up a staged checkpoint, or all idle ones.")
-    evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
+    evict = command("evict", "Evicts a staged checkpoint, or all idle ones.")
+    evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load (default: every idle one)")
 
     warm_set = command("warm-set", "Checks the file of penstockd's --warm-set.")
     actions = warm_set.add_subparsers(dest="action", required=True, metavar="ACTION")

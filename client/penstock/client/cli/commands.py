@@ -218,8 +218,8 @@ def _verify(options: argparse.Namespace) -> None:
         wrong = verify(client, options.source, variant=options.variant, progress=not options.no_progress)
     if wrong:
         raise RuntimeError(
-            f"{' '.join(options.source)}: {wrong} files are not as they should be, as said above; fetch or "
-            "upload them again"
+            f"{' '.join(options.source)}: {wrong} files are corrupt or could not be read, as said above; "
+            "fetch or upload them again"
         )
 
 
