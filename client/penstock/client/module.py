@@ -5,7 +5,7 @@ fit         names, shapes and dtypes are compared with the checkpoint's before a
 place       a tensor with the right device and dtype is written in place; any other, also one on the
             meta device, is replaced: by the loaded tensor, which on the CPU may be a view of the staging
             buffer, or by a converted copy
-tied        names of one tensor: loaded once, whichever of the names the checkpoint has
+tied        names of one tensor: loaded once, by any of the names that the checkpoint has
 special     modules with loading methods or hooks of their own: their tensors are collected, and given to
             their `load_state_dict`
 """
@@ -64,13 +64,13 @@ class ModuleLoader:
 
     @property
     def source_device(self) -> torch.device:
-        """Where tensors are best delivered."""
+        """The best device to deliver tensors to."""
         targets = {self._targets.device_of(slot.tensor) for slot in self._slots.values()}
         return targets.pop() if len(targets) == 1 else self._targets.device or torch.device("cpu")
 
     @property
     def keeps_tensors(self) -> bool:
-        """Whether any tensor that is delivered may become the module's own."""
+        """Whether a delivered tensor may become the module's own."""
         return bool(self._special) or not all(
             self._targets.in_place(slot.tensor) for slot in self._slots.values()
         )
@@ -93,7 +93,7 @@ class ModuleLoader:
         found = set(given)
         for tied in self._ties:
             present = [name for name in tied if name in given]
-            # Should they differ, the last one wins, as it does for load_state_dict.
+            # If they differ, the last one wins, as it does for load_state_dict.
             self._ignored.update(present[:-1])
             if present:
                 found.update(tied)
@@ -222,8 +222,8 @@ class ModuleLoader:
         ]
 
     def _misfit(self, name: str, tensor: torch.Tensor) -> Iterator[str]:
-        """What keeps a tensor of such a shape and dtype from going where it belongs. What a special module
-        takes is not known here."""
+        """The reasons why a tensor of this shape and dtype does not fit its place. None for tensors of
+        special modules: only these know what they take."""
         slot = self._slots.get(name)
         if slot is None:
             return
@@ -249,7 +249,8 @@ class ModuleLoader:
 
 
 def _is_plain(module: Module) -> bool:
-    """Whether nothing but the module's own parameters and buffers takes part in loading it."""
+    """Whether loading the module only fills its own parameters and buffers, without hooks or other
+    methods."""
     kind = type(module)
     return not module._load_state_dict_pre_hooks and all(
         getattr(kind, name) is getattr(Module, name) for name in _OWN_WAYS

@@ -60,7 +60,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         self._loaded_bytes = self._read_bytes = 0
 
     def check(self) -> None:
-        """Raises DaemonUnavailableError, or what else the daemon refuses this user with."""
+        """Raises DaemonUnavailableError, or the error with which the daemon refuses this user."""
         from ..ring.handoff import Handoff  # without gRPC, as vLLM forks its workers later
 
         Handoff.connect(Path(socket_directory(self.options.socket_dir))).close()
@@ -88,9 +88,9 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of the model's checkpoint, then of those that its parts bring along.
+        """(name, tensor) of the model's checkpoint, then of the checkpoints of its parts.
 
-        Raises ValueError at once where `source` may or may not be meant.
+        Raises ValueError at once if it is not clear whether `source` is meant.
         """
         source = self._source(model_config, getattr(model, "allow_patterns_overrides", None))
         return self._weights(source, model_config, model, needs_of(model))
@@ -105,7 +105,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
             yield from self._part(part, model)
 
     def _part(self, part: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights that a model wants beside its own: through penstock where they are safetensors."""
+        """Weights that a model needs besides its own. Safetensors come through penstock."""
         patterns = part.allow_patterns_overrides
         if patterns is None or any(pattern.endswith(_SUFFIX) for pattern in patterns):
             folder = os.path.join(self._folder(part.model_or_path, part.revision), part.subfolder or "")
@@ -196,8 +196,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         return uri
 
     def _chosen_source(self, model_config: ModelConfig) -> str | list[str] | None:
-        """The option `source`, where it has the weights of this model, and not of the one that it was given
-        for."""
+        """The option `source`, unless it has the weights of another model than this one."""
         if getattr(model_config, "runner", None) == "draft":
             return _source_of_draft(model_config, self.load_config, self.options.source)
         if self.options.source is None:
@@ -228,7 +227,8 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
 
 
 def _files(folder: str, patterns: list[str] | None) -> str | list[str]:
-    """The files that the model wants, else the directory, of which the daemon knows what belongs together."""
+    """The files that the model wants, else the directory: the daemon knows which of its files belong
+    together."""
     for pattern in patterns or ():
         if found := _matching(folder, pattern):
             return found
@@ -242,9 +242,9 @@ def _matching(folder: str, pattern: str) -> list[str]:
 def _source_of_draft(
     model_config: ModelConfig, load_config: LoadConfig, source: str | list[str] | None
 ) -> str | list[str] | None:
-    """What stands for a draft model's own path: the source that `draft_load_config` has for it, though vLLM
-    passes that on for some methods only. The target's `source` counts where the draft's weights are a part of
-    the target's checkpoint (MTP)."""
+    """The source that replaces a draft model's own path. `draft_load_config` may have one, which vLLM passes
+    on for some methods only. The target's `source` counts if the draft's weights are a part of the target's
+    checkpoint (MTP)."""
     from vllm.config import get_current_vllm_config
 
     try:

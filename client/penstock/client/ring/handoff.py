@@ -98,13 +98,13 @@ class Handoff:
                 )
             received += len(fds)
             yield fds
-        # From here on it is only held, perhaps until the process ends with tensors alive. A socket object
-        # would then warn that nobody closed it.
+        # From here on the connection is only kept open, perhaps until the process ends with tensors alive. A
+        # socket object would then warn that nobody closed it.
         self._lease_fd = self._connection.detach()
 
     def end(self) -> None:
-        """As `close`, but forked children that have the connection too no longer hold the lease either: for
-        memory that none of them can use. In a forked child it is `close`."""
+        """As `close`, and also ends the lease for forked children, which have the connection too: for memory
+        that none of them can use. In a forked child it only closes."""
         if self._pid == os.getpid() and self._lease_fd >= 0:
             fd, self._lease_fd = self._lease_fd, -1
             with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
@@ -120,7 +120,7 @@ class Handoff:
             os.close(lease_fd)
 
     def _receive(self, fd_count: int = 0) -> tuple[pb.HandoffFrame, list[int]]:
-        """The next packet, which should carry so many file descriptors."""
+        """The next packet, which should carry `fd_count` file descriptors."""
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 _MAX_FRAME_BYTES, socket.CMSG_SPACE(MAX_PACKET_FDS * 4), socket.MSG_CMSG_CLOEXEC

@@ -35,7 +35,7 @@ _grpc_pid = 0
 
 
 class Session:
-    """Open until `close()`. All calls must have ended by then.
+    """A session is open until `close()`. All calls must have ended by then.
 
     `service` has the methods of StreamerService; pass `metadata` to each. The lease of a load's slabs may
     outlive the session: `close(keep_lease=True)` leaves `handoff` to the owner of the mapping.
