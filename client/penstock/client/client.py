@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """What `evict()` did."""
+    """The result of `evict()`."""
 
     # Freed at once.
     freed_bytes: int

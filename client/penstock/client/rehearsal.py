@@ -30,7 +30,7 @@ class Outcome:
 
 
 class Rehearsal:
-    """For the parts of one module."""
+    """Rehearses loading the parts of one module."""
 
     def __init__(self, root: Module) -> None:
         self._root = root

@@ -187,7 +187,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         return _files(self._folder(model_config.model, model_config.revision), patterns)
 
     def _objects(self, uri: str, patterns: list[str] | None) -> str | list[str]:
-        """As `_files`."""
+        """As `_files`, for a model in object storage."""
         for pattern in patterns or ():
             prefix = os.path.join(uri, "")
             found = StreamerClient(self.options.socket_dir).list_files(prefix, allow=pattern, ignore="*/*")

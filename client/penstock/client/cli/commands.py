@@ -198,7 +198,7 @@ def _evict(options: argparse.Namespace) -> None:
 
 
 def _check_warm_set(options: argparse.Namespace) -> None:
-    """By a process of its own: this package knows neither the server nor YAML."""
+    """Runs the check in another process: this package knows neither the server nor YAML."""
     from ..system.interpreter import start_module
 
     sys.stdout.flush()

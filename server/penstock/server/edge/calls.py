@@ -22,10 +22,10 @@ from .streams import RequestStream
 FIRST_MESSAGE_SECONDS = 30.0
 """A client that has opened a call has its request ready; so has one that sends a list in parts."""
 MAX_FIELDS = 4096
-"""Fields of one message, without those of messages in it. A field that a later one replaces costs memory
-too while the message is parsed."""
+"""The most fields of one message, without fields of messages in it. A field that a later one replaces costs
+memory too while the message is parsed."""
 LARGEST_BYTES = (1 << 20) + (64 << 10)
-"""Of an answer, unless its sender says otherwise."""
+"""The largest answer, unless its sender says otherwise."""
 WRITE_TIMEOUT_SECONDS = 5.0
 """How long a call that ends early waits for a client that does not read."""
 
@@ -68,7 +68,7 @@ class Call:
 
     async def send(self, make: Callable[[], bytes], *, most_bytes: int = LARGEST_BYTES) -> None:
         """Makes a message of at most so many bytes once there is room for it, and returns when gRPC has
-        passed it on. Raises what `make` raises."""
+        passed it on. Raises the errors of `make`."""
         async with self._answers.room(self.stream.uid, most_bytes) as settle:
             message = make()
             settle(len(message))

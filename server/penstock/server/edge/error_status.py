@@ -1,4 +1,4 @@
-"""Errors of the tree to the status that ends a call, cut to what the trailers of a call hold."""
+"""Errors of the tree as the status that ends a call, cut so that it fits into the call's trailers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .calls import Context
 DOMAIN = "penstock"
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_MESSAGE_BYTES = 2400
-"""Of a message that is percent-encoded, as in the trailers."""
+"""The largest message, percent-encoded as in the trailers."""
 MAX_DETAIL_BYTES = 300
 MAX_DETAILS_BYTES = 1200
-"""Of all of an error's details."""
+"""The total of an error's details."""
 
 
 async def abort(context: Context, error: PenstockError, load_id: str) -> NoReturn:

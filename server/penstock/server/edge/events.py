@@ -1,4 +1,4 @@
-"""The events of a load or a prefetch to messages of the wire, each within its bound of bytes."""
+"""The events of a load or a prefetch as messages of the wire, each within its bound of bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LISTING_BYTES = 1 << 20
 ENTRY_BYTES = 64
 """A tensor takes no more of a message, besides its name and its dimensions."""
 MAX_METADATA_BYTES = 2 << 20
-"""Of all files in a manifest. A file whose metadata does not fit is listed without it."""
+"""The metadata of all files in a manifest. A file whose metadata does not fit is listed without it."""
 MANIFEST_BYTES = 4 << 20
 
 

@@ -13,7 +13,7 @@ from .calls import Call
 from .requests import MAX_NAME_CHARACTERS, check_sources
 
 MESSAGE_BYTES = PART_BYTES + (64 << 10)
-"""Of an answer, at most: a part of a file, and the file's name."""
+"""The largest answer: a part of a file, and the file's name."""
 HELD_BYTES = 128
 """The cost of a file that the client has: a digest in a set."""
 

@@ -58,7 +58,7 @@ def check(block: bytes) -> None:
 
 
 def _integer(block: bytes, position: int, prefix_bits: int) -> tuple[int, int]:
-    """A number of section 5.1, and where it ends."""
+    """A number of section 5.1, and its end."""
     most = (1 << prefix_bits) - 1
     value, position = block[position] & most, position + 1
     if value < most:
@@ -71,7 +71,7 @@ def _integer(block: bytes, position: int, prefix_bits: int) -> tuple[int, int]:
 
 
 def _string(block: bytes, position: int, what: str, *, binary: bool = False) -> int:
-    """Where a string of section 5.2 ends."""
+    """The end of a string of section 5.2."""
     if position >= len(block):
         raise BadFieldsError("a header block is cut off")
     compressed = block[position] & 0x80

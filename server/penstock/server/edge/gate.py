@@ -85,7 +85,7 @@ class Gate:
         self._passages: dict[Passage, None] = {}
         self._work: dict[int, Allowance] = {}
         self._streams: dict[str, RequestStream] = {}
-        """Those that no handler has claimed, by key."""
+        """The streams that no handler has claimed, by key."""
         self._to_take: Counter[int] = Counter()
         """By uid: how many of these streams each user has."""
         self._queues: dict[int, dict[Passage, None]] = {}
@@ -108,7 +108,7 @@ class Gate:
         self._start_task(self._sweep())
 
     async def stop(self) -> None:
-        """Once gRPC has stopped: ends every connection, after what gRPC said last."""
+        """Ends every connection, after gRPC's last bytes. To be called when gRPC has stopped."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None

@@ -200,7 +200,7 @@ class Passage:
         return any(stream.starved for stream in self._filter.streams.values())
 
     def _process(self) -> None:
-        """Passes on those of the held bytes that may pass."""
+        """Passes on the held bytes that may pass."""
         if self._processing or self._ending or self._server is None or self._waits_for:
             return
         self._processing = True

@@ -1,4 +1,4 @@
-"""The requests of clients: messages of the wire to what `loads` takes, within bounds.
+"""The messages of clients as requests of `loads`, within bounds.
 
 Text is cut or refused by its length, lists by their number, and what a request keeps is charged to its user
 (`call.stream.keep`).

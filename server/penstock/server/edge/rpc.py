@@ -43,7 +43,7 @@ REQUEST_BYTES = 48 << 20
 up. An eighth is kept for privileged users."""
 REQUEST_BYTES_PER_USER = 32 << 20
 METADATA_BYTES = 8 << 10
-"""Of a request's headers, uncompressed."""
+"""The largest headers of a request, uncompressed."""
 IDLE_SECONDS = 600
 """gRPC closes a connection that had no call for so long. The next call of its client connects again."""
 LOOK_SECONDS = 1.0
@@ -62,7 +62,7 @@ _OPTIONS = (
 
 _STREAM_KEY = STREAM_HEADER.decode()
 _Methods = Mapping[str, tuple[Callable[[Call], Awaitable[None]], Callable[[Any], bytes] | None]]
-"""By method: its handler, and what serializes messages that the handler writes without `Call.send`."""
+"""By method: its handler, and the serializer of messages that it writes without `Call.send`."""
 
 
 class RpcServer:
@@ -98,7 +98,7 @@ class RpcServer:
         await self._gate.start(f"/proc/self/fd/{self._inner_fd}")
 
     async def stop(self) -> None:
-        """Cuts off what still runs."""
+        """Ends all calls."""
         if self._server is not None:
             await self._server.stop(None)
         await self._gate.stop()
@@ -118,7 +118,7 @@ class RpcServer:
         return "it was stopped"
 
     async def _listen(self, server: grpc.aio.Server) -> None:
-        """gRPC listens on a path, and when it stops it removes whatever file is there, even another daemon's.
+        """gRPC listens on a path. When it stops it removes the file at this path, even another daemon's.
         So the path is removed as soon as gRPC listens. From then on only this process's descriptor leads
         there."""
         path = self._directory / f".{secrets.token_hex(4)}"

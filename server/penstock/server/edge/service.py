@@ -22,7 +22,7 @@ from .handoff import Session
 from .requests import check_sources, complete_names, first_names, read_load, read_prefetch
 
 STATUS_BYTES = 4 << 20
-"""Of an answer of GetStatus, at most, for the memory that it waits for."""
+"""The most bytes of an answer of GetStatus. It waits until its user may have as many."""
 
 
 class StreamerService:

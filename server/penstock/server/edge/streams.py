@@ -22,7 +22,7 @@ from ..system.quota import Quota
 
 MAX_MESSAGE_BYTES = 1 << 20
 UNAPPROVED_MESSAGE_BYTES = 4096
-"""Of a call without a token: health checks and reflection never need more."""
+"""The largest message of a call without a token: health checks and reflection never need more."""
 UNAPPROVED_MESSAGES = 4
 MAX_WAITING_MESSAGES = 16
 """The most messages that have passed and that the handler has not taken."""
@@ -42,7 +42,7 @@ class RequestStream:
         memory was given back."""
         self.uid = uid
         self.key = secrets.token_hex(16)
-        """By this the handler finds the stream. Nobody else knows it."""
+        """By this key the handler finds the stream. Nobody else knows it."""
         self.approved = False
         self.taken_up = False
         """gRPC has given the call to its handler. Until then the gate passes on no reset and no end of the
@@ -50,7 +50,7 @@ class RequestStream:
         self.ended = False
         self.refusal: PenstockError | None = None
         self.starved = False
-        """It waits for memory that other requests of the user hold."""
+        """A message waits for memory that other requests of the user hold."""
         self.messages = 0
         """How many messages have been admitted so far."""
         self.on_refused: Callable[[], None] | None = None

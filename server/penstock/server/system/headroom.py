@@ -24,11 +24,11 @@ from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 _ROOT = Path("/")
 
 SPARE_SHARE = 1 / 16
-"""Of the memory of the machine, and of each cgroup's limit. At 0.25 s a look (`staging/upkeep.py`) a process
-may take 16 GB/s of a node with 64 GB, and finds memory left."""
+"""The share of the machine's memory, and of each cgroup's limit, that has to be left. At 0.25 s a look
+(`staging/upkeep.py`) a process may take 16 GB/s of a node with 64 GB, and finds memory left."""
 SPARE_SHARE_UNDER_PRESSURE = 1 / 4
 PRESSURE_PERCENT = 10.0
-"""Of the last ten seconds, in which at least one process waited for memory: `some avg10` of PSI."""
+"""The share of the last ten seconds in which a process waited for memory: `some avg10` of PSI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Level:
     limit_bytes: int
     left_bytes: int
     stalled_percent: float
-    """Of the last ten seconds; 0 where the kernel does not say."""
+    """The share of the last ten seconds in which a process waited for memory. 0 if the kernel does not
+    say."""
 
     @property
     def spare_bytes(self) -> int:

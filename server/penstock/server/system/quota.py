@@ -78,7 +78,7 @@ class Quota:
 
     @property
     def used(self) -> int:
-        """By all users."""
+        """The units of all users."""
         with self._lock:
             return self._used.total()
 

@@ -46,7 +46,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """Of one file at one moment."""
+    """The status of one file at one moment."""
 
     device: tuple[int, int]
     """Major and minor number."""
