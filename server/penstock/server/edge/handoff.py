@@ -36,7 +36,8 @@ MAX_SESSIONS = 4096
 """No more than a quarter of the descriptors that this process may have: each session is one. An eighth is
 kept for privileged users."""
 MAX_SESSIONS_PER_UID = 1024
-"""The most sessions of a user who is not privileged. The quota also leaves some to other users."""
+"""The most sessions of a user who is not privileged, who also gets at most seven eighths of what other users
+leave."""
 
 
 class Session:
