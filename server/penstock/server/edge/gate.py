@@ -4,7 +4,7 @@ gRPC accepts every connection, does not learn the peer's uid, and bounds neither
 it listens where nobody else can connect, and every connection to `penstock.sock` passes this gate:
 
     accept    the connection counts for the uid that the kernel names; one too many is closed at once
-    frames    are read one by one (`passage.py`); broken HTTP/2 or a flood ends the connection
+    frames    pass one by one (`frame_filter.py`); broken HTTP/2 or a flood ends the connection
     requests  get a header, by which a handler finds its stream here (`claim`)
     messages  pass once their memory is charged to the user's share (`streams.py`)
     answers   pass as they come, no faster than the client takes them

@@ -1,12 +1,11 @@
 """One connection through the gate, in both directions.
 
-    client -> _ClientEnd -> Passage: frames, one by one -> gRPC
-    client <- Passage: which streams end <- _ServerEnd <- gRPC
+    client -> _ClientEnd -> Passage: frames that the filter lets pass -> gRPC
+    client <- Passage: looks which streams end <- _ServerEnd <- gRPC
 
-The client's bytes are held until a frame is complete. They are held longer if the stream's message may not
-pass yet, if the user has caused too much work, or if gRPC reads nothing. The connection is not read
-meanwhile. So at most `MAX_BUFFERED_BYTES` and a frame are held, and they are charged to the user.
-"""
+The client's bytes are held until a frame is complete. They are held longer if the filter says that the frame
+has to wait (`frame_filter.py`), or if gRPC reads nothing. The connection is not read meanwhile. So at most
+`MAX_BUFFERED_BYTES` and a frame are held, and they are charged to the user."""
 
 from __future__ import annotations
 
@@ -38,7 +37,8 @@ _GRPC = "grpc"
 
 
 class Passage:
-    """Made by the gate, which has charged the cost of a connection. `gate.gone` is called at its end."""
+    """A connection of a client, and its connection to gRPC. Made by the gate, which has charged the cost of
+    both. `gate.gone` is called at the end."""
 
     def __init__(self, gate: Gate, uid: int, memory: Quota, work: Allowance) -> None:
         self.uid = uid
