@@ -61,6 +61,8 @@ class Fields(dict[str, str]):
         super().__init__()
         name = ""
         for line in lines:
+            if not line.endswith(b"\n"):  # cut off: of a number there could be more digits
+                raise http.client.HTTPException("the headers end early")
             text = line.decode("iso-8859-1").rstrip("\r\n")
             if not text:
                 break
