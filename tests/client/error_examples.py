@@ -34,6 +34,7 @@ from penstock.client.adopt import safe_open as opening
 from penstock.client.adopt.written import every_parameter_written
 from penstock.client.cli import bench, demo, health
 from penstock.client.cli import commands as cli
+from penstock.client.cli.arguments import parse
 from penstock.client.cuda import device as cuda
 from penstock.client.ring import handoff, mapping, progress, socket_dir, tensors
 from penstock.client.system import descriptors, missing, sizes, trees
@@ -122,8 +123,8 @@ def without_metadata(manifest: pb.Manifest) -> None:
 def command(*arguments: str) -> Callable[[StreamerClient], object]:
     """The command line, before it makes one line of what was raised."""
 
-    def run(client: StreamerClient) -> object:
-        return cli.run(cli.parse([*arguments, "--socket-dir", os.fspath(client.socket_dir)]))
+    def run(client: StreamerClient) -> None:
+        cli.run(parse([*arguments, "--socket-dir", os.fspath(client.socket_dir)]))
 
     return run
 
