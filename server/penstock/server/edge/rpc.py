@@ -26,10 +26,10 @@ from ..system.quota import Quota
 from ..watch.health import Health
 from .answers import Answers
 from .calls import Call, Context
-from .error_status import abort
 from .frame_filter import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
 from .gate import Gate
 from .service import StreamerService
+from .statuses import abort
 from .streams import MAX_MESSAGE_BYTES
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name

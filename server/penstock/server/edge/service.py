@@ -1,7 +1,7 @@
 """The methods of the gRPC service. Each checks the token, reads its request, and runs it in `loads`.
 
 `requests.py` parses the messages of clients, `events.py` makes those of the daemon, and `fetching.py` does
-both for Fetch. `error_status.py` makes the status of a call that fails. No policy is decided here.
+both for Fetch. `statuses.py` makes the status of a call that fails. No policy is decided here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..loads.control import Control
 from ..loads.load import Load
 from . import events, fetching
 from .calls import Call, Context
-from .error_status import abort
 from .handoff import Session
 from .requests import check_sources, complete_names, first_names, read_load, read_prefetch
+from .statuses import abort
 
 STATUS_BYTES = 4 << 20
 """The most bytes of an answer of GetStatus. It waits until its user may have as many."""

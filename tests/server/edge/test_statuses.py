@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.server.edge.error_status import MAX_MESSAGE_BYTES, to_status
+from penstock.server.edge.statuses import MAX_MESSAGE_BYTES, to_status
 from penstock.server.errors import CheckpointNotFoundError
 
 
