@@ -1,13 +1,12 @@
-"""Servers of objects for the benchmarks, on the loopback, which know ranges, ETag and If-Match as S3 does.
+"""Servers of objects for the benchmarks, on the loopback, with ranges, ETag and If-Match as in S3.
 
-`Near` is nginx: as fast as a server can be. `Far` answers as storage does that is far away: after a delay,
-and with no more than so many bytes a second on each connection. Its rate is kept by the kernel
-(SO_MAX_PACING_RATE), packet by packet, as a network would; its delay is a sleep before each answer. (Network
-emulation, `tc netem`, is not in every kernel, and nginx's `limit_rate` waits in milliseconds, which is too
-coarse for this.)
+`Near` is nginx, as fast as a server can be. `Far` answers like distant storage: after a delay, and with a
+limited rate on each connection. The kernel keeps the rate packet by packet (SO_MAX_PACING_RATE), as a network
+would. The delay is a sleep before each answer. (Network emulation, `tc netem`, is not in every kernel, and
+nginx's `limit_rate` waits in milliseconds, which is too coarse.)
 
-Neither checks signatures. `Far` also lists what lies below a prefix; from `Near` a benchmark names its
-objects. Run as a program this file is `Far`.
+Neither checks signatures. `Far` also answers lists; of `Near` a benchmark names the objects. As a program,
+this file is `Far`.
 """
 
 import argparse
@@ -26,7 +25,10 @@ from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
-from make_checkpoint import DATA_DIR
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.make_checkpoint import DATA_DIR
 
 BUCKET = "bench"
 # In <asm/socket.h>; not in Python's socket module.
@@ -46,7 +48,7 @@ class ObjectServer:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """For every process that is to read from it, daemon and contenders alike. The keys are made up."""
+        """For every process that reads from it: daemons and contenders. The keys are made up."""
         environment = {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": "us-east-1",
@@ -68,12 +70,12 @@ class ObjectServer:
         return f"s3://{BUCKET}/{Path(path).relative_to(DATA_DIR)}"
 
     def url(self, uri: str) -> str:
-        """Where the object of a URI is."""
+        """The address of the object with that URI."""
         return f"{self.endpoint}/{uri.removeprefix('s3://')}"
 
     def __enter__(self) -> "ObjectServer":
         self._directory = Path(tempfile.mkdtemp(prefix="penstock-objects-"))
-        # nginx cannot be asked for a port that is free.
+        # nginx cannot choose a free port itself.
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
@@ -102,7 +104,9 @@ class ObjectServer:
                 return
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{self._command()} does not listen") from None
+                    raise RuntimeError(
+                        f"{self._command()} does not listen; read its messages above"
+                    ) from None
                 time.sleep(0.01)
 
     def _command(self) -> list[str]:
@@ -117,7 +121,7 @@ class Near(ObjectServer):
     def _command(self) -> list[str]:
         program = shutil.which("nginx")
         if program is None:
-            raise RuntimeError("this scenario needs nginx (Debian's nginx-light)")
+            raise RuntimeError("this scenario needs nginx; install Debian's nginx-light")
         tls = certificate = ""
         if self.scheme == "https":
             self._make_certificate()
@@ -150,7 +154,7 @@ http {{
         return [program, "-p", str(self._directory), "-c", "nginx.conf", "-e", "stderr"]
 
     def _make_certificate(self) -> None:
-        """Its own authority, for AWS_CA_BUNDLE."""
+        """A certificate that is its own authority, for AWS_CA_BUNDLE."""
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         command += ["-subj", "/CN=penstock benchmarks", "-addext", "subjectAltName=IP:127.0.0.1"]
         command += ["-keyout", "key.pem", "-out", "certificate.pem"]
@@ -158,7 +162,7 @@ http {{
 
 
 class Far(ObjectServer):
-    """`rate_bytes` a second on each connection, each answer `delay_seconds` late."""
+    """Each answer is `delay_seconds` late, and each connection carries `rate_bytes` a second."""
 
     def __init__(self, *, delay_seconds: float, rate_bytes: int) -> None:
         super().__init__()
@@ -173,7 +177,7 @@ class Far(ObjectServer):
 def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> None:
     connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate_bytes)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # BBR, where it is the default, takes a late answer of the loopback for a full network, for seconds.
+    # Where BBR is the default, it takes a late answer on the loopback for congestion, for seconds.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     with connection, connection.makefile("rb") as requests:
         while line := requests.readline():
@@ -193,7 +197,7 @@ def _etag(stat: os.stat_result) -> str:
 
 
 def _answer_list(connection: socket.socket, prefix: str) -> None:
-    """All of it in one page, as S3 gives up to 1000 keys."""
+    """One page; a page of S3 has up to 1000 keys."""
     files = sorted(path for path in (DATA_DIR / prefix).rglob("*") if path.is_file())
     contents = "".join(
         f"<Contents><Key>{path.relative_to(DATA_DIR)}</Key><Size>{path.stat().st_size}</Size>"

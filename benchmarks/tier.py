@@ -24,9 +24,11 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
-import make_checkpoint
-import objects
-from daemons import Daemon
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import make_checkpoint, objects
+from benchmarks.daemons import Daemon
 
 _READ_BYTES = 4 << 20
 _THREADS = 8
