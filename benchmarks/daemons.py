@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,15 @@ def clean_environment() -> dict[str, str]:
     """The environment without variables that configure contenders: the benchmark alone configures them."""
     prefixes = ("PENSTOCK_", "RUNAI_", "FASTSAFETENSORS_", "SAFETENSORS_", "AWS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+
+
+def wait_until(done: Callable[[], bool], what: str, *, timeout_seconds: float = 300) -> None:
+    """Asks until it is done. Raises TimeoutError, which names `what` was waited for."""
+    deadline = time.monotonic() + timeout_seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_seconds:.0f} s for {what}; see what the daemons log")
+        time.sleep(0.01)
 
 
 class Daemon:
