@@ -179,7 +179,7 @@ def sparse_checkpoint(size_bytes: int) -> Path:
     """A sparse checkpoint. `expected_sparse_checksum` is the checksum that a reader must get."""
     tensors = sparse_tensors(size_bytes)
     path = DATA_DIR / f"sparse-{size_bytes}-g{GENERATION}.safetensors"
-    header = _header(tensors)
+    header = header_of(tensors)
     total = len(header) + sum(t.size_bytes for t in tensors)
     if _is_there(path, total):
         return path
@@ -208,7 +208,8 @@ def checkpoint_files(path: Path) -> list[Path]:
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
-def _header(tensors: Iterable[Tensor]) -> bytes:
+def header_of(tensors: Iterable[Tensor]) -> bytes:
+    """The length field and the JSON header of a file with these tensors."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -246,7 +247,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write_file(path: Path, tensors: list[Tensor], *, first_block: int = 0) -> None:
-    header = _header(tensors)
+    header = header_of(tensors)
     remaining = sum(t.size_bytes for t in tensors)
     if _is_there(path, len(header) + remaining):
         return
