@@ -1,8 +1,8 @@
 """The formulas of docs/fleet.md: how many requests and bytes daemons ask of S3. Pure.
 
 They need only the layout of a checkpoint, and no code of the daemon. `fleet.py` compares them with the counts
-of a server. They hold for a directory in S3 that fits the daemon's limit. S3 says checksums only in answers
-to HEAD requests.
+of a server. They hold for a directory in S3 that fits the daemon's limit, with tensors of 32 KiB or more: of
+smaller ones a segment has fewer bytes. S3 says checksums only in answers to HEAD requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ FIRST_BYTES = 256 << 10
 AT_ONCE_BYTES = 1 << 20
 """A header or index up to this length takes one more request, a longer one requests of this size."""
 SEGMENT_BYTES = 64 << 20
-SEGMENT_TENSORS = 4096
 PAGE_NAMES = 1000
 """Names in one page of a list."""
 JITTER = 0.2
@@ -98,11 +97,7 @@ def segments(file: Weights) -> list[int]:
     first = 0
     while first < len(file.tensors):
         start, last = file.tensors[first][0], first + 1
-        while (
-            last < len(file.tensors)
-            and last - first < SEGMENT_TENSORS
-            and file.tensors[last][1] - start <= SEGMENT_BYTES
-        ):
+        while last < len(file.tensors) and file.tensors[last][1] - start <= SEGMENT_BYTES:
             last += 1
         sizes.append(file.tensors[last - 1][1] - start)
         first = last
@@ -134,6 +129,12 @@ def blocks(checkpoint: Checkpoint, block_bytes: int) -> Count:
     """The tensors: as few ranges of at most `block_bytes` of each segment as possible."""
     sizes = [size_bytes for file in checkpoint.files for size_bytes in segments(file)]
     return Count(gets=sum(-(-size_bytes // block_bytes) for size_bytes in sizes), body_bytes=sum(sizes))
+
+
+def read_twice_bytes(checkpoint: Checkpoint) -> int:
+    """Of tensors that came with the first bytes. Up to so many come from an empty tier instead, the second
+    time: it may have kept them by then."""
+    return sum(max(0, min(file.size_bytes, FIRST_BYTES) - file.header_bytes) for file in checkpoint.files)
 
 
 def versions(checkpoint: Checkpoint) -> Count:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import BinaryIO
 
@@ -28,14 +28,14 @@ _REFUSAL = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rat
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was answered."""
+    """A request, recorded when its answer begins."""
 
     node: int
     kind: str
     method: str
     status: int
     body_bytes: int
-    """Of an object; 0 for lists."""
+    """Of an object, that the answer has; 0 for lists."""
     at: float
     """When it arrived, by the monotonic clock."""
 
@@ -173,34 +173,33 @@ class FleetStore:
             at, node = time.monotonic(), node_of(headers.get("authorization", ""))
             prefix = objects.listed_prefix(target)
             if prefix is not None:
-                connection.sendall(objects.page(prefix, self._etag))
                 self._add(Request(node, LIST, method, 200, 0, at))
+                connection.sendall(objects.page(prefix, self._etag))
                 continue
             kind = INDEX if target.endswith(".json") else WEIGHTS
             if self._enter():
                 try:
-                    status, body_bytes = self._answer(connection, method, target, headers)
+                    self._answer(connection, target, headers, Request(node, kind, method, 0, 0, at))
                 finally:
                     self._leave()
-                self._add(Request(node, kind, method, status, body_bytes, at))
             else:
-                connection.sendall(_refusal(method))
                 self._add(Request(node, kind, method, 503, 0, at))
+                connection.sendall(_refusal(method))
 
     def _answer(
-        self, connection: socket.socket, method: str, target: str, headers: Mapping[str, str]
-    ) -> tuple[int, int]:
-        """Status, and bytes that were sent of the object."""
+        self, connection: socket.socket, target: str, headers: Mapping[str, str], request: Request
+    ) -> None:
+        """Records the request before it sends anything: whoever has the answer finds it counted."""
         with objects.file_of(target).open("rb") as file:
             stat = os.fstat(file.fileno())
-            answer = objects.answer(method, headers, stat.st_size, self._etag(stat))
+            answer = objects.answer(request.method, headers, stat.st_size, self._etag(stat))
+            self._add(replace(request, status=answer.status, body_bytes=answer.end - answer.start))
             connection.sendall(answer.head)
             at = answer.start
             while at < answer.end:
                 part_bytes = min(_PART_BYTES, answer.end - at)
                 self._link.pass_through(part_bytes)
                 at += os.sendfile(connection.fileno(), file.fileno(), at, part_bytes)
-            return answer.status, at - answer.start
 
     def _etag(self, stat: os.stat_result) -> str:
         return f'"{self._version}-{objects.etag_of(stat)[1:]}'

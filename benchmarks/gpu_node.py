@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -175,7 +176,7 @@ def _stage(
 @contextlib.contextmanager
 def _daemon(server: objects.ObjectServer, size_bytes: int) -> Iterator[Daemon]:
     limit = str(size_bytes * 5 // 4 + (64 << 20))
-    with Daemon("--memory-limit", limit, environment=server.environment()) as daemon:
+    with Daemon("--memory-limit", limit, environment=server.environment(), poll_seconds=0.1) as daemon:
         daemon.wait_until_populated()
         yield daemon
 
@@ -284,6 +285,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together (9)")
     options = parser.parse_args(arguments)
+    # SIGTERM runs the clean-up of every `with`: daemons, nginx, temporary directories.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     clock = Clock(options.minutes * 60)
     print("\n".join(system.describe()), flush=True)
     for name in options.only:

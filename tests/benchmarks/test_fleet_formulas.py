@@ -21,7 +21,7 @@ MIB = 1 << 20
 SHAPES = {
     "llama": make_checkpoint.llama_tensors(300_000_000),
     "larger than a segment": make_checkpoint.sparse_tensors(1_000_000_000),
-    "many small ones": make_checkpoint.small_tensors(10_000),
+    "many of 32 KiB": [Tensor(f"layers.{number}.{'x' * 60}.weight", (128, 128)) for number in range(9000)],
     "as large as a segment": [Tensor(f"t{number}", (32, MIB)) for number in range(4)],
 }
 
@@ -55,7 +55,6 @@ def test_the_formulas_have_the_constants_of_the_daemon() -> None:
     assert fleet_formulas.FIRST_BYTES == engine.FIRST_BYTES == header.SPECULATIVE_BYTES
     assert fleet_formulas.AT_ONCE_BYTES == header.INLINE_BYTES
     assert fleet_formulas.SEGMENT_BYTES == plan.SEGMENT_BYTES
-    assert fleet_formulas.SEGMENT_TENSORS == plan.SEGMENT_TENSORS
     assert fleet_formulas.JITTER == keeper.JITTER
 
 
@@ -84,12 +83,18 @@ def test_a_header_longer_than_the_first_bytes_takes_more_requests(header_bytes: 
     assert fleet_formulas.rests(checkpoint) == Count(gets=gets, body_bytes=header_bytes - (256 << 10))
 
 
+def test_tensors_in_the_first_bytes_of_a_file_are_read_twice() -> None:
+    """None of the third file, whose header is longer."""
+    files = (Weights(100 * MIB, 1000, ()), Weights(5000, 1000, ()), Weights(100 * MIB, 300 << 10, ()))
+    assert fleet_formulas.read_twice_bytes(Checkpoint(3, 2000, files)) == (256 << 10) - 1000 + 4000
+
+
 def test_a_directory_is_listed_in_pages() -> None:
     assert [fleet_formulas.pages(Checkpoint(names, 0, ())) for names in (0, 1, 1000, 1001)] == [1, 1, 1, 2]
 
 
 def test_a_checkpoint_is_read_from_its_directory(tmp_path: Path) -> None:
-    raw, size_bytes = layout(SHAPES["many small ones"][:7])
+    raw, size_bytes = layout(SHAPES["many of 32 KiB"][:7])
     with (tmp_path / "model-1.safetensors").open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(size_bytes)
