@@ -137,13 +137,16 @@ def refusals(fleet: Fleet) -> None:
     most = 2 * fleet.nodes * _FEW_CONNECTIONS
     retries = ("--object-retries", str(_RETRIES))
     few = ("--object-concurrency", str(_FEW_CONNECTIONS))
-    for what, flags in ((f"{most} requests at once", retries), (f"the same, {' '.join(few)}", retries + few)):
+    for what, flags in (
+        (f"a store that takes {most} requests at once", retries),
+        (f"the same with {' '.join(few)}", retries + few),
+    ):
         with fleet.started(*flags) as daemons:
             fleet.store.most_at_once = most
             seconds = fleet.load(daemons)
             fleet.store.most_at_once = _NO_LIMIT
         requests = fleet.store.requests()
-        fleet.compare(f"{what}: {fleet_store.refused(requests)} refused", formula, requests, seconds)
+        fleet.compare(f"{what}, {fleet_store.refused(requests)} refused", formula, requests, seconds)
 
 
 def cache(fleet: Fleet) -> None:
