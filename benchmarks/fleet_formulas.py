@@ -14,8 +14,8 @@ from pathlib import Path
 
 FIRST_BYTES = 256 << 10
 """The range of the first request for an object."""
-AT_ONCE_BYTES = 1 << 20
-"""A header or index up to this length takes one more request, a longer one requests of this size."""
+REST_BYTES = 1 << 20
+"""The rest of a longer header or index comes in ranges of this size."""
 SEGMENT_BYTES = 64 << 20
 PAGE_NAMES = 1000
 """Names in one page of a list."""
@@ -120,7 +120,7 @@ def rests(checkpoint: Checkpoint) -> Count:
     gets = body_bytes = 0
     for _, parsed_bytes in _lengths(checkpoint):
         rest_bytes = max(0, parsed_bytes - FIRST_BYTES)
-        gets += 1 if rest_bytes > 0 and parsed_bytes <= AT_ONCE_BYTES else -(-rest_bytes // AT_ONCE_BYTES)
+        gets += -(-rest_bytes // REST_BYTES)
         body_bytes += rest_bytes
     return Count(gets=gets, body_bytes=body_bytes)
 

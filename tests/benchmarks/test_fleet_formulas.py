@@ -53,7 +53,7 @@ def test_the_formula_of_blocks_agrees_with_the_plan_of_the_daemon(shape: str) ->
 
 def test_the_formulas_have_the_constants_of_the_daemon() -> None:
     assert fleet_formulas.FIRST_BYTES == engine.FIRST_BYTES == header.SPECULATIVE_BYTES
-    assert fleet_formulas.AT_ONCE_BYTES == header.INLINE_BYTES
+    assert fleet_formulas.REST_BYTES == header._CHUNK_BYTES
     assert fleet_formulas.SEGMENT_BYTES == plan.SEGMENT_BYTES
     assert fleet_formulas.JITTER == keeper.JITTER
 
