@@ -37,6 +37,7 @@ from benchmarks import make_checkpoint, measure, objects, report, system, tier
 from benchmarks.daemons import Daemon, clean_environment
 from benchmarks.runner import warm_up
 
+_STAT = Path("/proc/stat")
 _BARE = "raw-http"
 _CONNECTIONS, _BLOCK_BYTES = 32, 32 << 20
 """Of the bare loop: the daemon's defaults."""
@@ -79,7 +80,7 @@ def bound(rates: Mapping[int, float], busy_cores: Mapping[int, float], cores: in
     best = max(rates, key=lambda count: rates[count])
     idle = f"{cores - busy_cores[best]:.1f} of {cores} cores are idle"
     if busy_cores[1] >= _SATURATED * cores:
-        return f"{what} is the cores, of which one daemon and the server keep {busy_cores[1]:.1f} busy"
+        return f"{what} is the cores: {busy_cores[1]:.1f} of {cores} are busy while one daemon reads"
     if rates[best] >= _FASTER * rates[1]:
         return (
             f"{what} is one process: {best} daemons read {rates[best] / rates[1]:.1f} times as fast as one, "
@@ -190,19 +191,15 @@ def _round(daemons: Sequence[Daemon], uri: str) -> tuple[float, float, float]:
         daemon.prefetch(uri)
 
     own = sum(daemon.cpu_seconds() for daemon in daemons)
-    everything, begin = _busy_seconds(), time.perf_counter()
+    everything, begin = busy_seconds(_STAT.read_text()), time.perf_counter()
     with ThreadPoolExecutor(len(daemons)) as threads:
         list(threads.map(stage, daemons))
     seconds = time.perf_counter() - begin
-    everything = _busy_seconds() - everything
+    everything = busy_seconds(_STAT.read_text()) - everything
     own = sum(daemon.cpu_seconds() for daemon in daemons) - own
     for daemon in daemons:
         daemon.evict()
     return seconds, own, everything
-
-
-def _busy_seconds() -> float:
-    return busy_seconds(Path("/proc/stat").read_text())
 
 
 def on_disk(options: argparse.Namespace, clock: Clock) -> list[str]:
