@@ -1,4 +1,4 @@
-"""Forks client processes that have torch imported already: starting one takes milliseconds, not seconds.
+"""Forks processes that have imported a module already: starting one takes milliseconds, not seconds.
 
 Run as a program with the number of a socket and the path of a module. For every packet (JSON, and three
 descriptors that become standard input, output and error) it forks a child that runs a function of the module,
@@ -17,8 +17,6 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import penstock.client.load  # noqa: F401  (so that children need not import it)
 
 
 def main() -> None:

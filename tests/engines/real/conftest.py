@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ...e2e.conftest import socket_dir, start_daemon
-from ...e2e.support import ClientProcess, DaemonProcess, Forker, Nursery, running_daemon
+from ...e2e.forked import Forker
+from ...e2e.support import ClientProcess, DaemonProcess, Nursery, running_daemon
 from .models import MODELS, write, write_adapter
 
 __all__ = ["socket_dir", "start_daemon"]
