@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from penstock.server.checkpoint import child
-from penstock.server.checkpoint.header import CHILDREN
+from penstock.server.checkpoint.parsers import CHILDREN
 from penstock.server.checkpoint.rules import MAX_HEADER_BYTES
 from penstock.server.config.settings import load_config
 from penstock.server.loads.warm.features import PREFIX

@@ -219,7 +219,7 @@ BREAKS = (
     ),
     Break(
         "what is only warm goes in the order of its last use when the system lacks memory",
-        f"{_SERVER}/staging/buffer.py",
+        f"{_SERVER}/staging/cache.py",
         "for entry in sorted(warm, key=lambda entry: (entry.wanted, entry.last_used)):",
         "for entry in sorted(warm, key=lambda entry: (entry.wanted, -entry.last_used)):",
         "test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use",
@@ -247,7 +247,7 @@ BREAKS = (
     ),
     Break(
         "what a warm set names is evicted after what is warm by chance",
-        f"{_SERVER}/staging/buffer.py",
+        f"{_SERVER}/staging/cache.py",
         "key=lambda entry: (entry.stuck, entry.wanted, entry.last_used)",
         "key=lambda entry: (entry.stuck, entry.last_used)",
         "test_a_load_evicts_what_no_one_named_before_what_the_set_names",
@@ -608,7 +608,7 @@ BREAKS = (
     ),
     Break(
         "a client that never chooses is given up",
-        f"{_SERVER}/loads/admission.py",
+        f"{_SERVER}/loads/selecting.py",
         "return await asyncio.wait_for(ask(), CHOICE_SECONDS)",
         "return await ask()",
         "test_a_load_whose_client_never_chooses_ends_after_a_while",

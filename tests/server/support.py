@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from penstock.server.checkpoint.catalog import Catalog
-from penstock.server.checkpoint.rules import parse_header
+from penstock.server.checkpoint.decode import parse_header
 from penstock.server.checkpoint.table import Header
 from penstock.server.config.settings import Config
 from penstock.server.sources import Access

@@ -7,7 +7,8 @@ from typing import Any
 
 import safetensors
 
-from penstock.server.checkpoint.rules import InvalidHeaderError, parse_header, parse_header_length
+from penstock.server.checkpoint.decode import parse_header
+from penstock.server.checkpoint.rules import InvalidHeaderError, parse_header_length
 
 deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
 

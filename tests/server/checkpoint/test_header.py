@@ -21,18 +21,18 @@ import pytest
 
 from penstock.server.checkpoint import child
 from penstock.server.checkpoint.budget import Charge
+from penstock.server.checkpoint.decode import parse_header
 from penstock.server.checkpoint.header import (
-    CHILDREN,
     INLINE_BYTES,
     INLINE_ODD_BYTES,
     SPECULATIVE_BYTES,
-    Parsers,
     RangeReader,
     Reading,
 )
 from penstock.server.checkpoint.header import read_header as read_header_for
 from penstock.server.checkpoint.keep import Keep, Kept, Parsed
-from penstock.server.checkpoint.rules import InvalidHeaderError, parse_header
+from penstock.server.checkpoint.parsers import CHILDREN, Parsers
+from penstock.server.checkpoint.rules import InvalidHeaderError
 from penstock.server.checkpoint.spool import SPOOL_BYTES
 from penstock.server.checkpoint.table import Header
 from penstock.server.errors import CheckpointInvalidError, PenstockError
@@ -462,8 +462,9 @@ PRELUDE = """
 import os, re, struct, sys
 from penstock.server.checkpoint.rules import InvalidHeaderError
 from penstock.server.checkpoint.keep import Keep
-from penstock.server.checkpoint.header import Parsers, Reading
+from penstock.server.checkpoint.header import Reading
 from penstock.server.checkpoint.header import read_header as read_header_for
+from penstock.server.checkpoint.parsers import Parsers
 
 parsers, keep = Parsers(), Keep(cached_bytes=0)
 

@@ -9,6 +9,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.server.checkpoint.decode import parse_header
 from penstock.server.checkpoint.index import (
     MAX_FILE_NAMES_BYTES,
     MAX_FILES,
@@ -17,12 +18,7 @@ from penstock.server.checkpoint.index import (
     InvalidIndexError,
     parse_index,
 )
-from penstock.server.checkpoint.rules import (
-    MAX_HEADER_BYTES,
-    InvalidHeaderError,
-    parse_header,
-    parse_header_length,
-)
+from penstock.server.checkpoint.rules import MAX_HEADER_BYTES, InvalidHeaderError, parse_header_length
 from penstock.server.checkpoint.table import (
     DTYPE_BITS,
     MAX_DIMS,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.selection import select
 from penstock.server.staging.keeping import Keeper, Keeping
 from penstock.server.staging.ring import SegmentRing, SegmentState
 from penstock.server.system.linux import PAGE_BYTES
@@ -98,7 +99,7 @@ class Bench:
 
     def __init__(self, pages: int) -> None:
         table = header_of([PAGE_BYTES] * COUNT).tensors
-        segments = plan.segments([table], plan.select([table], None), target_bytes=1, target_tensors=1)
+        segments = plan.segments([table], select([table], None), target_bytes=1, target_tensors=1)
         self.ring = SegmentRing(segments, pages * PAGE_BYTES)
         self.ring.join("load")
         self.writes = Writes()

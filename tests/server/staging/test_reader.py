@@ -11,8 +11,9 @@ import pytest
 
 from penstock.server.sources import RetryLater
 from penstock.server.staging import reader
-from penstock.server.staging.reader import Cancelled, Job, ReaderPool, ReadQueue
-from penstock.server.staging.schedule import STALL_SECONDS
+from penstock.server.staging.accounts import STALL_SECONDS
+from penstock.server.staging.job import Cancelled, Job
+from penstock.server.staging.reader import ReaderPool, ReadQueue
 from penstock.server.system import progress
 from penstock.server.system.progress import beat
 

@@ -9,7 +9,9 @@ from collections import Counter
 import pytest
 
 from penstock.server.sources.file.store import HUNG_MOUNTS
-from penstock.server.staging.schedule import STALL_SECONDS, Job, QueueState, Read, Schedule
+from penstock.server.staging.accounts import STALL_SECONDS, QueueState, Read
+from penstock.server.staging.job import Job
+from penstock.server.staging.schedule import Schedule
 from penstock.server.system import progress
 
 MIB = 1 << 20

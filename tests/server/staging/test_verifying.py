@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.catalog import Checkpoint
+from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.checkpoint.plan import Segment
+from penstock.server.checkpoint.selection import select
 from penstock.server.sources.checksums import Prefix
 from penstock.server.sources.verification import Wish
 from penstock.server.staging.verifying import Verifier
@@ -34,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Iterator[Checkpoint]:
 
 def segments_of(checkpoint: Checkpoint) -> list[Segment]:
     """One for each tensor."""
-    everything = plan.select(checkpoint.tables, None)
+    everything = select(checkpoint.tables, None)
     return plan.segments(checkpoint.tables, everything, target_bytes=1, target_tensors=1)
 
 

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import PenstockError
+from .decode import parse_header
 from .index import InvalidIndexError, parse_index
-from .rules import InvalidHeaderError, parse_header
+from .rules import InvalidHeaderError
 from .table import PackedMetadata
 
 HEADER, INDEX = "header", "index"
@@ -37,7 +38,7 @@ HEADER, INDEX = "header", "index"
 BASE_SECONDS = 5
 SECONDS_PER_BYTE = 25 / 100_000_000
 """CPU time that a child may use. Measured for a header of 100 MB with a million tensors: 2.3 s for a plain
-one, 8 s for one that must be read the odd way (see rules.py)."""
+one, 8 s for one that must be read the odd way (see serde.py)."""
 
 PATIENCE_FACTOR = 10
 """The time that a child may take, as a multiple of its CPU time: it may get little of the CPU."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckpointInvalidError
-from .plan import Indices, compact
+from .selection import Indices, compact
 from .table import TensorTable, shown
 
 BUCKET_NAMES = 16_384

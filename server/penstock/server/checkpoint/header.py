@@ -18,21 +18,20 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ..config.units import show_size
-from ..errors import ShuttingDownError, TooManyLoadsError
+from ..errors import TooManyLoadsError
 from ..sources.checksums import Prefix
-from ..system.fair import FairExecutor
 from . import child
 from .budget import Charge
+from .decode import parse_header, parse_plain_header
 from .index import MAX_INDEX_BYTES, Index, InvalidIndexError, parse_index
 from .keep import Keep, Kept, Parsed
-from .rules import InvalidHeaderError, parse_header, parse_header_length, parse_plain_header
-from .spool import Spools
+from .parsers import Parsers
+from .rules import InvalidHeaderError, parse_header_length
 from .table import Header, PackedMetadata, TensorTable
 
 SPECULATIVE_BYTES = 256 * 1024
@@ -44,12 +43,8 @@ INLINE_BYTES = 1024 * 1024
 INLINE_ODD_BYTES = 64 * 1024
 """Longest unusual header that is parsed in this process. Measured: 15 ms at most; a child takes 100 ms."""
 
-CHILDREN = 3
-"""Children at a time: one for each of two users, and one for privileged users alone."""
-
 _CHUNK_BYTES = 1024 * 1024
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC)
-_T = TypeVar("_T")
 
 
 class RangeReader(Protocol):
@@ -79,46 +74,6 @@ class _Summed:
         self._file.read_into(offset, views)
         for view in views:
             self._prefix.add(view)
-
-
-class Parsers:
-    """The threads that parse headers and indexes, one set for the process: its memory and cores are
-    shared."""
-
-    def __init__(self) -> None:
-        # One thread: because of Python's interpreter lock, more would not be faster, only larger.
-        self._inline = FairExecutor(1, "parser")
-        self._children = FairExecutor(CHILDREN, "parser-child")
-        self.spools = Spools()
-
-    def shutdown(self) -> None:
-        """Begins nothing more. Does not wait."""
-        self._inline.shutdown()
-        self._children.shutdown()
-
-    def here(self, uid: int, call: Callable[[], _T]) -> _T:
-        """Runs `call`, which holds the interpreter lock for long, when it is that user's turn."""
-        return _run(self._inline, uid, call)
-
-    def in_child(self, uid: int, call: Callable[[], _T]) -> _T:
-        """Runs `call`, which starts a child and waits for it, when it is that user's turn."""
-        return _run(self._children, uid, call)
-
-
-def _run(executor: FairExecutor, uid: int, call: Callable[[], _T]) -> _T:
-    try:
-        future = executor.submit(uid, call)
-    except RuntimeError as error:
-        raise TooManyLoadsError(
-            f"penstockd has no thread to parse a header ({error}); raise the limit of processes where "
-            "penstockd is started (ulimit -u, TasksMax, pids.max), or try again later"
-        ) from error
-    try:
-        return future.result()
-    except CancelledError:
-        raise ShuttingDownError("penstockd stops, and this load was cut off; try again in a moment") from None
-    finally:
-        del future  # or an error and this frame would keep each other, and a header, until gc comes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..checkpoint.catalog import Catalog
-from ..checkpoint.plan import Indices
+from ..checkpoint.selection import Indices
 from ..checkpoint.table import TensorTable
 from ..sources.verification import AUTO
 from ..staging.buffer import StagingBuffer

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..checkpoint import plan
-from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.plan import Selection
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.selection import Selection
 from ..config.settings import Config
 from ..config.values import MINIMAL
 from ..errors import MemoryLimitTooSmallError

@@ -20,8 +20,9 @@ from concurrent.futures import Future
 from ..checkpoint import plan
 from ..errors import PenstockError, ShuttingDownError, SourceUnavailableError
 from ..sources import RetryLater, SourceFile, without
+from .job import Cancelled, Job
 from .pool import Workers
-from .reader import Cancelled, Job, ReaderPool
+from .reader import ReaderPool
 from .ring import SegmentRing
 from .slab import Slab
 from .verifying import Verifier

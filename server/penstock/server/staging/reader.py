@@ -14,9 +14,9 @@ import time
 
 from ..sources import RetryLater
 from ..system.progress import beat, watch
-from .schedule import STALL_SECONDS, Cancelled, Job, QueueState, Read, Schedule
-
-__all__ = ["Cancelled", "Job", "ReadQueue", "ReaderPool"]
+from .accounts import STALL_SECONDS, QueueState, Read
+from .job import Job
+from .schedule import Schedule
 
 logger = logging.getLogger(__name__)
 

@@ -20,145 +20,13 @@ No fault domain holds up the others when it fails or hangs:
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable
 
-from ..system.progress import Heartbeat
 from ..system.quota import Shares
-
-STALL_SECONDS = 1.0
-
-
-class Job:
-    """Bytes to be read as a whole: their blocks, and the callbacks.
-
-    `read(start, end)` reads one block. `check()` runs after the last one. Both block, run on reader threads,
-    and raise the error that fails the job, or RetryLater. `done` is called once, on a reader thread, after
-    the last of its reads ended, with None or the error. Jobs with the same `domain` hang together. By default
-    each queue is a domain of its own.
-    """
-
-    __slots__ = ("blocks", "check", "delayed", "domain", "done", "error", "in_flight", "read", "under_way")
-
-    def __init__(
-        self,
-        blocks: Iterable[tuple[int, int]],
-        *,
-        read: Callable[[int, int], None],
-        check: Callable[[], None],
-        done: Callable[[BaseException | None], None],
-        domain: Hashable = None,
-    ) -> None:
-        self.blocks = deque(blocks)
-        self.read = read
-        self.check = check
-        self.done = done
-        self.domain = domain
-        self.in_flight = 0
-        self.under_way: set[tuple[int, int]] = set()
-        """The blocks that threads are reading."""
-        self.delayed = 0
-        self.error: BaseException | None = None
-
-
-class Cancelled(Exception):
-    """A job whose remaining blocks were cancelled."""
-
-
-class FaultDomain:
-    """Reads that hang together."""
-
-    __slots__ = ("delayed", "in_flight", "key", "stalled", "troubled")
-
-    def __init__(self, key: Hashable) -> None:
-        self.key = key
-        self.in_flight = 0
-        self.delayed = 0
-        self.stalled = 0
-        """How many of its reads in flight are stalled."""
-        self.troubled = False
-        """Whether the last of its reads to end had a transient failure or took very long, or one of its reads
-        is stalled."""
-
-
-class User:
-    """The queues and reads of one uid; None is the daemon itself."""
-
-    __slots__ = ("active", "delayed", "in_flight", "level_bytes", "queues", "served_bytes", "uid")
-
-    def __init__(self, uid: int | None, served_bytes: int) -> None:
-        self.uid = uid
-        self.queues: list[QueueState] = []
-        """Queues with jobs."""
-        self.in_flight = 0
-        self.delayed = 0
-        self.active = 0
-        """Reads in flight that are not stalled."""
-        self.served_bytes = served_bytes
-        self.level_bytes = 0
-        """`served_bytes` of its queue that was served last, as it was before that."""
-
-
-class QueueState:
-    """The queue of one entry."""
-
-    __slots__ = ("active", "cancels", "delayed", "domain", "in_flight", "jobs", "served_bytes", "uid", "user")
-
-    def __init__(self, uid: int | None) -> None:
-        self.uid = uid
-        self.user: User | None = None
-        """The user of its uid, while that user has anything to read."""
-        self.jobs: deque[Job] = deque()
-        """Jobs with blocks to begin."""
-        self.served_bytes = 0
-        self.in_flight = 0
-        self.active = 0
-        self.delayed = 0
-        self.cancels = 0
-        self.domain = FaultDomain(None)
-
-
-class Read:
-    """A block that a thread is reading."""
-
-    __slots__ = (
-        "began",
-        "cancels",
-        "domain",
-        "end",
-        "heartbeat",
-        "job",
-        "put_off",
-        "queue",
-        "slow",
-        "stalled",
-        "start",
-        "suspect",
-        "user",
-    )
-
-    def __init__(
-        self, user: User, queue: QueueState, domain: FaultDomain, job: Job, start: int, end: int
-    ) -> None:
-        self.user = user
-        self.queue = queue
-        self.domain = domain
-        self.job = job
-        self.start = start
-        self.end = end
-        self.cancels = queue.cancels
-        self.heartbeat = Heartbeat()
-        self.began = self.heartbeat.at
-        self.put_off = self.slow = False
-        self.stalled = False
-        self.suspect = domain.troubled
-
-    def is_stalled(self, now: float) -> bool:
-        if self.suspect and self.heartbeat.at == self.began:
-            return True
-        return now - self.heartbeat.at >= STALL_SECONDS
+from .accounts import STALL_SECONDS, FaultDomain, QueueState, Read, User
+from .delays import DelayedBlocks
+from .job import Cancelled, Job
 
 
 class Schedule:
@@ -174,9 +42,7 @@ class Schedule:
         """`served_bytes` of the user that was served last, as it was before that."""
         self._domains: dict[Hashable, FaultDomain] = {}
         """Fault domains with reads under way that have a key."""
-        self._delayed: list[tuple[float, int, QueueState, Read, int, int]] = []
-        """A heap of blocks that must not be read before a time, with a number that breaks ties."""
-        self._numbers = itertools.count()
+        self._delayed = DelayedBlocks()
         self._stalled = 0
         self._moved_at = 0.0
         """When a read last began or ended, or a block that could be begun was added while no other could."""
@@ -194,7 +60,7 @@ class Schedule:
 
     def next_due(self) -> float | None:
         """When the first of the delayed blocks may be read."""
-        return self._delayed[0][0] if self._delayed else None
+        return self._delayed.next_due()
 
     def able_since(self) -> float | None:
         """Since when a block that may be begun has waited while no read began or ended. None if there is no
@@ -226,11 +92,10 @@ class Schedule:
     def cancel(self, queue: QueueState) -> list[Job]:
         """Drops every block not begun. Returns the jobs of which no block is being read."""
         queue.cancels += 1
-        delayed = [read.job for _, _, other, read, _, _ in self._delayed if other is queue]
-        cancelled = dict.fromkeys((*queue.jobs, *delayed))
+        cancelled = dict.fromkeys((*queue.jobs, *self._delayed.jobs_of(queue)))
         for job in cancelled:
             job.error = job.error or Cancelled()
-            self._cancel_delayed(queue, job)
+            self._cancel_delayed(job)
             self._delist(queue, job)
         return [job for job in cancelled if not job.in_flight]
 
@@ -268,7 +133,7 @@ class Schedule:
         read.slow = now - read.heartbeat.at >= STALL_SECONDS
         if error is not None:
             job.error = job.error or error
-            self._cancel_delayed(queue, job)
+            self._cancel_delayed(job)
             self._delist(queue, job)
         return self._block_over(read)
 
@@ -281,10 +146,7 @@ class Schedule:
         if read.cancels != queue.cancels:
             job.error = job.error or Cancelled()
         elif job.error is None:
-            entry = (now + delay_seconds, next(self._numbers), queue, read, reached, read.end)
-            heapq.heappush(self._delayed, entry)
-            for counted in (read.user, queue, job, read.domain):
-                counted.delayed += 1
+            self._delayed.add(read, reached, now + delay_seconds)
         read.put_off = True
         return self._block_over(read)
 
@@ -305,14 +167,11 @@ class Schedule:
 
     def look(self, now: float) -> None:
         """Makes delayed blocks available again, and finds the reads that stall while more blocks wait."""
-        while self._delayed and self._delayed[0][0] <= now:
-            _, _, queue, read, start, end = heapq.heappop(self._delayed)
-            job = read.job
+        while (block := self._delayed.take_due(now)) is not None:
+            queue, job = block.queue, block.read.job
             if not queue.jobs:
                 self._enlist(queue)
-            for counted in (read.user, queue, job, read.domain):
-                counted.delayed -= 1
-            job.blocks.appendleft((start, end))
+            job.blocks.appendleft((block.start, block.end))
             if job not in queue.jobs:
                 queue.jobs.appendleft(job)
         if self.waiting:
@@ -393,16 +252,9 @@ class Schedule:
             if not queue.jobs:
                 self._leave(queue)
 
-    def _cancel_delayed(self, queue: QueueState, job: Job) -> None:
-        if not job.delayed:
-            return
-        for _, _, _, read, _, _ in self._delayed:
-            if read.job is job:
-                for counted in (read.user, queue, job, read.domain):
-                    counted.delayed -= 1
-                self._remove_idle(read.user)
-        self._delayed = [entry for entry in self._delayed if entry[3].job is not job]
-        heapq.heapify(self._delayed)
+    def _cancel_delayed(self, job: Job) -> None:
+        for block in self._delayed.remove(job):
+            self._remove_idle(block.read.user)
 
     def _block_over(self, read: Read) -> bool:
         job = read.job

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.files import Checkpoint
 from ..checkpoint.plan import Segment
 from ..errors import CheckpointCorruptError
 from ..sources.checksums import SHA256, Checksum, Prefix, Runs, crc

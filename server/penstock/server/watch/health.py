@@ -24,8 +24,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+from ..staging.accounts import STALL_SECONDS
 from ..staging.reader import ReaderPool
-from ..staging.schedule import STALL_SECONDS
 from ..system.log import event
 
 logger = logging.getLogger(__name__)
