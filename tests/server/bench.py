@@ -20,10 +20,10 @@ from penstock.server.sources import SourceFile
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import StagingBuffer
-from penstock.server.staging.demand import Demand
 from penstock.server.staging.entry import CacheEntry
 from penstock.server.staging.members import Holder
-from penstock.server.staging.reader import ReaderPool
+from penstock.server.staging.memory.demand import Demand
+from penstock.server.staging.reading.reader import ReaderPool
 from penstock.server.staging.ring import SegmentRing
 from penstock.server.staging.sharing import Group
 from penstock.server.system.counts import Totals

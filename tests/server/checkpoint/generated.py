@@ -7,9 +7,9 @@ from array import array
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from penstock.server.checkpoint.headers.table import TensorTable
 from penstock.server.checkpoint.plan import GAP_BYTES
 from penstock.server.checkpoint.selection import Indices, Selection
-from penstock.server.checkpoint.table import TensorTable
 from penstock.server.system.linux import PAGE_BYTES
 
 from ..support import header_of

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from penstock.server.checkpoint.duplicates import MAX_TWICE, Claims, Shard, delivered
-from penstock.server.checkpoint.table import TensorTable
+from penstock.server.checkpoint.headers.table import TensorTable
 from penstock.server.errors import CheckpointInvalidError
 
 

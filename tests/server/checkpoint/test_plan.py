@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.decode import parse_header
+from penstock.server.checkpoint.headers.decode import parse_header
 from penstock.server.checkpoint.selection import Selection
 from penstock.server.checkpoint.slices import SegmentSlice, WholeSegments
 from penstock.server.edge.service import _segment_ready

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.server.checkpoint.headers.table import TensorTable
 from penstock.server.checkpoint.selection import select, selected_bytes, skip
-from penstock.server.checkpoint.table import TensorTable
 from penstock.server.errors import TensorNotFoundError
 
 from ..support import header_of

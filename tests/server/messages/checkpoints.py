@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from penstock.server.checkpoint.catalog import MAX_SOURCES
-from penstock.server.checkpoint.index import MAX_FILES, MAX_INDEX_BYTES
+from penstock.server.checkpoint.headers.index import MAX_FILES, MAX_INDEX_BYTES
+from penstock.server.checkpoint.headers.table import MAX_NAME_BYTES
 from penstock.server.checkpoint.selection import select, select_matching
-from penstock.server.checkpoint.table import MAX_NAME_BYTES
 from penstock.server.sources.verification import Wish
 
 from ...error_rule import Example

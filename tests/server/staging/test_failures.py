@@ -17,8 +17,9 @@ import pytest
 
 from penstock.server.checkpoint import plan
 from penstock.server.errors import PenstockError, StagingExhaustedError, TooManyLoadsError
-from penstock.server.staging import entry, pipeline
+from penstock.server.staging import entry
 from penstock.server.staging.pool import SlabPool
+from penstock.server.staging.reading import pipeline
 from penstock.server.system import linux
 from penstock.server.system.failure import NoThreadError, explain
 from penstock.server.system.fair import FairExecutor

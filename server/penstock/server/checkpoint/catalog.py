@@ -20,9 +20,9 @@ from . import sums
 from .consistency import Consistency, Indexed
 from .expand import expand, settle
 from .files import Checkpoint
-from .index import MAX_FILES
-from .keep import Keep
-from .parsers import Parsers
+from .headers.index import MAX_FILES
+from .headers.keep import Keep
+from .headers.parsers import Parsers
 from .shards import IndexFile, Member, ShardOpener
 
 MAX_SOURCES = 2_000

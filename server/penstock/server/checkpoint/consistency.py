@@ -15,9 +15,9 @@ from itertools import islice
 from ..errors import CheckpointInvalidError
 from .duplicates import Claims, Shard, delivered
 from .files import Checkpoint
-from .parsers import Parsers
+from .headers.parsers import Parsers
+from .headers.table import Header, TensorTable
 from .shards import IndexFile
-from .table import Header, TensorTable
 
 CHECKED_INDEXES = 1_000
 """How many indexes are remembered as compared with their files."""

@@ -11,12 +11,12 @@ from ..sources.resuming import MountSet
 from ..sources.verification import Expected
 from ..system.statx import root_mount
 from . import plan
-from .budget import Charge
-from .keep import Kept
+from .headers.budget import Charge
+from .headers.keep import Kept
+from .headers.table import Header, TensorTable
 from .opening import Descriptors
 from .plan import Segment
 from .selection import Indices, Selection
-from .table import Header, TensorTable
 
 FILE_OBJECT_BYTES = 64
 """Bytes that each naming of a file takes, beside what the file takes once."""

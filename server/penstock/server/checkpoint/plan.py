@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..system.linux import PAGE_BYTES
+from .headers.table import TensorTable
 from .selection import Indices, Selection
-from .table import TensorTable
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TENSORS = 4096

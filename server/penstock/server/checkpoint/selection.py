@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import TensorNotFoundError
-from .table import TensorTable
+from .headers.table import TensorTable
 
 Indices = range | array  # type: ignore[type-arg]
 """Ascending indices into a TensorTable; a range where they are consecutive."""

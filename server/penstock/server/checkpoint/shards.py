@@ -1,9 +1,9 @@
 """Opens the files of a checkpoint, and reads their headers and index files.
 
-    a file's place --opening.py: a worker thread--> open --keep.py: known?--> header.py, parsed --> kept
+    a file's place --opening.py: a worker thread--> open file --headers/reading.py--> header, kept
 
 Blocks. Costs are bounded before they arise: descriptors and the seconds that storage may take for each file
-(`opening.py`), the memory of headers and indexes (`keep.py`), and the parsing (`header.py`).
+(`opening.py`), the memory of headers and indexes (`headers/keep.py`), and the parsing (`headers/reading.py`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..errors import CheckpointInvalidError, CheckpointNotFoundError
 from ..sources import Access, RetryingReader, Source, SourceFile
 from ..system.quota import Quota
 from .files import FILE_OBJECT_BYTES, Checkpoint
-from .header import Reading, read_header, read_index
-from .index import InvalidIndexError
-from .keep import PARSED_BYTES, Keep, Kept
+from .headers.index import InvalidIndexError
+from .headers.keep import PARSED_BYTES, Keep, Kept
+from .headers.parsers import Parsers
+from .headers.reading import Reading, read_header, read_index
+from .headers.refusal import refused_header, refused_index
+from .headers.rules import InvalidHeaderError
 from .opening import Descriptors, Opening, open_together
-from .parsers import Parsers
-from .refusal import refused_header, refused_index
-from .rules import InvalidHeaderError
 
 HEADERS_AT_ONCE = 64
 HEADER_BYTES = PARSED_BYTES

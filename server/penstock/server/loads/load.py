@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.files import Checkpoint
+from ..checkpoint.headers.table import TensorTable
 from ..checkpoint.selection import Indices, Selection, selected_bytes
 from ..checkpoint.slices import SegmentSlice
-from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
 from ..staging.entry import CacheEntry

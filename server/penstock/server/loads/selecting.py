@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Sequence
 
 from ..checkpoint.files import Checkpoint
+from ..checkpoint.headers.table import TensorTable
 from ..checkpoint.selection import Indices, Selection, select, select_matching, skip
-from ..checkpoint.table import TensorTable
 from ..errors import InvalidRequestError
 from .names import Names
 from .request import Emit, Listing, Request

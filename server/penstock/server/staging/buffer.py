@@ -15,19 +15,19 @@ from ..config.settings import Config
 from ..sources.kept import Writers
 from ..system.counts import Totals
 from ..system.headroom import spare_bytes
-from .allocator import Allocator
 from .contents import Contents
-from .demand import Demand, measure
 from .entry import CacheEntry, EntryContext
-from .keeping import Keeper
 from .members import Holder
-from .pipeline import PipelineContext
+from .memory.allocator import Allocator
+from .memory.demand import Demand, measure
+from .memory.shares import Usage
+from .memory.upkeep import Upkeep
+from .memory.waiting import PATIENCE_SECONDS
 from .pool import Workers
-from .reader import ReaderPool
-from .shares import Usage
+from .reading.keeping import Keeper
+from .reading.pipeline import PipelineContext
+from .reading.reader import ReaderPool
 from .sharing import Group, find, terms_of
-from .upkeep import Upkeep
-from .waiting import PATIENCE_SECONDS
 
 
 class StagingBuffer:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..checkpoint.files import Checkpoint
+from ..checkpoint.headers.table import TensorTable
 from ..checkpoint.plan import Segment
 from ..checkpoint.selection import Selection, skip
 from ..checkpoint.slices import SegmentSlice, WholeSegments, cut
-from ..checkpoint.table import TensorTable
 
 
 class Contents:

@@ -21,14 +21,14 @@ from ..checkpoint.plan import Segment
 from ..config.units import show_size
 from ..errors import CheckpointCorruptError, PenstockError, StagingExhaustedError
 from .contents import Contents
-from .job import Cancelled
 from .members import GroupTerms, Holder, Members
 from .phase import Phase, moved
-from .pipeline import Pipeline, PipelineContext
+from .reading.job import Cancelled
+from .reading.pipeline import Pipeline, PipelineContext
+from .reading.verifying import Verifier
 from .retention import Retention
 from .ring import SegmentRing, SegmentState
 from .slab import Slab
-from .verifying import Verifier
 
 _ids = itertools.count(1)
 

@@ -23,8 +23,8 @@ from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 _ROOT = Path("/")
 
 SPARE_SHARE = 1 / 16
-"""Of the memory of the machine, and of each cgroup's limit. At 0.25 s a look (`staging/upkeep.py`) a process
-may take 16 GB/s of a node with 64 GB, and finds memory left."""
+"""Of the memory of the machine, and of each cgroup's limit. At 0.25 s a look (`staging/memory/upkeep.py`) a
+process may take 16 GB/s of a node with 64 GB, and finds memory left."""
 SPARE_SHARE_UNDER_PRESSURE = 1 / 4
 PRESSURE_PERCENT = 10.0
 """Of the last ten seconds, in which at least one process waited for memory: `some avg10` of PSI."""

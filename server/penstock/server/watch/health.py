@@ -24,8 +24,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from ..staging.accounts import STALL_SECONDS
-from ..staging.reader import ReaderPool
+from ..staging.reading.accounts import STALL_SECONDS
+from ..staging.reading.reader import ReaderPool
 from ..system.log import event
 
 logger = logging.getLogger(__name__)
