@@ -17,7 +17,8 @@ def failed_reads(count: int, *, queue: QueueState | None = None) -> list[Read]:
 
 
 def taken(delayed: DelayedBlocks, now: float) -> Iterator[tuple[int, int]]:
-    while (block := delayed.take_due(now)) is not None:
+    while delayed.next_due is not None and delayed.next_due <= now:
+        block = delayed.take()
         yield block.start, block.end
 
 
@@ -31,12 +32,12 @@ def test_blocks_come_when_they_are_due_and_of_equal_ones_the_first_put_off_comes
     delayed.add(late, 3, due=9.0)
     delayed.add(early, 10, due=5.0)
     delayed.add(equal, 20, due=5.0)
-    assert delayed.next_due() == 5.0
+    assert delayed.next_due == 5.0
     assert list(taken(delayed, 4.9)) == []
     assert list(taken(delayed, 5.0)) == [(10, 20), (20, 30)]
-    assert delayed.next_due() == 9.0
+    assert delayed.next_due == 9.0
     assert list(taken(delayed, 9.0)) == [(3, 10)]
-    assert delayed.next_due() is None
+    assert delayed.next_due is None
 
 
 def test_a_delayed_block_counts_for_its_user_its_queue_its_job_and_its_domain() -> None:
@@ -45,10 +46,11 @@ def test_a_delayed_block_counts_for_its_user_its_queue_its_job_and_its_domain() 
     delayed.add(one, 0, due=1.0)
     delayed.add(other, 10, due=2.0)
     assert counts(one) == [2, 2, 2, 2]
-    assert delayed.take_due(1.0) is not None
+    assert delayed.take().read is one
     assert counts(one) == [1, 1, 1, 1]
     assert [block.read for block in delayed.remove(one.job)] == [other]
     assert counts(one) == [0, 0, 0, 0]
+    assert delayed.next_due is None
 
 
 def test_the_blocks_of_other_jobs_stay_in_order_when_one_job_is_removed() -> None:

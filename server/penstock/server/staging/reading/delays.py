@@ -28,25 +28,21 @@ class DelayedBlocks:
     """Keeps `delayed` of users, queues, jobs and fault domains: how many of their blocks are here."""
 
     def __init__(self) -> None:
+        self.next_due: float | None = None
+        """When the first block may be read. None if there is no block."""
         self._heap: list[DelayedBlock] = []
         self._numbers = itertools.count()
-
-    def next_due(self) -> float | None:
-        """When the first block may be read. None if there is no block."""
-        return self._heap[0].due if self._heap else None
 
     def add(self, read: Read, start: int, due: float) -> None:
         """Adds the rest of the block of `read`, from `start` on."""
         block = DelayedBlock(due, next(self._numbers), read.queue, read, start, read.end)
         heapq.heappush(self._heap, block)
-        _count(block, 1)
+        self._count(block, 1)
 
-    def take_due(self, now: float) -> DelayedBlock | None:
-        """Removes and returns the first block, if it may be read now."""
-        if not self._heap or self._heap[0].due > now:
-            return None
+    def take(self) -> DelayedBlock:
+        """Removes and returns the first block, which must be there."""
         block = heapq.heappop(self._heap)
-        _count(block, -1)
+        self._count(block, -1)
         return block
 
     def jobs_of(self, queue: QueueState) -> list[Job]:
@@ -61,10 +57,11 @@ class DelayedBlocks:
         self._heap = [block for block in self._heap if block.read.job is not job]
         heapq.heapify(self._heap)
         for block in removed:
-            _count(block, -1)
+            self._count(block, -1)
         return removed
 
-
-def _count(block: DelayedBlock, step: int) -> None:
-    for counted in (block.read.user, block.queue, block.read.job, block.read.domain):
-        counted.delayed += step
+    def _count(self, block: DelayedBlock, step: int) -> None:
+        """Counts a block that came or went."""
+        for counted in (block.read.user, block.queue, block.read.job, block.read.domain):
+            counted.delayed += step
+        self.next_due = self._heap[0].due if self._heap else None

@@ -60,7 +60,7 @@ class Schedule:
 
     def next_due(self) -> float | None:
         """When the first of the delayed blocks may be read."""
-        return self._delayed.next_due()
+        return self._delayed.next_due
 
     def able_since(self) -> float | None:
         """Since when a block that may be begun has waited while no read began or ended. None if there is no
@@ -167,7 +167,8 @@ class Schedule:
 
     def look(self, now: float) -> None:
         """Makes delayed blocks available again, and finds the reads that stall while more blocks wait."""
-        while (block := self._delayed.take_due(now)) is not None:
+        while self._delayed.next_due is not None and self._delayed.next_due <= now:
+            block = self._delayed.take()
             queue, job = block.queue, block.read.job
             if not queue.jobs:
                 self._enlist(queue)
