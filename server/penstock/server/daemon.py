@@ -359,6 +359,7 @@ def _readers(reading: Reading) -> ReaderPool:
         block_bytes=reading.block_bytes,
         name=reading.thread_name,
         spare_threads=reading.spare_threads,
+        copies_at_once=reading.copies_at_once,
     )
 
 

@@ -594,6 +594,25 @@ async def test_frames_without_use_end_the_connection_when_they_are_too_many(
     assert behind.closed == {"flood": 1}
 
 
+@pytest.mark.parametrize("flags", [0, Flag.END_STREAM])
+async def test_empty_data_counts_as_a_flood_when_its_call_has_ended(flags: int, behind: Behind) -> None:
+    """As that of a call without a token does at once."""
+    client, server = await behind.pair()
+    client.say(headers(1))
+    claimed(behind, (await server.request())[1])
+    server.say(frame(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, 1, b"") + reset(1))
+    while (await client.frame()).kind != Kind.RST_STREAM:
+        pass
+    taking = asyncio.ensure_future(server.reader.read(-1))
+    with contextlib.suppress(OSError):
+        for _ in range(10):
+            client.say(data(1, b"", flags) * 1000)
+            await client.writer.drain()
+    assert "too many DATA frames" in await client.closed_with()
+    await taking
+    assert behind.closed == {"flood": 1}
+
+
 async def test_a_flood_is_told_why_it_ends(behind: Behind) -> None:
     client, server = await behind.pair()
     taking = asyncio.ensure_future(server.reader.read(-1))

@@ -316,12 +316,12 @@ class Passage:
                 "protocol", f"a DATA frame of stream {number} with flags {flags} makes no sense here"
             )
         stream = self._streams.get(number)
+        if not payload and (stream is None or not flags & frames.END_STREAM):
+            self._count_control(frames.DATA, payload, now)
         if stream is None:  # it ended: gRPC only counts the bytes for the connection
             self._work.spend(FRAME_WORK, now)
             passing.append(frames.frame(frames.DATA, flags, number, payload))
             return len(payload)
-        if not payload and not flags & frames.END_STREAM:
-            self._count_control(frames.DATA, payload, now)
         messages, passed = stream.messages, stream.accept(payload)
         self._work.spend(FRAME_WORK + MESSAGE_WORK * (stream.messages - messages), now)
         if passed == len(payload):

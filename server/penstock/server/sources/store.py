@@ -24,6 +24,10 @@ class Reading:
     """Bytes that one thread reads in one call."""
     may_hang: bool
     """A read may last for ever: nothing ends it when storage does not answer."""
+    copies_at_once: int | None = None
+    """The most reads that copy what memory has, and do not wait for storage (`progress.about_to_wait`). More
+    than there are processors only get in each other's way. None: as many as there are threads, for reads that
+    always wait."""
     thread_name: str = "reader"
 
 

@@ -1,9 +1,10 @@
-"""How a read tells whoever watches its thread that bytes still come."""
+"""How a read tells those who watch its thread that bytes still come, or that it begins to wait for them."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 
 class Heartbeat:
@@ -18,9 +19,10 @@ class Heartbeat:
 _local = threading.local()
 
 
-def watch(heartbeat: Heartbeat) -> None:
-    """From now on `beat` on this thread is for `heartbeat`."""
+def watch(heartbeat: Heartbeat, on_wait: Callable[[Heartbeat], None]) -> None:
+    """From now on `beat` and `about_to_wait` on this thread are for `heartbeat`."""
     _local.heartbeat = heartbeat
+    _local.on_wait = on_wait
 
 
 def beat() -> None:
@@ -28,3 +30,11 @@ def beat() -> None:
     heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
     if heartbeat is not None:
         heartbeat.at = time.monotonic()
+
+
+def about_to_wait() -> None:
+    """The rest of the read on this thread mostly waits for storage: another one may use the processor.
+    Does nothing on threads that nobody watches."""
+    heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
+    if heartbeat is not None:
+        _local.on_wait(heartbeat)

@@ -15,7 +15,9 @@ from penstock.server.staging.reading.accounts import STALL_SECONDS
 from penstock.server.staging.reading.job import Cancelled, Job
 from penstock.server.staging.reading.reader import ReaderPool, ReadQueue
 from penstock.server.system import progress
-from penstock.server.system.progress import beat
+from penstock.server.system.progress import about_to_wait, beat
+
+from ....e2e.support import wait_until
 
 
 class Gate:
@@ -60,9 +62,10 @@ def pools() -> Iterator[Pools]:
     """Without spare threads, unless a test wants some: where it is slow, the reads that it holds up stall."""
     made: list[ReaderPool] = []
 
-    def make(threads: int, *, spare_threads: int = 0) -> ReaderPool:
-        made.append(ReaderPool(threads, block_bytes=1, spare_threads=spare_threads))
-        return made[-1]
+    def make(threads: int, *, spare_threads: int = 0, copies_at_once: int | None = None) -> ReaderPool:
+        pool = ReaderPool(threads, block_bytes=1, spare_threads=spare_threads, copies_at_once=copies_at_once)
+        made.append(pool)
+        return pool
 
     yield make
     for pool in made:
@@ -329,6 +332,60 @@ def test_busy_counts_the_reads_under_way(pools: Pools) -> None:
     outcome.wait()
     assert pool.busy == 0
     assert pool.read_bytes == 20
+
+
+# ---- copying and waiting ------------------------------------------------------------------------
+
+
+class Copying:
+    """A read that copies until it is told to go on, and then waits for storage until it is told to end."""
+
+    def __init__(self) -> None:
+        self.copying, self.waiting = Gate(), Gate()
+
+    def read(self, start: int, end: int) -> None:
+        self.copying.read(start, end)
+        about_to_wait()
+        self.waiting.read(start, end)
+
+
+def test_no_more_reads_copy_at_once_than_may(pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STALL_SECONDS", 3600.0)  # none is taken for one that stands still
+    pool, reads, outcome = pools(4, copies_at_once=2), Copying(), Outcome()
+    pool.queue().submit(job(outcome, reads.read, count=8))
+    reads.copying.let(4)
+    for _ in range(4):
+        reads.waiting.begun.get(timeout=60)
+    reads.waiting.let(4)  # all four threads come back
+    wait_until(
+        lambda: pool.busy == 2 and pool._idle == 2, "two to read, and the others to wait for their turn"
+    )
+    reads.copying.let(4)
+    reads.waiting.let(4)
+    assert outcome.wait() is None
+
+
+def test_a_read_that_begins_to_wait_lets_the_next_one_copy(pools: Pools) -> None:
+    pool, reads, outcome = pools(4, copies_at_once=1), Copying(), Outcome()
+    pool.queue().submit(job(outcome, reads.read, count=5))
+    for _ in range(4):
+        reads.copying.begun.get(timeout=60)
+        reads.copying.let()
+        reads.waiting.begun.get(timeout=60)
+    assert pool.busy == 4
+    reads.waiting.let(5)
+    reads.copying.let()
+    assert outcome.wait() is None
+
+
+def test_a_read_that_stands_still_where_it_should_copy_holds_up_no_other_for_long(pools: Pools) -> None:
+    pool, hanging, outcome, other = pools(3, copies_at_once=1), Gate(), Outcome(), Outcome()
+    pool.queue().submit(job(outcome, hanging.read))
+    hanging.begun.get(timeout=60)
+    pool.queue().submit(job(other, lambda *_: None, count=10))
+    assert other.wait() is None
+    hanging.let()
+    assert outcome.wait() is None
 
 
 # ---- failing for now, and stalling --------------------------------------------------------------

@@ -26,6 +26,7 @@ from ...errors import (
     SourceUnavailableError,
 )
 from ...system import linux, statx
+from ...system.progress import about_to_wait
 from .. import Access, Listed, Wanted, join, too_slow, without
 from ..checksums import Checksum
 from . import paths, tree
@@ -153,6 +154,7 @@ class LocalFile:
             try:
                 position = self._read_cached(offset, end, views)
                 if position < end:
+                    about_to_wait()
                     position = self._read_direct(offset, position, end, views)
                 while position < end:
                     position += self._read_once(self._fd, offset, position, views)

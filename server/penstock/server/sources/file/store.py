@@ -44,6 +44,7 @@ class FileStore(Store):
             spare_threads=HUNG_MOUNTS * config.concurrency,
             block_bytes=config.block_bytes,
             may_hang=True,
+            copies_at_once=len(os.sched_getaffinity(0)),
         )
         self._mounts = MountTable()
         self._openers = MountThreads(HEADER_READERS, "header", self._mounts)

@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 import weakref
+from collections import Counter, defaultdict
 
 _IN_NONBLOCK = os.O_NONBLOCK
 _IN_CLOEXEC = os.O_CLOEXEC
@@ -29,10 +30,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Watch:
     """Of one open file. Made by `Watches.watch`; closed by its owner."""
 
-    __slots__ = ("_number", "_watches", "lost", "modified")
+    __slots__ = ("_inode", "_number", "_watches", "lost", "modified")
 
-    def __init__(self, watches: Watches) -> None:
+    def __init__(self, watches: Watches, inode: tuple[int, int]) -> None:
         self._watches = watches
+        self._inode = inode
         self._number = -1
         self.modified = False
         self.lost = False
@@ -56,35 +58,52 @@ class Watches:
         self._close = weakref.finalize(self, os.close, self._fd) if self._fd >= 0 else None
         self._lock = threading.Lock()
         self._by_number: dict[int, set[Watch]] = {}
+        self._adding: Counter[tuple[int, int]] = Counter()
+        """How many threads ask the kernel for a watch of each inode."""
+        self._unused: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        """By inode: the numbers that nobody uses, and that are to be removed when no thread adds one."""
 
     def watch(self, fd: int) -> Watch | None:
         """Of the file that is open as `fd`. None where that cannot be. May block as long as the file's mount
         hangs, and then holds up no other thread."""
-        watch = Watch(self)
-        # The first number may be of a watch that another thread is just removing. Once it is registered
-        # nobody removes it, and the second call, which gives the same number, finds it alive.
-        while (number := self._add(fd)) >= 0:
-            if number == watch._number:
-                watch.lost = False  # as it was while it was being removed
-                return watch
-            self.forget(watch)
-            with self._lock:
+        # None of an inode is removed while one is added. The kernel tells a group of watches once of each
+        # write, and one that is being removed still counts for a moment: a new one of the same inode would
+        # miss what is written then. And the kernel may give the number of one that is just being removed.
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            return None
+        watch = Watch(self, (status.st_dev, status.st_ino))
+        with self._lock:
+            self._adding[watch._inode] += 1
+        number = self._add(fd)
+        with self._lock:
+            if number >= 0:
                 watch._number = number
                 self._by_number.setdefault(number, set()).add(watch)
-        self.forget(watch)
-        return None
+            self._adding[watch._inode] -= 1
+            if not self._adding[watch._inode]:
+                del self._adding[watch._inode]
+                for unused in self._unused.pop(watch._inode, ()):
+                    self._remove_unused(unused)
+        return watch if number >= 0 else None
 
     def forget(self, watch: Watch) -> None:
-        """Forgetting twice is forgetting once."""
+        """Forgetting twice is forgetting once. Does not block."""
         with self._lock:
             number, watch._number = watch._number, -1
-            others = self._by_number.get(number)
-            if others is None:
+            if number not in self._by_number:
                 return
-            others.discard(watch)
-            if not others:
-                del self._by_number[number]
-                _libc.inotify_rm_watch(self._fd, number)  # fails where the file is gone already
+            self._by_number[number].discard(watch)
+            if watch._inode in self._adding:
+                self._unused[watch._inode].add(number)
+            else:
+                self._remove_unused(number)
+
+    def _remove_unused(self, number: int) -> None:
+        if number in self._by_number and not self._by_number[number]:
+            del self._by_number[number]
+            _libc.inotify_rm_watch(self._fd, number)  # fails where the file is gone already
 
     def drain(self) -> None:
         """Passes on what the kernel has queued."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import os
 import select
 import socket
 import ssl
+import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
@@ -28,6 +31,9 @@ MAX_ERROR_BODY_BYTES = 64 << 10
 BUFFER_BYTES = 64 << 10
 """More than the HTTP parser reads ahead."""
 BURST_BYTES = 1 << 20
+TURN_SECONDS = 0.25
+"""A read tells at least so often that bytes come: well within `schedule.STALL_SECONDS`."""
+_TURN = struct.pack("ll", 0, int(TURN_SECONDS * 1e6))
 
 # OpenSSL gives 16 KiB at a time, each with a turn of the interpreter's lock. Dozens of threads taking turns
 # spend more time on waking each other than on decrypting: so only as many as there are cores, in bursts.
@@ -165,7 +171,8 @@ class Exchange:
     def __init__(self, connection: http.client.HTTPConnection, response: Response) -> None:
         self.connection = connection
         self.status = response.status
-        self.headers = _by_name(response)
+        self.headers: Mapping[str, str] = response.fields
+        """By their names in lower case."""
         self.length = response.length
         """What the body has; None where the server does not say."""
         self._response = response
@@ -196,7 +203,7 @@ class Exchange:
             if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
                 count = _read_burst(self.connection.sock, view)
             elif self._drained and isinstance(self.connection.sock, socket.socket):
-                count = self.connection.sock.recv_into(view)
+                count = _receive(self.connection.sock, view[:BURST_BYTES])
             else:
                 # Not the response's own readinto: what came before an error would be lost with it.
                 count = self._response.fp.readinto1(view) if view else 0
@@ -232,13 +239,25 @@ class Exchange:
         return self._response.read(MAX_ERROR_BODY_BYTES)
 
 
-def _by_name(response: http.client.HTTPResponse) -> dict[str, str]:
-    """Headers by their names in lower case; what is there several times is one list (RFC 9110, 5.3)."""
-    headers: dict[str, str] = {}
-    for name, value in response.getheaders():
-        before = headers.get(name.lower())
-        headers[name.lower()] = value if before is None else f"{before}, {value}"
-    return headers
+def _receive(connection: socket.socket, view: memoryview) -> int:
+    """Fills the view with one call of the kernel, or as much of it as comes in `TURN_SECONDS`; 0 at the end.
+
+    With a timeout of its own Python would ask the kernel twice for every few packets, each time with a turn
+    of the interpreter's lock. Raises OSError, of which TimeoutError after the connection's timeout.
+    """
+    timeout_seconds = connection.gettimeout()
+    until = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TURN)
+    connection.settimeout(None)
+    try:
+        while True:
+            try:
+                return connection.recv_into(view, 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise TimeoutError from None
+    finally:
+        connection.settimeout(timeout_seconds)
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:

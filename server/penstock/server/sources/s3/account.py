@@ -15,6 +15,7 @@ import re
 import ssl
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote_plus
@@ -31,6 +32,8 @@ from .settings import S3Settings
 RENEW_SECONDS = 10.0
 MAX_RENEWALS = 2
 """How often one request may get new credentials: a store may call all of them expired."""
+MAX_URLS = 1024
+"""Remembered; a key has at most 1,024 bytes, so they take a few megabytes at most."""
 _USER = re.compile(r"//\S*@")
 """The user and password in a URL, or in a text that should be one."""
 
@@ -49,6 +52,9 @@ class Account:
         self._settings = settings
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}
+        self._urls: OrderedDict[tuple[str | None, Location], str] = OrderedDict()
+        """The URLs of the last objects that were asked for, by region and location: botocore takes longer to
+        find one than to sign it."""
         self._regions: dict[str, str] = {}
         """The regions of buckets that turned out to be in another region."""
         with _botocore_errors("S3"):
@@ -134,10 +140,20 @@ class Account:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _object_url(self, location: Location) -> str:
+        known = self._regions.get(location.bucket), location
+        with self._lock:
+            if (url := self._urls.get(known)) is not None:
+                self._urls.move_to_end(known)
+                return url
         parameters = {"Bucket": location.bucket, "Key": location.key}
         if location.version_id is not None:
             parameters["VersionId"] = location.version_id
-        return self._url("get_object", parameters, location)
+        url = self._url("get_object", parameters, location)
+        with self._lock:
+            self._urls[known] = url
+            if len(self._urls) > MAX_URLS:
+                self._urls.popitem(last=False)
+        return url
 
     def _list_url(self, ask: Ask[Location]) -> str:
         """The URL of a page of the list below a key that ends in `/` or is empty."""
@@ -206,6 +222,7 @@ class Account:
             self._session.set_config_variable("region", os.environ["AWS_REGION"])
         self._began = time.monotonic()
         self._clients.clear()
+        self._urls.clear()
 
     def _client(self, region: str | None) -> Any:
         """A client that knows endpoints and shapes, and sends nothing."""

@@ -13,7 +13,7 @@ import threading
 import time
 
 from ...sources import RetryLater
-from ...system.progress import beat, watch
+from ...system.progress import Heartbeat, beat, watch
 from .accounts import STALL_SECONDS, QueueState, Read
 from .job import Job
 from .schedule import Schedule
@@ -51,10 +51,17 @@ class ReaderPool:
     """`size` reader threads, and how much they have read since the start."""
 
     def __init__(
-        self, size: int, *, block_bytes: int, name: str = "reader", spare_threads: int = SPARE_THREADS
+        self,
+        size: int,
+        *,
+        block_bytes: int,
+        name: str = "reader",
+        spare_threads: int = SPARE_THREADS,
+        copies_at_once: int | None = None,
     ) -> None:
         """Each thread reads `block_bytes` at once. At most `spare_threads` more replace threads whose reads
-        stall."""
+        stall. At most `copies_at_once` reads are under way that have not begun to wait for storage; None: any
+        number."""
         self.block_bytes = block_bytes
         self.at_once_bytes = size * block_bytes
         """How much all threads together read at once, without the spare ones."""
@@ -63,6 +70,13 @@ class ReaderPool:
         self._wake = threading.Condition(self._lock)
         self._watched = threading.Condition(self._lock)
         self._schedule = Schedule(size, spare_threads)
+        self._copies_at_once = size + spare_threads if copies_at_once is None else copies_at_once
+        self._copying: set[Heartbeat] = set()
+        """Of the reads under way, those that have not begun to wait for storage."""
+        self._idle = 0
+        """Threads that wait for a block."""
+        self._called = 0
+        """How many of these have been woken since."""
         self._stopping = False
         self._told_of_threads = False
         self._numbers = itertools.count()
@@ -105,13 +119,13 @@ class ReaderPool:
     def _submit(self, queue: QueueState, job: Job) -> None:
         with self._lock:
             self._schedule.submit(queue, job, time.monotonic())
-            self._wake.notify(len(job.blocks))
+            self._call_up()
             self._watched.notify()
 
     def _give_to(self, queue: QueueState, uid: int | None) -> None:
         with self._lock:
             self._schedule.give_to(queue, uid)
-            self._wake.notify()
+            self._call_up()
 
     def _cancel(self, queue: QueueState) -> list[Job]:
         with self._lock:
@@ -135,23 +149,48 @@ class ReaderPool:
                 self._told_of_threads = True
                 logger.warning("no thread for one that stalls: %s; raise the pids limit", error)
 
+    def _call_up(self) -> None:
+        """Wakes one thread, if a block waits and one more read may copy. When that thread has begun its read,
+        it calls up the next one. A thread that ends a read takes the next block itself."""
+        if (
+            self._called < self._idle
+            and len(self._copying) + self._called < self._copies_at_once
+            and self._schedule.waiting
+        ):
+            self._called += 1
+            self._wake.notify()
+
+    def _waits(self, heartbeat: Heartbeat) -> None:
+        """That read begins to wait for storage. On its thread."""
+        with self._lock:
+            self._copying.discard(heartbeat)
+            self._call_up()
+
     def _next(self) -> Read | None:
         """Waits for a block. None: the thread must end."""
         with self._lock:
             while not self._stopping:
                 if len(self.threads) > self._schedule.wanted_threads:
                     self.threads.remove(threading.current_thread())
+                    self._call_up()
                     return None
-                read = self._schedule.begin(time.monotonic())
+                may_copy = len(self._copying) < self._copies_at_once
+                read = self._schedule.begin(time.monotonic()) if may_copy else None
                 if read is not None:
                     self._add_spares()  # a read from a domain in trouble counts as stalled at once
+                    if not read.suspect:
+                        self._copying.add(read.heartbeat)
+                    self._call_up()
                     return read
+                self._idle += 1
                 self._wake.wait()
+                self._idle -= 1
+                self._called = max(0, self._called - 1)
             return None
 
     def _run(self) -> None:
         while (read := self._next()) is not None:
-            watch(read.heartbeat)
+            watch(read.heartbeat, self._waits)
             error: BaseException | None = None
             try:
                 read.job.read(read.start, read.end)
@@ -192,9 +231,8 @@ class ReaderPool:
             logger.debug("a read ended after the daemon stopped")
 
     def _leave(self, read: Read) -> None:
+        self._copying.discard(read.heartbeat)
         self._schedule.leave(read, time.monotonic())
-        if self._schedule.waiting:  # a block that could not be begun before may be begun now
-            self._wake.notify()
         if len(self.threads) > self._schedule.wanted_threads:
             self._wake.notify()  # a waiting thread may end
 
@@ -206,8 +244,9 @@ class ReaderPool:
                 now = time.monotonic()
                 self._schedule.look(now)
                 self._add_spares()
-                if self._schedule.waiting:
-                    self._wake.notify()
+                # A read that neither ends nor says that it waits holds up the others for a moment only.
+                self._copying = {one for one in self._copying if now - one.at < STALL_SECONDS / 4}
+                self._call_up()
                 self._watched.wait(self._until_next_look(now))
 
     def _until_next_look(self, now: float) -> float | None:
