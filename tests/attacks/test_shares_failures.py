@@ -156,9 +156,9 @@ def test_a_fault_in_a_load_reaches_its_client_with_the_load_s_id_and_the_log_has
 ) -> None:
     """The daemon serves on."""
     program = (
-        "import penstock.server.checkpoint.plan as plan; from penstock.server.__main__ import main; "
-        f"right = plan.selected_bytes; fault = {fault}; "
-        "plan.selected_bytes = lambda *a: (setattr(plan, 'selected_bytes', right), fault())[1]; main()"
+        "import penstock.server.loads.load as load; from penstock.server.__main__ import main; "
+        f"right = load.selected_bytes; fault = {fault}; "
+        "load.selected_bytes = lambda *a: (setattr(load, 'selected_bytes', right), fault())[1]; main()"
     )
     top = Path(tempfile.mkdtemp(prefix="pst-", dir="/tmp"))
     daemon = DaemonProcess(

@@ -11,9 +11,10 @@ from benchmarks import fleet_formulas, make_checkpoint
 from benchmarks.fleet_formulas import Checkpoint, Count, Weights
 from benchmarks.fleet_store import INDEX, LIST, WEIGHTS
 from benchmarks.make_checkpoint import Tensor
-from penstock.server.checkpoint import header, plan
-from penstock.server.checkpoint.plan import Selection
-from penstock.server.checkpoint.rules import parse_header
+from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.headers import reading as header
+from penstock.server.checkpoint.headers.decode import parse_header
+from penstock.server.checkpoint.selection import Selection
 from penstock.server.loads.warm import keeper
 from penstock.server.sources.objects import object as engine
 

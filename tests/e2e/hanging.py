@@ -23,7 +23,7 @@ from penstock.server.edge import handoff
 from penstock.server.sources.file import paths
 from penstock.server.sources.file import source as file
 from penstock.server.sources.stores import FLAGS
-from penstock.server.staging import reader
+from penstock.server.staging.reading import reader
 from penstock.server.system import log, statx
 from penstock.server.system.limits import memory_bound
 

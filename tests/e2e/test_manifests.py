@@ -12,9 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from penstock.server.checkpoint import child
-from penstock.server.checkpoint.header import CHILDREN
-from penstock.server.checkpoint.rules import MAX_HEADER_BYTES
+from penstock.server.checkpoint.headers import child
+from penstock.server.checkpoint.headers.parsers import CHILDREN
+from penstock.server.checkpoint.headers.rules import MAX_HEADER_BYTES
 from penstock.server.config.settings import load_config
 from penstock.server.loads.warm.features import PREFIX
 from penstock.server.loads.warm.wishes import parse

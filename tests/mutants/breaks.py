@@ -50,14 +50,14 @@ BREAKS = (
     # ---- bytes ----------------------------------------------------------------------------------
     Break(
         "a file is checked for changes before its segment is announced",
-        f"{_SERVER}/staging/filling.py",
+        f"{_SERVER}/staging/reading/filling.py",
         "check=file.check_unchanged,",
         "check=lambda: None,",
         "test_a_file_changed_in_mid_stream_fails_the_load_and_never_yields_a_wrong_tensor",
     ),
     Break(
         "a file whose checksum is another ends the load",
-        f"{_SERVER}/staging/verifying.py",
+        f"{_SERVER}/staging/reading/verifying.py",
         "if found != file.checksum.value:",
         "if False:",
         "test_one_flipped_bit_ends_the_load_before_a_tensor_of_that_segment_is_yielded",
@@ -127,14 +127,14 @@ BREAKS = (
     ),
     Break(
         "shape and dtype must have as many bytes as the offsets span",
-        f"{_SERVER}/checkpoint/rules.py",
+        f"{_SERVER}/checkpoint/headers/rules.py",
         "if (end - start) * 8 != bits:",
         "if False:",
         "test_refuses_what_the_library_refuses",
     ),
     Break(
         "tensors neither overlap nor leave holes",
-        f"{_SERVER}/checkpoint/rules.py",
+        f"{_SERVER}/checkpoint/headers/rules.py",
         "            if self._starts[i] != at:",
         "            if False:",
         "test_agrees_with_the_library_on_mutated_files",
@@ -219,7 +219,7 @@ BREAKS = (
     ),
     Break(
         "what is only warm goes in the order of its last use when the system lacks memory",
-        f"{_SERVER}/staging/buffer.py",
+        f"{_SERVER}/staging/memory/cache.py",
         "for entry in sorted(warm, key=lambda entry: (entry.wanted, entry.last_used)):",
         "for entry in sorted(warm, key=lambda entry: (entry.wanted, -entry.last_used)):",
         "test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use",
@@ -247,7 +247,7 @@ BREAKS = (
     ),
     Break(
         "what a warm set names is evicted after what is warm by chance",
-        f"{_SERVER}/staging/buffer.py",
+        f"{_SERVER}/staging/memory/cache.py",
         "key=lambda entry: (entry.stuck, entry.wanted, entry.last_used)",
         "key=lambda entry: (entry.stuck, entry.last_used)",
         "test_a_load_evicts_what_no_one_named_before_what_the_set_names",
@@ -268,7 +268,7 @@ BREAKS = (
     ),
     Break(
         "headers, indexes and plans are charged before their memory is spent",
-        f"{_SERVER}/checkpoint/budget.py",
+        f"{_SERVER}/checkpoint/headers/budget.py",
         "        if more_bytes > 0:",
         "        if more_bytes > 1 << 60:",
         "test_what_is_not_there_is_refused_and_nothing_is_taken",
@@ -304,14 +304,14 @@ BREAKS = (
     ),
     Break(
         "a load that leaves gives up the reads that only it wanted",
-        f"{_SERVER}/staging/filling.py",
+        f"{_SERVER}/staging/reading/filling.py",
         "                del self._reading[index]",
         "                pass",
         "test_leaving_during_the_reads_gives_up_once_they_ended",
     ),
     Break(
         "slabs into which hung reads may still write go to nobody",
-        f"{_SERVER}/staging/filling.py",
+        f"{_SERVER}/staging/reading/filling.py",
         "        return [self._slabs[number] for number in sorted(used)]",
         "        return []",
         "test_a_stage_whose_reads_hang_is_evicted_but_for_the_slabs_they_write_into",
@@ -460,7 +460,7 @@ BREAKS = (
     ),
     Break(
         "a user's loads take at most that user's share of memory",
-        f"{_SERVER}/staging/shares.py",
+        f"{_SERVER}/staging/memory/shares.py",
         "        return max(0, user_share(self._max_slabs - others) - own)",
         "        return self._max_slabs - others - own",
         "test_a_user_who_holds_the_whole_share_for_ever_keeps_nobody_from_loading",
@@ -551,21 +551,21 @@ BREAKS = (
     ),
     Break(
         "a header child has bounded memory and CPU time",
-        f"{_SERVER}/checkpoint/child.py",
+        f"{_SERVER}/checkpoint/headers/child.py",
         "        resource.setrlimit(limit, (value, value))",
         "        pass",
         "test_a_hostile_header_costs_the_caller_little_memory",
     ),
     Break(
         "a user who joins the spools waits for one turn of each other user",
-        f"{_SERVER}/checkpoint/spool.py",
+        f"{_SERVER}/checkpoint/headers/spool.py",
         "key=lambda waiting: (self._turns[waiting[1]], waiting[0])",
         "key=lambda waiting: waiting[0]",
         "test_spools_are_bounded_in_bytes_and_a_user_who_fills_them_delays_another_by_one_header",
     ),
     Break(
         "names and dimensions of a tensor are bounded",
-        f"{_SERVER}/checkpoint/rules.py",
+        f"{_SERVER}/checkpoint/headers/rules.py",
         "        if len(shape) > MAX_DIMS:",
         "        if False:",
         "test_names_and_shapes_that_no_writer_produces_are_refused",
@@ -573,28 +573,28 @@ BREAKS = (
     # ---- progress -------------------------------------------------------------------------------
     Break(
         "each user who reads gets the same bytes",
-        f"{_SERVER}/staging/schedule.py",
+        f"{_SERVER}/staging/reading/schedule.py",
         "                        user.active >= user_share,\n                        user.served_bytes,",
         "                        0,\n                        0,",
         "test_each_of_n_users_gets_an_nth_of_the_bytes",
     ),
     Break(
         "a mount that hangs has a bounded number of reads",
-        f"{_SERVER}/staging/schedule.py",
+        f"{_SERVER}/staging/reading/schedule.py",
         ".delayed < limit",
         ".delayed < 1 << 60",
         "test_a_mount_that_hangs_has_at_most_as_many_reads_as_there_are_threads",
     ),
     Break(
         "a load waits for memory no longer than --queue-timeout",
-        f"{_SERVER}/staging/waiting.py",
+        f"{_SERVER}/staging/memory/waiting.py",
         ".call_later(self._timeout_seconds, self._expire,",
         ".call_later(1e6 + self._timeout_seconds, self._expire,",
         "test_waiting_too_long_fails_with_the_numbers",
     ),
     Break(
         "users who wait for memory take turns",
-        f"{_SERVER}/staging/waiting.py",
+        f"{_SERVER}/staging/memory/waiting.py",
         "            if count:\n                self._turns.take(uid)",
         "            if count:",
         "test_a_load_waits_for_one_load_of_each_other_user_however_many_they_queue",
@@ -608,7 +608,7 @@ BREAKS = (
     ),
     Break(
         "a client that never chooses is given up",
-        f"{_SERVER}/loads/admission.py",
+        f"{_SERVER}/loads/selecting.py",
         "return await asyncio.wait_for(ask(), CHOICE_SECONDS)",
         "return await ask()",
         "test_a_load_whose_client_never_chooses_ends_after_a_while",

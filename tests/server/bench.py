@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.catalog import Catalog, Checkpoint
+from penstock.server.checkpoint.catalog import Catalog
+from penstock.server.checkpoint.files import Checkpoint
+from penstock.server.checkpoint.selection import Selection, select
+from penstock.server.checkpoint.selection import skip as without
 from penstock.server.sources import SourceFile
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import StagingBuffer
-from penstock.server.staging.demand import Demand
 from penstock.server.staging.entry import CacheEntry
 from penstock.server.staging.members import Holder
-from penstock.server.staging.reader import ReaderPool
+from penstock.server.staging.memory.demand import Demand
+from penstock.server.staging.reading.reader import ReaderPool
 from penstock.server.staging.ring import SegmentRing
 from penstock.server.staging.sharing import Group
 from penstock.server.system.counts import Totals
@@ -86,7 +88,7 @@ class Visit:
     paths: tuple[Path, ...]
     entry: CacheEntry
     demand: Demand
-    slices_of: tuple[Checkpoint, plan.Selection]
+    slices_of: tuple[Checkpoint, Selection]
     gates: list[GatedFile]
     contents: dict[str, bytes]
     """Of its files, by name, as they were when it came."""
@@ -192,9 +194,9 @@ class Bench:
             self.gates += gates
             checkpoint = Checkpoint(checkpoint.sources, tuple(gates), checkpoint.headers)
         try:
-            every = plan.select(checkpoint.tables, names)
-            selection = plan.skip(every, skip)
-            made_for = plan.skip(every, group.released_tensors if group else skip)
+            every = select(checkpoint.tables, names)
+            selection = without(every, skip)
+            made_for = without(every, group.released_tensors if group else skip)
             demand = self.staging.demand(checkpoint, made_for, memory_limit, uid)
             if prefetch:
                 demand = demand.only_whole(self.config.capacity_bytes)

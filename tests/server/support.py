@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from penstock.server.checkpoint.catalog import Catalog
-from penstock.server.checkpoint.rules import parse_header
-from penstock.server.checkpoint.table import Header
+from penstock.server.checkpoint.headers.decode import parse_header
+from penstock.server.checkpoint.headers.table import Header
 from penstock.server.config.settings import Config
 from penstock.server.sources import Access
 from penstock.server.sources.file.source import FileSource

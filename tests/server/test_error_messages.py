@@ -48,9 +48,10 @@ INTERNAL = {
 
 
 PASSED_ON = {
-    "checkpoint/rules.py": "catalog.py names the file and says what to do",
-    "checkpoint/header.py": "catalog.py names the file and says what to do",
-    "checkpoint/index.py": "catalog.py names the index and says what to do",
+    "checkpoint/headers/reading.py": "refusal.py names the file and says what to do",
+    "checkpoint/headers/index.py": "refusal.py names the index and says what to do",
+    "checkpoint/headers/rules.py": "refusal.py names the file and says what to do",
+    "checkpoint/headers/serde.py": "refusal.py names the file and says what to do",
     "config/options.py": "options.py names the flag or the variable",
     "config/units.py": "options.py names the flag or the variable",
     "config/values.py": "options.py names the flag or the variable",

@@ -30,7 +30,7 @@ from .sources.kept import Remote
 from .sources.store import Events, Reading
 from .sources.stores import FLAGS, STORES
 from .staging.buffer import StagingBuffer
-from .staging.reader import ReaderPool
+from .staging.reading.reader import ReaderPool
 from .system.counts import Totals
 from .system.fair import FairExecutor
 from .system.limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from penstock.server.checkpoint.catalog import Catalog
-from penstock.server.checkpoint.keep import CACHED_BYTES
+from penstock.server.checkpoint.headers.keep import CACHED_BYTES
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointInvalidError,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.catalog import Catalog, Checkpoint
+from penstock.server.checkpoint.catalog import Catalog
+from penstock.server.checkpoint.files import Checkpoint
+from penstock.server.checkpoint.selection import select
 from penstock.server.errors import (
     AccessDeniedError,
     CheckpointInvalidError,
@@ -41,7 +42,7 @@ def files(checkpoint: Checkpoint) -> list[str]:
 
 def delivered(checkpoint: Checkpoint) -> list[list[str]]:
     """Names of the tensors, by file."""
-    selection = plan.select(checkpoint.tables, None, checkpoint.delivered)
+    selection = select(checkpoint.tables, None, checkpoint.delivered)
     return [
         [table.name(index) for index in indices]
         for table, indices in zip(checkpoint.tables, selection.files, strict=True)
@@ -165,7 +166,7 @@ def test_a_selection_gets_the_copy_that_counts(catalog: Catalog, tmp_path: Path)
     write_checkpoint(tmp_path / "m-2.safetensors", [4, 4, 4], seed=2)
     write_index(tmp_path / INDEX, {"t0": "m-1.safetensors", "t1": "m-2.safetensors", "t2": "m-2.safetensors"})
     checkpoint = resolve(catalog, tmp_path)
-    selection = plan.select(checkpoint.tables, ["t1", "t0"], checkpoint.delivered)
+    selection = select(checkpoint.tables, ["t1", "t0"], checkpoint.delivered)
     assert [list(indices) for indices in selection.files] == [[0], [1]]
 
 
@@ -196,7 +197,7 @@ def test_that_no_tensor_is_in_two_files_is_remembered_by_version(catalog: Catalo
     one = write_checkpoint(tmp_path / "m-1.safetensors", [4])
     two = write_checkpoint(tmp_path / "m-2.safetensors", [4], prefix="u")
     assert resolve(catalog, one, two).version == resolve(catalog, one, two).version
-    assert len(catalog._distinct) == 1
+    assert len(catalog._consistency._distinct) == 1
     two.unlink()
     write_checkpoint(two, [4, 4, 4], seed=2)
     with pytest.raises(CheckpointInvalidError, match="both hold tensor 't0'"):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from penstock.server.checkpoint.duplicates import MAX_TWICE, Claims, Shard, delivered
-from penstock.server.checkpoint.plan import Indices
-from penstock.server.checkpoint.table import TensorTable
+from penstock.server.checkpoint.headers.table import TensorTable
+from penstock.server.checkpoint.selection import Indices
 from penstock.server.errors import CheckpointInvalidError
 
 

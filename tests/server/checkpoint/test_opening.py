@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from penstock.server.checkpoint.catalog import Catalog
-from penstock.server.checkpoint.keep import Keep
+from penstock.server.checkpoint.headers.keep import Keep
 from penstock.server.errors import (
     CheckpointInvalidError,
     CheckpointNotFoundError,

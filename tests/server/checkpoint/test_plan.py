@@ -12,55 +12,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.plan import Selection
-from penstock.server.checkpoint.rules import parse_header
+from penstock.server.checkpoint.headers.decode import parse_header
+from penstock.server.checkpoint.selection import Selection
 from penstock.server.checkpoint.slices import SegmentSlice, WholeSegments
-from penstock.server.checkpoint.table import TensorTable
 from penstock.server.edge.events import _segment_ready
-from penstock.server.errors import TensorNotFoundError, TooManyLoadsError
+from penstock.server.errors import TooManyLoadsError
 from penstock.server.loads.load import SegmentReady
 from penstock.server.system.linux import PAGE_BYTES
 
 from ..support import header_of
-
-EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=150)
-
-# Sizes around what matters: nothing, a page, the gap, a target.
-sizes = st.one_of(
-    st.integers(0, 40),
-    st.integers(PAGE_BYTES - 2, PAGE_BYTES + 2),
-    st.sampled_from([3 * PAGE_BYTES, 50_001, plan.GAP_BYTES, plan.GAP_BYTES + 1, 300_000]),
-)
-tables = st.lists(
-    st.builds(
-        lambda sizes, pad: header_of(sizes, pad_bytes=pad).tensors,
-        st.lists(sizes, max_size=25),
-        st.integers(0, PAGE_BYTES),
-    ),
-    min_size=1,
-    max_size=3,
-)
-targets = st.sampled_from([1, 5_000, 64 << 10, 1 << 20, 64 << 20])
-counts = st.sampled_from([1, 2, 3, 4096])
-
-Picked = tuple[list[TensorTable], Selection]
-
-
-@st.composite
-def selections(draw: st.DrawFn) -> Picked:
-    made = draw(tables)
-    files: list[plan.Indices] = []
-    for table in made:
-        if draw(st.booleans()):
-            files.append(range(len(table)))
-        else:
-            wanted = draw(st.sets(st.sampled_from(range(len(table))))) if len(table) else set()
-            files.append(array("I", sorted(wanted)))
-    return made, Selection(tuple(files))
-
-
-def chosen(selection: Selection) -> list[tuple[int, int]]:
-    return [(file, index) for file, indices in enumerate(selection.files) for index in indices]
+from .generated import EXAMPLES, Picked, chosen, counts, selections, targets
 
 
 @given(selections(), targets, counts)
@@ -148,21 +109,6 @@ def test_even_blocks_tile_their_segment_and_are_as_long_as_each_other(
             assert max(sizes) - min(sizes) <= 1
 
 
-@given(tables, st.data())
-@EXAMPLES
-def test_select_finds_names_in_every_file(tables: list[TensorTable], data: st.DataObject) -> None:
-    names = sorted({name for table in tables for name in table.names()})
-    wanted = data.draw(st.lists(st.sampled_from(names)) if names else st.just([]))
-    expected = [
-        (file, index)
-        for file, table in enumerate(tables)
-        for index in range(len(table))
-        if table.name(index) in wanted
-    ]
-    assert chosen(plan.select(tables, wanted)) == expected
-    assert plan.select(tables, wanted).tensor_count == len(expected)
-
-
 @given(selections())
 @EXAMPLES
 def test_a_table_gives_many_tensors_as_it_gives_each(picked: Picked) -> None:
@@ -172,47 +118,6 @@ def test_a_table_gives_many_tensors_as_it_gives_each(picked: Picked) -> None:
         assert entries == [
             (table.name(i), table.dtype(i), table.shape(i), table.start(i), table.end(i)) for i in indices
         ]
-
-
-@given(tables)
-@EXAMPLES
-def test_select_of_none_is_select_of_every_name(tables: list[TensorTable]) -> None:
-    names = [name for table in tables for name in table.names()]
-    everything = plan.select(tables, None)
-    assert chosen(everything) == [(f, i) for f, table in enumerate(tables) for i in range(len(table))]
-    assert everything.digest() == plan.select(tables, names).digest()
-
-
-def test_select_names_what_is_missing_and_how_much_more() -> None:
-    table = header_of([1]).tensors
-    with pytest.raises(TensorNotFoundError, match=r"'a', 'b', 'c' and 2 more") as caught:
-        plan.select([table], ["t0", "e", "d", "c", "b", "a"])
-    assert caught.value.details == {"tensor": "a"}
-
-
-@given(selections(), selections())
-@EXAMPLES
-def test_digests_are_equal_for_equal_selections_only(one: Picked, other: Picked) -> None:
-    same = [list(indices) for indices in one[1].files] == [list(indices) for indices in other[1].files]
-    if same and [type(indices) for indices in one[1].files] == [type(i) for i in other[1].files]:
-        assert one[1].digest() == other[1].digest()
-    if not same:
-        assert one[1].digest() != other[1].digest()
-
-
-@given(selections(), st.integers(0, 80))
-@EXAMPLES
-def test_skip_leaves_out_the_first_tensors(picked: Picked, count: int) -> None:
-    _, selection = picked
-    assert chosen(plan.skip(selection, count)) == chosen(selection)[count:]
-
-
-@given(selections())
-@EXAMPLES
-def test_selected_bytes_is_the_sum_of_the_tensors(picked: Picked) -> None:
-    tables, selection = picked
-    expected = sum(tables[file].end(index) - tables[file].start(index) for file, index in chosen(selection))
-    assert plan.selected_bytes(tables, selection) == expected
 
 
 @given(selections())

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from penstock.server.checkpoint import plan
-from penstock.server.checkpoint.catalog import Catalog, Checkpoint
+from penstock.server.checkpoint.catalog import Catalog
+from penstock.server.checkpoint.files import Checkpoint
+from penstock.server.checkpoint.selection import select
 from penstock.server.edge.events import (
     LISTING_BYTES,
     LISTING_TENSORS,
@@ -103,7 +104,7 @@ def test_each_message_of_a_listing_is_bounded_in_bytes_and_in_tensors(
         write(tmp_path / f"{name}.safetensors", entries)
     checkpoint = catalog.resolve([str(tmp_path)], ROOT)
     try:
-        everything = plan.select(checkpoint.tables, None, checkpoint.delivered).files
+        everything = select(checkpoint.tables, None, checkpoint.delivered).files
         messages = list(_listing(Listing(checkpoint.tables, everything)))
     finally:
         checkpoint.close()

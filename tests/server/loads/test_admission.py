@@ -11,12 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from penstock.server.checkpoint.catalog import NO_WISH, Catalog, Checkpoint
+from penstock.server.checkpoint.catalog import NO_WISH, Catalog
+from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.errors import InvalidRequestError, SessionRequiredError
-from penstock.server.loads.admission import CHOICE_SECONDS, WAITS_FOR_CHOICE
+from penstock.server.loads.admission import WAITS_FOR_CHOICE
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
 from penstock.server.loads.request import Listing, LoadContext, Request
+from penstock.server.loads.selecting import CHOICE_SECONDS
 from penstock.server.sources import Access
 from penstock.server.sources.verification import Wish
 from penstock.server.system.failure import NoThreadError

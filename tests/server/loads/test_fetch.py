@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from penstock.server.checkpoint.budget import Budget
+from penstock.server.checkpoint.headers.budget import Budget
 from penstock.server.errors import (
     CheckpointChangedError,
     CheckpointInvalidError,

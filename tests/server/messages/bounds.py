@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from penstock.server.checkpoint.budget import Budget
 from penstock.server.checkpoint.catalog import MAX_SOURCES
-from penstock.server.checkpoint.header import Parsers
+from penstock.server.checkpoint.headers.budget import Budget
+from penstock.server.checkpoint.headers.parsers import Parsers
+from penstock.server.checkpoint.headers.spool import Spools
 from penstock.server.checkpoint.opening import Descriptors, Opening
-from penstock.server.checkpoint.spool import Spools
 from penstock.server.edge.requests import MAX_NAME_CHARACTERS, MAX_SOURCE_BYTES, _variant, check_sources
 from penstock.server.edge.streams import MAX_MESSAGE_BYTES, UNAPPROVED_MESSAGE_BYTES, RequestStream
 from penstock.server.loads.names import MAX_UNPACKED_BYTES, NAME_COST_BYTES, Names

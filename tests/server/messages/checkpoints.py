@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.catalog import MAX_SOURCES
-from penstock.server.checkpoint.index import MAX_FILES, MAX_INDEX_BYTES
-from penstock.server.checkpoint.table import MAX_NAME_BYTES
+from penstock.server.checkpoint.headers.index import MAX_FILES, MAX_INDEX_BYTES
+from penstock.server.checkpoint.headers.table import MAX_NAME_BYTES
+from penstock.server.checkpoint.selection import select, select_matching
 from penstock.server.sources.verification import Wish
 
 from ...error_rule import Example
@@ -43,7 +43,7 @@ A = f'"a": {entry("U8", [4], 0, 4)}'
 
 EXAMPLES = [
     provoked(
-        lambda: plan.select_matching([header_of([4]).tensors], ["model.*"]),
+        lambda: select_matching([header_of([4]).tensors], ["model.*"]),
         "the checkpoint",
         "has no tensor whose name matches 'model.*'",
         "compare with the names",
@@ -230,6 +230,6 @@ EXAMPLES = [
         "load fewer files at a time",
     ),
     provoked(
-        lambda: plan.select([], ["x"]), "'x'", "the checkpoint has no tensor named", "compare with the names"
+        lambda: select([], ["x"]), "'x'", "the checkpoint has no tensor named", "compare with the names"
     ),
 ]

@@ -20,7 +20,7 @@ from penstock.server.errors import (
     PenstockError,
     SourceUnavailableError,
 )
-from penstock.server.staging.demand import Demand
+from penstock.server.staging.memory.demand import Demand
 from penstock.server.system.headroom import SPARE_SHARE, spare_bytes
 
 from ..bench import GROUP, Bench, running

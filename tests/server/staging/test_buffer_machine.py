@@ -34,7 +34,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from penstock.server.checkpoint.catalog import Checkpoint
+from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.errors import (
     CheckpointChangedError,
     MemoryLimitTooSmallError,

@@ -17,8 +17,9 @@ import pytest
 
 from penstock.server.checkpoint import plan
 from penstock.server.errors import PenstockError, StagingExhaustedError, TooManyLoadsError
-from penstock.server.staging import entry as entry
+from penstock.server.staging import entry
 from penstock.server.staging.pool import SlabPool
+from penstock.server.staging.reading import pipeline
 from penstock.server.system import linux
 from penstock.server.system.failure import NoThreadError, explain
 from penstock.server.system.fair import FairExecutor
@@ -36,7 +37,7 @@ INJECTED: dict[str, tuple[object, str, BaseException, type[PenstockError]]] = {
     "seals": (fcntl, "fcntl", NO_MEMORY, StagingExhaustedError),
     "planning": (plan, "segments_within", MemoryError(), StagingExhaustedError),
     "ring": (entry, "SegmentRing", MemoryError(), StagingExhaustedError),
-    "filling": (entry, "Filling", MemoryError(), StagingExhaustedError),
+    "filling": (pipeline, "Filling", MemoryError(), StagingExhaustedError),
     "fault": (plan, "segments_within", ZeroDivisionError("a fault"), PenstockError),
 }
 

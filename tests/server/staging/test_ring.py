@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.server.checkpoint import plan
+from penstock.server.checkpoint.selection import select
 from penstock.server.staging.ring import SegmentRing, SegmentState
 from penstock.server.system.linux import PAGE_BYTES
 
@@ -16,7 +17,7 @@ from ..support import header_of
 
 def segments_of(sizes: list[int], *, pad_bytes: int = 0, one_each: bool = True) -> list[plan.Segment]:
     table = header_of(sizes, pad_bytes=pad_bytes).tensors
-    everything = plan.select([table], None)
+    everything = select([table], None)
     return plan.segments([table], everything, target_bytes=1, target_tensors=1 if one_each else 4096)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.staging.entry import MAX_NAMES
 from penstock.server.staging.members import Holder
+from penstock.server.staging.retention import MAX_NAMES
 from penstock.server.system.shown import SHOWN_BYTES, SHOWN_SOURCES, shown_sources, utf8_bytes
 from penstock.server.watch.status import SHOWN_HOLDERS, SHOWN_HOLDERS_OF_A_STAGE, _stage
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckpointInvalidError
-from .plan import Indices, compact
-from .table import TensorTable, shown
+from .headers.table import TensorTable, shown
+from .selection import Indices, compact
 
 BUCKET_NAMES = 16_384
 """About how many hashes are compared at once."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError
 from ..sources import join
-from .recognise import what_is_there
+from .headers.recognise import what_is_there
 
 WEIGHTS_SUFFIX = ".safetensors"
 KNOWN_BASES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "consolidated")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from .plan import Indices, Segment, Selection
+from .plan import Segment
+from .selection import Indices, Selection
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import ClassVar, TypeVar
 
-from ..checkpoint import plan
-from ..checkpoint.catalog import NO_WISH, Checkpoint
-from ..checkpoint.plan import Indices, Selection
-from ..checkpoint.table import TensorTable
+from ..checkpoint.catalog import NO_WISH
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.selection import Selection, select
 from ..config.units import show_size
 from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
@@ -29,17 +28,11 @@ from ..system.log import event
 from ..system.shown import shown_source
 from .names import Names
 from .request import Caller, Emit, Listing, LoadContext, Queued, Request
+from .selecting import ClientChoice, left_to_load
 
 _T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
-
-CHOICE_SECONDS = 60.0
-"""How long a client may take to receive the listing and to choose. It compares 100,000 names in a second.
-
-The load's files stay open meanwhile, and count among the descriptors that its user may have. If they were
-closed and opened again, an object store would be asked for everything twice, and might return other
-versions."""
 
 WAITS_FOR_CHOICE = "its client to choose tensors"
 WAITS_FOR_MEMORY = "waiting for staging memory that other loads use"
@@ -79,9 +72,8 @@ class Admission:
         self._access = access
         self._context = context
         self._wish = NO_WISH
-        self._choosing = False
+        self._choice = ClientChoice()
         self._unsubscribe: Callable[[], object] = lambda: None
-        self._choice: asyncio.Future[Names | Sequence[str]] = asyncio.get_running_loop().create_future()
 
     @property
     def source(self) -> str:
@@ -91,18 +83,17 @@ class Admission:
     @property
     def waits_for(self) -> str:
         """What it waits for, in words; empty while it makes progress."""
-        if self._choosing:
+        if self._choice.waiting:
             return WAITS_FOR_CHOICE
         return WAITS_FOR_MEMORY if self.state == "waiting" else ""
 
     @property
     def awaits_choice(self) -> bool:
-        return self.request.list_tensors and not self._choice.done()
+        return self.request.list_tensors and not self._choice.made
 
     def choose(self, names: Names | Sequence[str]) -> None:
         """Sets the client's answer to the listing."""
-        if not self._choice.done():
-            self._choice.set_result(names)
+        self._choice.make(names)
 
     async def _enter(
         self, emit: Emit, *, owner_uid: int | None, whole: bool = False
@@ -140,66 +131,17 @@ class Admission:
     async def _select(self, checkpoint: Checkpoint, emit: Emit) -> tuple[Selection, Selection]:
         names = self.request.names
         if self.request.list_tensors:
-            everything = plan.select(checkpoint.tables, None, checkpoint.delivered).files
-            names = await self._ask(Listing(checkpoint.tables, everything), emit)
+            everything = select(checkpoint.tables, None, checkpoint.delivered).files
+            names = await self._choice.ask(Listing(checkpoint.tables, everything), emit)
         selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(selecting, self._choose_among, checkpoint, names)
-
-    def _choose_among(
-        self,
-        checkpoint: Checkpoint,
-        names: Names | Sequence[str] | None,
-    ) -> tuple[Selection, Selection]:
-        """Returns the tensors that are left to this load, and the tensors for which a new entry is made if no
-        entry serves it. For a group that goes on after a restart, the latter are all that any member may
-        still need."""
-        skipped, group = self.request.skip_tensors, self.request.group
-        selection = select(self.request, checkpoint.tables, names, checkpoint.delivered)
-        rest = made_for = plan.skip(selection, skipped)
-        if group is not None and group.window:
-            made_for = plan.skip(selection, min(skipped, group.released_tensors))
-        self._check_whole(checkpoint, rest)
-        for one in (rest, made_for):
-            one.digest()  # here, on a worker thread, and not later on the event loop
-        return rest, made_for
-
-    def _check_whole(self, checkpoint: Checkpoint, selection: Selection) -> None:
-        """Raises InvalidRequestError where only a part of a file that must be verified is to be read."""
-        for file, table, indices, one in zip(
-            checkpoint.files, checkpoint.tables, selection.files, checkpoint.expected, strict=False
-        ):
-            if one.must and 0 < len(indices) < len(table):
-                raise InvalidRequestError(
-                    f"verify: {file.uri} cannot be verified, as {len(table) - len(indices)} of its "
-                    f'{len(table)} tensors are not read; load it whole, or with verify="auto" and no '
-                    "digest for it"
-                )
-
-    async def _ask(self, listing: Listing, emit: Emit) -> Names | Sequence[str]:
-        """The client's choice. Raises InvalidRequestError if the client makes none for `CHOICE_SECONDS`."""
-
-        async def ask() -> Names | Sequence[str]:
-            await emit(listing)
-            return await self._choice
-
-        self._choosing = True
-        try:
-            return await asyncio.wait_for(ask(), CHOICE_SECONDS)
-        except asyncio.TimeoutError:
-            raise InvalidRequestError(
-                f"select: the client chose no tensors within {CHOICE_SECONDS:.0f} s after the listing; "
-                "choose sooner, or list the tensors with one load and name them in another"
-            ) from None
-        finally:
-            self._choosing = False
+        return await loop.run_in_executor(selecting, left_to_load, self.request, checkpoint, names)
 
     def _release_names(self) -> None:
         """Gives the memory of the names back: they have been looked up, and are not needed again."""
-        chosen = self._choice.result() if self._choice.done() and not self._choice.cancelled() else None
-        for names in (self.request.names, chosen):
-            if isinstance(names, Names):
-                names.close()
+        if isinstance(self.request.names, Names):
+            self.request.names.close()
+        self._choice.release()
 
     async def _admit(
         self,
@@ -296,18 +238,6 @@ class Admission:
             "waited_seconds": round(self.waited_seconds, 4),
             "stage": self.entry.id if self.entry else 0,
         }
-
-
-def select(
-    request: Request,
-    tables: Sequence[TensorTable],
-    names: Names | Sequence[str] | None,
-    delivered: Sequence[Indices] | None,
-) -> Selection:
-    """What the request selects, by its patterns or by names. Raises TensorNotFoundError."""
-    if request.patterns:
-        return plan.select_matching(tables, request.patterns, delivered)
-    return plan.select(tables, names, delivered)
 
 
 async def resolve(context: LoadContext, request: Request, access: Access, wish: Wish = NO_WISH) -> Checkpoint:

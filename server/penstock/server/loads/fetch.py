@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from ..checkpoint.budget import Budget, Charge
+from ..checkpoint.headers.budget import Budget, Charge
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, InvalidRequestError
 from ..sources import Access, Listed, Source, choose

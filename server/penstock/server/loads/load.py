@@ -13,11 +13,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..checkpoint import plan
-from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.plan import Indices, Selection
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.headers.table import TensorTable
+from ..checkpoint.selection import Indices, Selection, selected_bytes
 from ..checkpoint.slices import SegmentSlice
-from ..checkpoint.table import TensorTable
 from ..errors import SessionRequiredError
 from ..sources import Access
 from ..staging.entry import CacheEntry
@@ -198,7 +197,7 @@ class Load(Admission):
     ) -> Manifest:
         ring = entry.ring
         assert ring is not None
-        self.total_bytes = await self._in_thread(plan.selected_bytes, checkpoint.tables, selection)
+        self.total_bytes = await self._in_thread(selected_bytes, checkpoint.tables, selection)
         if self.warm_segments.issuperset(part.segment for part in slices):
             warm = self.total_bytes
             self.was_warm = True

@@ -1,7 +1,7 @@
 """The names of tensors that a request selects, as they came: packed, because as Python strings in a set they
 take many times the space.
 
-They are unpacked only to be looked up (`plan.select`), for one request of the daemon at a time.
+They are unpacked only to be looked up (`checkpoint/selection.py`), for one request of the daemon at a time.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..checkpoint.catalog import Catalog
-from ..checkpoint.plan import Indices
-from ..checkpoint.table import TensorTable
+from ..checkpoint.headers.table import TensorTable
+from ..checkpoint.selection import Indices
 from ..sources.verification import AUTO
 from ..staging.buffer import StagingBuffer
 from ..staging.sharing import Group

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checkpoint import plan
-from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.plan import Segment, Selection
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.headers.table import TensorTable
+from ..checkpoint.plan import Segment
+from ..checkpoint.selection import Selection, skip
 from ..checkpoint.slices import SegmentSlice, WholeSegments, cut
-from ..checkpoint.table import TensorTable
 
 
 class Contents:
@@ -33,7 +33,7 @@ class Contents:
         skipped = self.selection.tensor_count - selection.tensor_count
         if self.version != checkpoint.version or skipped < 0:
             return None
-        digest = plan.skip(self.selection, skipped).digest() if skipped else self._digest
+        digest = skip(self.selection, skipped).digest() if skipped else self._digest
         return skipped if digest == selection.digest() else None
 
     def serves(self, checkpoint: Checkpoint, selection: Selection) -> bool:

@@ -1,11 +1,11 @@
 """One checkpoint in the staging buffer: its slabs, the ring of segments in them, and who holds it.
 
-    queued --> start: plan against the capacity, read the first segments (filling.py) --> complete
+    queued --> start: plan against the capacity, read the first segments (pipeline.py) --> complete
         consumers wait for segments, release them; a window reads more in as it is released
         the last holder leaves --> warm (full, whether or not it is complete), or closed
 
-`phase.py` has the states of its life, `contents.py` what it holds, `members.py` who shares it. All of it runs
-on the event loop.
+`phase.py` has the states of its life, `contents.py` what it holds, `members.py` who shares it, `retention.py`
+what keeps it warm. All of it runs on the event loop.
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..checkpoint.catalog import Checkpoint
+from ..checkpoint.files import Checkpoint
 from ..checkpoint.plan import Segment
 from ..config.units import show_size
 from ..errors import CheckpointCorruptError, PenstockError, StagingExhaustedError
-from ..sources.kept import KeptFile
-from ..system.counts import Totals
 from .contents import Contents
-from .filling import Filling
-from .keeping import Keeper, Keeping
 from .members import GroupTerms, Holder, Members
 from .phase import Phase, moved
-from .pool import Workers
-from .reader import Cancelled, ReaderPool
+from .reading.job import Cancelled
+from .reading.pipeline import Pipeline, PipelineContext
+from .reading.verifying import Verifier
+from .retention import Retention
 from .ring import SegmentRing, SegmentState
 from .slab import Slab
-from .verifying import Verifier
 
 _ids = itertools.count(1)
-
-MAX_NAMES = 16
-"""How many names for the same files are remembered of one checkpoint."""
 
 
 class EntryListener(Protocol):
@@ -58,14 +52,9 @@ class EntryContext:
     """What all entries of a buffer share."""
 
     listener: EntryListener
-    readers: Mapping[str, ReaderPool]
-    """Reader threads by kind of source."""
-    totals: Totals
-    keeper: Keeper
+    pipeline: PipelineContext
     patience_seconds: float
     """For how long other loads of a window may keep a load waiting."""
-    hashers: Workers
-    """Threads on which SHA-256 follows what is read."""
 
 
 class CacheEntry:
@@ -80,27 +69,14 @@ class CacheEntry:
         self.phase = Phase.QUEUED
         self.slabs: list[Slab] = []
         self.ring: SegmentRing | None = None
-        self.verifier: Verifier | None = None
-        """Once started: what of it was compared with checksums."""
         self.error: PenstockError | None = None
-        self._pinned = False
-        self._wishes: dict[str, bool] = {}
-        """Names of the warm set that it is kept for, and whether each pins it."""
-        self.names = [contents.checkpoint.sources]
-        """Names under which it was staged or pinned. Several may mean the same files."""
-        self.read_bytes = 0
-        self._counted_bytes = 0
-        """Of `verified_bytes`, those that are in the totals."""
-        self._kept_files: list[KeptFile] = []
-        self._disk_before = 0
-        """Bytes of its files that had come from the tier before it was read, such as headers."""
         self.owner_uid = owner_uid
         """The user whose share of memory and of the readers it takes. None: no user yet."""
         self._context = context
-        self._evict_when_left = False
+        self._retention = Retention(contents.checkpoint.sources)
         self._granted_slabs = 0
-        self._filling: Filling | None = None
-        self._keeping: Keeping | None = None
+        self._pipeline: Pipeline | None = None
+        """Set once it has started."""
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self.made_at = self.last_used = self._moved = self._loop.time()
@@ -140,33 +116,42 @@ class CacheEntry:
         return self.phase in (Phase.DRAINING, Phase.CLOSED)
 
     @property
+    def names(self) -> Sequence[tuple[str, ...]]:
+        """Names under which it was staged or pinned. Several may mean the same files."""
+        return self._retention.names
+
+    @property
     def pinned(self) -> bool:
         """It is evicted for nobody's memory."""
-        return self._pinned or any(self._wishes.values())
+        return self._retention.pinned
 
     @property
     def wanted(self) -> bool:
         """A warm set names it: it is evicted after what is warm by chance."""
-        return bool(self._wishes)
+        return self._retention.wanted
 
     def wanted_as(self, name: str) -> bool:
         """The warm set names it so."""
-        return name in self._wishes
+        return self._retention.wanted_as(name)
 
     @property
     def reading(self) -> bool:
         """Whether reads of it are under way."""
-        return self._filling is not None and self._filling.active
+        return self._pipeline is not None and self._pipeline.reading
 
     @property
-    def copying(self) -> bool:
-        """Some of its bytes are being copied to where they are kept. That takes milliseconds."""
-        return self._keeping is not None and bool(self._keeping.slabs_in_use)
+    def read_bytes(self) -> int:
+        return self._pipeline.read_bytes if self._pipeline is not None else 0
 
     @property
     def tier_bytes(self) -> int:
         """Of `read_bytes`, those that came from the tier."""
-        return min(self.read_bytes, self._disk_bytes() - self._disk_before)
+        return self._pipeline.tier_bytes if self._pipeline is not None else 0
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """Once started: what of it was compared with checksums."""
+        return self._pipeline.verifier if self._pipeline is not None else None
 
     def stands_still(self, seconds: float) -> bool:
         """Whether for so many seconds nobody joined, left or released anything, and no segment was read. Its
@@ -192,7 +177,7 @@ class CacheEntry:
     @property
     def keeps_warm(self) -> bool:
         """Whether it is of use to later loads when nobody holds it."""
-        return self.full and self.error is None and not self._evict_when_left
+        return self.full and self.error is None and not self._retention.ends_when_left
 
     @property
     def slab_count(self) -> int:
@@ -260,70 +245,54 @@ class CacheEntry:
         """Takes the slabs over, lays the segments out in them, and begins to read. If this raises before
         `slabs` is set, the slabs still belong to the caller."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
-        self.verifier = Verifier(self.checkpoint, segments)
-        self._kept_files = [file for file in set(self.checkpoint.files) if isinstance(file, KeptFile)]
-        self._disk_before = self._disk_bytes()
-        self._filling = Filling(
+        pipeline = Pipeline(
             ring,
             slabs,
-            self.checkpoint.files,
+            self.checkpoint,
+            self._context.pipeline,
             uid=self.owner_uid,
-            readers=self._context.readers,
             on_end=self._read_ended,
-            on_block=self._context.totals.observe_read,
-            verifier=self.verifier,
-            hashers=self._context.hashers,
-        )
-        self._keeping = self._context.keeper.keep(
-            ring,
-            self._filling,
-            self.checkpoint.files,
             may_copy=self._may_copy,
             on_copied=self._copied,
         )
-        if self._keeping is not None and self.pinned:
-            self._keeping.pin(True)
+        if self.pinned:
+            pipeline.pin(True)
         self.phase = moved(self.phase, Phase.STARTED)
-        self.slabs, self.ring = slabs, ring
+        self.slabs, self.ring, self._pipeline = slabs, ring, pipeline
         self.assign(self.owner_uid)
         self.contents.lay_out(segments)
-        for key, skipped in self.members.skipped.items():
-            ring.join(key, ring.segment_of(skipped))
-        self._update_hold_back()
+        self.members.lay_out(ring)
         self._pump()
         self.notify()
 
     def assign(self, uid: int | None) -> None:
         """From now on only `uid` may hold its slabs."""
         self.owner_uid = uid
-        if self._filling is not None:
-            self._filling.give_to(uid)
+        if self._pipeline is not None:
+            self._pipeline.give_to(uid)
         if uid is not None:
             for slab in self.slabs:
                 slab.owner_uid = uid
 
     def pin(self, name: tuple[str, ...]) -> None:
         """Keeps the entry until it is evicted, and adds `name` to its names."""
-        self._pinned, self._evict_when_left = True, False
+        self._retention.pin(name)
         self._pin_kept()
-        self._call(name)
 
     def want(self, name: str, sources: tuple[str, ...], *, pin: bool) -> None:
         """A warm set names it, until `unwant` or `unpin`. `sources` are what it is staged as there."""
-        self._wishes[name], self._evict_when_left = pin, False
+        self._retention.want(name, sources, pin=pin)
         self._pin_kept()
-        self._call(sources)
 
     def unwant(self, name: str) -> None:
         """The warm set does not name it so any more: it is warm as after a load."""
-        if self._wishes.pop(name, None) is not None:
+        if self._retention.unwant(name):
             self.last_used = self._loop.time()
             self._pin_kept()
 
     def unpin(self) -> None:
         """From now on it may be evicted for others. Nothing keeps it once its last holder has left."""
-        self._pinned, self._evict_when_left = False, True
-        self._wishes.clear()
+        self._retention.unpin()
         self._pin_kept()
 
     def fail(self, error: PenstockError) -> None:
@@ -337,7 +306,6 @@ class CacheEntry:
     def stop_expecting(self) -> None:
         """Stops waiting for further members of the group."""
         self.members.stop_expecting()
-        self._update_hold_back()
         self._pump()
 
     def close(self) -> list[Slab]:
@@ -351,7 +319,7 @@ class CacheEntry:
         stuck = self._slabs_in_use()
         free = [slab for slab in self.slabs if slab not in stuck]
         self.slabs = stuck
-        if self.reading or self.copying:
+        if self._pipeline is not None and (self._pipeline.reading or self._pipeline.copying):
             self.phase = moved(self.phase, Phase.DRAINING)
         else:
             self._end()
@@ -365,10 +333,7 @@ class CacheEntry:
         is the name of its window before a restart, if the client knows it."""
         self.members.join(key, holder, skipped, window)
         self.last_used = self._moved = self._loop.time()
-        if self.ring is not None:
-            self.ring.join(key, self.ring.segment_of(skipped))
-            self._update_hold_back()
-            self._pump()
+        self._pump()
 
     def release(self, key: Hashable, count: int) -> None:
         """`key` no longer needs the segments below `count`."""
@@ -382,8 +347,6 @@ class CacheEntry:
         if not self.members.leave(key):
             return
         self.last_used = self._moved = self._loop.time()
-        if self.ring is not None:
-            self.ring.leave(key)
         if self.holders:
             self._pump()
             return
@@ -391,7 +354,7 @@ class CacheEntry:
             self._cancel_reads()
         if self.idle:
             self._context.listener.entry_idle(self)
-        self._context.keeper.pump()
+        self._context.pipeline.keeper.pump()
 
     async def wait_change(self) -> None:
         """Waits until anything about the entry changes."""
@@ -432,27 +395,19 @@ class CacheEntry:
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _call(self, sources: tuple[str, ...]) -> None:
-        if sources not in self.names:
-            self.names = [*self.names[: MAX_NAMES - 1], sources]
-
     def _pin_kept(self) -> None:
         """The copies that files keep are pinned as the entry is."""
-        if self._keeping is not None:
-            self._keeping.pin(self.pinned)
-
-    def _disk_bytes(self) -> int:
-        return sum(file.disk_bytes for file in self._kept_files)
+        if self._pipeline is not None:
+            self._pipeline.pin(self.pinned)
 
     def _raise_error(self) -> None:
         if self.error is not None:
             raise self.error
 
     def _raise_if_blocked(self, key: Hashable, segment: int) -> None:
-        assert self.ring is not None
-        blockers = [blocker for blocker in self.ring.in_the_way(key, segment) if blocker in self.holders]
+        blockers = self.members.in_the_way(key, segment)
         if blockers:
-            pids = sorted({self.holders[blocker].pid for blocker in blockers})
+            pids = sorted({blocker.pid for blocker in blockers})
             raise StagingExhaustedError(
                 "another load that shares this window made no progress for "
                 f"{self._context.patience_seconds:.0f} s (pid {', '.join(map(str, pids[:8]))}); end that "
@@ -460,30 +415,18 @@ class CacheEntry:
                 "--memory-limit, or raise --queue-timeout"
             )
 
-    def _update_hold_back(self) -> None:
-        if self.ring is not None:
-            self.ring.hold_back = self.members.expecting
-            self.ring.recycle()
-
     def _pump(self) -> None:
         """Reads segments for which there is room, as long as anybody wants them."""
-        if self._filling is not None and self.error is None and self.holders:
-            self._filling.submit()
+        if self._pipeline is not None and self.error is None and self.holders:
+            self._pipeline.submit()
 
     def _read_ended(self, index: int, error: PenstockError | Cancelled | None) -> None:
-        assert self.ring is not None
+        assert self._pipeline is not None
         if self.closed:
             self._drained()
             return
         if error is None:
-            segment = self.ring.segments[index]
-            self.read_bytes += segment.size_bytes
-            source = self.checkpoint.files[segment.file].kind
-            self._context.totals.source_bytes[source] += segment.size_bytes
-            self._count_verified()
-            if self._keeping is not None:
-                self._keeping.read(index)
-                self._context.keeper.pump()
+            self._pipeline.arrived(index)
             self._context.listener.entry_read(self)
             self._pump()
             if self.complete:
@@ -495,11 +438,6 @@ class CacheEntry:
             self._pump()
         if not self.holders and self.idle:
             self._context.listener.entry_idle(self)
-
-    def _count_verified(self) -> None:
-        assert self.verifier is not None
-        self._context.totals.verified_bytes += self.verified_bytes - self._counted_bytes
-        self._counted_bytes = self.verified_bytes
 
     def _copied(self) -> None:
         """Some of its slabs are not copied from any more."""
@@ -520,24 +458,22 @@ class CacheEntry:
         return self.complete if self.holders else self.keeps_warm
 
     def _drained(self) -> None:
-        if not self.reading and not self.copying:
+        assert self._pipeline is not None
+        if not (self._pipeline.reading or self._pipeline.copying):
             slabs, self.slabs = self.slabs, []
             self._end()
             self._context.listener.entry_drained(self, slabs)
 
     def _end(self) -> None:
         self.phase = moved(self.phase, Phase.CLOSED)
-        self._filling = None
-        if self._keeping is not None:
-            self._keeping.close()
-            self._keeping = None
+        if self._pipeline is not None:
+            self._pipeline.end()
         self.checkpoint.close()
 
     def _slabs_in_use(self) -> list[Slab]:
-        used = self._filling.slabs_in_use() if self._filling is not None else []
-        kept = self._keeping.slabs_in_use if self._keeping is not None else []
-        return [slab for slab in self.slabs if slab in used or slab in kept]
+        used = self._pipeline.slabs_in_use() if self._pipeline is not None else []
+        return [slab for slab in self.slabs if slab in used]
 
     def _cancel_reads(self) -> None:
-        if self._filling is not None:
-            self._filling.cancel()
+        if self._pipeline is not None:
+            self._pipeline.cancel()

@@ -4,7 +4,7 @@ Writing to a fresh page costs several times as much as writing to a used one, so
 user has held goes only to that user again. For another user it is closed, and a new one is made.
 
 All methods run on the event loop and decide at once over plain state. Making, populating and closing slabs is
-slow and runs on `workers`. The pool knows nothing of entries and queues; `buffer.py` does.
+slow and runs on `workers`. The pool knows nothing of entries and queues; `allocator.py` does.
 """
 
 from __future__ import annotations

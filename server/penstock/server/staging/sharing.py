@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..checkpoint.catalog import Checkpoint
-from ..checkpoint.plan import Selection
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.selection import Selection
 from ..sources.verification import Expected
 from .entry import CacheEntry
 from .members import GroupTerms

@@ -25,7 +25,7 @@ _ROOT = Path("/")
 
 SPARE_SHARE = 1 / 16
 """The share of the machine's memory, and of each cgroup's limit, that has to be left. At 0.25 s a look
-(`staging/upkeep.py`) a process may take 16 GB/s of a node with 64 GB, and finds memory left."""
+(`staging/memory/upkeep.py`) a process may take 16 GB/s of a node with 64 GB, and finds memory left."""
 SPARE_SHARE_UNDER_PRESSURE = 1 / 4
 PRESSURE_PERCENT = 10.0
 """The share of the last ten seconds in which a process waited for memory: `some avg10` of PSI."""

@@ -23,8 +23,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from ..staging.reader import ReaderPool
-from ..staging.schedule import STALL_SECONDS
+from ..staging.reading.accounts import STALL_SECONDS
+from ..staging.reading.reader import ReaderPool
 from ..system.log import event
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from ..loads.warm.warm_set import WarmSet
 from ..sources.stores import kind_of
 from ..staging.buffer import StagingBuffer
 from ..staging.entry import CacheEntry
-from ..staging.reader import ReaderPool
+from ..staging.reading.reader import ReaderPool
 from ..system.counts import Totals
 from ..system.shown import encodable, shown_sources
 from ..tier.tier import Tier

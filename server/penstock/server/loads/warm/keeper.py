@@ -16,8 +16,8 @@ import os
 import random
 from dataclasses import dataclass, field
 
-from ...checkpoint import plan
-from ...checkpoint.catalog import Checkpoint
+from ...checkpoint.files import Checkpoint
+from ...checkpoint.selection import selected_bytes
 from ...config.units import show_size
 from ...errors import MemoryLimitTooSmallError, PenstockError, StagingExhaustedError
 from ...sources import Access
@@ -25,10 +25,11 @@ from ...staging.entry import CacheEntry
 from ...system import failure
 from ...system.log import event
 from ...system.shown import encodable
-from ..admission import resolve, select
+from ..admission import resolve
 from ..at_start import DaemonItself, Run
 from ..prefetch import Prefetch, Progress
 from ..request import LoadContext, Queued, Request
+from ..selecting import requested
 from .wishes import Wish
 
 logger = logging.getLogger(__name__)
@@ -208,8 +209,8 @@ class Keeper:
         context, uid = self._shared.context, self.caller.uid
 
         def measure() -> _Survey:
-            selection = select(self.request, checkpoint.tables, None, checkpoint.delivered)
-            total_bytes = plan.selected_bytes(checkpoint.tables, selection)
+            selection = requested(self.request, checkpoint.tables, None, checkpoint.delivered)
+            total_bytes = selected_bytes(checkpoint.tables, selection)
             try:
                 slabs = context.staging.demand(checkpoint, selection, None, uid).whole
             except MemoryLimitTooSmallError:  # for one tensor
