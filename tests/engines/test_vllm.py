@@ -151,6 +151,39 @@ def test_a_model_may_choose_files_below_its_uri(start_daemon: StartDaemon, tmp_p
     assert penstock._source(config, ["none*.safetensors"]) == str(tmp_path)
 
 
+def test_a_model_s_parts_come_from_below_its_uri(
+    start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory stands for the prefix. vLLM knows the directory with the configuration, without weights."""
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    prefix, beside = tmp_path / "prefix", tmp_path / "beside"
+    (prefix / "encoder").mkdir(parents=True)
+    beside.mkdir()
+    write_checkpoint(prefix / "model.safetensors", {"weight": torch.arange(3.0)})
+    write_checkpoint(prefix / "encoder" / "model.safetensors", {"bias": torch.arange(5.0)})
+    torch.save({"weight": torch.arange(7.0)}, prefix / "head.pt")
+    parts = [
+        SimpleNamespace(
+            model_or_path=str(beside),
+            revision=None,
+            subfolder=below,
+            prefix=name,
+            allow_patterns_overrides=files,
+        )
+        for below, name, files in (("encoder", "encoder.", None), (None, "head.", ["head.pt"]))
+    ]
+    model = Model(secondary_weights=parts)
+    penstock = loader(socket_dir=str(start_daemon("--memory-limit", "64MiB").socket_dir))
+    penstock.load_weights(model, model_config(beside, model_weights=str(prefix)))
+    expected = {
+        "weight": torch.arange(3.0),
+        "encoder.bias": torch.arange(5.0),
+        "head.weight": torch.arange(7.0),
+    }
+    same(model.taken.items(), expected)
+    assert {part.model_or_path for part in parts} == {str(beside)}, "they are the model's"
+
+
 def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
     start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
