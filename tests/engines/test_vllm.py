@@ -36,7 +36,7 @@ class Model(torch.nn.Module):
     def load_weights(self, weights: Any) -> set[str]:
         for name, tensor in weights:
             assert name not in self.taken
-            self.taken[name] = tensor
+            self.taken[name] = tensor.clone()  # as parameters are copied, so that no lease outlives the load
         return set(self.taken)
 
 

@@ -135,7 +135,10 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
     def _fetch_weights(self, uri: str, subfolder: str, patterns: Sequence[str]) -> Path:
         """A directory with these files of the model, for vLLM's own loader."""
         allow = [os.path.join(subfolder, pattern) for pattern in patterns]
-        return StreamerClient(self.options.socket_dir).fetch(uri, allow=allow, max_bytes=_MAX_BYTES)
+        below = os.path.join(subfolder, "*/*")
+        return StreamerClient(self.options.socket_dir).fetch(
+            uri, allow=allow, ignore=below, max_bytes=_MAX_BYTES
+        )
 
     def _load(
         self,
