@@ -15,11 +15,12 @@ load from their own path, not from `source`.
 
 from __future__ import annotations
 
+import copy
 import glob
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 _INDEX_NAME = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
+_OLD_WEIGHTS = ("*.bin", "*.pt")
+_MAX_BYTES = 1 << 62
 # On a model's configuration: the model for which `source` has been loaded. vLLM changes `model` for a reload
 # from elsewhere, and keeps the options.
 _LOADED_AS = "_penstock_loaded_as"
@@ -102,20 +105,41 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         unused = getattr(model, "is_unused_checkpoint_weight", None)
         yield from self._load(source, model, needs=needs, unused=unused, stages_agree=not draft)
         for part in getattr(model, "secondary_weights", ()):
-            yield from self._part(part, model)
+            yield from self._part(part, model_config, model)
 
-    def _part(self, part: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    def _part(
+        self, part: Any, model_config: ModelConfig, model: nn.Module
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Weights that a model needs besides its own. Safetensors come through penstock."""
-        patterns = part.allow_patterns_overrides
+        patterns, uri = part.allow_patterns_overrides, ""
+        if part.model_or_path == model_config.model:  # where a model in object storage has no weights
+            uri = getattr(model_config, "model_weights", "")
         if patterns is None or any(pattern.endswith(_SUFFIX) for pattern in patterns):
-            folder = os.path.join(self._folder(part.model_or_path, part.revision), part.subfolder or "")
-            source = _files(folder, patterns)
-            if source != folder or _matching(folder, f"*{_SUFFIX}"):
+            source = self._part_source(part, uri)
+            if source is not None:
                 unused = getattr(part, "is_unused_weight", None)
                 loading = self._load(source, model, needs=EVERYTHING, unused=unused, stages_agree=False)
                 yield from ((part.prefix + name, tensor) for name, tensor in loading)
                 return
+        if uri:
+            part = copy.copy(part)
+            part.model_or_path = str(self._fetch_weights(uri, part.subfolder or "", patterns or _OLD_WEIGHTS))
         yield from by_vllm(self.load_config, part)
+
+    def _part_source(self, part: Any, uri: str) -> str | list[str] | None:
+        """None where there are no safetensors."""
+        folder = os.path.join(uri or self._folder(part.model_or_path, part.revision), part.subfolder or "")
+        find = self._listed if uri else _matching
+        source = _files(folder, part.allow_patterns_overrides, find)
+        return source if source != folder or find(folder, f"*{_SUFFIX}") else None
+
+    def _fetch_weights(self, uri: str, subfolder: str, patterns: Sequence[str]) -> Path:
+        """A directory with these files of the model, for vLLM's own loader."""
+        allow = [os.path.join(subfolder, pattern) for pattern in patterns]
+        below = os.path.join(subfolder, "*/*")
+        return StreamerClient(self.options.socket_dir).fetch(
+            uri, allow=allow, ignore=below, max_bytes=_MAX_BYTES
+        )
 
     def _load(
         self,
@@ -183,17 +207,14 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         # vLLM keeps the URI of a model in object storage here, and a directory without weights in `model`.
         uri = getattr(model_config, "model_weights", "")
         if uri:
-            return self._objects(str(uri), patterns)
-        return _files(self._folder(model_config.model, model_config.revision), patterns)
+            return _files(str(uri), patterns, self._listed)
+        return _files(self._folder(model_config.model, model_config.revision), patterns, _matching)
 
-    def _objects(self, uri: str, patterns: list[str] | None) -> str | list[str]:
-        """As `_files`, for a model in object storage."""
-        for pattern in patterns or ():
-            prefix = os.path.join(uri, "")
-            found = StreamerClient(self.options.socket_dir).list_files(prefix, allow=pattern, ignore="*/*")
-            if found:
-                return [prefix + name for name in sorted(found)]
-        return uri
+    def _listed(self, uri: str, pattern: str) -> list[str]:
+        """As `_matching`."""
+        prefix = os.path.join(uri, "")
+        found = StreamerClient(self.options.socket_dir).list_files(prefix, allow=pattern, ignore="*/*")
+        return [prefix + name for name in sorted(found)]
 
     def _chosen_source(self, model_config: ModelConfig) -> str | list[str] | None:
         """The option `source`, unless it has the weights of another model than this one."""
@@ -226,11 +247,11 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         return str(folder)
 
 
-def _files(folder: str, patterns: list[str] | None) -> str | list[str]:
+def _files(folder: str, patterns: list[str] | None, find: Callable[[str, str], list[str]]) -> str | list[str]:
     """The files that the model wants, else the directory: the daemon knows which of its files belong
     together."""
     for pattern in patterns or ():
-        if found := _matching(folder, pattern):
+        if found := find(folder, pattern):
             return found
     return folder
 
