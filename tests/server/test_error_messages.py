@@ -42,6 +42,9 @@ INTERNAL = {
     "a longer text than a list has": "caught where a list is parsed",
     "a list declares no types": "caught where a list is parsed",
     "a header block is cut off": "gRPC's libraries send none; closes the connection",
+    "the headers end early": "connection.py says that the answer is no valid HTTP",
+    "a header line is no header": "connection.py says that the answer is no valid HTTP",
+    "the length of the body is no number": "connection.py says that the answer is no valid HTTP",
     "a number in a header block": "gRPC's libraries send none; closes the connection",
 }
 """Parts of messages that reach no user, and why."""
