@@ -1,5 +1,5 @@
-"""An HTTP answer that cannot be drawn out for ever: http.client has a timeout for each read from the socket,
-and begins it anew with every byte."""
+"""An HTTP answer with a time limit. http.client has a timeout for each read from the socket only, so a server
+that sends a byte now and then could take for ever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Response(http.client.HTTPResponse):
-    """One whose headers must come within the connection's timeout, however slowly byte by byte."""
+    """An answer whose headers must all come within the connection's timeout."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
@@ -25,17 +25,17 @@ class Response(http.client.HTTPResponse):
         self._timed.until = None
 
     def hurry(self) -> None:
-        """What is read from now on must come within the timeout too."""
+        """From now on the bytes that are read must come within the timeout too."""
         if self._timeout_seconds is not None:
             self._timed.until = time.monotonic() + self._timeout_seconds
 
 
 class TooSlow(TimeoutError):
-    """Bytes came, and not all that should have come by now."""
+    """Some bytes came, but too few within the time limit."""
 
 
 class _Timed(io.RawIOBase):
-    """Another raw stream, read until a time."""
+    """A raw stream that is read through, up to a time limit."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
