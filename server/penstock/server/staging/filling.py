@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from ..checkpoint import plan
 from ..errors import PenstockError, ShuttingDownError, SourceUnavailableError
 from ..sources import RetryLater, SourceFile, without
+from ..system.failure import NoThreadError, explain
 from .pool import Workers
 from .reader import Cancelled, Job, ReaderPool
 from .ring import SegmentRing
@@ -117,7 +118,11 @@ class Filling:
                 domain=file.mount_point or None,
             )
             self._reading[index] = job
-            self._queues[file.kind].submit(job)
+            try:
+                self._queues[file.kind].submit(job)
+            except NoThreadError as error:
+                told = explain(error, f"reading {file.uri}")
+                self._loop.call_soon(self._ended, index, told)
 
     def cancel(self) -> None:
         """Blocks that are being read are read to their end; `_ended` cancels their segments then."""
