@@ -9,7 +9,7 @@ import pytest
 
 from penstock.server.edge.allowance import Allowance
 from penstock.server.edge.answers import COPIES, Answers
-from penstock.server.edge.service import MAX_MESSAGE_BYTES, to_status
+from penstock.server.edge.statuses import MAX_MESSAGE_BYTES, to_status
 from penstock.server.errors import CheckpointNotFoundError, InvalidRequestError
 from penstock.server.loads.names import MAX_UNPACKED_BYTES, NAME_COST_BYTES, Names
 from penstock.server.system import quota

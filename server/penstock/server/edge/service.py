@@ -9,8 +9,6 @@ from typing import NoReturn
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import streamer_pb2 as pb
 
@@ -23,14 +21,13 @@ from ..loads.prefetch import Progress
 from ..loads.request import Listing, Queued, Request
 from ..sources.verification import MAX_DIGESTS
 from ..staging.sharing import Group
-from ..system.shown import cut, encodable
 from . import fetching
 from .calls import Call, Context
 from .handoff import Session
+from .statuses import to_status
 
 logger = logging.getLogger(__name__)
 
-DOMAIN = "penstock"
 SEGMENT_PART_TENSORS = 256
 """Of a segment's tensors, those that are objects of protobuf at the same time."""
 LISTING_TENSORS = 4096
@@ -47,12 +44,6 @@ MAX_SOURCE_BYTES = 8 << 10
 SOURCE_COST_BYTES = 120
 """What a source costs besides its bytes, as a Python string in a tuple."""
 MAX_NAME_CHARACTERS = 200
-MAX_MESSAGE_CHARACTERS = 1000
-MAX_MESSAGE_BYTES = 2400
-"""Percent-encoded, as it is in the trailers."""
-MAX_DETAIL_BYTES = 300
-MAX_DETAILS_BYTES = 1200
-"""Of all of an error's details."""
 
 
 class StreamerService:
@@ -450,29 +441,3 @@ async def abort(context: Context, error: PenstockError, load_id: str) -> NoRetur
     except grpc.aio.InternalError:  # nobody is there any more to be told
         raise asyncio.CancelledError from None
     raise AssertionError("abort raises")
-
-
-def to_status(error: PenstockError, load_id: str) -> status_pb2.Status:
-    """What a client is told, cut to what its trailers hold: about 8 KiB, in which the message is twice, once
-    percent-encoded, and the details are in base64."""
-    details = {"retryable": str(error.retryable).lower()}
-    if load_id:
-        details["load_id"] = load_id
-    left = MAX_DETAILS_BYTES
-    for key, value in error.details.items():
-        value = cut(encodable(value), MAX_DETAIL_BYTES)
-        left -= len(key) + len(value.encode())
-        if left >= 0:
-            details[key] = value
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=details)
-    packed = any_pb2.Any()
-    packed.Pack(info)
-    message = cut(encodable(error.message), MAX_MESSAGE_CHARACTERS, size=len)
-    message = cut(message, MAX_MESSAGE_BYTES, size=_trailer_bytes)
-    number: int = grpc.StatusCode[error.status].value[0]
-    return status_pb2.Status(code=number, message=message, details=[packed])
-
-
-def _trailer_bytes(text: str) -> int:
-    """Of a message in the trailer grpc-message."""
-    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode(errors="replace"))
