@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,25 +103,21 @@ def test_who_keeps_the_error_keeps_no_lease(owned: bool, start_daemon: StartDaem
     assert kept.value.details["file"] == "/x"
 
 
-def test_a_daemon_that_ends_takes_nothing_back(start_daemon: StartDaemon) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [socket.socket.close, lambda connection: connection.send(b"\xfa\x01\x00")],
+    ids=["its end", "an empty field 31, as of a newer daemon"],
+)
+def test_nothing_else_on_the_connection_takes_anything_back(
+    what: Callable[[socket.socket], object], start_daemon: StartDaemon
+) -> None:
     daemon = start_daemon(TENSORS)
     found: dict[str, torch.Tensor] = {}
     with StreamerClient(daemon.socket_dir).load("/x") as load:
         for name, tensor in load:
             found[name] = tensor
             for connection in daemon.connections.values():
-                connection.close()
-    assert_equal(found)
-
-
-def test_packets_of_a_newer_daemon_are_passed_over(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(TENSORS)
-    found: dict[str, torch.Tensor] = {}
-    with StreamerClient(daemon.socket_dir).load("/x") as load:
-        for name, tensor in load:
-            found[name] = tensor
-            for connection in daemon.connections.values():
-                connection.send(b"\xfa\x01\x00")  # field 31, which is empty
+                what(connection)
     assert_equal(found)
 
 

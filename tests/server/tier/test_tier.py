@@ -115,7 +115,7 @@ def test_of_a_version_that_is_dropped_nothing_is_given_and_its_files_go(path: Pa
         for thing in (damaged, other):
             thing.keep(tier)
         drop(tier, damaged)
-        until_true(lambda: tier.used_bytes == disk_bytes(path) and len(files(path, BLOCKS)) == 1)
+        until_true(lambda: len(files(path, BLOCKS)) == 1 and tier.used_bytes == disk_bytes(path))
         assert [thing.kept(tier) for thing in (damaged, other)] == [0, MIB]
         assert damaged.keep(tier) == MIB
         assert damaged.kept(tier) == MIB
@@ -133,7 +133,7 @@ def test_who_uses_a_version_that_is_dropped_gets_no_more_of_it_and_its_files_go_
             assert hold.missing(0, 2 * MIB) is None
             assert thing.keep(tier) == 2 * MIB, "others begin anew meanwhile"
             assert len(files(path, BLOCKS)) == 2
-        until_true(lambda: tier.used_bytes == disk_bytes(path) and len(files(path, BLOCKS)) == 1)
+        until_true(lambda: len(files(path, BLOCKS)) == 1 and tier.used_bytes == disk_bytes(path))
         assert thing.kept(tier) == 2 * MIB
 
 
@@ -154,8 +154,7 @@ def test_what_is_being_written_of_a_version_that_is_dropped_is_not_given(path: P
             dropped.set()
             assert done.wait(60)
             assert thing.compare(hold) == 0
-        until_true(lambda: not list(path.glob(f"*{BLOCKS}")))
-        assert tier.used_bytes == 0
+        until_true(lambda: not files(path, BLOCKS) and not tier.used_bytes)
         assert not tier.off_because
 
 

@@ -177,7 +177,8 @@ class Tier:
             version.close()
             if version.stem is None and self._versions.get(version.key) is version:
                 self._discard(version)
-        if version.dropped:
+            dropped = version.dropped  # under the lock: else `drop` might remove it too
+        if dropped:
             self._remove(version)
 
     def _remove(self, version: Version) -> None:
