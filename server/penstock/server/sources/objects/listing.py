@@ -1,5 +1,5 @@
-"""What lies below a key, page by page. A page that fails is asked for again as objects are, and errors mean
-what they mean for those."""
+"""Lists the objects below a key, page by page. A page that fails is requested again, and errors have the same
+meaning as for objects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from .requests import Requests
 from .service import Ask, Entry, L, Page
 
 MAX_PAGES = 100
-"""Of up to 1000 names each."""
+"""Most pages of a directory, each of up to 1000 names."""
 MAX_TREE_PAGES = 10_000
-"""Some stores give far fewer names a page, or none."""
+"""Most pages of a tree. Some stores give far fewer names a page, or none."""
 MAX_PAGE_BYTES = 16 << 20
-"""Some 4 MiB are 1000 of the longest keys, each byte of them written as three."""
+"""Most bytes of a page. A thousand of the longest keys, with three characters for each byte, have some 4
+MiB."""
 
 
 def list_names(requests: Requests[L], directory: L) -> list[str]:
-    """Of what lies directly below a key that ends in `/` or is empty, sorted. Raises PenstockError."""
+    """The names directly below a key that ends in `/` or is empty, sorted. Raises PenstockError."""
     names: list[str] = []
     token = ""
     for _ in range(MAX_PAGES):
@@ -38,8 +39,8 @@ def list_names(requests: Requests[L], directory: L) -> list[str]:
 
 
 def list_tree(requests: Requests[L], directory: L, wanted: Wanted) -> Iterator[Listed]:
-    """Of all that lies below a key that ends in `/` or is empty. A page is held at a time. Raises
-    PenstockError; CheckpointNotFoundError where nothing is there."""
+    """All objects below a key that ends in `/` or is empty. One page is in memory at a time. Raises
+    PenstockError; CheckpointNotFoundError if there are none."""
     token, seen, pages = "", 0, 0
     while True:
         page = _page(requests, directory, token, deep=True)
@@ -49,7 +50,8 @@ def list_tree(requests: Requests[L], directory: L, wanted: Wanted) -> Iterator[L
             raise too_many_names(directory.uri)
         for entry in page.entries:
             name = _name(directory, entry)
-            # What ends so stands for a directory, as consoles and file systems on top of stores make them.
+            # A name that ends in a slash stands for a directory. Consoles and file systems on top of stores
+            # make such objects.
             if name and not name.endswith("/") and wanted(name):
                 yield Listed(
                     name, entry.size_bytes or 0, listed_version(entry.version, entry.size_bytes or 0)
@@ -57,7 +59,7 @@ def list_tree(requests: Requests[L], directory: L, wanted: Wanted) -> Iterator[L
         token = page.next
         if not token:
             break
-        if pages >= MAX_TREE_PAGES:  # of a store that gives empty ones for ever
+        if pages >= MAX_TREE_PAGES:  # a store may send empty pages for ever
             raise too_many_names(directory.uri)
     if not seen:
         raise CheckpointNotFoundError(
@@ -76,7 +78,8 @@ def _page(requests: Requests[L], directory: L, token: str, *, deep: bool) -> Pag
 
 
 def _ask_page(requests: Requests[L], directory: L, token: str, *, deep: bool) -> Page:
-    """One whose keys begin with the directory's. Raises Transient and PenstockError."""
+    """Requests a page once, and checks that its keys begin with the directory's. Raises Transient and
+    PenstockError."""
     ask = Ask("GET", directory, {}, page=token, deep=deep)
     with requests.send(ask, ok=(200,)) as exchange:
         body = exchange.whole(MAX_PAGE_BYTES)
