@@ -14,8 +14,8 @@ from typing import Any
 
 from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.catalog import Catalog, Checkpoint
-from penstock.server.sources import SourceFile
-from penstock.server.sources.file.source import FileSource
+from penstock.server.sources import Source, SourceFile
+from penstock.server.sources.file.source import FileContext, FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import StagingBuffer
 from penstock.server.staging.demand import Demand
@@ -25,6 +25,9 @@ from penstock.server.staging.reader import ReaderPool
 from penstock.server.staging.ring import SegmentRing
 from penstock.server.staging.sharing import Group
 from penstock.server.system.counts import Totals
+from penstock.server.tier.files import TierFiles
+from penstock.server.tier.source import TieredSource
+from penstock.server.tier.tier import Tier
 
 from .support import (
     ROOT,
@@ -142,8 +145,11 @@ class Visit:
 class Bench:
     """A staging buffer, and what has to be zero when all have left."""
 
-    def __init__(self, *, spare: Callable[[], int] = lambda: 1 << 40, **config: Any) -> None:
-        """`spare` says how many bytes the system has to spare."""
+    def __init__(
+        self, *, spare: Callable[[], int] = lambda: 1 << 40, tier: Tier | None = None, **config: Any
+    ) -> None:
+        """`spare` says how many bytes the system has to spare. The tier keeps the files that `tier_files`
+        covers."""
         gc.collect()
         self._asked = spare
         self.looks = 0
@@ -155,7 +161,12 @@ class Bench:
         self.readers = ReaderPool(self.config.concurrency, block_bytes=self.config.block_bytes)
         self.totals = Totals(KINDS)
         self.gates: list[GatedFile] = []
-        self.catalog = Catalog([FileSource(lambda path, uid: self.headers), no_objects(self.headers)])
+        self.has_tier = tier is not None
+        self.tier_files = TierFiles(())
+        files: Source = FileSource(lambda path, uid: self.headers, FileContext(settled_seconds=0))
+        if tier is not None:
+            files = TieredSource(files, tier, self.tier_files.cover)
+        self.catalog = Catalog([files, no_objects(self.headers)])
         self.staging = StagingBuffer(
             self.config,
             readers={"file": self.readers},
@@ -163,6 +174,7 @@ class Bench:
             hashers=self.workers,
             totals=self.totals,
             spare=self._spare,
+            writers=tier,
         )
 
     def _spare(self) -> int:

@@ -22,11 +22,12 @@ from itertools import islice
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
 from ..sources import Access, RetryingReader, Source, SourceFile, choose, parent, verification
+from ..sources.replies import ReplyKeeper
 from ..sources.resuming import MountSet
 from ..sources.verification import OFF, Expected, Wish
 from ..system.quota import Quota
 from ..system.statx import root_mount
-from . import plan, recognise, sums
+from . import plan, recognise, stale, sums
 from .budget import Charge
 from .duplicates import Claims, Shard, delivered
 from .expand import expand, settle
@@ -75,6 +76,9 @@ class Checkpoint:
     """What each file is verified by; empty for none."""
     lists: Charge | None = None
     """The charge for the lists of its files and of its segments, held as long as this object lives."""
+    stale_seconds: float | None = None
+    """Its store could not be asked: how long ago the store said that it has these versions. None: it was
+    asked."""
 
     def segments_within(self, selection: Selection, capacity_bytes: int) -> list[Segment]:
         """The segments of `plan.segments_within`. Takes a while for very many tensors. Raises as
@@ -147,13 +151,16 @@ class Catalog:
         descriptors: Quota | None = None,
         keep: Keep | None = None,
         parsers: Parsers | None = None,
+        replies: ReplyKeeper | None = None,
     ) -> None:
         """Each of `sources` has the URIs of its schemes; the first has paths too. `resolve` must not run on
-        the workers of any source. `descriptors` is the quota of descriptors for open files."""
+        the workers of any source. `descriptors` is the quota of descriptors for open files. `replies` keeps
+        what stores say, for when they cannot be asked."""
         self._sources = tuple(sources)
         self.descriptors = descriptors if descriptors is not None else Quota(DEFAULT_DESCRIPTORS)
         self.keep = keep if keep is not None else Keep()
         self.parsers = parsers if parsers is not None else Parsers()
+        self._replies = replies
         self._lock = threading.Lock()
         self._checked: OrderedDict[str, None] = OrderedDict()
         self._distinct: OrderedDict[str, None] = OrderedDict()
@@ -182,6 +189,14 @@ class Catalog:
             raise InvalidRequestError(
                 f"sources: {len(sources)} are more than {MAX_SOURCES}; name fewer at a time"
             )
+        if self._replies is None:
+            return self._resolve(sources, access, variant, wish)
+        name = stale.name_of([self.location(source) for source in sources], variant, access)
+        return stale.resolve(
+            self._replies, name, access, lambda access: self._resolve(sources, access, variant, wish)
+        )
+
+    def _resolve(self, sources: Sequence[str], access: Access, variant: str, wish: Wish) -> Checkpoint:
         named: dict[str, _Named] = {}
         members: list[_Member] = []
         indexed: list[tuple[_Named, int]] = []

@@ -14,6 +14,7 @@ from typing import Protocol
 from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
 from .checksums import Checksum
 from .kept import KeptFile
+from .replies import Replies
 
 MAX_TREE_NAMES = 100_000
 """That a tree may hold, wanted or not: what listing it costs is bounded."""
@@ -210,6 +211,8 @@ class Access:
     pins: Pins = field(default_factory=Pins, compare=False)
     """What names that move stand for, such as branches. There is one access for each request, so that all
     files of a load are of one commit."""
+    replies: Replies | None = field(default=None, compare=False)
+    """Where sources note what stores reply to this request, or have it from instead of asking them."""
 
 
 class ListingDeniedError(AccessDeniedError):

@@ -91,9 +91,9 @@ class CacheEntry:
         self.read_bytes = 0
         self._counted_bytes = 0
         """Of `verified_bytes`, those that are in the totals."""
-        self._kept_files: list[KeptFile] = []
-        self._disk_before = 0
-        """Bytes of its files that had come from the tier before it was read, such as headers."""
+        self.tier_bytes = 0
+        """Of `read_bytes`, those that came from the tier; `tier_bytes_of` has them by segment."""
+        self._tier_bytes_of: dict[int, int] = {}
         self.owner_uid = owner_uid
         """The user whose share of memory and of the readers it takes. None: no user yet."""
         self._context = context
@@ -163,10 +163,9 @@ class CacheEntry:
         """Some of its bytes are being copied to where they are kept. That takes milliseconds."""
         return self._keeping is not None and bool(self._keeping.slabs_in_use)
 
-    @property
-    def tier_bytes(self) -> int:
-        """Of `read_bytes`, those that came from the tier."""
-        return min(self.read_bytes, self._disk_bytes() - self._disk_before)
+    def tier_bytes_of(self, index: int) -> int:
+        """How many bytes of that segment came from the tier when it was read last."""
+        return self._tier_bytes_of.get(index, 0)
 
     def stands_still(self, seconds: float) -> bool:
         """Whether for so many seconds nobody joined, left or released anything, and no segment was read. Its
@@ -261,8 +260,9 @@ class CacheEntry:
         `slabs` is set, the slabs still belong to the caller."""
         ring = SegmentRing(segments, sum(slab.size_bytes for slab in slabs))
         self.verifier = Verifier(self.checkpoint, segments)
-        self._kept_files = [file for file in set(self.checkpoint.files) if isinstance(file, KeptFile)]
-        self._disk_before = self._disk_bytes()
+        for file in set(self.checkpoint.files):
+            if isinstance(file, KeptFile):
+                file.take_disk_bytes(0, file.size_bytes)  # what was read before, such as headers
         self._filling = Filling(
             ring,
             slabs,
@@ -441,9 +441,6 @@ class CacheEntry:
         if self._keeping is not None:
             self._keeping.pin(self.pinned)
 
-    def _disk_bytes(self) -> int:
-        return sum(file.disk_bytes for file in self._kept_files)
-
     def _raise_error(self) -> None:
         if self.error is not None:
             raise self.error
@@ -478,8 +475,12 @@ class CacheEntry:
         if error is None:
             segment = self.ring.segments[index]
             self.read_bytes += segment.size_bytes
-            source = self.checkpoint.files[segment.file].kind
-            self._context.totals.source_bytes[source] += segment.size_bytes
+            file = self.checkpoint.files[segment.file]
+            self._context.totals.source_bytes[file.kind] += segment.size_bytes
+            if isinstance(file, KeptFile):
+                from_disk = file.take_disk_bytes(segment.start, segment.end)
+                self._tier_bytes_of[index] = min(segment.size_bytes, from_disk)
+                self.tier_bytes += self._tier_bytes_of[index]
             self._count_verified()
             if self._keeping is not None:
                 self._keeping.read(index)
