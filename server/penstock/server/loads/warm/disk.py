@@ -1,4 +1,4 @@
-"""What the local disk of the tier has of an entry of the warm set, and how the rest of it gets there."""
+"""How an entry of the warm set gets to the local disk of the tier, and stays there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ...checkpoint import plan
-from ...checkpoint.catalog import Checkpoint
-from ...checkpoint.plan import Selection
-from ...checkpoint.table import TensorTable
 from ...sources import Access, SourceFile
 from ...sources.kept import Keep, KeptFile
 from ...staging.entry import CacheEntry
@@ -18,23 +15,9 @@ from ...staging.sharing import Group
 from ..prefetch import Prefetch, Progress
 from ..request import Caller, Emit, LoadContext, Request
 
-WINDOW_BYTES = 256 << 20
-"""Of a checkpoint that passes to the disk, unless its largest tensors need more."""
 LOOK_SECONDS = 0.05
 PATIENCE_SECONDS = 60.0
 """A disk that has not taken a segment for so long does not get the rest."""
-
-
-def is_on_disk(checkpoint: Checkpoint, selection: Selection) -> bool:
-    """All bytes of the selected tensors are there. Takes a while for very many tensors."""
-    for file, table, indices in zip(checkpoint.files, checkpoint.tables, selection.files, strict=True):
-        if isinstance(indices, range) and len(indices):
-            extents = iter([(table.start(indices[0]), table.end(indices[-1]))])
-        else:
-            extents = table.extents(indices)
-        if not all(isinstance(file, KeptFile) and file.has(start, end) for start, end in extents):
-            return False
-    return True
 
 
 class Pins:
@@ -52,15 +35,6 @@ class Pins:
             keep.rest()
         for keep in before:
             keep.release()
-
-
-def window_bytes(tables: tuple[TensorTable, ...], selection: Selection) -> int:
-    """How much memory a pass to the disk takes: less than the checkpoint, if its tensors allow for that."""
-    largest = plan.largest_tensor(tables, selection)
-    if largest is None:
-        return 0
-    half_bytes = plan.selected_bytes(tables, selection) // 2
-    return max(largest.ring_bytes, min(half_bytes, max(WINDOW_BYTES, 2 * largest.ring_bytes)))
 
 
 class ToDisk(Prefetch):

@@ -11,25 +11,26 @@ evicted for others, keeps a look at the memory, which asks storage for nothing.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
 from dataclasses import dataclass, field
 
-from ...checkpoint import plan
 from ...checkpoint.catalog import Checkpoint
 from ...config.units import show_size
-from ...errors import MemoryLimitTooSmallError, PenstockError, StagingExhaustedError
+from ...errors import PenstockError, StagingExhaustedError
 from ...sources import Access
 from ...staging.entry import CacheEntry
 from ...system import failure
 from ...system.log import event
 from ...system.shown import encodable
-from ..admission import resolve, select
+from ..admission import resolve
 from ..at_start import DaemonItself, Run
 from ..prefetch import Prefetch, Progress
 from ..request import LoadContext, Queued, Request
-from .disk import Pins, ToDisk, is_on_disk, window_bytes
+from .disk import Pins, ToDisk
+from .survey import Survey, measure
 from .wishes import Wish
 
 logger = logging.getLogger(__name__)
@@ -63,20 +64,6 @@ class Shared:
     """Held by the one whose checkpoint passes to the local disk."""
     staging: set[Keeper] = field(default_factory=set)
     """Those that stage their checkpoint, and may have no memory for it yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """What storage has, and what it needs."""
-
-    version: str
-    needed_bytes: int
-    fits: bool
-    """The buffer could hold it if it were empty."""
-    on_disk: bool
-    """All of its tensors are on the local disk."""
-    window_bytes: int
-    """What it takes to get there."""
 
 
 class _WarmUp(Prefetch):
@@ -214,7 +201,7 @@ class Keeper:
             await asyncio.gather(staging, return_exceptions=True)
             self._shared.staging.discard(self)
 
-    async def _get(self, survey: _Survey, room: bool | None) -> None:
+    async def _get(self, survey: Survey, room: bool | None) -> None:
         if room is not None:
             await self._stage(keep_old=room)
         else:
@@ -230,28 +217,12 @@ class Keeper:
             finally:
                 deciding.cancel()
 
-    async def _measure(self, checkpoint: Checkpoint) -> _Survey:
+    async def _measure(self, checkpoint: Checkpoint) -> Survey:
         context, uid = self._shared.context, self.caller.uid
+        measuring = functools.partial(measure, context, self.request, checkpoint, uid)
+        return await self._loop.run_in_executor(context.selector.of(uid), measuring)
 
-        def measure() -> _Survey:
-            selection = select(self.request, checkpoint.tables, None, checkpoint.delivered)
-            total_bytes = plan.selected_bytes(checkpoint.tables, selection)
-            try:
-                slabs = context.staging.demand(checkpoint, selection, None, uid).whole
-            except MemoryLimitTooSmallError:  # for one tensor
-                slabs = 0
-            needed_bytes = slabs * context.staging.pool.slab_bytes or total_bytes
-            return _Survey(
-                checkpoint.version,
-                needed_bytes,
-                fits=slabs > 0,
-                on_disk=is_on_disk(checkpoint, selection),
-                window_bytes=window_bytes(checkpoint.tables, selection),
-            )
-
-        return await self._loop.run_in_executor(context.selector.of(uid), measure)
-
-    async def _room(self, survey: _Survey) -> bool | None:
+    async def _room(self, survey: Survey) -> bool | None:
         """Whether it can be staged beside the old version. None: not at all, as its state says then."""
         staging, old = self._shared.context.staging, self.entry
         old_bytes = 0
@@ -269,7 +240,7 @@ class Keeper:
         self._become(self._without_memory, self._numbers())
         return None
 
-    async def _copy_to_disk(self, survey: _Survey) -> None:
+    async def _copy_to_disk(self, survey: Survey) -> None:
         """It has no memory, and is to be on the local disk: it passes through a window, once a version."""
         shared = self._shared
         if not (self.wish.tier and shared.has_tier) or survey.on_disk or self._copied == survey.version:
