@@ -72,6 +72,13 @@ class Repository(ObjectStorage):
             finally:
                 over.set()
 
+    def silent(self) -> contextlib.AbstractContextManager[None]:
+        def hook(call: Call) -> bool:
+            call.handler.close_connection = True
+            return True
+
+        return self._with(hook)
+
     @contextlib.contextmanager
     def _with(self, hook: Hook) -> Iterator[None]:
         for hooks in (self._hub.hooks, self._hub.storage_hooks):

@@ -78,6 +78,13 @@ class Bucket(ObjectStorage):
             finally:
                 over.set()
 
+    def silent(self) -> contextlib.AbstractContextManager[None]:
+        def hook(asked: Asked) -> bool:
+            asked.handler.close_connection = True
+            return True
+
+        return self._with(hook)
+
     @contextlib.contextmanager
     def _with(self, hook: Hook) -> Iterator[None]:
         self._server.hooks.insert(0, hook)

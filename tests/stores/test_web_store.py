@@ -58,6 +58,9 @@ class Site(ObjectStorage):
         with self._with(stall):
             yield met
 
+    def silent(self) -> contextlib.AbstractContextManager[None]:
+        return self._with(lambda exchange: exchange.reset())
+
     @contextlib.contextmanager
     def _with(self, fault: Fault) -> Iterator[None]:
         self._proxy.on(lambda request: True, fault, times=None)
