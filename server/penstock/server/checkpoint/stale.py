@@ -1,8 +1,10 @@
 """A checkpoint whose store cannot be asked, as the store had it when it was last asked (`--tier-stale`).
 
-ask --> the replies are kept, as a whole --> the checkpoint
- |
- +-- the store cannot be asked --> the replies of the last load that asked, if they are young enough
+    ask --> the replies are kept, as a whole --> the checkpoint
+     |
+     +-- the store cannot be asked --> the replies of the last load that asked, if they are young enough
+
+What replies are is in `sources/replies.py`. Runs on the threads of `Catalog.resolve`.
 """
 
 from __future__ import annotations

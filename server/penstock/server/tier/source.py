@@ -1,7 +1,9 @@
 """A Source whose files are read from the disk where that has them, and from the store where not.
 
-open at the store --> the version --> a hold on what is kept of it --> each range: disk, else store
---tier-stale: replies of the store that are given again --> the same, without the store
+    open at the store --> the version --> a hold on what is kept of it --> each range: disk, else store
+    replies that are given again (--tier-stale) --> the same, without the store
+
+Local files are opened and checked for changes where they lie, and only read from the disk.
 """
 
 from __future__ import annotations
