@@ -231,6 +231,29 @@ def test_every_number_is_that_of_status(browser: Browser, busy_daemon: DaemonPro
     assert browser.complaints() == []
 
 
+def test_each_load_says_where_its_bytes_came_from(browser: Browser, busy_daemon: DaemonProcess) -> None:
+    open_page(browser, busy_daemon)
+    script = """
+return Object.fromEntries([...document.querySelectorAll('.load')].map((node) =>
+  [node.dataset.key, node.querySelector('[data-field=origins]').textContent]
+));
+"""
+
+    def origins(load: dict[str, Any]) -> str:
+        memory, tier = load["memory_bytes"], load["tier_bytes"]
+        storage = load["delivered_bytes"] - memory - tier
+        parts = {"memory": memory, "local disk": tier, "storage": storage}
+        return ", ".join(f"{show_size(count)} from {name}" for name, count in parts.items() if count)
+
+    def agrees() -> dict[str, str] | None:
+        told = {load["load_id"]: origins(load) for load in busy_daemon.http_status()["loads"]}
+        shown = {key: text.replace("\N{NO-BREAK SPACE}", " ") for key, text in browser.run(script).items()}
+        return shown if shown == told else None
+
+    shown = wait_until(agrees, "the page to show what /status says")
+    assert any("from storage" in text for text in shown.values())
+
+
 @pytest.mark.parametrize("kind", ["read", "delivered", "memory"])
 def test_the_chart_draws_the_throughput(browser: Browser, busy_daemon: DaemonProcess, kind: str) -> None:
     browser.look()
