@@ -38,7 +38,7 @@ class Pod:
     """Namespaces that containers share; ends with its containers."""
 
     def __init__(self, top: Path, volumes: Mapping[str, Path]) -> None:
-        """`volumes` are those that exist outside the pod: host paths and claims, by path or claim name."""
+        """`volumes` are those that exist outside the pod, by path or name: host paths, claims, ConfigMaps."""
         self.top = top
         top.mkdir(mode=0o755)
         self._volumes = dict(volumes)
@@ -65,6 +65,8 @@ class Pod:
             return self._volumes[volume["hostPath"]["path"]]
         if "persistentVolumeClaim" in volume:
             return self._volumes[volume["persistentVolumeClaim"]["claimName"]]
+        if "configMap" in volume:
+            return self._volumes[volume["configMap"]["name"]]
         assert "emptyDir" in volume, volume
         directory = self.top / f"volume-{volume['name']}"
         if not directory.exists():

@@ -16,7 +16,7 @@ from penstock.server.checkpoint.headers import child
 from penstock.server.checkpoint.headers.parsers import CHILDREN
 from penstock.server.checkpoint.headers.rules import MAX_HEADER_BYTES
 from penstock.server.config.settings import load_config
-from penstock.server.loads.warm.features import PREFIX
+from penstock.server.loads.warm.features import DISK_PREFIX, WARM_PREFIX
 from penstock.server.loads.warm.wishes import parse
 from penstock.server.sources.stores import FLAGS, kind_of
 from penstock.server.system.limits import OVERHEAD_BYTES, MemoryBound
@@ -76,7 +76,7 @@ def test_the_daemon_takes_its_command_and_settings_in_the_memory_it_gets(overlay
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_are_restricted_but_for_what_is_known(overlay: str) -> None:
-    steps_as_root = {"socket-directory", "huge-pages", "node-features-directory"}
+    steps_as_root = {"socket-directory", "huge-pages", "node-features-directory", "tier-directory"}
     for name, container in containers(f"overlays/{overlay}").items():
         kinds = {kind for volume, _, _ in container.mounts for kind in volume if kind != "name"}
         assert kinds <= RESTRICTED_VOLUMES | ({"hostPath"} if overlay.startswith("daemonset") else set())
@@ -188,11 +188,31 @@ def test_the_warm_set_of_a_config_map_is_valid_mounted_whole_and_reconciled_with
     assert not read_only
     (client,) = (one for one in render("overlays/daemonset-client-warm") if one["kind"] == "Deployment")
     preferred = client["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = preferred["preferredDuringSchedulingIgnoredDuringExecution"]
-    (wanted,) = term["preference"]["matchExpressions"]
-    assert wanted["key"] in {f"{PREFIX}{wish.name}" for wish in wishes}
+    terms = preferred["preferredDuringSchedulingIgnoredDuringExecution"]
+    weights = {term["preference"]["matchExpressions"][0]["key"]: term["weight"] for term in terms}
+    (wish,) = wishes
+    assert list(weights) == [f"{WARM_PREFIX}{wish.name}", f"{DISK_PREFIX}{wish.name}"]
+    assert weights[f"{WARM_PREFIX}{wish.name}"] > weights[f"{DISK_PREFIX}{wish.name}"]
     model = containers("overlays/daemonset-client-warm")["inference"].environment["MODEL"]
-    assert {(f"{PREFIX}{wish.name}", wish.sources) for wish in wishes} == {(wanted["key"], (model,))}
+    assert wish.sources == (model,)
+
+
+def test_the_warm_daemon_s_tier_is_a_volume_of_the_node_that_its_user_owns() -> None:
+    found = containers("overlays/daemonset-warm")
+    daemon, step = found["penstock"], found["tier-directory"]
+    bound = MemoryBound(daemon.memory_limit_bytes, "the container's limit")
+    config = load_config(daemon.command[1:], daemon.environment, lambda: bound, FLAGS)
+    assert config.tier_dir is not None
+    assert config.tier_limit_bytes > 0
+    mounts = {place: (volume, read_only) for volume, place, read_only in daemon.mounts}
+    # The parent is mounted, so that the daemon makes the directory itself, with the mode that it needs.
+    volume, read_only = mounts[str(config.tier_dir.parent)]
+    assert not read_only
+    assert volume["hostPath"]["type"] == "DirectoryOrCreate"
+    ((stepped, place, read_only),) = step.mounts
+    assert (stepped, place, read_only) == (volume, str(config.tier_dir.parent), False)
+    owner = f"{daemon.security['runAsUser']}:{daemon.security['runAsGroup']}"
+    assert step.command == ["chown", owner, place]
 
 
 def test_images_have_the_version_of_the_package() -> None:

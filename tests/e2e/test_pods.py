@@ -7,6 +7,7 @@ import shutil
 import signal
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from .containers import Mount
-from .manifests import Container, containers
+from .manifests import Container, containers, render
 from .pods import Pod, Running
 from .support import DEADLINE_SECONDS, HERE, expected, random_tensors, wait_until, write_checkpoint
 
@@ -69,9 +70,10 @@ def start_pod(node: dict[str, Path]) -> Iterator[StartPod]:
 def start_daemon(pod: Pod, overlay: str) -> Running:
     """Its init containers, then the daemon, until the startup probe lets the next container begin."""
     found = containers(f"overlays/{overlay}")
-    if "socket-directory" in found:
-        step = pod.start(found["socket-directory"])
-        assert step.process.wait(60) == 0, step.log()
+    for name in ("socket-directory", "node-features-directory", "tier-directory"):
+        if name in found:
+            step = pod.start(found[name])
+            assert step.process.wait(60) == 0, step.log()
     daemon = pod.start(found["penstock"])
     daemon.wait_for("startupProbe")
     return daemon
@@ -215,6 +217,48 @@ def test_a_pod_s_end_lets_a_load_under_way_finish(start_pod: StartPod) -> None:
     assert sorted(hear(loading, "loaded")["found"]) == sorted(expected(TENSORS))
     assert daemon.process.wait(daemon.container.pod["terminationGracePeriodSeconds"]) == 0
     assert not daemon.events("loads cut off")
+
+
+def test_a_warm_daemon_keeps_its_set_on_the_node_s_disk_and_the_next_one_reads_it_there(
+    start_pod: StartPod, node: dict[str, Path]
+) -> None:
+    settings, features, disk = (node["top"] / name for name in ("warm-set", "features.d", "disk"))
+    for directory in (settings, features, disk):
+        directory.mkdir(mode=0o755)
+    rendered = next(
+        one for one in render("overlays/daemonset-warm") if "warm-set.yaml" in one.get("data", {})
+    )
+    (settings / "warm-set.yaml").write_text(rendered["data"]["warm-set.yaml"])
+    node |= {
+        "penstock-warm-set": settings,
+        "/etc/kubernetes/node-feature-discovery/features.d": features,
+        "/var/lib/penstock": disk,
+    }
+    wait_until(
+        lambda: all(time.time() - file.stat().st_ctime > 6 for file in (node["models"] / "model").iterdir()),
+        "the models to be old enough to be kept",
+    )
+    first = start_daemon(start_pod("first"), "daemonset-warm")
+    wait_until(lambda: "warm-model=true" in _read(features / "penstock"), "the label")
+    size_bytes = 12 * MIB
+    wait_until(lambda: _tier(first)["written_bytes"] >= size_bytes, "the checkpoint on the disk")
+    assert stat.S_IMODE((disk / "tier").stat().st_mode) == 0o700
+    assert first.terminate() == 0
+    second = start_daemon(start_pod("second"), "daemonset-warm")
+    wait_until(lambda: "warm-model=true" in _read(features / "penstock"), "the label again")
+    assert _tier(second)["read_bytes"] >= size_bytes
+    assert second.terminate() == 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _tier(daemon: Running) -> dict[str, Any]:
+    done = daemon.run("penstock", "status", "--json")
+    assert done.returncode == 0, done.stderr
+    tier: dict[str, Any] = json.loads(done.stdout)["tier"]
+    return tier
 
 
 @pytest.mark.parametrize(

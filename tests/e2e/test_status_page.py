@@ -168,7 +168,8 @@ def open_page(browser: Browser, daemon: DaemonProcess) -> None:
 
 def expected_of(status: dict[str, Any]) -> dict[str, Any]:
     """What `SHOWN` should find, without shares and texts."""
-    staging = status["staging"]
+    staging, totals = status["staging"], status["totals"]
+    of_others = totals["memory_bytes"] + totals["tier_bytes"]
     states = {state: staging[f"{state}_bytes"] for state in STATES}
     blocks = {
         f"stage-{stage['id']}": (stage["state"], stage["capacity_bytes"], stage["pinned"])
@@ -198,7 +199,7 @@ def expected_of(status: dict[str, Any]) -> dict[str, Any]:
             for stage in status["stages"]
         },
         "errors": [error["reason"] for error in status["errors"]],
-        "totals": status["totals"],
+        "totals": {**totals, "storage_bytes": totals["delivered_bytes"] - of_others},
         "configuration": status["configuration"],
         "host": f"Penstock on {status['host']}",
     }
@@ -230,7 +231,30 @@ def test_every_number_is_that_of_status(browser: Browser, busy_daemon: DaemonPro
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize("kind", ["read", "delivered"])
+def test_each_load_says_where_its_bytes_came_from(browser: Browser, busy_daemon: DaemonProcess) -> None:
+    open_page(browser, busy_daemon)
+    script = """
+return Object.fromEntries([...document.querySelectorAll('.load')].map((node) =>
+  [node.dataset.key, node.querySelector('[data-field=origins]').textContent]
+));
+"""
+
+    def origins(load: dict[str, Any]) -> str:
+        memory, tier = load["memory_bytes"], load["tier_bytes"]
+        storage = load["delivered_bytes"] - memory - tier
+        parts = {"memory": memory, "local disk": tier, "storage": storage}
+        return ", ".join(f"{show_size(count)} from {name}" for name, count in parts.items() if count)
+
+    def agrees() -> dict[str, str] | None:
+        told = {load["load_id"]: origins(load) for load in busy_daemon.http_status()["loads"]}
+        shown = {key: text.replace("\N{NO-BREAK SPACE}", " ") for key, text in browser.run(script).items()}
+        return shown if shown == told else None
+
+    shown = wait_until(agrees, "the page to show what /status says")
+    assert any("from storage" in text for text in shown.values())
+
+
+@pytest.mark.parametrize("kind", ["read", "delivered", "memory"])
 def test_the_chart_draws_the_throughput(browser: Browser, busy_daemon: DaemonProcess, kind: str) -> None:
     browser.look()
     open_page(browser, busy_daemon)
@@ -242,7 +266,8 @@ def test_the_chart_draws_the_throughput(browser: Browser, busy_daemon: DaemonPro
 
     throughput = wait_until(complete, "the last interval to end")
     most = max(throughput[f"{kind}_bytes"]) / throughput["interval_seconds"]
-    words = f"{show_size(round(most))}/s {'were read' if kind == 'read' else 'delivered'}"
+    says = {"read": "were read", "delivered": "delivered", "memory": "from memory"}
+    words = f"{show_size(round(most))}/s {says[kind]}"
 
     def label() -> str:
         text: str = browser.run("return document.getElementById('chart').getAttribute('aria-label')")

@@ -152,7 +152,7 @@ def test_check_says_that_a_file_is_a_warm_set_without_a_daemon(tmp_path: Path) -
 
 
 def test_check_tells_every_fault_with_its_line_and_fails(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("checkpoints:\n  - name: a b\n    source: c\n    tier: true\n")
+    (tmp_path / "bad.yaml").write_text("checkpoints:\n  - name: a b\n    source: c\n    tier: 3\n")
     done = check("bad.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [

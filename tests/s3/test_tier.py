@@ -12,10 +12,10 @@ from penstock.client import errors
 from penstock.client.cli.status_text import show
 
 from ..e2e.conftest import StartDaemon
-from ..e2e.support import DaemonProcess, same, wait_until
+from ..e2e.support import DaemonProcess, random_tensors, same, wait_until, write_checkpoint
 from . import faults
 from .proxy import FaultProxy, asks
-from .support import FLAGS, MIB, Bucket, environment, load_and_compare, refused
+from .support import FLAGS, MIB, Bucket, assert_no_secret, environment, load_and_compare, refused
 from .test_verified import Stored, corrupt
 
 KEY = "models/one.safetensors"
@@ -35,14 +35,14 @@ def start(start_daemon: StartDaemon, proxy: FaultProxy, tmp_path: Path) -> Start
     return start
 
 
-def metric(daemon: DaemonProcess, name: str) -> float:
+def metric(daemon: DaemonProcess, name: str, **labels: str) -> float:
     code, body = daemon.http("/metrics")
     assert code == 200
     return next(
         sample.value
         for family in text_string_to_metric_families(body.decode())
         for sample in family.samples
-        if sample.name == f"penstock_{name}"
+        if sample.name == f"penstock_{name}" and sample.labels == labels
     )
 
 
@@ -129,6 +129,102 @@ def test_who_may_not_load_from_the_store_gets_nothing_from_the_disk(
     first.kill()
     proxy.on(asks(bucket=bucket.name, key=KEY), faults.error(403, "AccessDenied"), times=None)
     refused(start(), bucket.uri(KEY), errors.AccessDeniedError, KEY)
+
+
+def test_a_store_that_cannot_be_asked_is_answered_for_by_the_disk_and_everybody_is_told(
+    start: Start, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    """A directory of two shards, after the daemon was killed; then again without `--tier-stale`."""
+    tensors = {}
+    for name in ("a", "b"):
+        shard = random_tensors(16, MIB // 16, seed=ord(name))
+        part = {f"{name}.{key}": value for key, value in shard.items()}
+        bucket.put_tensors(f"models/{name}.safetensors", part)
+        tensors.update(part)
+    source = bucket.uri("models/")
+    first = start("--tier-stale", "3600")
+    load_and_compare(first, source, tensors)
+    wait_written(first, 8 * MIB)
+    first.kill()
+    proxy.on(asks(bucket=bucket.name), faults.reset, times=None)
+    second = start("--tier-stale", "3600")
+    with second.client() as client:
+        with pytest.warns(errors.CheckpointWarning, match="its store cannot be asked"):
+            load = client.load(source)
+        with load:
+            same(load, tensors)
+    assert load.stats.stale_seconds is not None
+    assert 0 <= load.stats.stale_seconds < 3600
+    assert load.stats.tier_bytes == load.stats.read_bytes == 8 * MIB
+    assert metric(second, "tier_stale_loads_total") == 1
+    assert second.http_status()["tier"]["stale_loads"] == 1
+    assert "1 loads of stores that could not be asked" in show(second.status())
+    assert f"{source}: its store cannot be asked; this is the version that it had" in second.log()
+    assert_no_secret(second.log())
+    second.kill()
+    refused(start(), source, errors.SourceUnavailableError, "failed 3 times in a row")
+
+
+def test_status_and_metrics_say_where_delivered_bytes_came_from(
+    start: Start, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    tensors = bucket.put_random(KEY, mib=4)
+    first = start()
+    for _ in range(2):
+        load_and_compare(first, bucket.uri(KEY), tensors)
+    wait_written(first, 4 * MIB)
+    came = origins(first)
+    assert came["memory"] == came["tier"] + came["storage"] == 4 * MIB
+    # What was read with the header may have been kept by the time the first segment was read.
+    assert came["tier"] <= HEADER_BYTES
+    first.kill()
+    second = start()
+    load_and_compare(second, bucket.uri(KEY), tensors)
+    assert origins(second) == {"memory": 0, "tier": 4 * MIB, "storage": 0}
+    shown = show(second.status())
+    assert "4.19 MB delivered (4.19 MB from local disk)" in shown
+    assert "from_tier=4194304" in second.log()
+    history = second.http_status()["throughput"]
+    wait_until(
+        lambda: sum(second.http_status()["throughput"]["tier_bytes"]) == 4 * MIB, "the interval to end"
+    )
+    assert len(history["memory_bytes"]) == len(history["tier_bytes"]) == len(history["read_bytes"])
+
+
+def origins(daemon: DaemonProcess) -> dict[str, float]:
+    """By metrics, which have to agree with status."""
+    counted = {
+        origin: metric(daemon, "delivered_from_bytes_total", origin=origin)
+        for origin in ("memory", "tier", "storage")
+    }
+    totals = daemon.status()["totals"]
+    assert (counted["memory"], counted["tier"]) == (totals["memory_bytes"], totals["tier_bytes"])
+    assert sum(counted.values()) == totals["delivered_bytes"]
+    return counted
+
+
+def test_files_of_a_prefix_come_from_the_disk_after_a_restart(
+    start: Start, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    tensors = random_tensors(16, MIB // 16)
+    (tmp_path / "files").mkdir()
+    path = write_checkpoint(tmp_path / "files/one.safetensors", tensors)
+    flags = ("--tier-files", str(path.parent))
+    first = start(*flags)
+
+    def written() -> bool:
+        """Once the file is some seconds old."""
+        load_and_compare(first, str(path), tensors)
+        with first.client() as client:
+            client.evict()
+        return metric(first, "tier_written_bytes_total") >= 4 * MIB
+
+    wait_until(written, "the file to be kept")
+    first.kill()
+    second = start(*flags)
+    with second.client() as client, client.load(str(path)) as load:
+        same(load, tensors)
+    assert load.stats.tier_bytes == load.stats.read_bytes == 4 * MIB
 
 
 def test_evicting_a_checkpoint_that_is_being_written_leaves_its_memory_free(

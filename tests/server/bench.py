@@ -16,8 +16,8 @@ from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.checkpoint.selection import Selection, select
 from penstock.server.checkpoint.selection import skip as without
-from penstock.server.sources import SourceFile
-from penstock.server.sources.file.source import FileSource
+from penstock.server.sources import Source, SourceFile
+from penstock.server.sources.file.source import FileContext, FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import StagingBuffer
 from penstock.server.staging.entry import CacheEntry
@@ -27,6 +27,9 @@ from penstock.server.staging.reading.reader import ReaderPool
 from penstock.server.staging.ring import SegmentRing
 from penstock.server.staging.sharing import Group
 from penstock.server.system.counts import Totals
+from penstock.server.tier.files import TierFiles
+from penstock.server.tier.source import TieredSource
+from penstock.server.tier.tier import Tier
 
 from .support import (
     ROOT,
@@ -144,8 +147,11 @@ class Visit:
 class Bench:
     """A staging buffer, and what has to be zero when all have left."""
 
-    def __init__(self, *, spare: Callable[[], int] = lambda: 1 << 40, **config: Any) -> None:
-        """`spare` says how many bytes the system has to spare."""
+    def __init__(
+        self, *, spare: Callable[[], int] = lambda: 1 << 40, tier: Tier | None = None, **config: Any
+    ) -> None:
+        """`spare` says how many bytes the system has to spare. The tier keeps the files that `tier_files`
+        covers."""
         gc.collect()
         self._asked = spare
         self._read: dict[str, tuple[str, bytes]] = {}
@@ -158,7 +164,12 @@ class Bench:
         self.readers = ReaderPool(self.config.concurrency, block_bytes=self.config.block_bytes)
         self.totals = Totals(KINDS)
         self.gates: list[GatedFile] = []
-        self.catalog = Catalog([FileSource(lambda path, uid: self.headers), no_objects(self.headers)])
+        self.has_tier = tier is not None
+        self.tier_files = TierFiles(())
+        files: Source = FileSource(lambda path, uid: self.headers, FileContext(settled_seconds=0))
+        if tier is not None:
+            files = TieredSource(files, tier, self.tier_files.cover)
+        self.catalog = Catalog([files, no_objects(self.headers)])
         self.staging = StagingBuffer(
             self.config,
             readers={"file": self.readers},
@@ -166,6 +177,7 @@ class Bench:
             hashers=self.workers,
             totals=self.totals,
             spare=self._spare,
+            writers=tier,
         )
 
     def _spare(self) -> int:

@@ -32,8 +32,11 @@ from penstock.server.sources.file.store import FileStore
 from penstock.server.sources.store import Store
 from penstock.server.sources.stores import STORES, kind_of
 from penstock.server.system.counts import RETRY_REASONS
+from penstock.server.tier.replies import DiskReplies
+from penstock.server.tier.source import TieredSource
 
 from ..server.support import ROOT, checkpoint_bytes, make_config, more_fds, open_fds, until_true
+from ..server.tier.bench import tier_in
 
 CONTENT = random.Random(7).randbytes(400_000)
 UID = 1000
@@ -352,6 +355,10 @@ class ObjectStorage(Storage):
     def hang(self) -> contextlib.AbstractContextManager[threading.Event]:
         """While it lasts, requests are not answered. The event says that one came."""
 
+    @abstractmethod
+    def silent(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, the connection of each request ends without an answer."""
+
 
 class ObjectStoreTests(StoreTests):
     """Of what the engine does for each store."""
@@ -376,6 +383,34 @@ class ObjectStoreTests(StoreTests):
             storage.store.stop()
             with pytest.raises(PenstockError, match="stop"):
                 read.result(60)
+
+    def test_what_the_local_disk_has_is_loaded_while_the_store_cannot_be_asked(
+        self, storage: ObjectStorage, tmp_path: Path
+    ) -> None:
+        contents = {}
+        for name in "ab":
+            content = checkpoint_bytes([300_000, 7], prefix=name)
+            contents[storage.store.source.location(storage.put(f"{name}.safetensors", content))] = content
+        with tier_in(tmp_path / "tier") as tier:
+            source = TieredSource(storage.store.source, tier)
+            catalog = Catalog([storage.files.source, source], replies=DiskReplies(tier, 3600))
+
+            def load() -> float | None:
+                access = Access(0, privileged=True, prefixes=())  # anew, as it keeps what a branch was
+                with contextlib.closing(catalog.resolve(list(contents), access)) as checkpoint:
+                    for file in checkpoint.files:
+                        buffer = bytearray(file.size_bytes)
+                        RetryingReader(file).read_into(0, [memoryview(buffer)])
+                        assert buffer == contents[file.uri]
+                until_true(lambda: not tier._waiting_bytes)
+                return checkpoint.stale_seconds
+
+            assert load() is None
+            with storage.silent():
+                stale_seconds = load()
+            assert stale_seconds is not None
+            assert 0 <= stale_seconds < 3600
+            catalog.shutdown()
 
 
 def closing(storage: Storage) -> Iterator[Storage]:

@@ -39,6 +39,13 @@ class HookedStorage(ObjectStorage):
             finally:
                 over.set()
 
+    def silent(self) -> contextlib.AbstractContextManager[None]:
+        def hook(request: Any) -> bool:
+            request.handler.close_connection = True
+            return True
+
+        return self.hooked(hook)
+
     @contextlib.contextmanager
     def hooked(self, hook: Hook) -> Iterator[None]:
         """While it lasts, the hook is asked first."""

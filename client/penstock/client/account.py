@@ -21,6 +21,7 @@ class Account:
         self._waited_seconds = 0.0
         self._read_bytes = self._tier_bytes = 0
         self._verified_bytes = 0
+        self._stale_seconds: float | None = None
         self._started = time.monotonic()
         self._first_tensor: float | None = None
         self._ended: float | None = None
@@ -46,12 +47,22 @@ class Account:
         if self._bar is not None:
             self.show()
 
-    def finish(self, waited_seconds: float, read_bytes: int, *, tier_bytes: int, verified_bytes: int) -> None:
+    def finish(
+        self,
+        waited_seconds: float,
+        read_bytes: int,
+        *,
+        tier_bytes: int,
+        verified_bytes: int,
+        stale_seconds: float | None,
+    ) -> None:
         """Adds the times and bytes that a daemon reported for the load, or for its part of it."""
         self._waited_seconds += waited_seconds
         self._read_bytes += read_bytes
         self._verified_bytes += verified_bytes
         self._tier_bytes += tier_bytes
+        if stale_seconds is not None:
+            self._stale_seconds = max(stale_seconds, self._stale_seconds or 0.0)
 
     def show(self) -> None:
         if self._bar is not None and self._pid == os.getpid():
@@ -78,4 +89,5 @@ class Account:
             read_bytes=self._read_bytes,
             verified_bytes=self._verified_bytes,
             tier_bytes=self._tier_bytes,
+            stale_seconds=self._stale_seconds,
         )

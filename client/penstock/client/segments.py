@@ -77,6 +77,7 @@ class Segments:
                     finished.read_bytes,
                     tier_bytes=finished.tier_bytes,
                     verified_bytes=finished.verified_bytes,
+                    stale_seconds=finished.stale_seconds if finished.HasField("stale_seconds") else None,
                 )
             return segment
 

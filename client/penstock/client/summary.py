@@ -24,6 +24,9 @@ class LoadStats:
     read_bytes: int
     # Of these, from the daemon's tier on a local disk, and so not from the object store. Known at the end.
     tier_bytes: int = 0
+    # The store could not be asked (penstockd --tier-stale): how many seconds ago it said that this version is
+    # the current one. None: it was asked. Known at the end.
+    stale_seconds: float | None = None
     # Of `bytes`, those of files that were read whole and match a checksum of their store or of `digests`.
     # Known at the end.
     verified_bytes: int = 0

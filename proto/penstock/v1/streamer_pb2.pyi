@@ -241,16 +241,18 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("waited_seconds", "read_bytes", "verified_bytes", "tier_bytes")
+    __slots__ = ("waited_seconds", "read_bytes", "verified_bytes", "tier_bytes", "stale_seconds")
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STALE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     waited_seconds: float
     read_bytes: int
     verified_bytes: int
     tier_bytes: int
-    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ..., verified_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ...) -> None: ...
+    stale_seconds: float
+    def __init__(self, waited_seconds: _Optional[float] = ..., read_bytes: _Optional[int] = ..., verified_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ..., stale_seconds: _Optional[float] = ...) -> None: ...
 
 class PrefetchRequest(_message.Message):
     __slots__ = ("sources", "tensors", "pin", "variant", "verify", "digests")
@@ -421,7 +423,7 @@ class WarmSet(_message.Message):
     def __init__(self, file: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., entries: _Optional[_Iterable[_Union[WarmSetEntry, _Mapping]]] = ...) -> None: ...
 
 class WarmSetEntry(_message.Message):
-    __slots__ = ("name", "sources", "state", "reason", "seconds", "pin", "tensors", "ready_bytes", "total_bytes", "needed_bytes", "left_bytes", "stage_id", "checked_seconds")
+    __slots__ = ("name", "sources", "state", "reason", "seconds", "pin", "tensors", "ready_bytes", "total_bytes", "needed_bytes", "left_bytes", "stage_id", "checked_seconds", "tier")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -435,6 +437,7 @@ class WarmSetEntry(_message.Message):
     LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     CHECKED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     name: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     state: str
@@ -448,23 +451,26 @@ class WarmSetEntry(_message.Message):
     left_bytes: int
     stage_id: int
     checked_seconds: float
-    def __init__(self, name: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., pin: bool = ..., tensors: _Optional[_Iterable[str]] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ..., stage_id: _Optional[int] = ..., checked_seconds: _Optional[float] = ...) -> None: ...
+    tier: bool
+    def __init__(self, name: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., pin: bool = ..., tensors: _Optional[_Iterable[str]] = ..., ready_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ..., stage_id: _Optional[int] = ..., checked_seconds: _Optional[float] = ..., tier: bool = ...) -> None: ...
 
 class TierStatus(_message.Message):
-    __slots__ = ("limit_bytes", "used_bytes", "versions", "read_bytes", "written_bytes", "off_because")
+    __slots__ = ("limit_bytes", "used_bytes", "versions", "read_bytes", "written_bytes", "off_because", "stale_loads")
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
     OFF_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    STALE_LOADS_FIELD_NUMBER: _ClassVar[int]
     limit_bytes: int
     used_bytes: int
     versions: int
     read_bytes: int
     written_bytes: int
     off_because: str
-    def __init__(self, limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., versions: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., off_because: _Optional[str] = ...) -> None: ...
+    stale_loads: int
+    def __init__(self, limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., versions: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., off_because: _Optional[str] = ..., stale_loads: _Optional[int] = ...) -> None: ...
 
 class HungMount(_message.Message):
     __slots__ = ("mount_point", "threads", "seconds")
@@ -591,7 +597,7 @@ class GroupStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class LoadStatus(_message.Message):
-    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for", "group", "group_waited_seconds")
+    __slots__ = ("load_id", "sources", "uid", "pid", "state", "delivered_bytes", "total_bytes", "running_seconds", "queue_place", "stage_id", "client_name", "kind", "bytes_per_second", "waited_seconds", "waits_for", "group", "group_waited_seconds", "memory_bytes", "tier_bytes")
     LOAD_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -609,6 +615,8 @@ class LoadStatus(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     GROUP_WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     load_id: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     uid: int
@@ -626,7 +634,9 @@ class LoadStatus(_message.Message):
     waits_for: str
     group: GroupStatus
     group_waited_seconds: float
-    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ..., group_waited_seconds: _Optional[float] = ...) -> None: ...
+    memory_bytes: int
+    tier_bytes: int
+    def __init__(self, load_id: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., delivered_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., running_seconds: _Optional[float] = ..., queue_place: _Optional[int] = ..., stage_id: _Optional[int] = ..., client_name: _Optional[str] = ..., kind: _Optional[str] = ..., bytes_per_second: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., waits_for: _Optional[str] = ..., group: _Optional[_Union[GroupStatus, _Mapping]] = ..., group_waited_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ...) -> None: ...
 
 class RecentError(_message.Message):
     __slots__ = ("age_seconds", "load_id", "reason", "message", "uid", "pid", "sources")
@@ -647,17 +657,21 @@ class RecentError(_message.Message):
     def __init__(self, age_seconds: _Optional[float] = ..., load_id: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Throughput(_message.Message):
-    __slots__ = ("interval_seconds", "read_bytes", "delivered_bytes")
+    __slots__ = ("interval_seconds", "read_bytes", "delivered_bytes", "memory_bytes", "tier_bytes")
     INTERVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     DELIVERED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     interval_seconds: float
     read_bytes: _containers.RepeatedScalarFieldContainer[int]
     delivered_bytes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, interval_seconds: _Optional[float] = ..., read_bytes: _Optional[_Iterable[int]] = ..., delivered_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+    memory_bytes: _containers.RepeatedScalarFieldContainer[int]
+    tier_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, interval_seconds: _Optional[float] = ..., read_bytes: _Optional[_Iterable[int]] = ..., delivered_bytes: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[_Iterable[int]] = ..., tier_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Totals(_message.Message):
-    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions", "loads_cancelled", "verified_bytes")
+    __slots__ = ("loads_ok", "loads_failed", "read_bytes", "delivered_bytes", "stage_hits", "stage_misses", "evictions", "loads_cancelled", "verified_bytes", "memory_bytes", "tier_bytes")
     LOADS_OK_FIELD_NUMBER: _ClassVar[int]
     LOADS_FAILED_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -667,6 +681,8 @@ class Totals(_message.Message):
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     LOADS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     loads_ok: int
     loads_failed: int
     read_bytes: int
@@ -676,4 +692,6 @@ class Totals(_message.Message):
     evictions: int
     loads_cancelled: int
     verified_bytes: int
-    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., loads_cancelled: _Optional[int] = ..., verified_bytes: _Optional[int] = ...) -> None: ...
+    memory_bytes: int
+    tier_bytes: int
+    def __init__(self, loads_ok: _Optional[int] = ..., loads_failed: _Optional[int] = ..., read_bytes: _Optional[int] = ..., delivered_bytes: _Optional[int] = ..., stage_hits: _Optional[int] = ..., stage_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., loads_cancelled: _Optional[int] = ..., verified_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., tier_bytes: _Optional[int] = ...) -> None: ...

@@ -38,8 +38,11 @@ from .system.lock import locked
 from .system.log import event
 from .system.quota import Quota
 from .system.version import distribution_version
+from .tier.files import TierFiles
+from .tier.opening import open_tier
+from .tier.replies import DiskReplies
 from .tier.source import TieredSource
-from .tier.tier import Tier, open_tier
+from .tier.tier import Tier
 from .watch.endpoints import Endpoints
 from .watch.health import Health
 from .watch.history import INTERVAL_SECONDS, History
@@ -81,9 +84,12 @@ class Daemon:
         self._tier = tier
         if tier is not None:
             self.totals.tier = tier.counts
-        self._sources = [_tiered(store.source, tier) for store in self.stores.values()]
+        self._tier_files = TierFiles(config.tier_files)
+        self._sources = [_tiered(store.source, tier, self._tier_files) for store in self.stores.values()]
+        stale_seconds = config.tier_stale_seconds
         self._catalog = Catalog(
             self._sources,
+            replies=DiskReplies(tier, stale_seconds) if tier is not None and stale_seconds else None,
             descriptors=Quota(
                 file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
             ),
@@ -160,6 +166,7 @@ class Daemon:
             stores=[flags.locators for flags in FLAGS],
             interval_seconds=config.warm_set_interval_seconds,
             features=config.node_features,
+            name_tier_files=self._tier_files.name if self._tier is not None else None,
         )
 
     # ---- for its parts --------------------------------------------------------------------------
@@ -283,7 +290,7 @@ class Daemon:
         """Records throughput and rates for the history, for as long as the daemon runs."""
         while True:
             read_bytes = sum(pool.read_bytes for pool in self.readers.values())
-            self.history.sample(read_bytes, self.totals.delivered_bytes, self._control.running)
+            self.history.sample(read_bytes, self.totals, self._control.running)
             self.staging.reconsider()
             await asyncio.sleep(INTERVAL_SECONDS)
 
@@ -347,11 +354,13 @@ class Daemon:
             self.ask_to_stop()
 
 
-def _tiered(source: Source, tier: Tier | None) -> Source:
+def _tiered(source: Source, tier: Tier | None, files: TierFiles) -> Source:
     """With what comes over a network kept on the disk, if there is a tier."""
-    if tier is None or not isinstance(source, Remote):
+    if tier is None:
         return source
-    return TieredSource(source, tier)
+    return (
+        TieredSource(source, tier) if isinstance(source, Remote) else TieredSource(source, tier, files.cover)
+    )
 
 
 def _drop(tier: Tier | None, error: CheckpointCorruptError) -> None:

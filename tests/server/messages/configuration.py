@@ -79,6 +79,13 @@ EXAMPLES = [
         "one is given without the other",
         "name the directory, and how much",
     ),
+    provoked(
+        started("--tier-stale", "60"),
+        "--tier-stale",
+        "it is about what is kept on the local disk, and nothing is",
+        "give --tier-dir too",
+    ),
+    provoked(started("--tier-files", "nfs"), "--tier-files", "'nfs' is no absolute path", "write one"),
     provoked(a_link_as_tier, "--tier-dir", "is a link or no directory", "name a directory itself"),
     provoked(started("--max-loads", "0"), "--max-loads", "'0' is not a whole number above 0", "write one"),
     provoked(started("--concurrency", "9999999"), "--concurrency", "is more than", "lower it"),

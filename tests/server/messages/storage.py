@@ -261,4 +261,14 @@ EXAMPLES = [
         "check the endpoint and the network, or raise --object-retries or --object-timeout",
     ),
     said("penstockd", " stops, and this read was cut off; ", "try again in a moment"),
+    said(
+        "s3://b/k",
+        ": its store cannot be asked, and no earlier load asked for it; ",
+        "load it again when the store answers",
+    ),
+    said(
+        "s3://b/k",
+        ": its store cannot be asked, and the tier's disk has no bytes from 9 on; ",
+        "load it again when the store answers",
+    ),
 ]

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.server.tier.directory import Directory
+from penstock.server.tier.hold import Hold
 from penstock.server.tier.records import PAGE_BYTES, Identity, padded
 from penstock.server.tier.threads import DiskThreads
-from penstock.server.tier.tier import Hold, Tier
+from penstock.server.tier.tier import Tier
 from penstock.server.tier.version import RottenError
 
 PATIENCE_SECONDS = 60

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,36 +15,15 @@ from penstock.server.errors import AccessDeniedError
 from penstock.server.sources import Access, Source
 from penstock.server.sources.checksums import Checksum
 from penstock.server.tier.directory import BLOCKS, Directory
+from penstock.server.tier.opening import open_tier
 from penstock.server.tier.source import TieredFile, TieredSource
-from penstock.server.tier.tier import Tier, open_tier
+from penstock.server.tier.tier import Tier
 
 from ...attacks.fuse import FuseFileSystem
 from ...e2e.support import wait_until
 from ..support import ROOT
 from .bench import MIB, PATIENCE_SECONDS, Thing, held, tier_in
-
-Mount = Callable[..., Path]
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """`mount(*arguments)` mounts something at a path, the last argument, until the test ends."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
-    mounted: list[Path] = []
-
-    def mount(*arguments: str | Path) -> Path:
-        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"cannot mount here: {done.stderr}")
-        path = Path(arguments[-1])
-        if path not in mounted:
-            mounted.append(path)
-        return path
-
-    yield mount
-    for path in reversed(mounted):
-        subprocess.run(["umount", "--lazy", path], check=True)
+from .conftest import Mount
 
 
 @pytest.fixture
@@ -163,6 +141,40 @@ def test_on_a_read_only_disk_there_is_no_tier(
     assert open_tier(small / "tier", MIB) is None
     (record,) = caplog.records
     assert record.__dict__["fields"]["why"] == os.strerror(errno.EROFS)
+
+
+@pytest.mark.parametrize("call", ["write", "sync", "open"])
+def test_a_disk_that_fails_in_writing_turns_the_tier_off_and_costs_no_load(
+    tmp_path: Path, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Directory):
+        broken = False
+
+    def fails(self: Failing, *given: object, **named: object) -> object:
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return getattr(Directory, call)(self, *given, **named)
+
+    setattr(Failing, call, fails)
+    first, second = Thing(MIB, uri="s3://b/1"), Thing(MIB, uri="s3://b/2")
+    directory = Failing(tmp_path / "tier")
+    with tier_in(directory) as tier:
+        first.keep(tier)
+        directory.broken = True
+        assert second.keep(tier) == 0
+        assert tier.off_because == os.strerror(errno.EIO)
+        assert not tier.free
+        file, _ = opened(tier, second)
+        assert load(file, 0, MIB) == second.data
+        file.close()
+        file, stored = opened(tier, first)
+        assert load(file, 0, MIB) == first.data
+        assert bool(stored.reads) is (call == "open")
+        file.close()
+    assert [record.message for record in caplog.records].count("tier off") == 1
+    with tier_in(tmp_path / "tier") as tier:
+        assert first.kept(tier) == MIB
+        assert second.kept(tier) == 0
 
 
 class FailingDisk(FuseFileSystem):
@@ -289,6 +301,9 @@ class Kept:
 
     def remember(self, location: str) -> None:
         self.remembered.append(location)
+
+    def permit(self, location: str, access: Access) -> None:
+        """Everybody."""
 
 
 def test_of_an_object_that_is_kept_the_source_asks_for_the_version_alone(tmp_path: Path) -> None:

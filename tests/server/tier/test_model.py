@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.server.tier.directory import Directory
+from penstock.server.tier.hold import Hold
 from penstock.server.tier.threads import DiskThreads
-from penstock.server.tier.tier import Hold, Tier
+from penstock.server.tier.tier import Tier
 from penstock.server.tier.version import RottenError
 
 from .bench import PATIENCE_SECONDS, Thing, disk_bytes
@@ -106,13 +107,16 @@ class TierMachine(RuleBasedStateMachine):
                 self.written[number] = bytearray(SIZE)
 
     @precondition(lambda self: any(self.path.glob("*.blocks")))
-    @rule(at=st.floats(0, 1, exclude_max=True), which=st.integers(0, 100))
-    def rot(self, at: float, which: int) -> None:
-        files = sorted(self.path.glob("*.blocks"))
+    @rule(at=st.floats(0, 1, exclude_max=True), which=st.integers(0, 100), records=st.booleans())
+    def rot(self, at: float, which: int, *, records: bool) -> None:
+        """Of records while the daemon is away: it has read those of what is in use."""
+        files = sorted(self.path.glob("*.records" if records else "*.blocks"))
         file = files[which % len(files)]
         size = file.stat().st_size
         if not size:
             return
+        if records:
+            self._stop()
         position = int(size * at)
         with file.open("r+b") as opened:
             opened.seek(position)
@@ -120,6 +124,8 @@ class TierMachine(RuleBasedStateMachine):
             opened.seek(position)
             opened.write(bytes([byte[0] ^ 0x40]))
         self._may_lose(file)
+        if records:
+            self.tier = self._start()
 
     # ---- what must hold --------------------------------------------------------------------------
 

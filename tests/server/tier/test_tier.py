@@ -10,8 +10,9 @@ import pytest
 
 from penstock.server.errors import ConfigError
 from penstock.server.tier.directory import BLOCKS, RECORDS, Directory, LockedError
+from penstock.server.tier.opening import open_tier
 from penstock.server.tier.records import BLOCK_BYTES
-from penstock.server.tier.tier import Tier, open_tier
+from penstock.server.tier.tier import Tier
 
 from ..support import until_true
 from .bench import MIB, RottenError, Thing, disk_bytes, held, tier_in

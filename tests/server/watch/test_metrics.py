@@ -70,7 +70,7 @@ def test_what_is_counted_is_what_is_said() -> None:
     totals.loads["s3", "failed"] += 3
     totals.source_bytes["file"] += 100
     totals.rejected["ACCESS_DENIED"] += 2
-    totals.delivered_bytes += 50
+    totals.delivered["tier",] += 50
     totals.retries["s3"] = lambda: dict.fromkeys(RETRY_REASONS, 0) | {"throttled": 7}
     totals.observe_read("s3", 0.5)
     totals.load_wait_seconds.observe(700)
@@ -80,6 +80,8 @@ def test_what_is_counted_is_what_is_said() -> None:
         ("read_bytes_total", {"source": "file"}, 100),
         ("rejected_total", {"reason": "ACCESS_DENIED"}, 2),
         ("delivered_bytes_total", {}, 50),
+        ("delivered_from_bytes_total", {"origin": "tier"}, 50),
+        ("delivered_from_bytes_total", {"origin": "storage"}, 0),
         ("read_retries_total", {"source": "s3", "reason": "throttled"}, 7),
         ("read_retries_total", {"source": "file", "reason": "throttled"}, 0),
         ("read_seconds_count", {"source": "s3"}, 1),

@@ -105,6 +105,11 @@ def _load(options: argparse.Namespace) -> None:
             ("waited for memory", f"{stats.waited_seconds:.3f} s"),
             ("read from source", show_bytes(stats.read_bytes)),
             ("of that from its tier", show_bytes(stats.tier_bytes)),
+            *(
+                []
+                if stats.stale_seconds is None
+                else [("store last asked", f"{stats.stale_seconds:.0f} s ago")]
+            ),
             ("verified", show_bytes(stats.verified_bytes)),
             ("staged already", "yes" if stats.cache_hit else "no"),
         ]

@@ -49,12 +49,21 @@ def _head(status: dict[str, Any]) -> str:
             f"{show_bytes(readers['bytes_per_second'])}/s",
             f"so far    loads: {totals['loads_ok']} ok, {totals['loads_failed']} failed, "
             f"{totals['loads_cancelled']} cancelled; {show_bytes(totals['read_bytes'])} read, "
-            f"{show_bytes(totals['delivered_bytes'])} delivered; {totals['stage_hits']} hits, "
-            f"{totals['stage_misses']} misses, {totals['evictions']} evictions",
+            f"{show_bytes(totals['delivered_bytes'])} delivered{_origins(totals)}; "
+            f"{totals['stage_hits']} hits, {totals['stage_misses']} misses, {totals['evictions']} evictions",
             *_tier(status),
             *hung,
         ]
     )
+
+
+def _origins(counts: dict[str, Any]) -> str:
+    """Where delivered bytes came from. A daemon of an earlier version does not tell."""
+    if "memory_bytes" not in counts or not counts["delivered_bytes"]:
+        return ""
+    storage = counts["delivered_bytes"] - counts["memory_bytes"] - counts["tier_bytes"]
+    parts = {"memory": counts["memory_bytes"], "local disk": counts["tier_bytes"], "storage": storage}
+    return f" ({', '.join(f'{show_bytes(size)} from {name}' for name, size in parts.items() if size)})"
 
 
 def _warm_set(status: dict[str, Any]) -> str:
@@ -82,10 +91,12 @@ def _tier(status: dict[str, Any]) -> list[str]:
     if not tier or not tier["limit_bytes"]:
         return []
     off = f"; off: {_plain(tier['off_because'])}" if tier["off_because"] else ""
+    count = tier.get("stale_loads", 0)
+    stale = f"; {count} loads of stores that could not be asked" if count else ""
     return [
         f"tier      {show_bytes(tier['used_bytes'])} of {show_bytes(tier['limit_bytes'])}, "
         f"{tier['versions']} files; {show_bytes(tier['read_bytes'])} read, "
-        f"{show_bytes(tier['written_bytes'])} written{off}"
+        f"{show_bytes(tier['written_bytes'])} written{stale}{off}"
     ]
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from ..errors import CheckpointInvalidError, InvalidRequestError
 from ..sources import Access, Source, choose, parent, verification
+from ..sources.replies import ReplyKeeper
 from ..sources.verification import OFF, Expected, Wish
 from ..system.quota import Quota
-from . import sums
+from . import stale, sums
 from .consistency import Consistency, Indexed
 from .expand import expand, settle
 from .files import Checkpoint
@@ -53,13 +54,16 @@ class Catalog:
         descriptors: Quota | None = None,
         keep: Keep | None = None,
         parsers: Parsers | None = None,
+        replies: ReplyKeeper | None = None,
     ) -> None:
         """Each of `sources` has the URIs of its schemes; the first has paths too. `resolve` must not run on
-        the workers of any source. `descriptors` is the quota of descriptors for open files."""
+        the workers of any source. `descriptors` is the quota of descriptors for open files. `replies` keeps
+        what stores say, for when they cannot be asked."""
         self._sources = tuple(sources)
         self.descriptors = descriptors if descriptors is not None else Quota(DEFAULT_DESCRIPTORS)
         self.keep = keep if keep is not None else Keep()
         self.parsers = parsers if parsers is not None else Parsers()
+        self._replies = replies
         self._opener = ShardOpener(self.descriptors, self.keep, self.parsers)
         self._consistency = Consistency(self.parsers)
 
@@ -87,6 +91,14 @@ class Catalog:
             raise InvalidRequestError(
                 f"sources: {len(sources)} are more than {MAX_SOURCES}; name fewer at a time"
             )
+        if self._replies is None:
+            return self._resolve(sources, access, variant, wish)
+        name = stale.name_of([self.location(source) for source in sources], variant, access)
+        return stale.resolve(
+            self._replies, name, access, lambda access: self._resolve(sources, access, variant, wish)
+        )
+
+    def _resolve(self, sources: Sequence[str], access: Access, variant: str, wish: Wish) -> Checkpoint:
         named: dict[str, _Named] = {}
         members: list[Member] = []
         indexed: list[Indexed] = []

@@ -43,6 +43,9 @@ class Checkpoint:
     """What each file is verified by; empty for none."""
     lists: Charge | None = None
     """The charge for the lists of its files and of its segments, held as long as this object lives."""
+    stale_seconds: float | None = None
+    """Its store could not be asked: how long ago the store said that it has these versions. None: it was
+    asked."""
 
     def segments_within(self, selection: Selection, capacity_bytes: int) -> list[Segment]:
         """The segments of `plan.segments_within`. Takes a while for very many tensors. Raises as

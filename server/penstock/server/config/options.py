@@ -194,6 +194,23 @@ _FURTHER_OPTIONS = (
         "most that --tier-dir takes of its disk, such as 500GB",
         "SIZE",
     ),
+    Option(
+        "--tier-files",
+        "",
+        values.paths,
+        "path prefix of files of a network file system that --tier-dir keeps too; repeatable, in the "
+        "variable one a line",
+        "PREFIX",
+        repeatable=True,
+    ),
+    Option(
+        "--tier-stale",
+        "0",
+        values.seconds,
+        "if an object store cannot be asked, load from --tier-dir the version that the store had at most so "
+        "many seconds ago; 0 fails the load",
+        "SECONDS",
+    ),
 )
 _LOG_OPTIONS = (
     Option("--log-format", "text", str, "one line an event", choices=("text", "json")),

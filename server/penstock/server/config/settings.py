@@ -63,6 +63,10 @@ class Config:
     tier_dir: Path | None
     """None: nothing is kept on a disk."""
     tier_limit_bytes: int
+    tier_files: tuple[str, ...]
+    """Paths below which local files are kept too."""
+    tier_stale_seconds: float
+    """0: a store that cannot be asked fails the load."""
     store_options: Mapping[str, Any]
     """Flags of one kind of storage alone: by the flag's name, without dashes."""
 
@@ -138,6 +142,8 @@ def load_config(
         object_timeout_seconds=values["object_timeout"],
         tier_dir=values["tier_dir"],
         tier_limit_bytes=values["tier_limit"],
+        tier_files=values["tier_files"],
+        tier_stale_seconds=values["tier_stale"],
         store_options={option.field: values[option.field] for store in stores for option in store.options},
     )
 
@@ -168,6 +174,12 @@ def _check_together(values: Mapping[str, Any]) -> None:
             "--tier-dir and --tier-limit: one is given without the other; name the directory, and how much "
             "of its disk may be taken, such as 500GB"
         )
+    for flag in ("tier_files", "tier_stale"):
+        if values[flag] and values["tier_dir"] is None:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')}: it is about what is kept on the local disk, and nothing is; "
+                "give --tier-dir too, or leave it out"
+            )
     if limit > 0 and values["block_size"] > max(limit, DEFAULT_BLOCK_BYTES):
         raise ConfigError(
             f"--block-size: a block of {values['block_size']} bytes is more than the whole --memory-limit of "

@@ -143,6 +143,15 @@ def prefixes(text: str, stores: Sequence[Locators]) -> tuple[str, ...]:
     return tuple(_locators(location, stores).prefix(location) for location in locations(text, stores))
 
 
+def paths(text: str) -> tuple[str, ...]:
+    """One a line."""
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for path in found:
+        if not path.startswith("/"):
+            raise ValueError(f"{path!r} is no absolute path; write one")
+    return found
+
+
 def _locators(location: str, stores: Sequence[Locators]) -> Locators:
     """Those of the store that it is in. Raises ValueError."""
     for store in stores:

@@ -46,6 +46,7 @@ def _response(event: Queued | SegmentReady | Finished) -> bytes:
         read_bytes=event.read_bytes,
         tier_bytes=event.tier_bytes,
         verified_bytes=event.verified_bytes,
+        stale_seconds=event.stale_seconds,
     )
     return pb.LoadResponse(finished=finished).SerializeToString()
 

@@ -54,6 +54,9 @@ class Admission:
         self.state = "resolving"
         self.entry: CacheEntry | None = None
         self.delivered_bytes = 0
+        self.memory_bytes = self.tier_bytes = 0
+        """Of `delivered_bytes`, those that were in the staging buffer when it came, and those that were read
+        from the tier; the others came from storage."""
         self.total_bytes = 0
         self.began = asyncio.get_running_loop().time()
         self.queued_since = 0.0
@@ -69,6 +72,8 @@ class Admission:
         """Whether everything that it asked for was in the staging buffer before it joined."""
         self.finished = False
         """Whether it has got everything that it asked for: if the caller goes away now, nothing is lost."""
+        self.stale_seconds: float | None = None
+        """Its store could not be asked; see `Checkpoint.stale_seconds`."""
         self._access = access
         self._context = context
         self._wish = NO_WISH
@@ -124,6 +129,10 @@ class Admission:
             raise CheckpointChangedError(
                 f"{shown_source(request.sources)} changed since the load to be resumed began; load it again"
             )
+        self.stale_seconds = checkpoint.stale_seconds
+        if self.stale_seconds is not None:
+            self._keeps_old = True  # what is in the buffer may be newer
+            self._context.totals.stale_loads += 1
         for warning in checkpoint.warnings:
             event(logger, "odd checkpoint", {"load": self.id, "why": warning}, level=logging.WARNING)
         return checkpoint
@@ -239,6 +248,8 @@ class Admission:
             "pid": self.caller.pid,
             "bytes": self.delivered_bytes,
             "size": show_size(self.delivered_bytes),
+            "from_memory": self.memory_bytes,
+            "from_tier": self.tier_bytes,
             "seconds": round(seconds, 4),
             "gb_per_second": round(rate, 2),
             "waited_seconds": round(self.waited_seconds, 4),

@@ -106,6 +106,7 @@ class Fetch:
         self.caller = caller
         self.state = "resolving"
         self.delivered_bytes = 0
+        self.memory_bytes = self.tier_bytes = 0
         self.total_bytes = 0
         self.files = 0
         self.began = asyncio.get_running_loop().time()

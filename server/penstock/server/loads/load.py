@@ -67,6 +67,7 @@ class Finished:
     read_bytes: int
     tier_bytes: int
     verified_bytes: int
+    stale_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ class Load(Admission):
                     read_bytes,
                     min(read_bytes, entry.tier_bytes - self.tier_before),
                     self._verified_bytes(entry, entry.contents.tables(checkpoint), slices),
+                    self.stale_seconds,
                 )
             )
         finally:
@@ -266,8 +268,18 @@ class Load(Admission):
                     group=self._group_progress(entry, tensor_count),
                 )
             )
-            self.delivered_bytes += end - start
-            self._context.totals.delivered_bytes += end - start
+            self._count_delivered(entry, part.segment, end - start)
+
+    def _count_delivered(self, entry: CacheEntry, segment: int, size_bytes: int) -> None:
+        memory = size_bytes if segment in self.warm_segments else 0
+        tier = min(size_bytes, entry.tier_bytes_of(segment)) if not memory else 0
+        self.delivered_bytes += size_bytes
+        self.memory_bytes += memory
+        self.tier_bytes += tier
+        delivered = self._context.totals.delivered
+        delivered["memory",] += memory
+        delivered["tier",] += tier
+        delivered["storage",] += size_bytes - memory - tier
 
     @staticmethod
     def _verified_bytes(

@@ -59,19 +59,25 @@ class Prefetch(Admission):
         ring = entry.ring
         assert ring is not None
         self.total_bytes = ring.total_bytes
-        self.delivered_bytes = sum(ring.segments[index].size_bytes for index in self.warm_segments)
+        self.memory_bytes = sum(ring.segments[index].size_bytes for index in self.warm_segments)
+        self.delivered_bytes = self.memory_bytes
         waiting = asyncio.ensure_future(entry.wait_complete())
         try:
             while not waiting.done():
                 await emit(Progress(self.delivered_bytes, ring.total_bytes, done=False))
                 await asyncio.wait([waiting], timeout=PROGRESS_SECONDS)
-                self.delivered_bytes = ring.ready_bytes
+                self._count(entry)
             await waiting
         finally:
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await waiting
-        self.delivered_bytes = ring.ready_bytes
+        self._count(entry)
         self._keep(entry)
         self.finished = True
         await emit(Progress(ring.ready_bytes, ring.total_bytes, done=True))
+
+    def _count(self, entry: CacheEntry) -> None:
+        assert entry.ring is not None
+        self.delivered_bytes = entry.ring.ready_bytes
+        self.tier_bytes = entry.tier_bytes - self.tier_before

@@ -27,6 +27,9 @@ class Running(Protocol):
     """"resolving", "waiting" or "streaming"."""
     caller: Caller
     delivered_bytes: int
+    memory_bytes: int
+    tier_bytes: int
+    """Of `delivered_bytes`, those that were in the staging buffer before, and those of the local disk."""
     total_bytes: int
     began: float
     """Of the event loop's clock."""

@@ -14,6 +14,7 @@ from typing import Protocol
 from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
 from .checksums import Checksum
 from .kept import KeptFile
+from .replies import Replies
 
 MAX_TREE_NAMES = 100_000
 """Most names in a tree, wanted or not. It bounds the cost of listing one."""
@@ -211,6 +212,8 @@ class Access:
     pins: Pins = field(default_factory=Pins, compare=False)
     """The meaning of names that move, such as branches. Each request has one `Access`, so all files of a load
     are of one commit."""
+    replies: Replies | None = field(default=None, compare=False)
+    """Where sources note what stores reply to this request, or have it from instead of asking them."""
 
 
 class ListingDeniedError(AccessDeniedError):

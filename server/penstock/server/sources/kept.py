@@ -4,7 +4,10 @@ memory, so that neither knows the other."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from . import Access
 
 
 class Keep(Protocol):
@@ -41,9 +44,16 @@ class Keep(Protocol):
 class KeptFile(Protocol):
     """An open file that keeps the bytes that are read from it."""
 
+    def take_disk_bytes(self, start: int, end: int) -> int:
+        """How many bytes of that range came from the local disk, and not from the store, since this was asked
+        last."""
+
+    def has(self, start: int, end: int) -> bool:
+        """All of that range is on the local disk."""
+
     @property
-    def disk_bytes(self) -> int:
-        """How many bytes were read from the local disk instead of the store."""
+    def keeps_more(self) -> bool:
+        """What is not there can be kept now."""
 
     def keep(self) -> Keep | None:
         """A hold for a caller that has its bytes, and that must release it. None: nothing can be kept now."""
@@ -71,3 +81,24 @@ class Remote(Protocol):
     def remember(self, location: str) -> None:
         """Says that the first bytes of the file there are kept. Opening it the next time requests its version
         alone."""
+
+    def permit(self, location: str, access: Access) -> None:
+        """Asks nobody. Raises AccessDeniedError for a caller for whom the storage would not even be asked."""
+
+
+@runtime_checkable
+class LocalVersion(Protocol):
+    """An open file whose `version` means something only until the machine is started again, and only in one
+    mount namespace."""
+
+    @property
+    def lasting_version(self) -> str:
+        """The same for longer, without the mount: what its file system will say of it the next time."""
+
+    @property
+    def place(self) -> str:
+        """The mount that it was opened through, as `resuming.Place` has it."""
+
+    @property
+    def settled(self) -> bool:
+        """It was written long enough ago for another write to give it another version."""

@@ -1,4 +1,5 @@
-"""Decides whether a load may go on at another daemon, by the versions that clients receive. Pure."""
+"""Decides whether a load may go on at another daemon, and whether a file is the one that an earlier daemon
+read: by the versions that clients receive, and by mounts as the tier remembers them. Pure."""
 
 from __future__ import annotations
 
@@ -40,3 +41,24 @@ def continues(before: str, now: str) -> bool:
     old_root, _, old_mounts = old_set.partition(".")
     root, _, mounts = mount_set.partition(".")
     return not root or old_root != root or old_mounts == mounts
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The mount that a local file was opened through, as a text that outlives the daemon."""
+
+    namespace: str
+    """The boot and the mount namespace; empty where the kernel has no ids of mounts that are unique."""
+    mount: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.mount}"
+
+
+def same_place(before: str, now: str) -> bool:
+    """Whether files may be the same, going by the mounts that they were opened through: the rule of
+    `continues`. Within one mount namespace the mount must be the same. Another namespace, such as a new
+    container or the machine after a restart, has other mounts of the same file systems."""
+    old_namespace, _, old_mount = before.rpartition("/")
+    namespace, _, mount = now.rpartition("/")
+    return not namespace or namespace != old_namespace or mount == old_mount

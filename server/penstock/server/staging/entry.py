@@ -148,6 +148,10 @@ class CacheEntry:
         """Of `read_bytes`, those that came from the tier."""
         return self._pipeline.tier_bytes if self._pipeline is not None else 0
 
+    def tier_bytes_of(self, index: int) -> int:
+        """How many bytes of that segment came from the tier when it was read last."""
+        return self._pipeline.tier_bytes_of(index) if self._pipeline is not None else 0
+
     @property
     def verifier(self) -> Verifier | None:
         """Once started: what of it was compared with checksums."""

@@ -16,6 +16,9 @@ CLOSED_REASONS = ("refused", "protocol", "flood", "memory", "idle")
 """Why the gate closes a connection."""
 RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
 LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+ORIGINS = ("memory", "tier", "storage")
+"""Where delivered bytes came from: they were in the staging buffer when the load came, or were read from the
+local disk of the tier, or from their storage."""
 TIER_COUNTS = ("read_bytes", "written_bytes", "failed_reads", "evictions")
 """The counters of the tier."""
 READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -60,8 +63,11 @@ class Totals:
         """By name of `TIER_COUNTS`. The tier replaces these by its own, if there is one."""
         self.rejected = dict.fromkeys(reasons(), 0)
         self.connections_closed = dict.fromkeys(CLOSED_REASONS, 0)
-        self.delivered_bytes = 0
+        self.delivered: dict[tuple[str, ...], int] = {(origin,): 0 for origin in ORIGINS}
+        """Bytes, by origin."""
         self.verified_bytes = 0
+        self.stale_loads = 0
+        """Loads and prefetches of checkpoints whose store could not be asked."""
         self.stage_hits = 0
         self.stage_misses = 0
         self.evictions = 0
@@ -80,6 +86,10 @@ class Totals:
     def read_bytes(self) -> int:
         return sum(self.source_bytes.values())
 
+    @property
+    def delivered_bytes(self) -> int:
+        return sum(self.delivered.values())
+
     def loads_that(self, result: str) -> int:
         """How many loads ended with this result."""
         return sum(count for (_, ended), count in self.loads.items() if ended == result)
@@ -92,6 +102,8 @@ class Totals:
             "loads_cancelled": self.loads_that("cancelled"),
             "read_bytes": self.read_bytes,
             "delivered_bytes": self.delivered_bytes,
+            "memory_bytes": self.delivered["memory",],
+            "tier_bytes": self.delivered["tier",],
             "verified_bytes": self.verified_bytes,
             "stage_hits": self.stage_hits,
             "stage_misses": self.stage_misses,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from dataclasses import dataclass
@@ -87,6 +88,16 @@ def root_mount() -> Mount:
     if _statx is None or _statx(_AT_FDCWD, b"/", 0, _STATX_MNT_ID_UNIQUE, answer) != 0:
         return Mount(0, False)
     return _parse(answer.raw, _STATX_MNT_ID_UNIQUE).mount
+
+
+@functools.cache
+def boot_id() -> str:
+    """Differs after each start of the machine. Empty where /proc is not mounted."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 class _MountRequest(ctypes.Structure):

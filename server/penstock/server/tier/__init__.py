@@ -1,7 +1,12 @@
-"""The tier: blocks of object stores that are kept on a local disk, and read from there the next time.
+"""The tier: blocks of object stores, and of files of network file systems, that are kept on a local disk, and
+read from there the next time.
 
 source     wraps a Source: its files read from the disk what is there, and the rest from the store
+files      which local files are kept
+replies    what stores said to whole loads, for when they cannot be asked
+opening    the tier of a daemon, or why it has none
 tier       the versions that are kept, the limit, and which of them goes first
+hold       a hold on one version, for an open file and for who has its bytes
 version    one version of one object: which of its bytes are kept, and their reading and writing
 threads    the threads that wait for the disk, and giving up on a disk that hangs
 records    what is written beside the bytes, so that nothing else is believed (pure)

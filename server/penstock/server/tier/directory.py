@@ -121,9 +121,11 @@ class Directory:
         finally:
             os.close(fd)
 
-    def touch(self, name: str) -> None:
-        """It is used now: after a restart the order of use is that of these times."""
-        os.utime(name, dir_fd=self.fd, follow_symlinks=False)
+    def touch(self, name: str, *, at: float | None = None) -> None:
+        """It is used now, or was used then, in seconds since 1970: after a restart the order of use is that
+        of these times. A file that was removed stays so."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(name, None if at is None else (at, at), dir_fd=self.fd, follow_symlinks=False)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

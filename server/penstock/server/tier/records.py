@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
+
+from ..sources.resuming import same_place
 
 MAGIC: Final = b"PSTTIER1"
 CHUNK_BYTES: Final = 256 << 10
@@ -38,8 +40,14 @@ class Identity:
 
     uri: str
     version: str
-    """As `SourceFile.version` says it."""
+    """As `SourceFile.version` says it; of a local file `LocalVersion.lasting_version`."""
     size_bytes: int
+    place: str = ""
+    """Of a local file, as `LocalVersion.place` says it."""
+
+    def continues(self, kept: Identity) -> bool:
+        """What was kept as that is of the same bytes."""
+        return replace(kept, place=self.place) == self and same_place(kept.place, self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,8 @@ class Log:
     blocks: tuple[Block, ...]
     size_bytes: int
     """How far that goes. What follows was not written whole, or is rotten."""
+    head_crc: int
+    """What the CRC of each record begins with."""
 
     @property
     def blocks_bytes(self) -> int:
@@ -129,16 +139,16 @@ class Log:
 def decode(data: bytes, identity: Identity, blocks_bytes: int) -> Log | None:
     """`blocks_bytes` is the size of the `.blocks` file. None where the file is of another identity."""
     found = decode_identity(data)
-    if found is None or found[0] != identity:
+    if found is None or not identity.continues(found[0]):
         return None
-    at, crc = found[1], head_crc(identity)
+    at, crc = found[1], head_crc(found[0])
     blocks: list[Block] = []
     while (block := _decode_record(data, at, crc, len(blocks))) is not None:
         if block.end > identity.size_bytes or block.position + block.span_bytes > blocks_bytes:
             break
         blocks.append(block)
         at += _record_bytes(block.size_bytes)
-    return Log(tuple(blocks), at)
+    return Log(tuple(blocks), at, crc)
 
 
 def _record_bytes(size_bytes: int) -> int:

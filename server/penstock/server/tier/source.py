@@ -1,19 +1,30 @@
-"""A Source whose files are read from the disk where that has them, and from the store where not."""
+"""A Source whose files are read from the disk where that has them, and from the store where not.
+
+    open at the store --> the version --> a hold on what is kept of it --> each range: disk, else store
+    replies that are given again (--tier-stale) --> the same, without the store
+
+Local files are opened and checked for changes where they lie, and only read from the disk.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
+from ..errors import AccessDeniedError, CheckpointNotFoundError
 from ..sources import Access, Listed, Source, SourceFile, Wanted, without
-from ..sources.kept import Keep, Remote
+from ..sources.checksums import Checksum
+from ..sources.kept import Keep, LocalVersion, Remote
+from ..sources.replies import FileReply, StoreUnreachableError
 from ..system.copying import spread
 from ..system.progress import beat
+from .hold import Hold
 from .pieces import Span
 from .records import Identity
 from .threads import Ticket, UnavailableError
-from .tier import Hold, Tier
+from .tier import Tier
 from .version import RottenError
 
 
@@ -21,13 +32,16 @@ class TieredSource:
     """Access, names and lists are the store's, and each file is opened there: so every load asks it which
     version is current, and nobody reads from the disk what the store would refuse."""
 
-    def __init__(self, source: Source, tier: Tier) -> None:
+    def __init__(self, source: Source, tier: Tier, covers: Callable[[str], bool] = lambda _: True) -> None:
+        """`covers` says of a location whether the tier keeps what is there."""
         self.kind = source.kind
         self.schemes = source.schemes
         self.descriptors_per_file = source.descriptors_per_file
         self.patience_seconds = source.patience_seconds
         self._source = source
         self._tier = tier
+        self._covers = covers
+        self._remote = source if isinstance(source, Remote) else None
 
     def workers(self, location: str, uid: int) -> Executor:
         return self._source.workers(location, uid)
@@ -42,7 +56,22 @@ class TieredSource:
         return self._source.join(directory, name)
 
     def list(self, location: str, access: Access) -> list[str] | None:
-        return self._source.list(location, access)
+        replies = access.replies if self._remote is not None else None
+        if replies is None:
+            return self._source.list(location, access)
+        if replies.again:
+            self._permit(location, access)
+            return replies.names(location)
+        try:
+            names = self._source.list(location, access)
+        except CheckpointNotFoundError as error:
+            replies.missing[location] = error.message
+            raise
+        except AccessDeniedError:
+            replies.partial = True
+            raise
+        replies.lists[location] = names
+        return names
 
     def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
         return self._source.tree(location, access, wanted)
@@ -51,17 +80,54 @@ class TieredSource:
         return self._source.dangles(location, access)
 
     def open(self, location: str, access: Access) -> SourceFile:
-        if isinstance(self._source, Remote) and self._tier.has(location):
-            self._source.remember(location)
-        file = self._source.open(location, access)
-        if file.alignment > 1:  # a local file, such as one of the Hub's cache
-            return file
+        if self._remote is None:
+            file = self._source.open(location, access)
+            return self._tiered(file, access) if self._covers(location) else file
+        file = self._open_remote(self._remote, location, access)
+        local = isinstance(file, LocalVersion)  # of the Hub's cache
+        return file if local else self._tiered(file, access)
+
+    def _open_remote(self, remote: Remote, location: str, access: Access) -> SourceFile:
+        replies = access.replies
+        if replies is not None and replies.again:
+            self._permit(location, access)
+            reply = replies.file(location)
+            return StoredFile(
+                self.kind, Identity(reply.uri, reply.version, reply.size_bytes), reply.checksums
+            )
+        if self._tier.has(location):
+            remote.remember(location)
         try:
-            hold = self._tier.hold(Identity(file.uri, file.version, file.size_bytes), access.uid)
+            file = self._source.open(location, access)
+        except CheckpointNotFoundError as error:
+            if replies is not None:
+                replies.missing[location] = error.message
+            raise
+        except AccessDeniedError:
+            if replies is not None:
+                replies.partial = True
+            raise
+        if replies is not None:
+            replies.files[location] = FileReply(
+                file.uri, file.version, file.size_bytes, tuple(file.checksums)
+            )
+            replies.partial = replies.partial or isinstance(file, LocalVersion)
+        return file
+
+    def _tiered(self, file: SourceFile, access: Access) -> TieredFile:
+        version, place = file.version, ""
+        if isinstance(file, LocalVersion):
+            version, place = file.lasting_version, file.place
+        try:
+            hold = self._tier.hold(Identity(file.uri, version, file.size_bytes, place), access.uid)
         except BaseException:
             file.close()
             raise
         return TieredFile(file, self._tier, hold, access.uid)
+
+    def _permit(self, location: str, access: Access) -> None:
+        assert self._remote is not None
+        self._remote.permit(location, access)
 
 
 class TieredFile:
@@ -82,8 +148,10 @@ class TieredFile:
         self._tier = tier
         self._hold = hold
         self._uid = uid
+        self._writes = file.settled if isinstance(file, LocalVersion) else True
         self._lock = threading.Lock()
-        self.disk_bytes = 0
+        self._from_disk: list[tuple[int, int]] = []
+        """Ranges that came from the disk, until somebody asks."""
 
     @property
     def give_up_at(self) -> float:
@@ -100,9 +168,15 @@ class TieredFile:
             part = _first(without(views, position - offset), span.end - position)
             reached = position + self._read_kept(position, span, part) if span.block else position
             if reached == position:
-                self._file.read_into(position, part)
+                self._read_stored(offset, position, min(end, span.end), views)
                 reached = span.end
             position = reached
+
+    def _read_stored(self, offset: int, position: int, end: int, views: Sequence[memoryview]) -> None:
+        """Whole pages of a local file, as far as there is memory for them: these are read directly."""
+        begin = max(offset, position // self.alignment * self.alignment)
+        finish = -(-end // self.alignment) * self.alignment
+        self._file.read_into(begin, _first(without(views, begin - offset), finish - begin))
 
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
@@ -110,13 +184,36 @@ class TieredFile:
     def unmounted(self) -> bool:
         return self._file.unmounted()
 
+    def take_disk_bytes(self, start: int, end: int) -> int:
+        total, left = 0, []
+        with self._lock:
+            for first, last in self._from_disk:
+                total += max(0, min(last, end) - max(first, start))
+                parts = (first, min(last, start)), (max(first, end), last)
+                left += [part for part in parts if part[0] < part[1]]
+            self._from_disk = left
+        return total
+
+    def has(self, start: int, end: int) -> bool:
+        while start < end:
+            span = self._hold.version.span(start, end)
+            if span.block is None:
+                return False
+            start = span.end
+        return True
+
+    @property
+    def keeps_more(self) -> bool:
+        return self._writes and self._hold.keeps_more
+
     def keep(self) -> Keep | None:
-        return self._hold.again()
+        return self._hold.again() if self._writes else None
 
     def keep_bytes(self, offset: int, views: Sequence[memoryview]) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)
-        missing = self._hold.missing(offset, end)
+        missing = self._hold.missing(offset, end) if self._writes else None
         if missing is not None:
+            self._file.check_unchanged()  # or bytes of another version would be kept as of this one
             start, end = missing
             self._hold.write_copy(start, _first(without(views, start - offset), end - start))
 
@@ -144,10 +241,41 @@ class TieredFile:
             version.forget(position, span.end)
             return 0
         with self._lock:
-            self.disk_bytes += count
+            self._from_disk.append((position, position + count))
         self._tier.count("read_bytes", count)
         beat()
         return count
+
+
+class StoredFile:
+    """A file of which only the disk can be asked. See `SourceFile`."""
+
+    listed_version = mount = mount_point = ""
+    alignment = 1
+
+    def __init__(self, kind: str, identity: Identity, checksums: Sequence[Checksum] = ()) -> None:
+        self.kind = kind
+        self.uri = identity.uri
+        self.version = self.portable_version = identity.version
+        self.size_bytes = identity.size_bytes
+        self.checksums = checksums
+        self.give_up_at = math.inf
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        raise StoreUnreachableError(
+            f"{self.uri}: its store cannot be asked, and the tier's disk has no bytes from {offset} on; load "
+            "it again when the store answers",
+            file=self.uri,
+        )
+
+    def check_unchanged(self) -> None:
+        """The disk's bytes are compared with their CRCs."""
+
+    def unmounted(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 def _first(views: Sequence[memoryview], count: int) -> list[memoryview]:

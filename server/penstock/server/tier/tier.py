@@ -19,14 +19,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from ..config.units import show_size
 from ..system.copying import copy
 from ..system.counts import TIER_COUNTS
 from ..system.fair import FairExecutor
 from ..system.log import event
-from .directory import BLOCKS, RECORDS, Directory, LockedError
+from .directory import BLOCKS, RECORDS, Directory
+from .hold import Hold
 from .records import BLOCK_BYTES, Identity, padded
 from .threads import DiskThreads, UnavailableError
 from .version import RECORD_ROOM_BYTES, Version
@@ -50,6 +49,11 @@ def _object_of(uri: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _outdate(versions: Sequence[Version]) -> None:
+    for version in versions:
+        version.outdate()
 
 
 class Tier:
@@ -109,10 +113,9 @@ class Tier:
         """A hold on that version, with what is kept of it read from the disk, if that answers."""
         key = key_of(identity)
         with self._lock:
-            version = self._versions.get(key)
-            if version is None:
-                version = Version(self._directory, key)
-                self._add(version)
+            if key not in self._versions:
+                self._add(Version(self._directory, key))
+            version = self._versions[key]
             version.users += 1
             version.used_at = time.time()
         if not version.is_open:
@@ -123,7 +126,63 @@ class Tier:
             except UnavailableError:
                 pass  # the store has it all
             self._forget_removed(version)
+        if version.is_open and version.place != identity.place:
+            # Another file system is mounted where the file was, and that one is still in use: keep nothing.
+            self.give_back(version)
+            version = Version(self._directory, key)
+            version.users = 1
         return Hold(self, version)
+
+    def latest(self, uri: str, uid: int) -> tuple[Identity, Hold, float] | None:
+        """The version of it that was held last, a hold on it, and when that was, in seconds since 1970: this
+        counts as no use. None: there is none on the disk, or that does not answer."""
+        with self._lock:
+            kept = [version for version in self._of(uri) if version.stem is not None]
+            if not kept:
+                return None
+            version = max(kept, key=lambda version: version.used_at)
+            version.users += 1
+            used_at = version.used_at
+        identity = None
+        try:
+            identity = self.threads.call(uid, lambda ticket: version.open_unused())
+        except OSError as error:
+            self.turn_off(error)
+        except UnavailableError:
+            pass  # as if there were none
+        self._forget_removed(version)
+        hold = Hold(self, version)
+        if identity is None or identity.uri != uri or key_of(identity) != version.key:
+            hold.release()
+            return None
+        return identity, hold, used_at
+
+    def is_latest(self, identity: Identity) -> bool:
+        """No other version of the same was held later."""
+        key = key_of(identity)
+        with self._lock:
+            versions = {version.key: version.used_at for version in self._of(identity.uri)}
+        used_at = versions.pop(key, 0.0)
+        return all(used_at >= other for other in versions.values())
+
+    def outdate(self, uri: str, uid: int, *, but: Identity | None = None) -> None:
+        """The other versions of it are not the latest, whatever happens to that one."""
+        kept = key_of(but) if but is not None else ""
+        with self._lock:
+            outdated = [version for version in self._of(uri) if version.key != kept and version.used_at]
+            for version in outdated:
+                version.used_at = 0.0
+        if outdated:
+            try:
+                self.threads.call(uid, lambda ticket: _outdate(outdated))
+            except OSError as error:
+                self.turn_off(error)
+            except UnavailableError:
+                pass  # until the daemon ends they are outdated all the same
+
+    def _of(self, uri: str) -> list[Version]:
+        start = f"{_object_of(uri)}-"
+        return [version for key, version in self._versions.items() if key.startswith(start)]
 
     def drop(self, uri: str, version: str, *, although_pinned: bool) -> None:
         """Forgets what is kept of a version, as its bytes turned out to be wrong: they were so when they
@@ -169,7 +228,11 @@ class Tier:
 
     # ---- for holds ------------------------------------------------------------------------------
 
-    def _release(self, version: Version) -> None:
+    def take(self, version: Version) -> None:
+        with self._lock:
+            version.users += 1
+
+    def give_back(self, version: Version) -> None:
         with self._lock:
             version.users -= 1
             if version.users:
@@ -198,11 +261,11 @@ class Tier:
         with contextlib.suppress(RuntimeError):  # penstockd stops, or there is no thread
             self._writers.submit(os.geteuid(), run)
 
-    def _pin(self, version: Version, step: int) -> None:
+    def pin(self, version: Version, step: int) -> None:
         with self._lock:
             version.pins += step
 
-    def _write(
+    def write(
         self,
         version: Version,
         start: int,
@@ -233,7 +296,7 @@ class Tier:
                 logger.exception("keeping a block failed unexpectedly")
             finally:
                 version.end_write(start, end, room=room)
-                self._release(version)
+                self.give_back(version)
                 with self._lock:
                     self._writing -= 1
                 done()
@@ -242,13 +305,13 @@ class Tier:
             self._writers.submit(os.geteuid(), run)
         except RuntimeError:  # penstockd stops, or there is no thread
             version.end_write(start, end)
-            self._release(version)
+            self.give_back(version)
             with self._lock:
                 self._writing -= 1
             copied()
             done()
 
-    def _write_copy(self, version: Version, start: int, views: Sequence[memoryview]) -> None:
+    def write_copy(self, version: Version, start: int, views: Sequence[memoryview]) -> None:
         """The same for bytes that are gone when this returns, unless too many wait already."""
         size_bytes = sum(map(len, views))
         with self._lock:
@@ -262,7 +325,7 @@ class Tier:
             self._when_free()
 
         held = memoryview(b"".join(views))
-        self._write(version, start, start + size_bytes, [held], lambda: None, done)
+        self.write(version, start, start + size_bytes, [held], lambda: None, done)
 
     def _keep(self, version: Version, start: int, size_bytes: int, buffer: memoryview) -> bool:
         """Whether there was room."""
@@ -347,80 +410,3 @@ class Tier:
         for name in sorted(files.keys() - kept, reverse=True):  # records before blocks
             self._directory.remove(name)
         self._used_bytes = sum(version.allocated_bytes for version in self._versions.values())
-
-
-class Hold:
-    """See `sources.kept.Keep`."""
-
-    def __init__(self, tier: Tier, version: Version) -> None:
-        """Takes over one use of the version."""
-        self.version = version
-        self._tier = tier
-        self._lock = threading.Lock()
-        self._released = self._pinned = False
-
-    def again(self) -> Hold:
-        """Another hold on the same."""
-        with self._tier._lock:
-            self.version.users += 1
-        return Hold(self._tier, self.version)
-
-    def missing(self, start: int, end: int) -> tuple[int, int] | None:
-        return None if self._tier.off_because else self.version.missing(start, end)
-
-    def write(
-        self,
-        start: int,
-        end: int,
-        views: Sequence[memoryview],
-        copied: Callable[[], object],
-        done: Callable[[], object],
-    ) -> None:
-        self._tier._write(self.version, start, end, views, copied, done)
-
-    def write_copy(self, start: int, views: Sequence[memoryview]) -> None:
-        """Keeps bytes that the caller needs back at once, unless too many wait already."""
-        self._tier._write_copy(self.version, start, views)
-
-    def pin(self, pinned: bool) -> None:
-        with self._lock:
-            if pinned != self._pinned:
-                self._pinned = pinned
-                self._tier._pin(self.version, 1 if pinned else -1)
-
-    def release(self) -> None:
-        self.pin(False)
-        self.rest()
-
-    def rest(self) -> None:
-        with self._lock:
-            released, self._released = self._released, True
-        if not released:
-            self._tier._release(self.version)
-
-
-def open_tier(path: Path, limit_bytes: int) -> Tier | None:
-    """None, with a warning, where another daemon has the directory or it cannot be used. Raises ConfigError
-    for a directory that is not the daemon's alone. Waits for the disk."""
-    try:
-        directory = Directory(path)
-        try:
-            tier = Tier(directory, limit_bytes)
-        except BaseException:
-            directory.close()
-            raise
-    except LockedError:
-        why, hint = "another penstockd has it", "give each penstockd a --tier-dir of its own"
-    except OSError as error:
-        why, hint = error.strerror or str(error), "see to the disk, or name another --tier-dir"
-    else:
-        fields = {"directory": str(path), "limit": show_size(limit_bytes), "used": show_size(tier.used_bytes)}
-        event(logger, "tier", {**fields, "versions": tier.version_count})
-        return tier
-    event(
-        logger,
-        "no tier",
-        {"directory": str(path), "why": why, "hint": f"penstockd runs without it; {hint}"},
-        level=logging.WARNING,
-    )
-    return None

@@ -20,6 +20,7 @@ from .records import (
     Log,
     chunk_crcs,
     decode,
+    decode_identity,
     encode_head,
     encode_record,
     head_crc,
@@ -51,6 +52,8 @@ class Version:
         self._lock = threading.Lock()
         self._disk = threading.Lock()
         """Held while its records are read or written."""
+        self.place = ""
+        """Of the file that it was opened for, in the life of this daemon."""
         self._pieces: Pieces | None = None
         self._no_room = False
         self._under_way: list[tuple[int, int]] = []
@@ -68,6 +71,12 @@ class Version:
     def kept_bytes(self) -> int:
         with self._lock:
             return self._pieces.kept_bytes if self._pieces is not None else 0
+
+    @property
+    def has_room(self) -> bool:
+        """Nothing that was to be written lacked room since it was opened."""
+        with self._lock:
+            return self._pieces is not None and not self._no_room
 
     def span(self, position: int, end: int) -> Span:
         """Whether the bytes from there on are kept, and how far that goes."""
@@ -110,17 +119,25 @@ class Version:
         """Reads what is kept, if that is not known. Waits for the disk; raises OSError, after which nothing
         may be written. What could be read is kept all the same."""
         with self._disk:
-            if self._pieces is not None:
-                return
-            self._identity, self._head_crc = identity, head_crc(identity)
-            log = self._read_records(identity) if self.stem is not None else None
-            with self._lock:
-                blocks = log.blocks if log is not None and not self.dropped else ()
-                self._pieces, self._no_room = Pieces(blocks), self.dropped
-            if log is not None:
-                # What follows would stand before the next record, which nobody would find then.
-                self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
+            if self._pieces is None and self._open(identity):
                 self._directory.touch(f"{self.stem}{RECORDS}")
+
+    def open_unused(self) -> Identity | None:
+        """The same for what its files say that it is, without a use of it. None: nothing is kept. Waits for
+        the disk; raises OSError."""
+        with self._disk:
+            if self._pieces is None and self.stem is not None:
+                found = decode_identity(self._directory.read_all(self.stem + RECORDS))
+                if found is not None:
+                    self._open(found[0])
+            return self._identity if self._pieces is not None and self.stem is not None else None
+
+    def outdate(self) -> None:
+        """After a restart too, every other version of the same counts as later. Waits for the disk; raises
+        OSError."""
+        with self._disk:
+            if self.stem is not None:
+                self._directory.touch(self.stem + RECORDS, at=0)
 
     def close(self) -> None:
         """Nobody uses it: what is known of it is read again the next time."""
@@ -189,6 +206,21 @@ class Version:
 
     # ---- inside, with the disk's lock -----------------------------------------------------------
 
+    def _open(self, identity: Identity) -> bool:
+        """Whether anything is kept."""
+        if self.stem is not None and self.place != identity.place and self._identity is not None:
+            self.remove()  # another file system was mounted where the file was
+            self.stem = None
+        self._identity, self._head_crc, self.place = identity, head_crc(identity), identity.place
+        log = self._read_records(identity) if self.stem is not None else None
+        with self._lock:
+            blocks = log.blocks if log is not None and not self.dropped else ()
+            self._pieces, self._no_room = Pieces(blocks), self.dropped
+        if log is not None:
+            # What follows would stand before the next record, which nobody would find then.
+            self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
+        return log is not None
+
     def _read_records(self, identity: Identity) -> Log | None:
         """None: the files were of no use, and are gone."""
         assert self.stem is not None
@@ -198,7 +230,7 @@ class Version:
             self.remove()
             self.stem = None
             return None
-        self._records_bytes, self._number = log.size_bytes, len(log.blocks)
+        self._records_bytes, self._number, self._head_crc = log.size_bytes, len(log.blocks), log.head_crc
         self._blocks_bytes = log.blocks_bytes
         return log
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import PenstockError
 from ..loads.running import Running
+from ..system.counts import Totals
 from ..system.shown import cut, encodable, shown_sources
 
 INTERVAL_SECONDS = 1.0
@@ -38,15 +39,22 @@ class History:
     def __init__(self) -> None:
         self.read_bytes: deque[int] = deque(maxlen=SAMPLES)
         self.delivered_bytes: deque[int] = deque(maxlen=SAMPLES)
+        self.memory_bytes: deque[int] = deque(maxlen=SAMPLES)
+        self.tier_bytes: deque[int] = deque(maxlen=SAMPLES)
+        """Of `delivered_bytes`, by where they came from; the others came from storage."""
         self.failures: deque[Failure] = deque(maxlen=ERRORS)
-        self._last = (0, 0)
+        self._last = (0, 0, 0, 0)
         self._delivered: dict[Running, deque[int]] = {}
 
-    def sample(self, read_bytes: int, delivered_bytes: int, loads: Collection[Running]) -> None:
-        """To be called once an interval, with the totals since the start and the loads that run."""
-        self.read_bytes.append(read_bytes - self._last[0])
-        self.delivered_bytes.append(delivered_bytes - self._last[1])
-        self._last = read_bytes, delivered_bytes
+    def sample(self, read_bytes: int, totals: Totals, loads: Collection[Running]) -> None:
+        """To be called once an interval, with what was read and counted since the start, and the loads that
+        run."""
+        delivered = totals.delivered
+        now = read_bytes, totals.delivered_bytes, delivered["memory",], delivered["tier",]
+        lines = self.read_bytes, self.delivered_bytes, self.memory_bytes, self.tier_bytes
+        for line, count, last in zip(lines, now, self._last, strict=True):
+            line.append(count - last)
+        self._last = now
         fresh: deque[int] = deque(maxlen=RATE_SAMPLES + 1)
         self._delivered = {load: self._delivered.get(load, fresh.copy()) for load in loads}
         for load, samples in self._delivered.items():

@@ -33,6 +33,7 @@ from ..system.counts import (
     CACHES,
     CLOSED_REASONS,
     LOAD_SECONDS,
+    ORIGINS,
     READ_SECONDS,
     RESULTS,
     RETRY_REASONS,
@@ -135,6 +136,13 @@ METRICS = (
     ),
     Metric("delivered_bytes_total", "counter", "Checkpoint bytes made available to clients."),
     Metric(
+        "delivered_from_bytes_total",
+        "counter",
+        "The same, by where they came from: they were in the staging buffer when the load came, or were read "
+        "from the local disk of --tier-dir, or from storage.",
+        {"origin": ORIGINS},
+    ),
+    Metric(
         "verified_bytes_total",
         "counter",
         "Bytes of files that were read whole and match a checksum of their store or user.",
@@ -164,7 +172,7 @@ METRICS = (
         "warm_set_entries",
         "gauge",
         "Checkpoints of --warm-set: waiting to be read, being read, warm, failed, or too large for the "
-        "memory that is left.",
+        "memory that is left, with all of it on the local disk of --tier-dir or not.",
         {"state": STATES},
     ),
     Metric(
@@ -201,6 +209,11 @@ METRICS = (
         "Reads of --tier-dir that failed, or gave other bytes than were written: the store gave them.",
     ),
     Metric("tier_evictions_total", "counter", "Versions of objects that went from --tier-dir for others."),
+    Metric(
+        "tier_stale_loads_total",
+        "counter",
+        "Loads and prefetches of checkpoints whose store could not be asked (--tier-stale).",
+    ),
     Metric(
         "rejected_total",
         "counter",
@@ -323,6 +336,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
             for reason, count in retries().items()
         },
         "delivered_bytes_total": {(): totals.delivered_bytes},
+        "delivered_from_bytes_total": totals.delivered,
         "verified_bytes_total": {(): totals.verified_bytes},
         "fetches_total": totals.fetches,
         "fetched_bytes_total": {(source,): count for source, count in totals.fetched_bytes.items()},
@@ -333,6 +347,7 @@ def _counted(totals: Totals) -> dict[str, _Values]:
         "group_timeouts_total": {(): totals.group_timeouts},
         "connections_closed_total": {(reason,): count for reason, count in totals.connections_closed.items()},
         **{f"tier_{name}_total": {(): totals.tier[name]} for name in TIER_COUNTS},
+        "tier_stale_loads_total": {(): totals.stale_loads},
         "rejected_total": {(reason,): count for reason, count in totals.rejected.items()},
     }
 

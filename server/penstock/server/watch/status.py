@@ -104,6 +104,8 @@ class Status:
                 interval_seconds=INTERVAL_SECONDS,
                 read_bytes=self.history.read_bytes,
                 delivered_bytes=self.history.delivered_bytes,
+                memory_bytes=self.history.memory_bytes,
+                tier_bytes=self.history.tier_bytes,
             ),
             configuration=effective(self.config) if all_of_it else {},
             host=socket.gethostname(),
@@ -159,6 +161,7 @@ class Status:
             read_bytes=self.tier.counts["read_bytes"],
             written_bytes=self.tier.counts["written_bytes"],
             off_because=self.tier.off_because,
+            stale_loads=self.totals.stale_loads,
         )
 
     def _oldest_lease_seconds(self) -> float:
@@ -180,6 +183,8 @@ class Status:
             pid=load.caller.pid,
             state=load.state,
             delivered_bytes=load.delivered_bytes,
+            memory_bytes=load.memory_bytes,
+            tier_bytes=load.tier_bytes,
             total_bytes=load.total_bytes,
             running_seconds=now - load.began,
             queue_place=place,
@@ -218,7 +223,7 @@ def _warm_set(warm_set: WarmSet, now: float) -> pb.WarmSet:
     for keeper in warm_set.keepers:
         wish, entry = keeper.wish, keeper.entry
         ready_bytes, total_bytes = keeper.progress
-        lacks = keeper.state == "does_not_fit"
+        lacks = keeper.state in ("does_not_fit", "on_disk")
         entries.append(
             pb.WarmSetEntry(
                 name=wish.name,
@@ -227,6 +232,7 @@ def _warm_set(warm_set: WarmSet, now: float) -> pb.WarmSet:
                 reason=keeper.reason,
                 seconds=now - keeper.since,
                 pin=wish.pin,
+                tier=wish.tier,
                 tensors=shown_sources(wish.tensors),
                 ready_bytes=ready_bytes,
                 total_bytes=total_bytes,

@@ -11,11 +11,13 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.loads.control import Control
 from penstock.server.loads.fetch import FetchContext
 from penstock.server.loads.request import LoadContext
@@ -30,6 +32,7 @@ from penstock.server.system.quota import Quota
 
 from ...bench import Bench
 from ...support import MIB, SLAB_BYTES, advance, on_clock_loop, turns, until
+from ...tier.bench import Thing, tier_in
 from ..context import load_context
 
 Make = Callable[..., Path]
@@ -50,6 +53,7 @@ class Node:
             bench.catalog.descriptors,
             Quota(0),
         )
+        self.context = context
         self.control = Control(context, fetching, max_loads=100, prefixes=(), on_failed=lambda *_, **__: None)
         self.set = WarmSet(
             self.file,
@@ -58,6 +62,7 @@ class Node:
             stores=[flags.locators for flags in FLAGS],
             interval_seconds=INTERVAL_SECONDS,
             features=features,
+            name_tier_files=bench.tier_files.name if bench.has_tier else None,
         )
 
     def write(self, *entries: dict[str, Any]) -> None:
@@ -412,6 +417,140 @@ async def test_without_a_limit_the_set_outlives_trim_after_and_goes_last_when_me
         spare[0] = 4 * SLAB_BYTES
         await warm.until_states(named="warm")
         keeping.cancel()
+
+
+# ---- the local disk ------------------------------------------------------------------------------
+
+
+@on_clock_loop
+async def test_an_entry_that_asks_for_it_is_copied_to_the_local_disk_and_goes_there_last(
+    make: Make, tmp_path: Path
+) -> None:
+    asked, other = make("asked", 2), make("other", 2)
+    with tier_in(tmp_path / "tier", 8 * MIB) as tier:
+        async with node(tmp_path, tier=tier) as warm:
+            warm.write(
+                {"name": "asked", "source": str(asked), "tier": True}, {"name": "other", "source": str(other)}
+            )
+            await warm.until_states(asked="warm", other="warm")
+            size_bytes = asked.stat().st_size
+            await until(lambda: tier.counts["written_bytes"] >= size_bytes)
+            assert tier.version_count == 1, "the other entry did not ask for it"
+            await until(lambda: not tier._writing)
+            for number in range(2):
+                Thing(3 * MIB, uri=f"s3://bucket/{number}").keep(tier)
+            assert tier.has(str(asked)), "it went before what nobody asked for"
+            warm.write()
+            await warm.until_states()
+            Thing(3 * MIB, uri="s3://bucket/2").keep(tier)
+            assert not tier.has(str(asked)), "its pin outlived its entry"
+
+
+@on_clock_loop
+async def test_what_has_no_memory_and_is_on_the_local_disk_says_so(make: Make, tmp_path: Path) -> None:
+    disk, large = make("disk", 5), make("large", 7)
+    features = tmp_path / "features.d/penstock"
+    features.parent.mkdir()
+    with tier_in(tmp_path / "tier") as tier:
+        async with node(tmp_path, tier=tier, features=features) as warm:
+            entry = {"name": "disk", "source": str(disk), "tier": True}
+            warm.write(entry)
+            await warm.until_states(disk="warm")
+            await until(lambda: tier.counts["written_bytes"] >= disk.stat().st_size)
+            pinned = {"name": "large", "source": str(large), "pin": True}
+            warm.write(pinned, entry)
+            await warm.until_states(large="warm", disk="on_disk")
+            keeper = warm.keeper("disk")
+            assert keeper.needed_bytes > keeper.left_bytes
+            assert "it needs" in keeper.reason
+            await warm.until_advanced(lambda: "disk-disk=true" in features.read_text())
+            assert "penstock.dev/warm-large=true" in features.read_text()
+            read = tier.counts["read_bytes"]
+            warm.write(entry)
+            await warm.until_states(disk="warm")
+            assert tier.counts["read_bytes"] - read >= disk.stat().st_size - 64 * 1024
+
+
+@pytest.mark.parametrize(("limit_bytes", "state"), [(64 * MIB, "on_disk"), (4 * MIB, "does_not_fit")])
+@on_clock_loop
+async def test_an_entry_without_memory_passes_to_the_local_disk_once(
+    make: Make, tmp_path: Path, limit_bytes: int, state: str
+) -> None:
+    large, disk = make("large", 4), make("disk", 5)
+    with tier_in(tmp_path / "tier", limit_bytes) as tier:
+        async with node(tmp_path, tier=tier) as warm:
+            warm.write(
+                {"name": "large", "source": str(large), "pin": True},
+                {"name": "disk", "source": str(disk), "tier": True},
+            )
+            keeper = warm.keeper
+
+            def settled() -> bool:
+                advance(0.1)
+                return warm.states == {"large": "warm", "disk": state} and bool(keeper("disk")._copied)
+
+            await until(settled)
+            size_bytes = disk.stat().st_size
+            assert (tier.counts["written_bytes"] >= size_bytes) is (state == "on_disk")
+            assert len(warm.bench.staging.entries) == 1
+            read, checked = warm.bench.totals.read_bytes, keeper("disk").checked_at
+            await warm.until_advanced(lambda: keeper("disk").checked_at != checked, step_seconds=10)
+            await turns(50)
+            assert warm.bench.totals.read_bytes == read
+            assert warm.states == {"large": "warm", "disk": state}
+
+
+@on_clock_loop
+async def test_an_entry_that_asks_for_a_disk_where_there_is_none_is_warm_and_says_so(
+    make: Make, tmp_path: Path
+) -> None:
+    async with node(tmp_path) as warm:
+        warm.write({"name": "one", "source": str(make("one", 2)), "tier": True})
+        await warm.until_states(one="warm")
+        assert warm.keeper("one").reason.startswith("nothing of it is kept on a local disk: give penstockd")
+
+
+@on_clock_loop
+async def test_each_look_asks_anew_what_a_branch_is(make: Make, tmp_path: Path) -> None:
+    path = make("one", 2)
+    async with node(tmp_path) as warm:
+        pins: list[object] = []
+        (source, *_) = warm.bench.catalog._sources
+        really = source.open
+
+        def noted(location: str, access: Access) -> SourceFile:
+            pins.append(access.pins)
+            return really(location, access)
+
+        source.open = noted  # type: ignore[method-assign]
+        warm.write({"name": "one", "source": str(path)})
+        await warm.until_states(one="warm")
+        checked = warm.keeper("one").checked_at
+        await warm.until_advanced(lambda: warm.keeper("one").checked_at != checked)
+        assert len(pins) >= 3
+        assert len(set(map(id, pins))) == len(pins)
+
+
+@on_clock_loop
+async def test_a_warm_checkpoint_whose_store_cannot_be_asked_stays_warm_and_says_so(
+    make: Make, tmp_path: Path
+) -> None:
+    path = make("one", 2)
+    async with node(tmp_path) as warm:
+        warm.write({"name": "one", "source": str(path)})
+        await warm.until_states(one="warm")
+        entry, checked = warm.entry("one"), warm.keeper("one").checked_at
+        make("one", 2)
+        really = warm.bench.catalog.resolve
+
+        def stale(*given: Any, **named: Any) -> Checkpoint:
+            return replace(really(*given, **named), stale_seconds=5.0)
+
+        warm.bench.catalog.resolve = stale  # type: ignore[method-assign]
+        await warm.until_advanced(lambda: warm.keeper("one").reason)
+        assert "whether it is the newest version could not be asked" in warm.keeper("one").reason
+        assert warm.entry("one") is entry, "what may be older took the place of what is warm"
+        assert warm.keeper("one").checked_at == checked
 
 
 # ---- node features -------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ checkpoints:
     source: [/models/one.safetensors, file:///models/two.safetensors]
     tensors: ["model.layers.*", lm_head.weight]
     variant: fp16
-    tier: false
-  - {name: B_2.x, source: /models/b, tensors: "*", pin: off}
+    tier: true
+  - {name: B_2.x, source: /models/b, tensors: "*", pin: off, tier: false}
 """
     assert parsed(text) == (
         Wish("llama-3-8b", ("s3://models/llama-3-8b/",), pin=True),
@@ -55,6 +55,7 @@ checkpoints:
             ("/models/one.safetensors", "file:///models/two.safetensors"),
             tensors=("model.layers.*", "lm_head.weight"),
             variant="fp16",
+            tier=True,
         ),
         Wish("B_2.x", ("/models/b",), tensors=("*",)),
     )
@@ -86,8 +87,8 @@ def test_an_empty_list_keeps_nothing_warm() -> None:
         (entry("<<: {pin: true}"), "line 4: <<: is no key of an entry"),
         (entry("source: /b"), "line 4: source: is there twice; remove one"),
         (
-            entry("tier: true"),
-            "line 4: tier: is true, but no entry can ask for it yet",
+            entry("tier: 3"),
+            "line 4: tier: is neither true nor false",
         ),
         (entry("tensors: []"), "line 4: tensors: is empty; write something, or remove the key"),
         (entry("tensors: [a, 2]"), "line 4: tensors: is not text; write it in quotes"),

@@ -43,12 +43,18 @@ class Writes:
 class Kept:
     """A file of which nothing is kept at first, and its hold."""
 
-    disk_bytes = 0
-
     def __init__(self, writes: Writes) -> None:
         self.writes = writes
         self.kept_until = 0
         self.state = "held"
+
+    def take_disk_bytes(self, start: int, end: int) -> int:
+        return 0
+
+    keeps_more = True
+
+    def has(self, start: int, end: int) -> bool:
+        return end <= self.kept_until
 
     def keep(self) -> Kept:
         return self
@@ -87,6 +93,12 @@ class Kept:
 class Slabs:
     """Stands for the filling of a ring that is one slab."""
 
+    def __init__(self, ring: SegmentRing) -> None:
+        self.ring = ring
+
+    def range_of(self, index: int) -> tuple[int, int]:
+        return self.ring.segments[index].start, self.ring.segments[index].end
+
     def views(self, index: int, begin: int, finish: int) -> list[memoryview]:
         return []
 
@@ -107,7 +119,7 @@ class Bench:
         self.may_copy = True
         self.freed = 0
         self.keeper = Keeper(self.writes)
-        filling: Any = Slabs()
+        filling: Any = Slabs(self.ring)
         files: Any = [self.file]
         keeping = self.keeper.keep(
             self.ring, filling, files, may_copy=lambda: self.may_copy, on_copied=self._on_copied

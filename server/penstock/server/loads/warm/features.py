@@ -1,4 +1,5 @@
-"""A file for the local source of node-feature-discovery: a label for each checkpoint that is warm here.
+"""A file for the local source of node-feature-discovery: a label for each checkpoint that is warm here, and
+another for each that is on the local disk.
 
 The labels let a scheduler prefer this node, and the daemon needs no right in the cluster for that. They
 expire (`# +expiry-time`), so a daemon that is killed does not go on promising what it had. While it runs, the
@@ -21,7 +22,8 @@ from ..request import LoadContext
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "penstock.dev/warm-"
+WARM_PREFIX = "penstock.dev/warm-"
+DISK_PREFIX = "penstock.dev/disk-"
 LOOK_SECONDS = 1.0
 REFRESH_SECONDS = 120.0
 EXPIRY_SECONDS = 600.0
@@ -30,11 +32,11 @@ EXPIRY_SECONDS = 600.0
 class Features:
     """`run` it once, on the event loop."""
 
-    def __init__(self, path: Path, context: LoadContext, warm: Callable[[], Sequence[str]]) -> None:
-        """`warm` names what is warm."""
+    def __init__(self, path: Path, context: LoadContext, labels: Callable[[], Sequence[str]]) -> None:
+        """`labels` are those that are true now."""
         self._path = path
         self._context = context
-        self._warm = warm
+        self._labels = labels
         self._failing = False
 
     async def run(self) -> None:
@@ -44,21 +46,21 @@ class Features:
         written_at = 0.0
         try:
             while True:
-                names = sorted(self._warm())
-                if names != written or loop.time() >= written_at + REFRESH_SECONDS:
-                    written = names if await self._write(names) else None
+                labels = sorted(self._labels())
+                if labels != written or loop.time() >= written_at + REFRESH_SECONDS:
+                    written = labels if await self._write(labels) else None
                     written_at = loop.time()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
-    async def _write(self, names: Sequence[str]) -> bool:
+    async def _write(self, labels: Sequence[str]) -> bool:
         """Whether it could be written; the log says why not, once."""
         uid = os.geteuid()
         try:
             threads = self._context.resolvers((str(self._path),), uid)
-            await asyncio.get_running_loop().run_in_executor(threads, replace_file, self._path, text(names))
+            await asyncio.get_running_loop().run_in_executor(threads, replace_file, self._path, text(labels))
         except Exception as error:
             why = error.strerror if isinstance(error, OSError) else failure.explain(error, "writing").message
             if not self._failing:
@@ -70,10 +72,10 @@ class Features:
         return True
 
 
-def text(names: Sequence[str]) -> str:
-    """The file for what is warm now."""
+def text(labels: Sequence[str]) -> str:
+    """The file for what is so now."""
     expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + EXPIRY_SECONDS))
-    return f"# +expiry-time={expiry}\n" + "".join(f"{PREFIX}{name}=true\n" for name in names)
+    return f"# +expiry-time={expiry}\n" + "".join(f"{label}=true\n" for label in labels)
 
 
 def replace_file(path: Path, content: str) -> None:

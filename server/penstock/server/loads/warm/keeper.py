@@ -11,15 +11,15 @@ evicted for others, keeps a look at the memory, which asks storage for nothing.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
 from dataclasses import dataclass, field
 
 from ...checkpoint.files import Checkpoint
-from ...checkpoint.selection import selected_bytes
 from ...config.units import show_size
-from ...errors import MemoryLimitTooSmallError, PenstockError, StagingExhaustedError
+from ...errors import PenstockError, StagingExhaustedError
 from ...sources import Access
 from ...staging.entry import CacheEntry
 from ...system import failure
@@ -29,12 +29,13 @@ from ..admission import resolve
 from ..at_start import DaemonItself, Run
 from ..prefetch import Prefetch, Progress
 from ..request import LoadContext, Queued, Request
-from ..selecting import requested
+from .disk import Pins, ToDisk
+from .survey import Survey, measure
 from .wishes import Wish
 
 logger = logging.getLogger(__name__)
 
-STATES = ("waiting", "reading", "warm", "failed", "does_not_fit")
+STATES = ("waiting", "reading", "warm", "on_disk", "failed", "does_not_fit")
 LOOK_SECONDS = 1.0
 """Between two looks whether it was evicted."""
 ROOM_SECONDS = 5.0
@@ -56,26 +57,20 @@ class Shared:
     context: LoadContext
     run: Run
     interval_seconds: float
+    has_tier: bool
+    """There is a local disk that keeps what is read."""
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    disk: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one whose checkpoint passes to the local disk."""
     staging: set[Keeper] = field(default_factory=set)
     """Those that stage their checkpoint, and may have no memory for it yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """What storage has, and what it needs."""
-
-    version: str
-    needed_bytes: int
-    fits: bool
-    """The buffer could hold it if it were empty."""
 
 
 class _WarmUp(Prefetch):
     """A prefetch that leaves its entry to a keeper."""
 
     def __init__(self, wish: Wish, keeper: Keeper, shared: Shared, *, keep_old: bool) -> None:
-        super().__init__(keeper.request, keeper.caller, keeper.access, shared.context, pin=False)
+        super().__init__(keeper.request, keeper.caller, keeper.access(), shared.context, pin=False)
         self._warm_as = wish
         self._keeps_old = keep_old
 
@@ -98,18 +93,25 @@ class Keeper:
         """When storage was last asked which version it has."""
         self.request = Request(wish.sources, variant=wish.variant, patterns=wish.tensors)
         self.caller = DaemonItself(os.geteuid(), os.getpid())
-        self.access = Access(self.caller.uid, privileged=True, prefixes=())
         self._shared = shared
         self._ahead = ahead
         self._decided = asyncio.Event()
         """It has taken its memory, or can have none for now."""
         self._entry: CacheEntry | None = None
+        self._pins = Pins()
+        self._on_disk = False
+        self._copied = ""
+        """The version that passed to the local disk, as far as that took it."""
         self._prefetch: Prefetch | None = None
         self._loop = asyncio.get_running_loop()
         self.since = self._loop.time()
         """When it came into its state."""
         self._free_only_until = 0.0
         """It was evicted for others: until then it takes only memory that is free."""
+
+    def access(self) -> Access:
+        """For one look, since it keeps what a branch was."""
+        return Access(self.caller.uid, privileged=True, prefixes=())
 
     @property
     def entry(self) -> CacheEntry | None:
@@ -156,33 +158,37 @@ class Keeper:
         """The wish is gone: what is warm is so as after a load."""
         if self._entry is not None:
             self._entry.unwant(self.wish.name)
+        self._pins.hold(())
 
     # ---- one round ------------------------------------------------------------------------------
 
     async def _round(self) -> None:
-        checkpoint = await resolve(self._shared.context, self.request, self.access)
-        self.checked_at = self._loop.time()
+        checkpoint = await resolve(self._shared.context, self.request, self.access())
+        if checkpoint.stale_seconds is None:
+            self.checked_at = self._loop.time()
         try:
+            if self.wish.tier:
+                self._pins.hold(checkpoint.files)
             held = self.entry
-            if held is not None and held.version == checkpoint.version:
+            stale_seconds = checkpoint.stale_seconds
+            if held is not None and (held.version == checkpoint.version or stale_seconds is not None):
                 held.want(self.wish.name, self.wish.sources, pin=self.wish.pin)
-                self._become("warm")
+                self._become("warm", self._doubts(stale_seconds))
                 return
             survey = await self._measure(checkpoint)
         finally:
             checkpoint.close()
-        if self.state != "does_not_fit":
+        if not self._lacks_memory:
             self._become("waiting")
         await self._wait_for_turn()
         async with self._shared.slots:
             room = await self._room(survey)
-            if room is None:
-                return
-            self._shared.staging.add(self)
+            staging = asyncio.ensure_future(self._get(survey, room))
+            if room is not None:
+                self._shared.staging.add(self)
             self._decided.set()
-            staging = asyncio.ensure_future(self._stage(keep_old=room))
             try:
-                await asyncio.wait([staging], timeout=SLOT_SECONDS)
+                await asyncio.wait([staging], timeout=SLOT_SECONDS if room is not None else 0)
             except asyncio.CancelledError:
                 staging.cancel()
                 await asyncio.gather(staging, return_exceptions=True)
@@ -195,6 +201,12 @@ class Keeper:
             await asyncio.gather(staging, return_exceptions=True)
             self._shared.staging.discard(self)
 
+    async def _get(self, survey: Survey, room: bool | None) -> None:
+        if room is not None:
+            await self._stage(keep_old=room)
+        else:
+            await self._copy_to_disk(survey)
+
     async def _wait_for_turn(self) -> None:
         """Memory is given in the order of the file. A mount that hangs delays others for a while only."""
         ahead, self._ahead = self._ahead, None
@@ -205,22 +217,12 @@ class Keeper:
             finally:
                 deciding.cancel()
 
-    async def _measure(self, checkpoint: Checkpoint) -> _Survey:
+    async def _measure(self, checkpoint: Checkpoint) -> Survey:
         context, uid = self._shared.context, self.caller.uid
+        measuring = functools.partial(measure, context, self.request, checkpoint, uid)
+        return await self._loop.run_in_executor(context.selector.of(uid), measuring)
 
-        def measure() -> _Survey:
-            selection = requested(self.request, checkpoint.tables, None, checkpoint.delivered)
-            total_bytes = selected_bytes(checkpoint.tables, selection)
-            try:
-                slabs = context.staging.demand(checkpoint, selection, None, uid).whole
-            except MemoryLimitTooSmallError:  # for one tensor
-                slabs = 0
-            needed_bytes = slabs * context.staging.pool.slab_bytes or total_bytes
-            return _Survey(checkpoint.version, needed_bytes, fits=slabs > 0)
-
-        return await self._loop.run_in_executor(context.selector.of(uid), measure)
-
-    async def _room(self, survey: _Survey) -> bool | None:
+    async def _room(self, survey: Survey) -> bool | None:
         """Whether it can be staged beside the old version. None: not at all, as its state says then."""
         staging, old = self._shared.context.staging, self.entry
         old_bytes = 0
@@ -234,8 +236,40 @@ class Keeper:
             staging.evict(lambda entry: entry is old)
         if survey.fits and survey.needed_bytes <= left_bytes + old_bytes:
             return False
-        self._become("does_not_fit", self._numbers())
+        self._on_disk = survey.on_disk
+        self._become(self._without_memory, self._numbers())
         return None
+
+    async def _copy_to_disk(self, survey: Survey) -> None:
+        """It has no memory, and is to be on the local disk: it passes through a window, once a version."""
+        shared = self._shared
+        if not (self.wish.tier and shared.has_tier) or survey.on_disk or self._copied == survey.version:
+            return
+        async with shared.disk:
+            spare_bytes = await shared.context.staging.spare_bytes(evicting=True, evicting_wanted=False)
+            if spare_bytes < survey.window_bytes:
+                return
+            memory_bytes = survey.window_bytes
+            self._prefetch = copy = ToDisk(
+                self.request, self.caller, self.access(), shared.context, memory_bytes=memory_bytes
+            )
+            try:
+                await shared.run(copy, self._hear)
+            finally:
+                self._prefetch = None
+        self._copied = survey.version
+        if copy.entry is not None:
+            self._pins.hold(copy.entry.checkpoint.files)
+        self._on_disk = copy.complete
+        self._become(self._without_memory, self._numbers())
+
+    @property
+    def _lacks_memory(self) -> bool:
+        return self.state in ("does_not_fit", "on_disk")
+
+    @property
+    def _without_memory(self) -> str:
+        return "on_disk" if self._on_disk else "does_not_fit"
 
     async def _left_bytes(self) -> int:
         free_only = not self.wish.pin and self._loop.time() < self._free_only_until
@@ -271,8 +305,19 @@ class Keeper:
             old.unwant(self.wish.name)
             if old.version != entry.version:
                 shared.context.staging.evict(lambda one: one is old)
-        shared.context.staging.evict_old_versions(entry.checkpoint, began)
-        self._become("warm")
+        if prefetch.stale_seconds is None:
+            shared.context.staging.evict_old_versions(entry.checkpoint, began)
+        if self.wish.tier:
+            self._pins.hold(entry.checkpoint.files)
+        self._become("warm", self._doubts(prefetch.stale_seconds))
+
+    def _doubts(self, stale_seconds: float | None) -> str:
+        """Why what is warm may not be what the file asks for."""
+        if stale_seconds is not None:
+            return "whether it is the newest version could not be asked: its store does not answer"
+        if self.wish.tier and not self._shared.has_tier:
+            return "nothing of it is kept on a local disk: give penstockd --tier-dir, or remove tier"
+        return ""
 
     async def _hear(self, told: object) -> None:
         if isinstance(told, Progress):
@@ -289,12 +334,12 @@ class Keeper:
         while (now := self._loop.time()) < ends:
             if self._lost():
                 return
-            if self.state == "does_not_fit" and now >= looked + ROOM_SECONDS:
+            if self._lacks_memory and now >= looked + ROOM_SECONDS:
                 looked = now
                 self.left_bytes = max(0, await self._left_bytes())
                 if self.needed_bytes <= self.left_bytes:
                     return
-                self._become("does_not_fit", self._numbers())
+                self._become(self._without_memory, self._numbers())
             await asyncio.sleep(min(LOOK_SECONDS, max(0.0, ends - now)))
 
     def _lost(self) -> bool:
@@ -311,7 +356,7 @@ class Keeper:
         if self.entry is not None and error.retryable:
             self._become("warm", f"whether it is the newest version could not be asked: {error.message}")
         elif isinstance(error, StagingExhaustedError):
-            self._become("does_not_fit", error.message)
+            self._become(self._without_memory, error.message)
         else:
             self._become("waiting" if error.reason == "TOO_MANY_LOADS" else "failed", error.message)
 
@@ -319,7 +364,7 @@ class Keeper:
         reason = encodable(reason)
         if state != self.state:
             self.since = self._loop.time()
-        numbers_moved = state == self.state == "does_not_fit"
+        numbers_moved = state == self.state and self._lacks_memory
         if (state, reason) != (self.state, self.reason) and not numbers_moved:
             trouble = state in ("failed", "does_not_fit") or (state == "warm" and reason)
             fields = {"name": self.wish.name, "state": state, **({"why": reason} if reason else {})}

@@ -7,21 +7,25 @@ that is missing. A daemon that starts with such a file keeps nothing warm until 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...checkpoint.layout import is_index
 from ...config.values import Locators
+from ...errors import InvalidRequestError
+from ...sources import parent
 from ...system import failure
 from ...system.directory import DirectoryEvents
 from ...system.log import event
 from ..at_start import Run
 from ..request import LoadContext
-from .features import Features
+from .features import DISK_PREFIX, WARM_PREFIX, Features
 from .keeper import STATES, Keeper, Shared
 from .wishes import MAX_FILE_BYTES, Wish, WishesError, parse
 
@@ -43,20 +47,24 @@ class WarmSet:
         stores: Sequence[Locators],
         interval_seconds: float,
         features: Path | None,
+        name_tier_files: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
-        """`run` is what every load and prefetch is run by, `features` the file for node-feature-discovery."""
+        """`run` is what every load and prefetch is run by, `features` the file for node-feature-discovery.
+        `name_tier_files` is told which paths the tier is to keep besides those of its flag; None: there is no
+        tier."""
         self.path = path
         self.problems: tuple[str, ...] = ()
         """Why the file's latest version is not in force."""
         self._context = context
         self._stores = stores
-        self._shared = Shared(context, run, interval_seconds)
+        self._shared = Shared(context, run, interval_seconds, has_tier=name_tier_files is not None)
+        self._name_tier_files = name_tier_files
         self._keepers: dict[str, tuple[Keeper, asyncio.Task[None]]] = {}
         self._order: tuple[str, ...] = ()
         self._raw: bytes | None = None
         self._found: tuple[str, ...] = ()
         """The problems of `_raw`."""
-        self._features = Features(features, context, self._warm) if features is not None else None
+        self._features = Features(features, context, self._labels) if features is not None else None
 
     @property
     def keepers(self) -> Collection[Keeper]:
@@ -127,6 +135,8 @@ class WarmSet:
     def _reconcile(self, wishes: Sequence[Wish]) -> None:
         """What is gone is unpinned first, so that what is new finds its memory."""
         wanted = {wish.name: wish for wish in wishes}
+        if self._name_tier_files is not None:
+            self._name_tier_files([path for wish in wishes if wish.tier for path in self._paths(wish)])
         same: list[str] = []
         for name, (keeper, task) in list(self._keepers.items()):
             wish = wanted.get(name)
@@ -146,8 +156,20 @@ class WarmSet:
         self._order = tuple(wanted)
         event(logger, "warm set in force", {"entries": len(wanted), "new": len(wanted) - len(same)})
 
-    def _warm(self) -> list[str]:
-        return [keeper.wish.name for keeper in self.keepers if keeper.state == "warm"]
+    def _paths(self, wish: Wish) -> Iterator[str]:
+        """The files and directories of it that are local."""
+        for source in wish.sources:
+            with contextlib.suppress(InvalidRequestError):  # its keeper tells of it
+                path = self._context.catalog.location(source)
+                if path.startswith("/"):
+                    yield parent(path) if is_index(path.rpartition("/")[2]) else path
+
+    def _labels(self) -> list[str]:
+        """For node-feature-discovery."""
+        labels = {"warm": WARM_PREFIX, "on_disk": DISK_PREFIX}
+        return [
+            f"{labels[keeper.state]}{keeper.wish.name}" for keeper in self.keepers if keeper.state in labels
+        ]
 
 
 def _read(path: Path, events: DirectoryEvents) -> bytes:

@@ -2,6 +2,7 @@
 
     checkpoints:
       - {name: llama, source: "s3://models/llama/", pin: true, tensors: ["model.*"], variant: fp16}
+      - {name: qwen, source: /nfs/qwen, tier: true}
 
 The file is an operator's, but may be any text: its size, its depth and its entries are bounded, and no tag of
 YAML makes an object. Pure.
@@ -48,6 +49,8 @@ class Wish:
     tensors: tuple[str, ...] = ()
     """Patterns, of which a tensor's name has to match one; none: all tensors."""
     variant: str = ""
+    tier: bool = False
+    """Its local files are kept on the local disk too; and what is kept of it there goes last."""
 
 
 class WishesError(Exception):
@@ -136,16 +139,10 @@ class _Parser:
         pin = self._read(fields, "pin", self._bool, False)
         tensors = self._read(fields, "tensors", self._patterns, none)
         variant = self._read(fields, "variant", self._text, "")
-        if self._read(fields, "tier", self._bool, False):
-            self._note(
-                fields["tier"],
-                "tier",
-                "is true, but no entry can ask for it yet: with --tier-dir everything from object stores is "
-                "kept on disk, and local files are not; remove the key",
-            )
+        tier = self._read(fields, "tier", self._bool, False)
         if len(self._problems) > before or not fields:
             return None
-        return Wish(name, sources, pin, tensors, variant)
+        return Wish(name, sources, pin, tensors, variant, tier)
 
     # ---- values ---------------------------------------------------------------------------------
 

@@ -27,10 +27,17 @@ class Look:
 def portable_version(status: FileStatus) -> str:
     """The same for an unchanged file in each process of this machine, whatever its mount namespace."""
     major, minor = status.device
-    return (
-        f"file:{major:x}:{minor:x}:{disk_sequence(major, minor)}:{status.inode}:{status.birth_ns}"
-        f":{status.size_bytes}:{status.mtime_ns}:{status.ctime_ns}"
-    )
+    return f"file:{major:x}:{minor:x}:{disk_sequence(major, minor)}{_of_inode(status)}"
+
+
+def lasting_version(status: FileStatus, server: str) -> str:
+    """The same after the machine was started again. Of a network file system the server and its export stand
+    in place of the device, since the kernel numbers such devices as they are mounted."""
+    return f"file:{server}{_of_inode(status)}" if server else portable_version(status)
+
+
+def _of_inode(status: FileStatus) -> str:
+    return f":{status.inode}:{status.birth_ns}:{status.size_bytes}:{status.mtime_ns}:{status.ctime_ns}"
 
 
 def disk_sequence(major: int, minor: int) -> str:

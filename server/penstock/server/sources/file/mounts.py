@@ -39,6 +39,14 @@ class MountPoint:
     path: str
     kind: str
     """The kind of file system, such as ext4."""
+    source: str = ""
+    """What is mounted: a device, or a server and its export, as the kernel writes it."""
+
+    @property
+    def server(self) -> str:
+        """The kind, the server and the export of a network file system; empty for what has no server."""
+        named = self.source.startswith("//") or (":" in self.source and not self.source.startswith("/"))
+        return f"{self.kind} {self.source}" if named else ""
 
     @property
     def closes_at_once(self) -> bool:
@@ -133,7 +141,8 @@ class MountTable:
             fields, _, rest = line.partition(" - ")
             if rest:
                 path = _ESCAPE.sub(_unescape, fields.split(" ")[4])
-                points.append(MountPoint(path, rest.split(" ")[0]))
+                kind, source = rest.split(" ")[:2]
+                points.append(MountPoint(path, kind, source))
         return points
 
 

@@ -29,11 +29,15 @@ from ...system import linux, statx
 from ...system.progress import about_to_wait
 from .. import Access, Listed, Wanted, join, too_slow, without
 from ..checksums import Checksum
+from ..resuming import Place
 from . import paths, tree
-from .identity import Look, change, portable_version
+from .identity import Look, change, lasting_version, portable_version
 from .mounts import MountTable
 from .watches import Watches
 
+SETTLED_SECONDS = 5.0
+"""File systems count times in steps of up to two seconds. A file that was written longer ago than that gets
+another version from the next write."""
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
@@ -100,6 +104,8 @@ class FileContext:
     watches: Watches | None = None
     close: Callable[[str, int], object] | None = None
     """Closes a descriptor of a file below that mount point, on a thread that may hang."""
+    settled_seconds: float = SETTLED_SECONDS
+    """See `LocalFile.settled`."""
 
     def asking(self, path: str) -> contextlib.AbstractContextManager[None]:
         """Records, while it lasts, that this thread waits for the mount of `path`."""
@@ -139,6 +145,8 @@ class LocalFile:
             self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
             self.portable_version = self.listed_version = portable_version(status)
             self.version = f"{self.portable_version}@{self.mount}"
+            self._server = point.server if point else ""
+            self._opened_at = time.time()
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # pages that are not cached are read directly
             self._direct_fd = _open_direct(fd)
             self._has_nowait = _has_nowait(fd, self.size_bytes)
@@ -147,6 +155,20 @@ class LocalFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def lasting_version(self) -> str:
+        """See `sources.kept.LocalVersion`."""
+        return lasting_version(self._seen.status, self._server)
+
+    @property
+    def place(self) -> str:
+        root = statx.root_mount()
+        return str(Place(f"{statx.boot_id()}.{root.id:x}" if root.id else "", self.mount))
+
+    @property
+    def settled(self) -> bool:
+        return self._opened_at - self._seen.status.ctime_ns / 1e9 >= self._context.settled_seconds
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from ...errors import PenstockError, ShuttingDownError, SourceUnavailableError
+from ...errors import PenstockError, ShuttingDownError
+from ..replies import StoreUnreachableError
 from .connection import Connections, Exchange
 from .faults import Transient, delay_seconds
 from .service import Answer, Ask, L, ObjectService, ObjectSettings, Signed
@@ -75,11 +76,11 @@ class Requests(Generic[L]):
         raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
 
     def delay(self, location: L, doing: str, failures: int, fault: Transient) -> float:
-        """Seconds until the next attempt. Raises SourceUnavailableError if no more attempts are allowed."""
+        """Seconds until the next attempt. Raises StoreUnreachableError if no more attempts are allowed."""
         if self._stopping.is_set():
             raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
         if failures >= self._settings.retries:
-            raise SourceUnavailableError(
+            raise StoreUnreachableError(
                 f"{location.uri}: {doing} failed {failures} times in a row, at last: "
                 f"{fault.text}; check the endpoint and the network, or raise --object-retries or "
                 "--object-timeout",

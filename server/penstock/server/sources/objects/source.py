@@ -161,6 +161,10 @@ class ObjectSource(ABC, Generic[L]):
                 self._made = Requests(self.connect(), self._settings, self._on_retry, self.whole)
             return self._made
 
+    def permit(self, location: str, access: Access) -> None:
+        """See `sources.kept.Remote`."""
+        self.admitted(location, access)
+
     def remember(self, location: str) -> None:
         """See `Remote`."""
         self._was_known(location)

@@ -24,6 +24,7 @@ from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
+from ..replies import StoreUnreachableError
 from .answers import EXPIRED, Said, failure, whole_checksums
 from .credentials import credentials_failure, no_credentials
 from .location import Location
@@ -303,4 +304,7 @@ def _raise_told(error: Exception, what: str) -> NoReturn:
         remedy = "if the certificate's authority is private, name its bundle in AWS_CA_BUNDLE"
     # botocore's texts name files, profiles, providers and endpoints. URLs of these may hold a password.
     text = _USER.sub("//", str(error))[:500]
-    raise SourceUnavailableError(f"{what}: {type(error).__name__}: {text}; {remedy}") from None
+    failed = SourceUnavailableError(f"{what}: {type(error).__name__}: {text}; {remedy}")
+    if isinstance(error, exceptions.HTTPClientError) and not isinstance(error, exceptions.SSLError):
+        raise StoreUnreachableError(failed.message) from None  # who gives credentials cannot be asked
+    raise failed from None

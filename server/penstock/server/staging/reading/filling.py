@@ -158,6 +158,14 @@ class Filling:
             self._slabs[number].view[first:last] for number, first, last in self._parts(index, begin, finish)
         ]
 
+    def range_of(self, index: int) -> tuple[int, int]:
+        """Which bytes of the file are read for the segment: it, and what else is on its pages."""
+        segment = self._ring.segments[index]
+        if not segment.size_bytes:  # it has no pages
+            return segment.start, segment.end
+        begin, finish = self._whole_pages(index, segment.start, segment.end)
+        return begin, min(finish, self._files[segment.file].size_bytes)
+
     def slabs_of(self, index: int, begin: int, finish: int) -> list[Slab]:
         """Those that `views` are in."""
         return [self._slabs[number] for number, _, _ in self._parts(index, begin, finish)]

@@ -97,7 +97,7 @@ class Keeping:
     def read(self, index: int) -> None:
         """The segment is there."""
         if self._keeps[self._ring.segments[index].file] is not None:
-            self._left.append((index, self._ring.segments[index].start))
+            self._left.append((index, self._filling.range_of(index)[0]))
 
     def pin(self, pinned: bool) -> None:
         for keep in self._keeps:
@@ -121,7 +121,7 @@ class Keeping:
             assert keep is not None
             missing = None
             if self._ring.state(index) is SegmentState.READY:
-                missing = keep.missing(start, segment.end)
+                missing = keep.missing(start, self._filling.range_of(index)[1])
             if missing is None:
                 self._left.popleft()
                 continue

@@ -62,9 +62,12 @@ class Pipeline:
         self._context = context
         self._counted_bytes = 0
         """Of the verified bytes, those that are in the totals."""
-        self._kept_files = [file for file in set(checkpoint.files) if isinstance(file, KeptFile)]
-        self._disk_before = self._disk_bytes()
-        """Bytes of its files that had come from the tier before it was read, such as headers."""
+        self.tier_bytes = 0
+        """Of `read_bytes`, those that came from the tier; `tier_bytes_of` has them by segment."""
+        self._tier_bytes_of: dict[int, int] = {}
+        for file in set(checkpoint.files):
+            if isinstance(file, KeptFile):
+                file.take_disk_bytes(0, file.size_bytes)  # what was read before, such as headers
         self._filling: Filling | None = Filling(
             ring,
             slabs,
@@ -90,10 +93,9 @@ class Pipeline:
         """Some bytes are being copied to where they are kept. That takes milliseconds."""
         return self._keeping is not None and bool(self._keeping.slabs_in_use)
 
-    @property
-    def tier_bytes(self) -> int:
-        """Of `read_bytes`, those that came from the tier."""
-        return min(self.read_bytes, self._disk_bytes() - self._disk_before)
+    def tier_bytes_of(self, index: int) -> int:
+        """How many bytes of that segment came from the tier when it was read last."""
+        return self._tier_bytes_of.get(index, 0)
 
     def slabs_in_use(self) -> list[Slab]:
         """Those that reads under way write into, or that are being copied from."""
@@ -124,7 +126,12 @@ class Pipeline:
         """Counts a segment that became ready, and has it copied to where it is kept."""
         segment, totals = self._ring.segments[index], self._context.totals
         self.read_bytes += segment.size_bytes
-        totals.source_bytes[self._files[segment.file].kind] += segment.size_bytes
+        file = self._files[segment.file]
+        totals.source_bytes[file.kind] += segment.size_bytes
+        if isinstance(file, KeptFile):
+            from_disk = file.take_disk_bytes(segment.start, segment.end)
+            self._tier_bytes_of[index] = min(segment.size_bytes, from_disk)
+            self.tier_bytes += self._tier_bytes_of[index]
         verified_bytes = self.verifier.verified_bytes
         totals.verified_bytes += verified_bytes - self._counted_bytes
         self._counted_bytes = verified_bytes
@@ -138,6 +145,3 @@ class Pipeline:
         if self._keeping is not None:
             self._keeping.close()
             self._keeping = None
-
-    def _disk_bytes(self) -> int:
-        return sum(file.disk_bytes for file in self._kept_files)

@@ -1,4 +1,5 @@
-// Two lines over the last minutes: what was read from storage, and what was delivered to clients.
+// Lines over the last minutes: what was read, what was delivered to clients, and how much of that came from memory
+// and from the local disk.
 
 import { byId, text } from "./dom.js";
 import { duration, rate } from "./units.js";
@@ -8,7 +9,8 @@ const LATEST_SECONDS = 5;
 export function showChart(throughput) {
   const interval = throughput.interval_seconds;
   const perSecond = (values) => values.map((value) => value / interval);
-  const lines = { read: perSecond(throughput.read_bytes), delivered: perSecond(throughput.delivered_bytes) };
+  const names = ["read", "delivered", "memory", "tier"];
+  const lines = Object.fromEntries(names.map((name) => [name, perSecond(throughput[`${name}_bytes`])]));
   const top = niceCeiling(Math.max(0, ...lines.read, ...lines.delivered));
   for (const [name, values] of Object.entries(lines)) {
     byId(`line-${name}`).setAttribute("d", path(values, top));
@@ -23,7 +25,8 @@ export function showChart(throughput) {
   const most = (values) => rate(Math.max(0, ...values));
   byId("chart").setAttribute(
     "aria-label",
-    `In the last ${span} at most ${most(lines.read)} were read and ${most(lines.delivered)} delivered`,
+    `In the last ${span} at most ${most(lines.read)} were read and ${most(lines.delivered)} delivered, ` +
+      `${most(lines.memory)} from memory and ${most(lines.tier)} from local disk`,
   );
 }
 

@@ -1,7 +1,7 @@
 // Loads, stages, errors, totals and configuration.
 
 import { amount, byId, fill, repeat, text } from "./dom.js";
-import { count, duration, percent, rate, size, sourceName } from "./units.js";
+import { count, duration, origins, percent, rate, size, sourceName } from "./units.js";
 
 const TOTALS = [
   ["loads_ok", "Loads done", String],
@@ -9,6 +9,9 @@ const TOTALS = [
   ["loads_cancelled", "Loads cancelled", String],
   ["read_bytes", "Read from storage", size],
   ["delivered_bytes", "Delivered", size],
+  ["memory_bytes", "Of it from memory", size],
+  ["tier_bytes", "Of it from local disk", size],
+  ["storage_bytes", "Of it from storage", size],
   ["verified_bytes", "Verified by checksums", size],
   ["stage_hits", "Found in the buffer", String],
   ["stage_misses", "Not found in it", String],
@@ -16,13 +19,14 @@ const TOTALS = [
 ];
 const SHOWN_ERRORS = 8;
 const position = (_, index) => index;
-const BADGES = { waiting: "waiting", reading: "reading", warm: "warm", failed: "failed", does_not_fit: "failed" };
+const BADGES = { waiting: "waiting", reading: "reading", warm: "warm", on_disk: "waiting", failed: "failed", does_not_fit: "failed" };
 const STATE_ORDER = ["reading", "leased", "warm", "waiting", "failed"];
 
 export function showTiles({ readers, staging, loads, stages, totals, tier, hung_mounts: hung }) {
   amount("read-rate", readers.bytes_per_second, rate(readers.bytes_per_second));
   const kept = tier?.read_bytes > 0 ? `, ${size(tier.read_bytes)} of it from local disk` : "";
-  text(byId("read-total"), `${size(totals.read_bytes)} since the start${kept}`);
+  const stale = tier?.stale_loads > 0 ? `; ${count(tier.stale_loads, "load")} of stores that could not be asked` : "";
+  text(byId("read-total"), `${size(totals.read_bytes)} since the start${kept}${stale}`);
   amount("readers", readers.busy, `${readers.busy} of ${readers.threads}`);
   byId("readers-meter").style.width = `${readers.threads > 0 ? (readers.busy / readers.threads) * 100 : 0}%`;
   const stalled = readers.stalled > 0 ? `${readers.stalled} stalled` : "";
@@ -47,6 +51,7 @@ export function showLoads(loads) {
       group: load.group ? `${group(load.group)}, kept waiting by others for ${duration(load.group_waited_seconds)}` : "",
       progress: load.total_bytes > 0 ? `${size(load.delivered_bytes)} of ${size(load.total_bytes)}, ${percent(share)}` : "",
       rate: load.state === "streaming" ? rate(load.bytes_per_second) : "",
+      origins: load.kind === "fetch" ? "" : origins(load),
       waits: waits(load),
     });
     node.querySelector("b").title = load.sources.join("\n");
@@ -146,8 +151,10 @@ export function showErrors(errors) {
 }
 
 export function showTotals(totals) {
+  const storage = totals.delivered_bytes - totals.memory_bytes - totals.tier_bytes;
+  const values = { ...totals, storage_bytes: storage };
   repeat(byId("totals"), "pair", TOTALS, ([name]) => name, (node, [name, label, show]) => {
-    const value = totals[name];
+    const value = values[name];
     node.dataset.value = String(value);
     fill(node, { name: label, value: show(value) });
   });

@@ -45,4 +45,11 @@ export function sourceName(sources) {
   return sources.length > 1 ? `${name} and ${sources.length - 1} more` : name;
 }
 
+/** Where so many delivered bytes came from, in words; what is neither of memory nor of the tier is of storage. */
+export function origins({ delivered_bytes: delivered, memory_bytes: memory = 0, tier_bytes: tier = 0 }) {
+  const storage = delivered - memory - tier;
+  const parts = [[memory, "memory"], [tier, "local disk"], [storage, "storage"]];
+  return parts.filter(([bytes]) => bytes > 0).map(([bytes, origin]) => `${size(bytes)} from ${origin}`).join(", ");
+}
+
 export const nameOf = (client) => client.client_name || `pid ${client.pid}`;
