@@ -996,7 +996,7 @@ BREAKS = (
     ),
     Break(
         "nothing is kept of a segment that has no bytes",
-        f"{_SERVER}/staging/filling.py",
+        f"{_SERVER}/staging/reading/filling.py",
         "        if not segment.size_bytes:  # it has no pages",
         "        if False:",
         "test_nothing_is_kept_of_an_empty_segment_and_whole_pages_of_others",
