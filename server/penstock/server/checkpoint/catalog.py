@@ -12,22 +12,24 @@ indexes (`keep.py`), the parsing (`header.py`), and the seconds that storage may
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError, InvalidRequestError, PenstockError
 from ..sources import Access, RetryingReader, Source, SourceFile, choose, parent, verification
+from ..sources.kept import HasFirstBytes
 from ..sources.resuming import MountSet
 from ..sources.verification import OFF, Expected, Wish
 from ..system.quota import Quota
 from ..system.statx import root_mount
 from . import plan, recognise, sums
-from .budget import Charge
+from .budget import Parts
 from .duplicates import Claims, Shard, delivered
 from .expand import expand, settle
 from .header import Parsers, Reading, read_header, read_index
@@ -50,8 +52,15 @@ MAX_WARNINGS = 8
 MAX_WARNING_CHARACTERS = 1_000
 DEFAULT_DESCRIPTORS = 65_536
 _NAMES_AT_ONCE = 100_000
-_FILE_OBJECT_BYTES = 64
+_NAMING_BYTES = 64
 """Bytes that each naming of a file takes, beside what the file takes once."""
+_FILE_BYTES = 2048
+"""What an open file takes as objects, besides its location. Measured: 1600 bytes."""
+SELECTION_TIMES = 3
+"""So often a load has the tensors that it selects: as such, and in its segments or its slices of them; and
+once more when a group goes on."""
+_LOCATION_TIMES = 4
+"""So often an open object has its location: as such, as its URI, in its version, and in parts."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +82,22 @@ class Checkpoint:
     descriptors: Descriptors | None = None
     expected: tuple[Expected, ...] = ()
     """What each file is verified by; empty for none."""
-    lists: Charge | None = None
-    """The charge for the lists of its files and of its segments, held as long as this object lives."""
+    lists: Parts | None = None
+    """The charge for the objects of its files, and for the lists of tensors and segments that are made of it,
+    held as long as this object lives."""
 
     def segments_within(self, selection: Selection, capacity_bytes: int) -> list[Segment]:
         """The segments of `plan.segments_within`. Takes a while for very many tensors. Raises as
         `Charge.resize` does."""
         if self.lists is None:
             return plan.segments_within(self.tables, selection, capacity_bytes)
-        reserve, before_bytes = self.lists.resize, _FILE_OBJECT_BYTES * len(self.files)
-        return plan.segments_within(
-            self.tables, selection, capacity_bytes, lambda size_bytes: reserve(before_bytes + size_bytes)
-        )
+        reserve = partial(self.lists.set, "segments")
+        return plan.segments_within(self.tables, selection, capacity_bytes, reserve)
+
+    def charge_selection(self, selection: Selection) -> None:
+        """Charges what a load keeps of a selection of its tensors. Raises as `Charge.resize` does."""
+        if self.lists is not None:
+            self.lists.set("selection", SELECTION_TIMES * plan.listed_bytes(selection.files))
 
     @property
     def tables(self) -> tuple[TensorTable, ...]:
@@ -185,18 +198,28 @@ class Catalog:
         named: dict[str, _Named] = {}
         members: list[_Member] = []
         indexed: list[tuple[_Named, int]] = []
-        for source in sources:
-            if source not in named:
-                named[source] = self._name(source, access, variant)
-            if named[source].index is not None:
-                indexed.append((named[source], len(members)))
-            members += named[source].members
-            if len(members) > MAX_FILES:
-                raise CheckpointInvalidError(
-                    f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
-                )
-        warnings = _few(warning for one in named.values() for warning in one.warnings)
-        checkpoint = replace(self._open_all(tuple(sources), members, access), warnings=warnings)
+        lists, names = Parts(self.keep.budget.charge(access.uid)), self.keep.budget.charge(access.uid)
+        access = replace(access, listing=access.listing.charged(names.resize))
+        try:
+            lists.set("sources", sum(map(sys.getsizeof, sources)))
+            for source in sources:
+                if source not in named:
+                    named[source] = self._name(source, access, variant, lists)
+                    access.listing.release()
+                if named[source].index is not None:
+                    indexed.append((named[source], len(members)))
+                members += named[source].members
+                if len(members) > MAX_FILES:
+                    raise CheckpointInvalidError(
+                        f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
+                    )
+            warnings = _few(warning for one in named.values() for warning in one.warnings)
+            opened = self._open_all(tuple(sources), members, access, lists)
+        except BaseException:
+            lists.clear()  # now, and not only when the error is forgotten
+            access.listing.release()
+            raise
+        checkpoint = replace(opened, warnings=warnings)
         try:
             for one, first in indexed:
                 self._check(one, checkpoint, first, access.uid)
@@ -204,6 +227,7 @@ class Catalog:
             return replace(checkpoint, expected=self._expected(checkpoint, access, wish))
         except BaseException:
             checkpoint.close()
+            lists.clear()
             raise
 
     def _expected(self, checkpoint: Checkpoint, access: Access, wish: Wish) -> tuple[Expected, ...]:
@@ -250,6 +274,8 @@ class Catalog:
         ]
         chosen = self.parsers.here(uid, lambda: delivered(shards, claims))
         if chosen is not None:
+            if checkpoint.lists is not None:
+                checkpoint.lists.set("delivered", plan.listed_bytes(chosen))
             return replace(checkpoint, delivered=chosen)
         with self._lock:
             self._distinct[version] = None
@@ -257,27 +283,35 @@ class Catalog:
                 self._distinct.popitem(last=False)
         return checkpoint
 
-    def _name(self, named: str, access: Access, variant: str) -> _Named:
+    def _name(self, named: str, access: Access, variant: str, lists: Parts) -> _Named:
+        """What a source means. `lists` is charged with its files."""
         source = choose(self._sources, named)
-        found = expand(source, source.location(named), access, variant)
+        found = expand(source, source.location(named), access, variant, self.parsers)
         if found.index_location is None:
+            lists.add("files", _files_bytes(len(found.files), sum(map(len, found.files))))
             return _Named(tuple(_Member(source, file, None) for file in found.files), found.warnings)
         index, version = self._read_index(source, found.index_location, access)
         files = index.index.files
         instead, about = settle(source, found, files, access)
         warnings = (*found.warnings, *about)
         if instead:
+            lists.add("files", _files_bytes(len(instead), sum(map(len, instead))))
             return _Named(tuple(_Member(source, file, None) for file in instead), warnings)
         around = parent(found.index_location)
+        locations = len(files) * len(around) + sum(map(len, files))
+        lists.add("files", _files_bytes(len(files), locations))
         members = (_Member(source, source.join(around, name), found.index_location) for name in files)
         return _Named(tuple(members), warnings, index, version)
 
-    def _open_all(self, sources: tuple[str, ...], members: Sequence[_Member], access: Access) -> Checkpoint:
+    def _open_all(
+        self, sources: tuple[str, ...], members: Sequence[_Member], access: Access, lists: Parts
+    ) -> Checkpoint:
         """Opens many files at a time, since the latencies of hundreds of shards must not add up. A file that
         is named several times is opened once."""
         times = Counter((member.source.kind, member.location) for member in members)
         unique = {(member.source.kind, member.location): member for member in members}
-        lists = self.keep.budget.charge(access.uid, _FILE_OBJECT_BYTES * len(members))
+        locations = sum(len(location) for _, location in unique)
+        lists.set("files", _files_bytes(len(unique), locations) + _NAMING_BYTES * len(members))
         needed = sum(member.source.descriptors_per_file for member in unique.values())
         descriptors = Descriptors(self.descriptors, access.uid)
         opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
@@ -299,7 +333,6 @@ class Catalog:
             for file, _ in opened.values():
                 file.close()
             descriptors.release()
-            lists.resize(0)  # now, and not only when the error is forgotten
             raise
         ordered = [opened[member.source.kind, member.location] for member in members]
         return Checkpoint(
@@ -326,7 +359,10 @@ class Catalog:
     ) -> tuple[SourceFile, Kept]:
         file = _open_member(member, access)
         try:
-            return file, self._header(file, access.uid, opening.give_up_at, opening.read)
+            kept = self._header(file, access.uid, opening.give_up_at, opening.read)
+            if isinstance(file, HasFirstBytes):
+                file.drop_first_bytes()
+            return file, kept
         except BaseException:
             file.close()
             raise
@@ -415,6 +451,11 @@ class Catalog:
             self._checked[key] = None
             while len(self._checked) > CHECKED_INDEXES:
                 self._checked.popitem(last=False)
+
+
+def _files_bytes(count: int, characters: int) -> int:
+    """What so many open files take as objects, whose locations have so many characters together."""
+    return count * _FILE_BYTES + _LOCATION_TIMES * characters
 
 
 def _few(warnings: Iterable[str]) -> tuple[str, ...]:

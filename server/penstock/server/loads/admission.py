@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from ..checkpoint import plan
@@ -20,6 +21,7 @@ from ..checkpoint.table import TensorTable
 from ..config.units import show_size
 from ..errors import CheckpointChangedError, InvalidRequestError
 from ..sources import Access
+from ..sources.looking import ListingCost
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
 from ..sources.verification import Wish
@@ -156,12 +158,13 @@ class Admission:
         still need."""
         skipped, group = self.request.skip_tensors, self.request.group
         selection = select(self.request, checkpoint.tables, names, checkpoint.delivered)
+        checkpoint.charge_selection(selection)
         rest = made_for = plan.skip(selection, skipped)
         if group is not None and group.window:
             made_for = plan.skip(selection, min(skipped, group.released_tensors))
         self._check_whole(checkpoint, rest)
         for one in (rest, made_for):
-            one.digest()  # here, on a worker thread, and not later on the event loop
+            one.digest(), one.masks  # here, on a worker thread, and not later on the event loop
         return rest, made_for
 
     def _check_whole(self, checkpoint: Checkpoint, selection: Selection) -> None:
@@ -312,6 +315,7 @@ def select(
 
 async def resolve(context: LoadContext, request: Request, access: Access, wish: Wish = NO_WISH) -> Checkpoint:
     """The caller has to close it. Raises as `Catalog.resolve` does."""
+    access = replace(access, listing=ListingCost())
     resolvers = context.resolvers(request.sources, access.uid)
     resolving = resolvers.submit(
         context.catalog.resolve, request.sources, access, variant=request.variant, wish=wish
@@ -320,6 +324,7 @@ async def resolve(context: LoadContext, request: Request, access: Access, wish: 
         return await asyncio.wrap_future(resolving)
     except asyncio.CancelledError:
         # Cancelling the one cancelled the other, if that had not begun.
+        access.listing.stop()
         resolving.add_done_callback(_close_unwanted)
         raise
     finally:
