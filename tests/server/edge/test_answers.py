@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from penstock.server.edge import service
 from penstock.server.edge.allowance import Allowance
 from penstock.server.edge.answers import COPIES, Answers
 from penstock.server.edge.service import MAX_MESSAGE_BYTES, to_status
@@ -16,7 +20,7 @@ from penstock.server.system import quota
 from penstock.server.system.shown import SHOWN_BYTES, cut, shown_sources
 from penstock.v1 import streamer_pb2 as pb
 
-from ..support import turns, until
+from ..support import advance, on_clock_loop, turns, until
 
 ANNE, BERT = 1201, 1202
 
@@ -127,6 +131,57 @@ def test_names_that_would_be_too_many_unpacked_are_refused() -> None:
     names = Names(lambda count: None, lambda count: None)
     with pytest.raises(InvalidRequestError, match="more than penstockd looks up at once"):
         names.add(pb.SelectTensors(names=[""] * (MAX_UNPACKED_BYTES // NAME_COST_BYTES)))
+
+
+def test_names_of_wide_characters_count_as_the_strings_that_they_become() -> None:
+    """One wide character makes all of its string four times as long."""
+    count = MAX_UNPACKED_BYTES // 10_000
+    for name in ("x" * 8000, "\U0001f600" + "x" * 8000):
+        names = Names(lambda count: None, lambda count: None)
+        part = pb.SelectTensors(names=[name] * count)
+        if name.isascii():
+            names.add(part)
+        else:
+            with pytest.raises(InvalidRequestError, match="more than penstockd looks up at once"):
+                names.add(part)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "\U0001f600" + "x" * 5000, "é" * 5000])
+def test_texts_that_a_load_keeps_are_charged_as_the_strings_that_they_are(text: str) -> None:
+    kept: list[int] = []
+    call: Any = SimpleNamespace(stream=SimpleNamespace(keep=kept.append))
+    sources = service._kept_sources(call, [text] * 10)
+    assert kept == [sum(map(sys.getsizeof, sources)) + 10 * service.SOURCE_COST_BYTES]
+    digests = service._kept_digests(call, {text: "0" * 64})
+    assert kept[1] > sum(map(sys.getsizeof, (*digests, *digests.values())))
+
+
+@on_clock_loop
+async def test_a_user_who_asks_for_status_without_end_waits_and_no_other_does() -> None:
+    nothing: Any = None
+    answering = service.StreamerService(nothing, nothing, nothing)
+    loop = asyncio.get_running_loop()
+    answered: list[tuple[int, float]] = []
+
+    async def ask(uid: int) -> None:
+        session: Any = SimpleNamespace(uid=uid)
+        await answering._status_turn(session)
+        answered.append((uid, loop.time()))
+
+    began = loop.time()
+    asking = [asyncio.ensure_future(ask(uid)) for uid in (ANNE, ANNE, ANNE, BERT, 0, 0)]
+    await until(lambda: len(answered) == 4)
+    assert {at for _, at in answered} == {began}
+    assert sorted(uid for uid, _ in answered) == [0, 0, ANNE, BERT]
+    advance(service.STATUS_SECONDS)
+    await until(lambda: len(answered) == 5)
+    advance(service.STATUS_SECONDS)
+    await until(lambda: len(answered) == 6)
+    assert [uid for uid, _ in answered[4:]] == [ANNE, ANNE]
+    await asyncio.gather(*asking)
+    advance(10 * service.STATUS_SECONDS)
+    await ask(BERT)
+    assert set(answering._status_turns) == {BERT}, "who asks no more is forgotten"
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "\U0001f600" * 5000, "é%" * 5000])

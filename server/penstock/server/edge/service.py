@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ from ..loads.prefetch import Progress
 from ..loads.request import Listing, Queued, Request
 from ..sources.verification import MAX_DIGESTS
 from ..staging.sharing import Group
+from ..system.limits import is_privileged
 from ..system.shown import cut, encodable
 from . import fetching
 from .calls import Call, Context
@@ -43,9 +45,12 @@ MAX_METADATA_BYTES = 2 << 20
 MANIFEST_BYTES = 4 << 20
 STATUS_BYTES = 4 << 20
 """At most, of these answers, for the memory that they wait for."""
+STATUS_SECONDS = 0.1
+"""Between two answers about status to a user who is not privileged."""
 MAX_SOURCE_BYTES = 8 << 10
-SOURCE_COST_BYTES = 120
-"""What a source costs besides its bytes, as a Python string in a tuple."""
+SOURCE_COST_BYTES = 72
+"""What a source costs besides the string, in a tuple and in what is looked up by it. One character that is no
+ASCII makes all of a string take up to four bytes each."""
 MAX_NAME_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_MESSAGE_BYTES = 2400
@@ -68,6 +73,8 @@ class StreamerService:
         self._control = control
         self._session_of = session_of
         self._tell_status = tell_status
+        self._status_turns: dict[int, float] = {}
+        """When each user, of those who asked lately, may have the next answer about status."""
         self.methods = {
             "Load": self.load,
             "Prefetch": self.prefetch,
@@ -163,9 +170,22 @@ class StreamerService:
         try:
             session = self._session(call)
             await call.only(pb.GetStatusRequest)
+            await self._status_turn(session)
             await call.send(lambda: self._tell_status(session).SerializeToString(), most_bytes=STATUS_BYTES)
         except PenstockError as error:
             await self._refuse(call, error, None)
+
+    async def _status_turn(self, session: Session) -> None:
+        """Waits until that user may have another answer about status, each of which takes the event loop
+        milliseconds."""
+        if is_privileged(session.uid):
+            return
+        now = asyncio.get_running_loop().time()
+        self._status_turns = {uid: at for uid, at in self._status_turns.items() if at > now}
+        at = self._status_turns.get(session.uid, now)
+        self._status_turns[session.uid] = at + STATUS_SECONDS
+        if at > now:
+            await asyncio.sleep(at - now)
 
     def _session(self, call: Call) -> Session:
         """The caller's. From now on its messages pass the gate."""
@@ -317,7 +337,7 @@ def _check_sources(sources: Sequence[str]) -> None:
 
 def _kept_sources(call: Call, sources: Sequence[str]) -> tuple[str, ...]:
     kept = tuple(sources)
-    call.stream.keep(sum(map(len, kept)) + SOURCE_COST_BYTES * len(kept))
+    call.stream.keep(sum(map(sys.getsizeof, kept)) + SOURCE_COST_BYTES * len(kept))
     return kept
 
 
@@ -328,7 +348,8 @@ def _kept_digests(call: Call, digests: Mapping[str, str]) -> dict[str, str]:
             "loaded"
         )
     kept = dict(digests)
-    call.stream.keep(sum(len(name) + len(value) + 2 * SOURCE_COST_BYTES for name, value in kept.items()))
+    texts = (*kept, *kept.values())
+    call.stream.keep(sum(map(sys.getsizeof, texts)) + SOURCE_COST_BYTES * len(texts))
     return kept
 
 
