@@ -11,14 +11,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
+from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
 from .checksums import Checksum
 from .kept import KeptFile
-
-MAX_TREE_NAMES = 100_000
-"""That a tree may hold, wanted or not: what listing it costs is bounded."""
-MAX_TREE_NAME_BYTES = 16 << 20
-"""Of all of them together, where they are held meanwhile."""
+from .looking import ListingCost
 
 Wanted = Callable[[str], bool]
 """Says of a name in a tree whether it is wanted, and of one that ends in `/` whether anything below it may
@@ -210,6 +206,8 @@ class Access:
     pins: Pins = field(default_factory=Pins, compare=False)
     """What names that move stand for, such as branches. There is one access for each request, so that all
     files of a load are of one commit."""
+    listing: ListingCost = field(default_factory=ListingCost, compare=False)
+    """What the request may list, and what that costs."""
 
 
 class ListingDeniedError(AccessDeniedError):
@@ -282,15 +280,6 @@ def without(views: Sequence[memoryview], count: int) -> list[memoryview]:
 def join(directory: str, name: str) -> str:
     """The location of `name` in `directory`."""
     return directory + name if directory.endswith("/") else f"{directory}/{name}"
-
-
-def too_many_names(location: str) -> CheckpointInvalidError:
-    """A tree is too large to be listed."""
-    return CheckpointInvalidError(
-        f"{location} holds more than {MAX_TREE_NAMES} names, or longer ones than {MAX_TREE_NAME_BYTES >> 20} "
-        "MiB, or its list does not end; name a directory below it",
-        file=location,
-    )
 
 
 def parent(location: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
 from ..sources import Access, Listed, Source, SourceFile, Wanted, without
-from ..sources.kept import Keep, Remote
+from ..sources.kept import HasFirstBytes, Keep, Remote
 from ..system.copying import spread
 from ..system.progress import beat
 from .pieces import Span
@@ -109,6 +109,10 @@ class TieredFile:
 
     def unmounted(self) -> bool:
         return self._file.unmounted()
+
+    def drop_first_bytes(self) -> None:
+        if isinstance(self._file, HasFirstBytes):
+            self._file.drop_first_bytes()
 
     def keep(self) -> Keep | None:
         return self._hold.again()

@@ -15,6 +15,7 @@ from .pieces import Pieces, Span
 from .records import (
     BLOCK_BYTES,
     CHUNK_BYTES,
+    CRC_BYTES,
     Block,
     Identity,
     Log,
@@ -23,6 +24,7 @@ from .records import (
     encode_head,
     encode_record,
     head_crc,
+    most_blocks,
     padded,
 )
 
@@ -75,7 +77,7 @@ class Version:
     def missing(self, start: int, end: int) -> tuple[int, int] | None:
         """The first part of a range, of at most one block, that is neither kept nor being written."""
         with self._lock:
-            if self._pieces is None or self._no_room:
+            if self._pieces is None or self._no_room or self._is_full():
                 return None
             while start < end:
                 span = self._pieces.at(start, end)
@@ -107,6 +109,7 @@ class Version:
             log = self._read_records(identity) if self.stem is not None else None
             with self._lock:
                 self._pieces, self._no_room = Pieces(log.blocks if log is not None else ()), False
+                self._number = len(log.blocks) if log is not None else 0
             if log is not None:
                 # What follows would stand before the next record, which nobody would find then.
                 self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
@@ -137,7 +140,10 @@ class Version:
             count = self._directory.read(fd, wanted, block.position + begin)
         finally:
             os.close(fd)
-        if count < finish - begin or chunk_crcs(buffer[: finish - begin]) != block.crcs[first:last]:
+        if (
+            count < finish - begin
+            or chunk_crcs(buffer[: finish - begin]) != block.crcs[CRC_BYTES * first : CRC_BYTES * last]
+        ):
             raise RottenError
         return buffer[start - block.start - begin : min(end, block.start + finish) - block.start - begin]
 
@@ -177,6 +183,11 @@ class Version:
                 self._pieces.add(block)
         return allocated_bytes
 
+    def _is_full(self) -> bool:
+        """It has, or will have, as many blocks as are kept of an object of its size."""
+        assert self._identity is not None
+        return self._number + len(self._under_way) >= most_blocks(self._identity.size_bytes)
+
     # ---- inside, with the disk's lock -----------------------------------------------------------
 
     def _read_records(self, identity: Identity) -> Log | None:
@@ -184,7 +195,7 @@ class Version:
         assert self.stem is not None
         data = self._directory.read_all(self.stem + RECORDS)
         log = decode(data, identity, self._directory.size_bytes(self.stem + BLOCKS))
-        if log is None:
+        if log is None or log.is_wasted(identity):
             self.remove()
             self.stem = None
             return None

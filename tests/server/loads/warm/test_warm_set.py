@@ -245,6 +245,25 @@ async def test_a_new_version_is_noticed_after_the_interval_and_staged_beside_the
 
 
 @on_clock_loop
+async def test_each_look_at_the_storage_asks_anew_where_a_branch_is(make: Make, tmp_path: Path) -> None:
+    path = make("one", 1)
+    async with node(tmp_path) as warm:
+        resolve = warm.bench.catalog.resolve
+        found: list[str] = []
+
+        def watched(sources: Any, access: Access, *given: Any, **named: Any) -> Any:
+            found.append(access.pins.get("hf://org/repo", lambda: f"commit {len(found)}"))
+            return resolve(sources, access, *given, **named)
+
+        warm.bench.catalog.resolve = watched  # type: ignore[method-assign]
+        warm.write({"name": "one", "source": str(path)})
+        await warm.until_states(one="warm")
+        before = len(found)
+        await warm.until_advanced(lambda: len(found) > before, step_seconds=5)
+        assert found[before] != found[0]
+
+
+@on_clock_loop
 async def test_a_new_version_takes_the_memory_of_the_old_one_where_there_is_no_other(
     make: Make, tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ class Keeper:
         """When storage was last asked which version it has."""
         self.request = Request(wish.sources, variant=wish.variant, patterns=wish.tensors)
         self.caller = DaemonItself(os.geteuid(), os.getpid())
-        self.access = Access(self.caller.uid, privileged=True, prefixes=())
+        self.access = self._new_access()
         self._shared = shared
         self._ahead = ahead
         self._decided = asyncio.Event()
@@ -157,9 +157,14 @@ class Keeper:
         if self._entry is not None:
             self._entry.unwant(self.wish.name)
 
+    def _new_access(self) -> Access:
+        """For one round: an access keeps what a branch was, and the next round asks anew."""
+        return Access(self.caller.uid, privileged=True, prefixes=())
+
     # ---- one round ------------------------------------------------------------------------------
 
     async def _round(self) -> None:
+        self.access = self._new_access()
         checkpoint = await resolve(self._shared.context, self.request, self.access)
         self.checked_at = self._loop.time()
         try:

@@ -5,7 +5,7 @@ faults      failures after which a request is repeated, and after how long (pure
 connection  keep-alive HTTP connections whose bytes go into the caller's memory
 addresses   which addresses are public, and connections to no others
 proxies     proxies, and the errors when they refuse
-response    answers that must come within a time
+response    answers that must come within a time, and whose headers are few
 requests    all of these together: requests that are answered or fail for good
 listing     the objects below a prefix
 object      one version of one object as a SourceFile
@@ -21,6 +21,7 @@ And modules that some stores share:
 
 reach       URLs, and to which of them a caller may be led (pure)
 redirects   the addresses that redirects led to
+markup      what is checked of XML before a parser sees it (pure)
 
 It knows no store by name. Each store has a package beside this one.
 """
