@@ -17,6 +17,9 @@ MAX_HEADER_BYTES = 64 << 10
 """Of one answer: its status and headers, and those of interim answers (`100 Continue`) before it. Stores send
 some hundred bytes; http.client alone would take 6 MB, and any number of interim answers."""
 
+_MAX_DIGITS = 19
+"""Of the length of a body; Python refuses to read a number of thousands."""
+
 
 class Response(http.client.HTTPResponse):
     """One whose headers must be few and come within the connection's timeout, however slowly byte by byte."""
@@ -98,7 +101,12 @@ class Fields(dict[str, str]):
         )
         if not said:
             return None
-        if len(said) > 1 or not (text := said.pop()).isascii() or not text.isdigit():
+        if (
+            len(said) > 1
+            or not (text := said.pop()).isascii()
+            or not text.isdigit()
+            or len(text) > _MAX_DIGITS
+        ):
             raise http.client.HTTPException("the length of the body is no number")
         return int(text)
 
