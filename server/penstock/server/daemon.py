@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 CPU_THREADS = 4
 MIXED_RESOLVERS = 64
-MOST_DIRECTORIES = 64
-"""In so many it is looked up where the sources of a load are. Those in more count as of several mounts."""
+MOST_PLACED = 64
+"""Of so many sources it is looked up where they are. More count as of several mounts."""
 SLAB_WORKERS = 4
 TIER_OPENING_SECONDS = 60
 """Looking at ten thousand files of a healthy disk takes less than one."""
@@ -172,10 +172,9 @@ class Daemon:
         """Those of the mount or the store that all sources are of. Sources of several have threads of their
         own: what hangs of one must not hold up the loads of another. Raises InvalidRequestError for what is
         no source."""
-        directories = {source.rpartition("/")[0]: source for source in sources}
         places: dict[str, tuple[Store, str]] = {}
-        if len(directories) <= MOST_DIRECTORIES:  # this runs on the event loop
-            for source in directories.values():
+        if len(sources) <= MOST_PLACED:  # this runs on the event loop
+            for source in sources:
                 store = self.stores[choose(self._sources, source).kind]
                 places.setdefault(store.place(source), (store, source))
         if len(places) != 1:
