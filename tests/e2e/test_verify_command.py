@@ -61,7 +61,9 @@ def test_the_name_of_a_file_forges_no_line_and_moves_no_cursor(
     assert line.startswith("unverified")
     assert line.isprintable()
     assert verify(daemon, path.with_name("\x1b[2J")) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    daemon_line, line = capsys.readouterr().err.splitlines()
+    assert daemon_line.startswith("daemon ")
+    assert line.startswith("penstock: ")
     assert line.isprintable()
 
 
