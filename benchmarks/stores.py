@@ -2,20 +2,23 @@
 
     python -m benchmarks.stores [--size-mb 512] [--rounds 5] [--runai-python PATH] [--store gcs]
 
-The servers are those of the tests: fake-gcs-server, Azurite and SeaweedFS on the loopback. They share the
-machine with the readers, and none is fast. So compare ratios, not rates. The bare loop has as many threads
-as the daemon has connections, each with a keep-alive connection of `http.client`, and reads ranges into
-populated memory. It makes no tensors, and neither does the daemon when it only stages (`prefetch`). Run:ai's
-loader runs in a process of its own, with the Python of an environment that has
-`runai-model-streamer[s3,gcs,azure]`. Its imports and the daemon's are outside the clock.
+The servers are those of the tests, on the loopback: fake-gcs-server, Azurite, SeaweedFS, nginx as a plain web
+server, and a hub of the tests' own that leads to nginx as its storage. They share the machine with the
+readers, and most are slow. So compare ratios, not rates. The bare loop has as many threads as the daemon has
+connections, each with a keep-alive connection of `http.client`, and reads ranges into populated memory. It
+makes no tensors, and neither does the daemon when it only stages (`prefetch`). Run:ai's loader runs in a
+process of its own, with the Python of an environment that has `runai-model-streamer[s3,gcs,azure]`. Its
+imports and the daemon's are outside the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import http.client
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +38,8 @@ import boto3
 import safetensors.torch
 import torch
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+from tests.server.hub_server import HubServer
+from tests.server.nginx import nginx
 from tests.stores import servers
 from tests.stores.test_azure_store import connection_string, service_of
 from tests.stores.test_gcs_store import make_bucket, upload
@@ -121,7 +126,50 @@ def in_s3(content: bytes) -> Iterator[Stored]:
         yield Stored("S3 (SeaweedFS)", f"s3://{servers.BUCKET}/{KEY}", url, environment)
 
 
-STORES = {"gcs": in_gcs, "azure": in_azure, "s3": in_s3}
+@contextlib.contextmanager
+def web_server() -> Iterator[tuple[str, Path]]:
+    """nginx: its address, and the directory that it serves."""
+    program = shutil.which("nginx")
+    if program is None:
+        raise RuntimeError("this scenario needs nginx (Debian's nginx-light)")
+    with (
+        tempfile.TemporaryDirectory() as files,
+        tempfile.TemporaryDirectory() as state,
+        nginx(program, Path(files), Path(state)) as port,
+    ):
+        yield f"http://127.0.0.1:{port}", Path(files)
+
+
+@contextlib.contextmanager
+def on_the_web(content: bytes) -> Iterator[Stored]:
+    with web_server() as (url, files):
+        path = files / KEY
+        path.parent.mkdir()
+        path.write_bytes(content)
+        yield Stored("HTTP (nginx)", f"{url}/{KEY}", f"{url}/{KEY}", {"NETRC": os.devnull})
+
+
+@contextlib.contextmanager
+def on_the_hub(content: bytes) -> Iterator[Stored]:
+    """The commit, the tree and the address of the file come from the hub, in this process; the bytes come
+    from nginx, as the real Hub's come from another host. Both loops read these: the address is asked for
+    once."""
+    digest = hashlib.sha256(content).hexdigest()
+    with (
+        web_server() as (url, files),
+        contextlib.closing(HubServer()) as hub,
+        tempfile.TemporaryDirectory() as home,
+    ):
+        (files / "blobs").mkdir()
+        (files / "blobs" / digest).write_bytes(content)
+        hub.storage_url = url
+        hub.commit("org/model", {"model.safetensors": content})
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_OFFLINE": "0"}
+        uri = "hf://org/model/model.safetensors"
+        yield Stored("Hub (its bytes from nginx)", uri, f"{url}/blobs/{digest}", environment)
+
+
+STORES = {"gcs": in_gcs, "azure": in_azure, "s3": in_s3, "web": on_the_web, "hub": on_the_hub}
 
 
 class Bare:
@@ -172,7 +220,8 @@ class Bare:
 
 class NotRunningError(Exception):
     """Run:ai's loader does not read from this server. (Its package for Azure accepts no connection string
-    and only Azure's own endpoint. So it cannot read from Azurite.)"""
+    and only Azure's own endpoint. So it cannot read from Azurite. It knows neither the Hub nor plain web
+    servers.)"""
 
 
 class Runai:

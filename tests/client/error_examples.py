@@ -200,6 +200,7 @@ def received(*packets: bytes, then: Callable[[handoff.Handoff], object] = lambda
 
 
 HELLO = pb.HandoffFrame(hello=pb.HandoffHello(token="token")).SerializeToString()
+FAILED = pb.HandoffFrame(failed=pb.HandoffFailed()).SerializeToString()
 
 
 def slabs(packets: list[list[int]], *, count: int = 1, slab_bytes: int = SLAB_BYTES) -> Act:
@@ -435,6 +436,8 @@ EXAMPLES = [
         "the daemon in", "went away", LOG),
     Example("large packet", received(bytes(70_000)), "a packet on handoff.sock", "is over 65536 bytes", WIRE),
     Example("closed handoff", received(), "the daemon in", "closed the handoff connection", LOG),
+    Example("failure without a reason", received(HELLO, FAILED, then=lambda opened: list(opened.receive_slabs(1))),
+        "a failure without a reason", "was sent on handoff.sock", WIRE),
     Example("no frame", received(b"\xff\xff"), "a packet on handoff.sock", "is not a HandoffFrame", WIRE),
     Example("no health", lambda: health_answer(None), "the daemon in", "does not answer", "restart it"),
     Example("not ready", lambda: health_answer(b"\x08\x02"), "the daemon in", "is not ready", "see `penstock status`"),

@@ -81,7 +81,8 @@ async def serve(pipe: str, part: str, flags: list[str]) -> None:
         assert part == "readers"
         file.LocalFile._read_cached = hanging_first(file.LocalFile._read_cached, pipe, "reader-")  # type: ignore[method-assign]
     if part == "no-spares":
-        reader.ReaderPool._add_spares = lambda self: None  # type: ignore[method-assign]
+        start = reader.ReaderPool._add_threads
+        reader.ReaderPool._add_threads = lambda self: None if self.threads else start(self)  # type: ignore[method-assign]
     await daemon.serve(config)
 
 

@@ -20,12 +20,13 @@ from penstock.client import StreamerClient, errors
 from penstock.client.cli import commands as cli
 from penstock.client.cli.status_text import show
 from penstock.server.config.settings import Config
-from penstock.server.sources.stores import FLAGS, KINDS
+from penstock.server.sources.stores import FLAGS
 
 from .conftest import StartDaemon
 from .support import (
     Nursery,
     RawLoad,
+    process_figure,
     random_tensors,
     wait_until,
     write_checkpoint,
@@ -96,11 +97,21 @@ def test_memory_adds_up_whoever_has_it(start_daemon: StartDaemon, write: Write) 
         assert staging["oldest_lease_seconds"] == pytest.approx(
             status["stages"][1]["holders"][0]["held_seconds"], abs=1
         )
-        assert status["readers"]["threads"] == 3 + 2 * (len(KINDS) - 1)  # of files, and of each object store
+        assert status["readers"]["threads"] == 3  # of files: no object store was used
         assert not staging["populating"]
         del state
     gc.collect()
     assert daemon.wait_idle()["staging"]["oldest_lease_seconds"] == 0
+
+
+def test_a_store_has_reader_threads_from_its_first_use_on(start_daemon: StartDaemon, write: Write) -> None:
+    daemon = start_daemon("--memory-limit", "16MiB", "--concurrency", "50", "--object-concurrency", "50")
+    assert daemon.status()["readers"]["threads"] == 0
+    assert process_figure(daemon.process.pid, "Threads") < 50
+    with daemon.client() as client:
+        client.load_state_dict(write("m", 1))
+    assert daemon.status()["readers"]["threads"] == 50
+    assert 50 < process_figure(daemon.process.pid, "Threads") < 100
 
 
 def test_the_last_minutes_add_up_to_what_was_read_and_delivered(

@@ -32,6 +32,13 @@ class Authority:
 
     def server(self, *names: str) -> ssl.SSLContext:
         """For a server of these host names or addresses."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.chain(*names))
+        return context
+
+    def chain(self, *names: str) -> Path:
+        """The same as a file with certificate and key, which the next one for the same first name
+        replaces."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         builder = _builder(subject, self._name, key.public_key())
@@ -47,9 +54,7 @@ class Authority:
                 serialization.NoEncryption(),
             )
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(chain)
-        return context
+        return chain
 
 
 def _builder(

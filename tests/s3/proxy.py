@@ -92,8 +92,7 @@ class Exchange:
 
     def upstream(self) -> Answer:
         """What the server behind says, whole."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._proxy.upstream_port, timeout=60)
-        with contextlib.closing(connection):
+        with contextlib.closing(self._proxy.connection_upstream()) as connection:
             connection.putrequest(
                 self.request.method, self.request.target, skip_host=True, skip_accept_encoding=True
             )
@@ -139,7 +138,7 @@ class Exchange:
             while not released.is_set():
                 self._connection.settimeout(0.05)
                 try:
-                    if not self._connection.recv(1, socket.MSG_PEEK):
+                    if not self._connection.recv(1):
                         break
                 except TimeoutError:
                     continue
@@ -185,10 +184,18 @@ class Rule:
 
 
 class FaultProxy:
-    """Listens on the loopback until `close`. With `tls` it is an HTTPS server."""
+    """Listens on the loopback until `close`. With `tls` it is an HTTPS server, and with `upstream_tls` it is
+    before one."""
 
-    def __init__(self, upstream_port: int, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        upstream_port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        upstream_tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.upstream_port = upstream_port
+        self._upstream_tls = upstream_tls
         self.released = threading.Event()
         """Set: stalled requests end."""
         self._tls = tls
@@ -207,6 +214,14 @@ class FaultProxy:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     # ---- for tests ------------------------------------------------------------------------------
+
+    def connection_upstream(self) -> http.client.HTTPConnection:
+        """A new one, for one request."""
+        if self._upstream_tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.upstream_port, timeout=60, context=self._upstream_tls
+        )
 
     def on(self, match: Match, fault: Fault, *, skip: int = 0, times: int | None = 1) -> Rule:
         """Rules are asked in the order in which they were added; the first that applies is the one."""

@@ -16,6 +16,7 @@ from ..e2e.support import DaemonProcess, same, wait_until
 from . import faults
 from .proxy import FaultProxy, asks
 from .support import FLAGS, MIB, Bucket, environment, load_and_compare, refused
+from .test_verified import Stored, corrupt
 
 KEY = "models/one.safetensors"
 HEADER_BYTES = 256 << 10
@@ -99,6 +100,23 @@ def test_a_new_version_has_nothing_of_the_old_one(start: Start, proxy: FaultProx
         same(load, new)
     # What this load itself read with the header may have been kept by the time its segments were read.
     assert load.stats.tier_bytes <= HEADER_BYTES
+
+
+@pytest.mark.parametrize("where", ["header", "first segment"])
+def test_damage_that_was_kept_before_it_was_found_is_not_given_again(
+    where: str, start: Start, proxy: FaultProxy, bucket: Bucket
+) -> None:
+    """From a window segments are kept as they come, and the file is compared at its end."""
+    one = Stored(bucket, proxy, mib=8)
+    daemon = start()
+    one.says()
+    one.flips(one.body.index(b"layer") if where == "header" else one.data_start + 5)
+    corrupt(daemon, one.uri, memory_limit=0)
+    wait_written(daemon, 1)
+    one.is_intact()
+    with daemon.client() as client, client.load(one.uri, memory_limit=0) as load:
+        same(load, one.tensors)
+    assert load.stats.verified_bytes == 8 * MIB
 
 
 def test_who_may_not_load_from_the_store_gets_nothing_from_the_disk(

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.checkpoint.headers.decode import parse_header
 from penstock.server.checkpoint.headers.table import Header
-from penstock.server.config.settings import Config
+from penstock.server.config.settings import Config, load_config
 from penstock.server.sources import Access
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings
@@ -28,6 +28,7 @@ from penstock.server.sources.s3.settings import S3Settings
 from penstock.server.sources.s3.source import S3Source
 from penstock.server.sources.stores import FLAGS
 from penstock.server.staging.slab import Slab
+from penstock.server.system.limits import MemoryBound
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -84,6 +85,11 @@ def wait_for_tick(directory: Path) -> None:
 def bytes_in(slabs: float) -> int:
     """Of a checkpoint that takes so many slabs: less than they have, as segments take whole pages."""
     return int(slabs * SLAB_BYTES) - 64 * 1024
+
+
+def configuration_of(*flags: str, **variables: str) -> Config:
+    """What penstockd makes of flags and variables, on a machine with a lot of memory."""
+    return load_config(flags, variables, lambda: MemoryBound(1 << 40, "the machine"), FLAGS)
 
 
 def make_config(socket_dir: Path = Path("/nonexistent"), **changes: Any) -> Config:

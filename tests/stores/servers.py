@@ -9,21 +9,25 @@ import importlib.util
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from ..e2e.support import wait_until
+from ..s3.authority import Authority
 from ..s3.proxy import Answer, Exchange, FaultProxy
 
 ROOT = Path(__file__).parents[2]
 ACCOUNT, ACCOUNT_KEY = "penstocktests", "cGVuc3RvY2sgdGVzdHMsIGFuZCBub3RoaW5nIGVsc2U="
-KEY_ID, SECRET_KEY = "AKIAPENSTOCKTESTS000", "a+secret/of+the+tests/alone"
+KEY_ID, SECRET_KEY, REGION = "AKIAPENSTOCKTESTS000", "a+secret/of+the+tests/alone", "us-east-1"
 BUCKET = "penstock-tests"
 
 
@@ -32,10 +36,11 @@ class Server:
     """One that answers."""
 
     port: int
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
 
 @contextlib.contextmanager
@@ -54,8 +59,9 @@ def fake_gcs(*, asked_at: int = 0) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def azurite() -> Iterator[Server]:
-    """Azure Blob Storage with one account, whose signatures it checks."""
+def azurite(authority: Authority | None = None) -> Iterator[Server]:
+    """Azure Blob Storage with one account, whose signatures it checks. With an authority for its certificate
+    it takes bearer tokens too. It checks their audience, issuer and times, but no signature."""
     places = [os.environ.get("PATH", ""), str(ROOT / ".cache" / "azurite" / "node_modules" / ".bin")]
     program = shutil.which("azurite-blob", path=os.pathsep.join(places))
     if program is None or shutil.which("node") is None:
@@ -63,8 +69,13 @@ def azurite() -> Iterator[Server]:
     port = free_port()
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
     command += ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+    tls = None
+    if authority is not None:
+        chain = str(authority.chain("127.0.0.1"))
+        command += ["--oauth", "basic", "--cert", chain, "--key", chain]
+        tls = ssl.create_default_context(cafile=authority.bundle)
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{ACCOUNT_KEY}"}
-    with _running(command, port, "/", environment) as server:
+    with _running(command, port, "/", environment, tls) as server:
         yield server
 
 
@@ -87,6 +98,24 @@ def seaweed() -> Iterator[Server]:
         ) as server,
     ):
         yield server
+
+
+def s3_client(server: Server) -> Any:
+    """Of boto3, with SeaweedFS's keys."""
+    keys = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET_KEY}
+    return boto3.client("s3", endpoint_url=server.url, region_name=REGION, **keys)
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Of a daemon that reads from SeaweedFS, or from a proxy before it."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": REGION,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    }
 
 
 @contextlib.contextmanager
@@ -122,7 +151,11 @@ def free_port(*, beside: int = 0) -> int:
 
 @contextlib.contextmanager
 def _running(
-    command: Sequence[str], port: int, path: str, environment: dict[str, str] | None = None
+    command: Sequence[str],
+    port: int,
+    path: str,
+    environment: dict[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Server]:
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
@@ -140,7 +173,11 @@ def _running(
 
         def answers() -> bool:
             assert process.poll() is None, said()
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection: http.client.HTTPConnection
+            if tls is None:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            else:
+                connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=tls)
             with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
                 connection.request("GET", path)
                 return connection.getresponse().status < 500
@@ -148,7 +185,7 @@ def _running(
 
         try:
             wait_until(answers, f"{command[0]} to answer")
-            yield Server(port)
+            yield Server(port, "http" if tls is None else "https")
         finally:
             process.kill()  # what it keeps is gone with it
             process.wait()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
@@ -14,13 +15,12 @@ from penstock.server.errors import AccessDeniedError, CheckpointNotFoundError
 from penstock.server.sources import ListingDeniedError
 from penstock.server.sources.azure import account
 from penstock.server.sources.azure.store import AzureStore
-from penstock.server.sources.objects import faults
 from penstock.server.sources.store import Store
 
-from ..s3.proxy import FaultProxy
+from ..s3.proxy import FaultProxy, Request
 from ..server.support import ROOT, make_config
-from .conformance import CONTENT, ObjectStoreTests, closing
-from .proxied import ProxiedStorage, new_prefix, without_settings
+from .conformance import CONTENT, closing
+from .proxied import BucketStoreTests, ProxiedStorage, new_prefix, without_settings
 from .servers import ACCOUNT, ACCOUNT_KEY, BUCKET, Server, azurite
 
 LONG = f"abfss://{BUCKET}@{ACCOUNT}.dfs.core.windows.net"
@@ -38,9 +38,9 @@ class Azure(ProxiedStorage):
         return f"{self.top}/{name}"
 
 
-def service_of(server: Server) -> BlobServiceClient:
+def service_of(server: Server, **options: Any) -> BlobServiceClient:
     endpoint = f"{server.url}/{ACCOUNT}"
-    return BlobServiceClient(endpoint, {"account_name": ACCOUNT, "account_key": ACCOUNT_KEY})
+    return BlobServiceClient(endpoint, {"account_name": ACCOUNT, "account_key": ACCOUNT_KEY}, **options)
 
 
 def connection_string(endpoint: str, *more: str) -> str:
@@ -66,13 +66,19 @@ def module_proxy(server: Server) -> Iterator[FaultProxy]:
         yield proxy
 
 
-class TestAzureStore(ObjectStoreTests):
+class TestAzureStore(BucketStoreTests):
+    account: ClassVar[ModuleType] = account
+    nowhere = "az://no-such-container"
+
+    @staticmethod
+    def is_list(request: Request) -> bool:
+        return request.query.get("comp") == "list"
+
     @pytest.fixture
     def storage(
         self, monkeypatch: pytest.MonkeyPatch, service: BlobServiceClient, module_proxy: FaultProxy
     ) -> Iterator[Azure]:
         without_settings(monkeypatch)
-        monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
         module_proxy.reset()
         key = connection_string(module_proxy.endpoint, f"AccountKey={ACCOUNT_KEY}")
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", key)
@@ -149,21 +155,6 @@ class TestAzureStore(ObjectStoreTests):
         assert storage.store.source.list(f"{storage.top}/d", ROOT) == ["b"]
         tree = storage.store.source.tree(f"{storage.top}/d", ROOT, lambda name: True)
         assert sorted(one.name for one in tree) == ["b", "sub/a"]
-
-    def test_a_list_of_several_pages_is_one(
-        self, storage: Azure, monkeypatch: pytest.MonkeyPatch, module_proxy: FaultProxy
-    ) -> None:
-        names = [f"{number}.txt" for number in range(5)]
-        for name in names:
-            storage.put(f"d/{name}", b"x")
-        monkeypatch.setattr(account, "PAGE_NAMES", 2)
-        assert storage.store.source.list(f"{storage.top}/d/", ROOT) == names
-        assert len(module_proxy.requests(lambda request: request.query.get("comp") == "list")) == 3
-
-    def test_a_container_that_is_not_there_is_named(self, storage: Azure) -> None:
-        for key in ("d/", "a.safetensors"):
-            with pytest.raises(CheckpointNotFoundError, match="no-such-container"):
-                storage.catalog.resolve([f"az://no-such-container/{key}"], ROOT)
 
     @staticmethod
     def _sas(**permission: bool) -> str:

@@ -11,15 +11,34 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 import safetensors.torch
 import torch
 
 from penstock.client import S3Credentials, SafetensorsStreamer, errors, list_safetensors
 
-from ..e2e.support import DaemonProcess, random_tensors, running_daemon, same, write_checkpoint
-from .servers import ACCOUNT, ACCOUNT_KEY, BUCKET, KEY_ID, SECRET_KEY, azurite, fake_gcs, seaweed
+from ..e2e.conftest import StartDaemon
+from ..e2e.support import (
+    DaemonProcess,
+    Nursery,
+    expected,
+    random_tensors,
+    running_daemon,
+    same,
+    wait_until,
+    write_checkpoint,
+)
+from .servers import (
+    ACCOUNT,
+    ACCOUNT_KEY,
+    BUCKET,
+    SECRET_KEY,
+    azurite,
+    fake_gcs,
+    s3_client,
+    s3_environment,
+    seaweed,
+)
 from .test_azure_store import connection_string, service_of
 from .test_gcs_store import make_bucket, upload
 
@@ -27,6 +46,7 @@ Put = Callable[[str, bytes], object]
 FLAGS = ("--memory-limit", "64MiB", "--object-block-size", str(64 << 10), "--object-retries", "2")
 SECRETS = (ACCOUNT_KEY, SECRET_KEY, "SharedKey", "Signature=", "sig=")
 SCHEMES = ("gs", "az", "s3")
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +60,11 @@ def puts() -> Iterator[tuple[dict[str, Put], dict[str, str]]]:
         service = stack.enter_context(service_of(blobs))
         service.create_container(BUCKET)
         s3 = stack.enter_context(seaweed())
-        keys = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET_KEY}
-        client = boto3.client("s3", endpoint_url=s3.url, region_name="us-east-1", **keys)
+        client = s3_client(s3)
         environment = {
             "STORAGE_EMULATOR_HOST": gcs.url.removeprefix("http://"),
             "AZURE_STORAGE_CONNECTION_STRING": connection_string(blobs.url, f"AccountKey={ACCOUNT_KEY}"),
-            "AWS_ENDPOINT_URL": s3.url,
-            "AWS_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            **{name.upper(): value for name, value in keys.items()},
+            **s3_environment(s3.url),
             "NO_PROXY": "127.0.0.1",
         }
         yield (
@@ -136,6 +151,26 @@ def test_what_is_prefetched_is_warm_and_counted_under_the_store_s_name(
     body = daemon.http("/metrics", accept="text/plain")[1].decode()
     assert f'penstock_read_bytes_total{{source="{kind}"}} 0' not in body
     assert f'penstock_read_bytes_total{{source="{kind}"}}' in body
+
+
+def test_prefetches_at_the_start_and_prefixes_for_other_users_may_name_all_stores(
+    puts: tuple[dict[str, Put], dict[str, str]],
+    stored: dict[str, dict[str, torch.Tensor]],
+    start_daemon: StartDaemon,
+    nursery: Nursery,
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    flags = [flag for scheme in SCHEMES for flag in ("--prefetch", top(scheme), "--allow", top(scheme))]
+    daemon = start_daemon(*FLAGS, *flags, "--ready-after-prefetch", environment=puts[1])
+    wait_until(lambda: daemon.http("/readyz")[0] == 200, "all to be staged")
+    assert len(daemon.status()["stages"]) == len(SCHEMES)
+    for scheme in SCHEMES:
+        loads = nursery.start("load", uid=NOBODY, socket_dir=daemon.socket_dir, source=top(scheme))
+        assert sorted(loads.hear("loaded")["found"]) == sorted(expected(stored[scheme]))
+        beside = f"{scheme}://{BUCKET}/model-of-others"
+        refused = nursery.start("load", uid=NOBODY, socket_dir=daemon.socket_dir, source=beside)
+        assert refused.hear("failed")["error"] == "AccessDeniedError"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

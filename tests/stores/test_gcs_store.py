@@ -6,20 +6,22 @@ import contextlib
 import http.client
 import json
 from collections.abc import Iterator
+from types import ModuleType
+from typing import ClassVar
 from urllib.parse import quote
 
 import pytest
 
 from penstock.server.errors import CheckpointNotFoundError
 from penstock.server.sources.checksums import CRC32C, Checksum
+from penstock.server.sources.gcs import account
 from penstock.server.sources.gcs.store import GcsStore
-from penstock.server.sources.objects import faults
 from penstock.server.sources.store import Store
 
-from ..s3.proxy import FaultProxy
+from ..s3.proxy import FaultProxy, Request
 from ..server.support import ROOT, make_config
-from .conformance import CONTENT, ObjectStoreTests, closing
-from .proxied import ProxiedStorage, new_prefix, without_settings
+from .conformance import CONTENT, closing
+from .proxied import BucketStoreTests, ProxiedStorage, new_prefix, without_settings
 from .servers import BUCKET, Server, conditional, fake_gcs
 
 
@@ -70,13 +72,19 @@ def server(module_proxy: FaultProxy) -> Iterator[Server]:
         yield server
 
 
-class TestGcsStore(ObjectStoreTests):
+class TestGcsStore(BucketStoreTests):
+    account: ClassVar[ModuleType] = account
+    nowhere = "gs://no-such-bucket"
+
+    @staticmethod
+    def is_list(request: Request) -> bool:
+        return "/storage/v1/" in request.path
+
     @pytest.fixture
     def storage(
         self, monkeypatch: pytest.MonkeyPatch, server: Server, module_proxy: FaultProxy
     ) -> Iterator[Gcs]:
         without_settings(monkeypatch)
-        monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
         module_proxy.reset()
         options = {
             "gcs_emulator": module_proxy.endpoint,
@@ -111,20 +119,3 @@ class TestGcsStore(ObjectStoreTests):
     def test_the_checksum_of_the_whole_object_comes_with_its_first_bytes(self, storage: Gcs) -> None:
         with contextlib.closing(storage.open(storage.put("a", b"123456789"))) as file:
             assert file.checksums == (Checksum(CRC32C, "e3069283"),)  # the check value of its definition
-
-    def test_a_list_of_several_pages_is_one(
-        self, storage: Gcs, monkeypatch: pytest.MonkeyPatch, module_proxy: FaultProxy
-    ) -> None:
-        names = [f"{number}.txt" for number in range(5)]
-        for name in names:
-            storage.put(f"d/{name}", b"x")
-        from penstock.server.sources.gcs import account
-
-        monkeypatch.setattr(account, "PAGE_NAMES", 2)
-        assert storage.store.source.list(f"{storage.top}/d/", ROOT) == names
-        assert len(module_proxy.requests(lambda request: "/storage/v1/" in request.path)) == 3
-
-    def test_a_bucket_that_is_not_there_is_named(self, storage: Gcs) -> None:
-        for key in ("d/", "a.safetensors"):
-            with pytest.raises(CheckpointNotFoundError, match="no-such-bucket"):
-                storage.catalog.resolve([f"gs://no-such-bucket/{key}"], ROOT)

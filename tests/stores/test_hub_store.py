@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +10,18 @@ import pytest
 
 from penstock.server.sources import SourceFile
 from penstock.server.sources.hub.store import HubStore
-from penstock.server.sources.objects import faults
 from penstock.server.sources.store import Store
 
-from ..server.hub_server import Call, Hook, HubServer
+from ..server.hub_server import Call, HubServer
 from ..server.support import ROOT, make_config
-from .conformance import CONTENT, ObjectStorage, ObjectStoreTests, Storage, closing
+from .conformance import CONTENT, ObjectStoreTests, Storage, closing
+from .hooked import HookedStorage
+from .proxied import without_settings
 
 
-class Repository(ObjectStorage):
+class Repository(HookedStorage):
     def __init__(self, store: Store, hub: HubServer) -> None:
-        super().__init__(store, "hf://org/repo/top")
+        super().__init__(store, "hf://org/repo/top", hub.hooks, hub.storage_hooks)
         self._hub = hub
 
     def put(self, name: str, content: bytes) -> str:
@@ -35,7 +35,7 @@ class Repository(ObjectStorage):
             call.answer(500)
             return True
 
-        return self._with(hook)
+        return self.hooked(hook)
 
     def cut_off(self, times: int) -> None:
         left = [times]
@@ -56,37 +56,11 @@ class Repository(ObjectStorage):
 
         self._hub.storage_hooks.append(hook)
 
-    @contextlib.contextmanager
-    def hang(self) -> Iterator[threading.Event]:
-        met, over = threading.Event(), threading.Event()
-
-        def hook(call: Call) -> bool:
-            met.set()
-            assert over.wait(60)
-            call.handler.close_connection = True
-            return True
-
-        with self._with(hook):
-            try:
-                yield met
-            finally:
-                over.set()
-
-    @contextlib.contextmanager
-    def _with(self, hook: Hook) -> Iterator[None]:
-        for hooks in (self._hub.hooks, self._hub.storage_hooks):
-            hooks.insert(0, hook)
-        try:
-            yield
-        finally:
-            for hooks in (self._hub.hooks, self._hub.storage_hooks):
-                hooks.remove(hook)
-
 
 class TestHubStore(ObjectStoreTests):
     @pytest.fixture
     def storage(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage]:
-        monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
+        without_settings(monkeypatch)
         monkeypatch.setenv("HF_HOME", str(tmp_path))
         # Other tests of this process set it before they import transformers.
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")

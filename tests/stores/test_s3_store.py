@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from collections.abc import Iterator
 from urllib.parse import parse_qs, quote, urlsplit
 from xml.sax.saxutils import escape
@@ -12,20 +10,21 @@ from xml.sax.saxutils import escape
 import pytest
 
 from penstock.server.sources import SourceFile
-from penstock.server.sources.objects import faults
 from penstock.server.sources.s3.store import S3Store
 from penstock.server.sources.store import Store
 
-from ..server.objects import Asked, Hook, ObjectServer
+from ..server.objects import Asked, ObjectServer
 from ..server.support import make_config
-from .conformance import ObjectStorage, ObjectStoreTests, Storage, closing
+from .conformance import ObjectStoreTests, Storage, closing
+from .hooked import HookedStorage
+from .proxied import without_settings
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
-class Bucket(ObjectStorage):
+class Bucket(HookedStorage):
     def __init__(self, store: Store, server: ObjectServer) -> None:
-        super().__init__(store, "s3://bucket/top")
+        super().__init__(store, "s3://bucket/top", server.hooks)
         self._server = server
         server.hooks.append(self._list)
 
@@ -38,7 +37,7 @@ class Bucket(ObjectStorage):
             asked.fail(500, "InternalError")
             return True
 
-        return self._with(hook)
+        return self.hooked(hook)
 
     def cut_off(self, times: int) -> None:
         left = [times]
@@ -61,30 +60,6 @@ class Bucket(ObjectStorage):
             return True
 
         self._server.hooks.append(hook)
-
-    @contextlib.contextmanager
-    def hang(self) -> Iterator[threading.Event]:
-        met, over = threading.Event(), threading.Event()
-
-        def hook(asked: Asked) -> bool:
-            met.set()
-            assert over.wait(60)
-            asked.handler.close_connection = True
-            return True
-
-        with self._with(hook):
-            try:
-                yield met
-            finally:
-                over.set()
-
-    @contextlib.contextmanager
-    def _with(self, hook: Hook) -> Iterator[None]:
-        self._server.hooks.insert(0, hook)
-        try:
-            yield
-        finally:
-            self._server.hooks.remove(hook)
 
     def _list(self, asked: Asked) -> bool:
         """Answers what lies below a prefix; with a delimiter what lies directly below it."""
@@ -112,12 +87,7 @@ class Bucket(ObjectStorage):
 class TestS3Store(ObjectStoreTests):
     @pytest.fixture
     def storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-        for name in list(os.environ):
-            if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-                monkeypatch.delenv(name)
-        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-            monkeypatch.setenv(name, os.devnull)
-        monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
+        without_settings(monkeypatch)
         with contextlib.closing(ObjectServer()) as server:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
             options = {"s3_addressing": "path", "s3_unsigned": True, "s3_requester_pays": False}

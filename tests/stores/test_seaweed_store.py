@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 import pytest
 
 from penstock.server.errors import AccessDeniedError
-from penstock.server.sources.objects import faults
 from penstock.server.sources.s3.store import S3Store
 from penstock.server.sources.store import Store
 
@@ -18,9 +16,7 @@ from ..s3.proxy import FaultProxy
 from ..server.support import make_config
 from .conformance import CONTENT, ObjectStoreTests, closing
 from .proxied import ProxiedStorage, new_prefix, without_settings
-from .servers import BUCKET, KEY_ID, SECRET_KEY, Server, seaweed
-
-REGION = "us-east-1"
+from .servers import BUCKET, Server, s3_client, s3_environment, seaweed
 
 
 class Seaweed(ProxiedStorage):
@@ -42,8 +38,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Any:
-    keys = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET_KEY}
-    return boto3.client("s3", endpoint_url=server.url, region_name=REGION, **keys)
+    return s3_client(server)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +53,8 @@ class TestSeaweedStore(ObjectStoreTests):
         self, monkeypatch: pytest.MonkeyPatch, client: Any, module_proxy: FaultProxy
     ) -> Iterator[Seaweed]:
         without_settings(monkeypatch)
-        monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
         module_proxy.reset()
-        for name, value in {
-            "AWS_ENDPOINT_URL_S3": module_proxy.endpoint,
-            "AWS_ACCESS_KEY_ID": KEY_ID,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": REGION,
-        }.items():
+        for name, value in s3_environment(module_proxy.endpoint).items():
             monkeypatch.setenv(name, value)
         config = make_config(object_retries=2, object_timeout_seconds=20.0)
         yield from closing(Seaweed(S3Store(config), module_proxy, client))  # type: ignore[misc]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -12,25 +11,22 @@ from urllib.parse import quote
 import pytest
 
 from penstock.server.errors import CheckpointInvalidError
-from penstock.server.sources import SourceFile
-from penstock.server.sources.objects import faults
 from penstock.server.sources.store import Store
 from penstock.server.sources.web.store import WebStore
 
-from ..s3.faults import cut
-from ..s3.proxy import Answer, Exchange, Fault, FaultProxy
+from ..s3.proxy import FaultProxy
 from ..server.nginx import nginx
 from ..server.support import ROOT, make_config
-from .conformance import ObjectStorage, ObjectStoreTests, Storage, StoreTests, closing
+from .conformance import ObjectStoreTests, Storage, StoreTests, closing
+from .proxied import ProxiedStorage, without_settings
 
 
-class Site(ObjectStorage):
-    """Files of nginx, behind a proxy that does faults."""
+class Site(ProxiedStorage):
+    """Files of nginx."""
 
     def __init__(self, store: Store, files: Path, proxy: FaultProxy) -> None:
-        super().__init__(store, f"{proxy.endpoint}/top")
+        super().__init__(store, f"{proxy.endpoint}/top", proxy)
         self._files = files
-        self._proxy = proxy
         self._puts = 0
 
     def put(self, name: str, content: bytes) -> str:
@@ -41,39 +37,13 @@ class Site(ObjectStorage):
         os.utime(path, (self._puts * 1000, self._puts * 1000))  # of which the ETag is made, in seconds
         return f"{self.top}/{quote(name)}"
 
-    def fail(self, file: SourceFile) -> contextlib.AbstractContextManager[object]:
-        return self._with(lambda exchange: exchange.send(Answer(500, [], b"")))
-
-    def cut_off(self, times: int) -> None:
-        self._proxy.on(lambda request: request.range is not None, cut(10), times=times)
-
-    @contextlib.contextmanager
-    def hang(self) -> Iterator[threading.Event]:
-        met = threading.Event()
-
-        def stall(exchange: Exchange) -> None:
-            met.set()
-            exchange.stall()
-
-        with self._with(stall):
-            yield met
-
-    @contextlib.contextmanager
-    def _with(self, fault: Fault) -> Iterator[None]:
-        self._proxy.on(lambda request: True, fault, times=None)
-        try:
-            yield
-        finally:
-            self._proxy.reset()
-
 
 class TestWebStore(ObjectStoreTests):
     @pytest.fixture
     def storage(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, require_tool: Callable[[str], str]
     ) -> Iterator[Storage]:
-        monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
-        monkeypatch.setenv("NETRC", os.devnull)
+        without_settings(monkeypatch)
         files, state = tmp_path / "files", tmp_path / "state"
         files.mkdir()
         state.mkdir()
@@ -100,7 +70,6 @@ _OF_LISTS = (
     "test_a_tree_holds_every_file_below_with_its_size_and_version",
     "test_of_a_tree_only_what_is_wanted_is_given",
     "test_the_version_in_a_tree_is_another_after_each_change",
-    "test_of_what_is_no_directory_there_is_no_tree",
     "test_a_tree_is_for_those_who_may_read_what_is_in_it",
 )
 for _name in _OF_LISTS:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .client import StreamerClient as StreamerClient
     from .errors import AccessDeniedError as AccessDeniedError
     from .errors import CheckpointChangedError as CheckpointChangedError
+    from .errors import CheckpointCorruptError as CheckpointCorruptError
     from .errors import CheckpointInvalidError as CheckpointInvalidError
     from .errors import CheckpointNotFoundError as CheckpointNotFoundError
     from .errors import CheckpointWarning as CheckpointWarning
@@ -68,6 +69,7 @@ _HOMES = {
     "pull_files": "adopt.run_ai_files",
     "AccessDeniedError": "errors",
     "CheckpointChangedError": "errors",
+    "CheckpointCorruptError": "errors",
     "CheckpointInvalidError": "errors",
     "CheckpointNotFoundError": "errors",
     "CheckpointWarning": "errors",

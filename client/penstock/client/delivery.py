@@ -67,6 +67,11 @@ class HostDelivery:
                     # By another thread: the daemon may have reused the space while it was copied.
                     if stream.closed or segments.closed.is_set():
                         raise errors.closed(segments.load_id)
+                    try:
+                        stream.check_intact()
+                    except errors.PenstockError:
+                        del tensor  # or who keeps the error would keep the lease
+                        raise
                     done += 1
                     if window and detached and done == count:
                         stream.release(segment, written=False)
@@ -98,6 +103,11 @@ class AheadDelivery:
                 # By another thread: the window may have been given up while it was copied.
                 if segments.closed.is_set():
                     raise RingClosedError
+                try:
+                    segments.stream.check_intact()
+                except errors.PenstockError:
+                    del tensor  # or who keeps the error would keep its memory on the device
+                    raise
                 account.add(1, tensor.nbytes)
                 yield name, tensor
                 del tensor  # or it would live on while the next one is made

@@ -21,7 +21,8 @@
       LoadClosedError                 a Load was used after its end
       ForkedProcessError              a process uses a load or client of the one that forked it
 
-`by_reason` is the only place that knows the reasons, `from_rpc` the only one that reads gRPC errors.
+`by_reason` is the only place that knows the reasons, `from_rpc` and `from_status` the only ones that read
+what the daemon sends of an error.
 """
 
 from __future__ import annotations
@@ -183,6 +184,14 @@ def by_reason(
     return error(message or reason, reason=reason, details=details, load_id=load_id)
 
 
+def from_status(packed: bytes) -> PenstockError:
+    """The exception for a serialized google.rpc.Status."""
+    reason, message, details = _parsed_status(packed)
+    if not reason:
+        return broken("a failure without a reason was sent on handoff.sock")
+    return by_reason(reason, message, details=details)
+
+
 def from_rpc(
     error: grpc.RpcError, *, where: str, versions: str = "", load_id: str = "", begun: bool = False
 ) -> PenstockError:
@@ -279,18 +288,26 @@ def unreachable(where: str, cause: object) -> DaemonUnavailableError:
 
 
 def _error_info(call: grpc.Call) -> tuple[str, dict[str, str]]:
+    for key, value in call.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            reason, _, details = _parsed_status(value)
+            if reason:
+                return reason, details
+    return "", {}
+
+
+def _parsed_status(packed: bytes) -> tuple[str, str, dict[str, str]]:
+    """Reason, message and details of a serialized google.rpc.Status. The reason is empty if the daemon sent
+    none that can be read."""
     from google.protobuf.message import DecodeError
     from google.rpc import error_details_pb2, status_pb2
 
-    for key, value in call.trailing_metadata() or ():
-        if key != _DETAILS_KEY or not isinstance(value, bytes):
-            continue
-        try:
-            details = status_pb2.Status.FromString(value).details
-        except DecodeError:
-            continue
-        for detail in details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
-                return info.reason, dict(info.metadata)
-    return "", {}
+    try:
+        status = status_pb2.Status.FromString(packed)
+    except DecodeError:
+        return "", "", {}
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            return info.reason, status.message, dict(info.metadata)
+    return "", "", {}

@@ -177,6 +177,7 @@ class Load:
                 raise errors.broken(
                     f"{self._account.tensors} of {self.tensor_count} tensors were sent", load_id=self.load_id
                 )
+            self._segments.stream.check_intact()
             if not self._owned:
                 # The caller's loop variable still holds the last view. Its lease would make this
                 # process wait for itself when it loads the next checkpoint.

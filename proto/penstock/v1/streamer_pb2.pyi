@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class HandoffFrame(_message.Message):
-    __slots__ = ("hello", "slabs", "refused")
+    __slots__ = ("hello", "slabs", "refused", "failed")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SLABS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     hello: HandoffHello
     slabs: HandoffSlabs
     refused: HandoffRefused
-    def __init__(self, hello: _Optional[_Union[HandoffHello, _Mapping]] = ..., slabs: _Optional[_Union[HandoffSlabs, _Mapping]] = ..., refused: _Optional[_Union[HandoffRefused, _Mapping]] = ...) -> None: ...
+    failed: HandoffFailed
+    def __init__(self, hello: _Optional[_Union[HandoffHello, _Mapping]] = ..., slabs: _Optional[_Union[HandoffSlabs, _Mapping]] = ..., refused: _Optional[_Union[HandoffRefused, _Mapping]] = ..., failed: _Optional[_Union[HandoffFailed, _Mapping]] = ...) -> None: ...
 
 class HandoffHello(_message.Message):
     __slots__ = ("token", "daemon_version", "max_request_bytes")
@@ -41,6 +43,12 @@ class HandoffRefused(_message.Message):
     reason: str
     message: str
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class HandoffFailed(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: bytes
+    def __init__(self, status: _Optional[bytes] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("open", "select", "release")

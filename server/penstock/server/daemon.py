@@ -19,7 +19,7 @@ from .edge.gate import MAX_CONNECTIONS
 from .edge.handoff import MAX_SESSIONS, HandoffServer, Session
 from .edge.rpc import RpcServer
 from .edge.service import StreamerService
-from .errors import ConfigError
+from .errors import CheckpointCorruptError, ConfigError
 from .loads import at_start
 from .loads.control import Control
 from .loads.fetch import BUFFER_BYTES, FetchContext
@@ -100,6 +100,7 @@ class Daemon:
             cpu_pool=self._cpu_pool,
             selector=self._selector,
             verify=config.verify,
+            drop_kept=lambda error: _drop(tier, error),
         )
         self.history = History()
         fetching = FetchContext(
@@ -367,6 +368,12 @@ def _tiered(source: Source, tier: Tier | None) -> Source:
     if tier is None or not isinstance(source, Remote):
         return source
     return TieredSource(source, tier)
+
+
+def _drop(tier: Tier | None, error: CheckpointCorruptError) -> None:
+    """A digest that a user gave may be wrong: it costs others nothing that they have pinned."""
+    if tier is not None:
+        tier.drop(error.uri, error.version, although_pinned=not error.given)
 
 
 def _readers(reading: Reading) -> ReaderPool:

@@ -57,12 +57,14 @@ class CheckpointChangedError(PenstockError):
 
 
 class CheckpointCorruptError(PenstockError):
-    """The bytes of a file are not those that its checksum is of. `version` is the file's, as sources say
-    it."""
+    """The bytes of a file are not those that its checksum is of. `uri` and `version` are the file's, as
+    sources say them. `given`: the checksum is a user's, who may be wrong."""
 
     reason = "CHECKPOINT_CORRUPT"
     status = "DATA_LOSS"
+    uri = ""
     version = ""
+    given = False
 
 
 class TensorNotFoundError(PenstockError):

@@ -13,7 +13,7 @@ import pytest
 
 from penstock.server.checkpoint.catalog import NO_WISH, Catalog
 from penstock.server.checkpoint.files import Checkpoint
-from penstock.server.errors import InvalidRequestError, SessionRequiredError
+from penstock.server.errors import InvalidRequestError, PenstockError, SessionRequiredError
 from penstock.server.loads.admission import WAITS_FOR_CHOICE
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
@@ -45,6 +45,9 @@ class Client:
 
     async def send_slabs(self, fds: Sequence[int]) -> None:
         self.fds = list(fds)
+
+    def send_failure(self, error: PenstockError, load_id: str) -> None:
+        self.told.append(error)
 
     async def hear(self, event: object) -> None:
         self.told.append(event)

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from penstock.server.config.settings import load_config
 from penstock.server.errors import PenstockError
 from penstock.server.sources.azure import answers as azure
 from penstock.server.sources.azure.account import Account as AzureAccount
@@ -21,14 +20,13 @@ from penstock.server.sources.gcs.credentials import FILE_VARIABLE, GoogleCredent
 from penstock.server.sources.gcs.location import parse as parse_gcs
 from penstock.server.sources.gcs.settings import GcsSettings
 from penstock.server.sources.objects.service import Answer, Ask
-from penstock.server.sources.stores import FLAGS
-from penstock.server.system.limits import MemoryBound
 
+from ..support import configuration_of
 from . import provoked, said
 
 
 def flags(*arguments: str) -> Callable[[], object]:
-    return lambda: load_config(arguments, {}, lambda: MemoryBound(1 << 40, "the machine"), FLAGS)
+    return lambda: configuration_of(*arguments)
 
 
 def from_gcs(

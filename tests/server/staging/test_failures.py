@@ -20,6 +20,7 @@ from penstock.server.errors import PenstockError, StagingExhaustedError, TooMany
 from penstock.server.staging import entry
 from penstock.server.staging.pool import SlabPool
 from penstock.server.staging.reading import pipeline
+from penstock.server.staging.reading.reader import ReaderPool
 from penstock.server.system import linux
 from penstock.server.system.failure import NoThreadError, explain
 from penstock.server.system.fair import FairExecutor
@@ -95,6 +96,24 @@ async def test_a_load_that_fails_lets_those_behind_it_go_on(
         await third.read()
         for visit in (first, behind, third):
             visit.leave()
+
+
+@on_clock_loop
+async def test_a_load_for_which_no_reader_can_be_started_fails_with_a_reason(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make("a", 4)
+    async with running() as bench:
+        with failing(monkeypatch, ReaderPool, "_start", RuntimeError("can't start new thread")):
+            visit = bench.enter(path)
+            with pytest.raises(TooManyLoadsError, match=r"reading .*/a.* failed.*pids\.max"):
+                await visit.read()
+            visit.leave()
+            await until(lambda: not bench.staging.entries)
+        bench.assert_nothing_is_left()
+        again = bench.enter(path)
+        await again.read()
+        again.leave()
 
 
 @on_clock_loop

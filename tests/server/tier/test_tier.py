@@ -11,8 +11,9 @@ import pytest
 from penstock.server.errors import ConfigError
 from penstock.server.tier.directory import BLOCKS, RECORDS, Directory, LockedError
 from penstock.server.tier.records import BLOCK_BYTES, MIN_BLOCKS
-from penstock.server.tier.tier import open_tier
+from penstock.server.tier.tier import Tier, open_tier
 
+from ..support import until_true
 from .bench import MIB, RottenError, Thing, disk_bytes, held, tier_in
 
 
@@ -99,6 +100,73 @@ def test_rotten_bytes_are_not_given_and_are_written_again(path: Path) -> None:
             assert thing.keep_by(hold) == MIB
     with tier_in(path) as tier:
         assert thing.kept(tier) == len(thing.data), "the rotten record came back"
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+def drop(tier: Tier, thing: Thing, *, although_pinned: bool = True) -> None:
+    tier.drop(thing.identity.uri, thing.identity.version, although_pinned=although_pinned)
+
+
+def test_of_a_version_that_is_dropped_nothing_is_given_and_its_files_go(path: Path) -> None:
+    damaged, other = Thing(MIB), Thing(MIB, version="v2")
+    with tier_in(path) as tier:
+        for thing in (damaged, other):
+            thing.keep(tier)
+        drop(tier, damaged)
+        until_true(lambda: len(files(path, BLOCKS)) == 1 and tier.used_bytes == disk_bytes(path))
+        assert [thing.kept(tier) for thing in (damaged, other)] == [0, MIB]
+        assert damaged.keep(tier) == MIB
+        assert damaged.kept(tier) == MIB
+    with tier_in(path) as tier:
+        assert damaged.kept(tier) == MIB
+
+
+def test_who_uses_a_version_that_is_dropped_gets_no_more_of_it_and_its_files_go_later(path: Path) -> None:
+    thing = Thing(2 * MIB)
+    with tier_in(path) as tier:
+        with held(tier, thing) as hold:
+            thing.keep_by(hold, (0, MIB))
+            drop(tier, thing)
+            assert thing.compare(hold) == 0
+            assert hold.missing(0, 2 * MIB) is None
+            assert thing.keep(tier) == 2 * MIB, "others begin anew meanwhile"
+            assert len(files(path, BLOCKS)) == 2
+        until_true(lambda: len(files(path, BLOCKS)) == 1 and tier.used_bytes == disk_bytes(path))
+        assert thing.kept(tier) == 2 * MIB
+
+
+def test_what_is_being_written_of_a_version_that_is_dropped_is_not_given(path: Path) -> None:
+    class Slow(Directory):
+        def write(self, fd: int, data: bytes | memoryview, position: int) -> None:
+            writing.set()
+            assert dropped.wait(60)
+            super().write(fd, data, position)
+
+    writing, dropped, done = threading.Event(), threading.Event(), threading.Event()
+    thing = Thing(MIB)
+    with tier_in(Slow(path)) as tier:
+        with held(tier, thing) as hold:
+            hold.write(0, MIB, [memoryview(bytearray(thing.data))], lambda: None, done.set)
+            assert writing.wait(60)
+            drop(tier, thing)
+            dropped.set()
+            assert done.wait(60)
+            assert thing.compare(hold) == 0
+        until_true(lambda: not files(path, BLOCKS) and not tier.used_bytes)
+        assert not tier.off_because
+
+
+def test_a_pinned_version_is_dropped_only_if_it_is_surely_damaged(path: Path) -> None:
+    thing = Thing(MIB)
+    with tier_in(path) as tier, held(tier, thing) as hold:
+        thing.keep_by(hold)
+        hold.pin(True)
+        drop(tier, thing, although_pinned=False)
+        assert thing.compare(hold) == MIB
+        drop(tier, thing)
+        assert thing.compare(hold) == 0
 
 
 def test_behind_a_torn_record_others_can_be_written(path: Path) -> None:

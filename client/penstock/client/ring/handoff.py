@@ -1,4 +1,5 @@
-"""The client's end of handoff.sock: a session token first, then the slabs of a load.
+"""The client's end of handoff.sock: a session token first, then the slabs of a load, and, if their bytes turn
+out to be wrong, word of that.
 
 The connection is the lease: while it is open, the daemon counts the client among the holders of the slabs. So
 it outlives the load: the owner of the mapping closes it after unmapping the slabs.
@@ -11,7 +12,9 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +43,10 @@ class Handoff:
         self._connection = connection
         self._where = where
         self._lease_fd = -1
+        self._lock = threading.RLock()
+        """Held while the lease's descriptor is used or closed: its number may be another file's afterwards. A
+        view that dies may close it at any line, so that one thread may hold it twice."""
+        self._news: select.poll | None = None
         self._pid = os.getpid()
         try:
             connection.settimeout(TIMEOUT_SECONDS)
@@ -85,6 +92,9 @@ class Handoff:
         received = 0
         while received < slab_count:
             frame, fds = self._receive(min(slab_count - received, MAX_PACKET_FDS))
+            if frame.HasField("failed"):
+                _close_all(fds)
+                raise errors.from_status(frame.failed.status)
             if (
                 not frame.HasField("slabs")
                 or frame.slabs.first != received
@@ -100,24 +110,58 @@ class Handoff:
             yield fds
         # From here on the connection is only kept open, perhaps until the process ends with tensors alive. A
         # socket object would then warn that nobody closed it.
-        self._lease_fd = self._connection.detach()
+        with self._using_lease():
+            self._lease_fd = self._connection.detach()
+            self._news = select.poll()
+            self._news.register(self._lease_fd, select.POLLIN)
+
+    def check(self) -> None:
+        """Raises the error with which the daemon has taken back what it had announced of the load, once. Does
+        not wait: it costs a system call."""
+        with self._using_lease():
+            if self._news is not None and self._news.poll(0):
+                self._read_news()
+
+    def _using_lease(self) -> contextlib.AbstractContextManager[object]:
+        """In a forked child nobody else uses it, and the lock may be held for ever."""
+        return self._lock if self._pid == os.getpid() else contextlib.nullcontext()
+
+    def _read_news(self) -> None:
+        """Takes a packet, or learns that the daemon has ended, of which the call says more. Packets of other
+        kinds are for newer clients."""
+        try:
+            packet = os.read(self._lease_fd, _MAX_FRAME_BYTES)  # does not block: as a socket it had a timeout
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._news = None
+            return
+        frame = _parsed(packet)
+        if frame.HasField("failed"):
+            raise errors.from_status(frame.failed.status)
 
     def end(self) -> None:
         """As `close`, and also ends the lease for forked children, which have the connection too: for memory
         that none of them can use. In a forked child it only closes."""
-        if self._pid == os.getpid() and self._lease_fd >= 0:
-            fd, self._lease_fd = self._lease_fd, -1
-            with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self.close()
+        with self._using_lease():
+            self._news = None
+            if self._pid == os.getpid() and self._lease_fd >= 0:
+                fd, self._lease_fd = self._lease_fd, -1
+                with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self.close()
 
     def close(self) -> None:
         """Ends the session and the lease, unless a forked child has the connection too. May be called
         again."""
-        self._connection.close()
-        lease_fd, self._lease_fd = self._lease_fd, -1
-        if lease_fd >= 0:
-            os.close(lease_fd)
+        with self._using_lease():
+            self._news = None
+            self._connection.close()
+            lease_fd, self._lease_fd = self._lease_fd, -1
+            if lease_fd >= 0:
+                os.close(lease_fd)
 
     def _receive(self, fd_count: int = 0) -> tuple[pb.HandoffFrame, list[int]]:
         """The next packet, which should carry `fd_count` file descriptors."""
@@ -150,13 +194,17 @@ class Handoff:
                     f"the daemon in {self._where} closed the handoff connection; see its log, and load again "
                     "when it is back"
                 )
-            return pb.HandoffFrame.FromString(data), received
-        except DecodeError as error:
-            _close_all(received)
-            raise errors.broken("a packet on handoff.sock is not a HandoffFrame") from error
+            return _parsed(data), received
         except BaseException:
             _close_all(received)
             raise
+
+
+def _parsed(packet: bytes) -> pb.HandoffFrame:
+    try:
+        return pb.HandoffFrame.FromString(packet)
+    except DecodeError as error:
+        raise errors.broken("a packet on handoff.sock is not a HandoffFrame") from error
 
 
 def _close_all(fds: list[int]) -> None:

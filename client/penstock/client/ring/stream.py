@@ -94,6 +94,11 @@ class Stream:
             raise self._broken("a message after the last")
         return None
 
+    def check_intact(self) -> None:
+        """Raises CheckpointCorruptError if the daemon has found a file of the load to be damaged since it
+        announced the segments that are here. To be called before a tensor is yielded."""
+        self._session.handoff.check()
+
     def wrap(
         self, segment: pb.SegmentReady, *, copies: CopyPool | None
     ) -> Iterator[tuple[str, torch.Tensor]]:

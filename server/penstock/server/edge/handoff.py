@@ -1,4 +1,5 @@
-"""The handoff socket: who a client is, its token, its slabs, and the end of its leases.
+"""The handoff socket: who a client is, its token, its slabs, whether their bytes are wrong, and the end of
+its leases.
 
 Every connection is a session. The kernel names the peer's uid and pid (SO_PEERCRED). The daemon answers
 with a token that only this peer sees. A gRPC call that carries the token is that peer's. The slabs of
@@ -9,6 +10,7 @@ or is done, and everything that the session holds is released.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -24,6 +26,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from ..errors import AccessDeniedError, PenstockError, SessionRequiredError, TooManyLoadsError
 from ..system.quota import Quota
+from .statuses import to_status
 from .streams import MAX_MESSAGE_BYTES
 from .unix import Listener, peer, peer_groups
 
@@ -82,8 +85,16 @@ class Session:
                 f"{'is not read' if isinstance(error, asyncio.TimeoutError) else 'is closed'}; read it"
             ) from error
 
+    def send_failure(self, error: PenstockError, load_id: str) -> None:
+        """Tells the client that the bytes of its load are wrong, ahead of the segments that it has not taken
+        from the call yet. Does not wait. A client that has left so many slabs unread that there is no room
+        learns it from the call."""
+        status = to_status(error, load_id).SerializeToString()
+        with contextlib.suppress(OSError):  # there is no room, or the client is gone
+            self.send_now(pb.HandoffFrame(failed=pb.HandoffFailed(status=status)))
+
     def send_now(self, frame: pb.HandoffFrame) -> None:
-        """Sends the first packet, which always finds room. Raises OSError if the client is gone."""
+        """Raises OSError if the client is gone, or there is no room. There always is for the first packet."""
         self._connection.send(frame.SerializeToString())
 
     def close(self) -> None:

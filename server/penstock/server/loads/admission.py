@@ -18,7 +18,7 @@ from ..checkpoint.catalog import NO_WISH
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.selection import Selection, select
 from ..config.units import show_size
-from ..errors import CheckpointChangedError, InvalidRequestError
+from ..errors import CheckpointChangedError, CheckpointCorruptError, InvalidRequestError
 from ..sources import Access
 from ..sources.looking import ListingCost
 from ..sources.resuming import continues
@@ -163,7 +163,9 @@ class Admission:
         if self.caller.closed:
             raise InvalidRequestError("the handoff connection closed before the load began; keep it open")
         group = request.group.name if request.group else ""
-        holder = Holder(self.caller.uid, self.caller.pid, request.client_name, self.began, group)
+        holder = Holder(
+            self.caller.uid, self.caller.pid, request.client_name, self.began, group, self._withdraw
+        )
         self.entry = entry = staging.enter(
             checkpoint,
             selection,
@@ -179,6 +181,10 @@ class Admission:
         self.read_before, self.tier_before = entry.read_bytes, entry.tier_bytes
         self._unsubscribe = self.caller.on_close(functools.partial(entry.leave, self))
         return entry
+
+    def _withdraw(self, error: CheckpointCorruptError) -> None:
+        """The bytes of a file of its entry are wrong. A prefetch, which gives no bytes to anybody, learns it
+        when it waits for the entry."""
 
     def _leave(self) -> None:
         """Leaves its entry, if it has one, before its caller goes away."""

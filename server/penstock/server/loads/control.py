@@ -165,6 +165,7 @@ class Control:
             error = failure.explain(caught, f"{load.kind} {load.id}")
             if isinstance(error, CheckpointCorruptError):
                 self._context.catalog.forget(error.version)
+                self._context.drop_kept(error)
             outcome, result = error.reason, "failed"
             self.refused(error, load.caller, load.id, load.request.sources)
             try:

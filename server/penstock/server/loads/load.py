@@ -17,7 +17,7 @@ from ..checkpoint.files import Checkpoint
 from ..checkpoint.headers.table import TensorTable
 from ..checkpoint.selection import Indices, Selection, selected_bytes
 from ..checkpoint.slices import SegmentSlice
-from ..errors import SessionRequiredError
+from ..errors import CheckpointCorruptError, SessionRequiredError
 from ..sources import Access
 from ..staging.entry import CacheEntry
 from ..staging.ring import WAITS_FOR_OTHERS
@@ -125,6 +125,15 @@ class Load(Admission):
         if self.entry is not None and count > 0:
             self.entry.release(self, self._slices[count - 1].segment + 1)
             self._watch_group()
+
+    def _withdraw(self, error: CheckpointCorruptError) -> None:
+        """Tells the client ahead of the segments that are on their way, if it loads any of that file. The
+        call, if it has not ended, ends with the error too, but only behind these segments."""
+        if self.entry is None or self.entry.ring is None:
+            return
+        files, segments = self.entry.checkpoint.files, self.entry.ring.segments
+        if any(files[segments[part.segment].file].version == error.version for part in self._slices):
+            self._client.send_failure(error, self.id)
 
     def count(self, result: str) -> None:
         super().count(result)

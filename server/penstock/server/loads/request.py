@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..checkpoint.catalog import Catalog
 from ..checkpoint.headers.table import TensorTable
 from ..checkpoint.selection import Indices
+from ..errors import CheckpointCorruptError, PenstockError
 from ..sources.verification import AUTO
 from ..staging.buffer import StagingBuffer
 from ..staging.sharing import Group
@@ -37,6 +38,9 @@ class Client(Caller, Protocol):
 
     async def send_slabs(self, fds: Sequence[int]) -> None:
         """Sends descriptors; the sender keeps its own. Raises SessionRequiredError if the client is gone."""
+
+    def send_failure(self, error: PenstockError, load_id: str) -> None:
+        """Tells it at once that bytes of its load that were announced are wrong. Does not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +92,5 @@ class LoadContext:
     """Looks up names, for one request at a time: this takes many times the memory of the names."""
     verify: str = AUTO
     """off, auto or require."""
+    drop_kept: Callable[[CheckpointCorruptError], object] = lambda error: None
+    """Drops what a local disk keeps of a file that turned out to be damaged, as the damage may be there."""

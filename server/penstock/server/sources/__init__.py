@@ -1,4 +1,4 @@
-"""Where checkpoints come from: the protocols that every kind of storage implements."""
+"""Sources of checkpoints: the protocols that every kind of storage implements."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .kept import KeptFile
 from .looking import ListingCost
 
 Wanted = Callable[[str], bool]
-"""Says of a name in a tree whether it is wanted, and of one that ends in `/` whether anything below it may
-be. Names are relative to the tree's top, with `/` between their parts."""
+"""Says whether a name in a tree is wanted. For a name that ends in `/` it says whether anything below it may
+be wanted. Names are relative to the tree's top, with `/` between their parts."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme as it is written; empty for a path, which has none."""
+    """The scheme as it is written; empty for a path."""
     match = _SCHEME.match(uri)
     return match[1] if match else ""
 
 
 def choose(sources: Sequence[Source], uri: str) -> Source:
-    """The source of a URI's scheme. A path without a scheme belongs to the first source, whose own scheme may
-    be written in any case. Raises InvalidRequestError for a scheme that no source has."""
+    """The source that has the URI's scheme. A path belongs to the first source, whose own scheme may be
+    written in any case. Raises InvalidRequestError for a scheme that no source has."""
     scheme = scheme_of(uri)
     for source in sources:
         if scheme in source.schemes:
@@ -59,43 +59,43 @@ class SourceFile(Protocol):
 
     @property
     def version(self) -> str:
-        """Equal for equal bytes at the same place; differs after any change, and for another file in its
-        place, another mount included."""
+        """Equal for equal bytes at the same place. It differs after any change, and for another file at that
+        place. A file on another mount is another file."""
 
     @property
     def portable_version(self) -> str:
-        """The same without the mount, which only this mount namespace knows."""
+        """The version without the mount, which has a meaning in this mount namespace only."""
 
     @property
     def listed_version(self) -> str:
-        """What `Source.tree` says of this version, if it says anything. Means something only for the same
+        """The version as `Source.tree` lists it, if that lists versions. Two are comparable only for the same
         name in the same tree."""
 
     @property
     def mount(self) -> str:
-        """The identity of the mount that it was opened through; empty for objects."""
+        """The identity of the mount through which it was opened; empty for objects."""
 
     @property
     def mount_point(self) -> str:
-        """Where that mount is; empty for objects. If one file hangs, all files of its mount point do."""
+        """The path of that mount; empty for objects. If one file hangs, all files of its mount point do."""
 
     @property
     def size_bytes(self) -> int: ...
 
     @property
     def checksums(self) -> Sequence[Checksum]:
-        """What its store says of all bytes of this version, the cheapest to check first."""
+        """The store's checksums of the whole content of this version, the cheapest to check first."""
 
     @property
     def alignment(self) -> int:
-        """Reads are fastest, or only possible without a copy, at multiples of this."""
+        """Reads at multiples of this are fastest, or are the only ones that need no copy."""
 
     give_up_at: float
-    """Of the monotonic clock: a read that has not ended by then raises SourceUnavailableError. Infinite but
-    while a header is read: of the reader threads, which read the rest, there are spares."""
+    """A time of the monotonic clock. A read that has not ended by then raises SourceUnavailableError. It is
+    infinite except while a header is read: reader threads, which read the rest, have spare ones."""
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
-        """Fills the views with the bytes from `offset` on, as far as the file goes.
+        """Fills the views with the bytes from `offset` on, up to the end of the file.
 
         Raises CheckpointChangedError when the file turns out shorter than it was or is another version,
         SourceUnavailableError when storage fails, and RetryLater when it may still succeed.
@@ -105,14 +105,14 @@ class SourceFile(Protocol):
         """Raises CheckpointChangedError unless all bytes read so far were of `version`."""
 
     def unmounted(self) -> bool:
-        """Whether the mount that it was opened through is gone, closed or not. Does not block."""
+        """Whether the mount through which it was opened is gone. The file may be closed. Does not block."""
 
     def close(self) -> None:
         """Closes its descriptors. No read may be under way."""
 
 
 class Source(Protocol):
-    """One kind of storage. Methods block; a location is what `location` returned, or a name joined to one."""
+    """One kind of storage. Methods block. A location is a result of `location`, or a name joined to one."""
 
     @property
     def kind(self) -> str:
@@ -123,39 +123,39 @@ class Source(Protocol):
         """The schemes of its URIs, without `://`."""
 
     descriptors_per_file: int
-    """Descriptors that an open file takes."""
+    """How many descriptors an open file takes."""
     patience_seconds: float
     """How long opening a file and reading its header may wait for storage."""
 
     def workers(self, location: str, uid: int) -> Executor:
-        """Threads that open the file there and read its header, for that user."""
+        """The threads that open files there and read their headers for that user."""
 
     def location(self, source: str) -> str:
-        """The one way to write what `source` names. Raises InvalidRequestError. Does not block."""
+        """The canonical form of `source`. Raises InvalidRequestError. Does not block."""
 
     def name(self, location: str) -> str:
-        """The last part of it."""
+        """The last part of the location."""
 
     def join(self, directory: str, name: str) -> str:
-        """The location of what has that name, or relative path, in a directory."""
+        """The location of a name, or of a relative path, in a directory."""
 
     def list(self, location: str, access: Access) -> list[str] | None:
-        """Names in a directory, sorted; None if it is to be opened as a file. Raises ListingDeniedError
-        where only the list is refused, and what is in the directory may be readable."""
+        """The names in a directory, sorted. None: the location is to be opened as a file. Raises
+        ListingDeniedError if only the list is refused, and the files may still be readable."""
 
     def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
-        """Every wanted regular file at or below the directory `location`, each once, in any order; links that
-        `access` lets be followed count as what they lead to. Lazily: memory is bounded, and so are the names
-        that are looked at (`MAX_TREE_NAMES`). Nothing is said of files that come or go meanwhile.
+        """Every wanted regular file at or below the directory `location`, each once, in any order. A link
+        counts as its target if `access` allows to follow it. The iterator is lazy: memory is bounded, and so
+        is the number of names (`MAX_TREE_NAMES`). A file that comes or goes meanwhile may be in it or not.
 
-        Raises CheckpointNotFoundError where there is no such directory (an object store: nothing below it),
-        CheckpointInvalidError for a file, for what has no end, and for too many names; AccessDeniedError,
-        ListingDeniedError and SourceUnavailableError as `open` and `list` do. Names are as the storage has
-        them: the caller decides which are safe.
+        Raises CheckpointNotFoundError if there is no such directory (in an object store: no object below it).
+        Raises CheckpointInvalidError for a file, for a tree without an end, and for too many names. Raises
+        AccessDeniedError, ListingDeniedError and SourceUnavailableError as `open` and `list` do. Names are as
+        the storage has them: the caller decides which are safe.
         """
 
     def dangles(self, location: str, access: Access) -> bool:
-        """Something of that name was listed, and nothing can be opened there: a link that leads nowhere."""
+        """Whether the location is a link without a target: its name is listed, but nothing can be opened."""
 
     def open(self, location: str, access: Access) -> SourceFile:
         """The caller must close it. Raises a PenstockError that names it."""
@@ -163,18 +163,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A file in a tree, as a list says it."""
+    """A file in a tree, as the storage lists it."""
 
     name: str
     """Relative to the top of the tree."""
     size_bytes: int
     version: str
-    """Equal for equal bytes, differs after any change: `SourceFile.listed_version` of the file that is there
-    now. Empty where a list does not say: then only the open file does."""
+    """Equal for equal bytes, different after any change. It equals `SourceFile.listed_version` of the file
+    that is there now. Empty if the storage does not list versions: then only the open file has one."""
 
 
 class Pins:
-    """What is looked up once. Every thread may use it."""
+    """Values that are looked up once. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -182,7 +182,7 @@ class Pins:
         self._values: dict[str, str] = {}
 
     def get(self, name: str, look_up: Callable[[], str]) -> str:
-        """Looked up the first time; others that ask for the same name meanwhile wait."""
+        """The value of a name. The first call looks it up, and other calls for that name wait meanwhile."""
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
@@ -193,30 +193,31 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a caller may read: everything, or locations that begin with one of `prefixes`."""
+    """The access rights of a caller: to everything, or to locations that begin with one of `prefixes`."""
 
     uid: int
     privileged: bool
     prefixes: tuple[str, ...]
     for_fetch: bool = False
-    """To copy files, of whatever kind. Where they have modes and owners, these must let the caller read them,
-    too: a prefix gives away all checkpoints below it, but not every other file that the daemon can read."""
+    """The caller copies files, of any kind. If files have modes and owners, these must let the caller read
+    them too: a prefix gives access to all checkpoints below it, but not to every other file that the daemon
+    can read."""
     gids: frozenset[int] = frozenset()
     """The caller's groups, for modes."""
     pins: Pins = field(default_factory=Pins, compare=False)
-    """What names that move stand for, such as branches. There is one access for each request, so that all
-    files of a load are of one commit."""
+    """The meaning of names that move, such as branches. Each request has one `Access`, so all files of a load
+    are of one commit."""
     listing: ListingCost = field(default_factory=ListingCost, compare=False)
-    """What the request may list, and what that costs."""
+    """The cost of all lists of the request, and its limits."""
 
 
 class ListingDeniedError(AccessDeniedError):
-    """A directory may not be listed."""
+    """The caller, or the daemon, may not list a directory."""
 
 
 class RetryLater(Exception):
-    """Storage failed for now. What lies before `reached` is read; the rest may be asked for again after a
-    while. Raised instead of waiting, so that no thread sleeps."""
+    """Storage failed for now. The bytes before `reached` are read. The rest may be asked for again after a
+    delay. Raised instead of waiting, so no thread sleeps."""
 
     def __init__(self, reached: int, delay_seconds: float) -> None:
         super().__init__(f"read up to byte {reached}, the rest in {delay_seconds:.3f} s")
@@ -226,8 +227,8 @@ class RetryLater(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryingReader:
-    """Reads a file on a thread that may sleep until the rest can be asked for again, but not beyond
-    `give_up_at` of the monotonic clock. Raises SourceUnavailableError then."""
+    """Reads a file on a thread that may sleep between attempts, but not beyond `give_up_at` of the monotonic
+    clock. Raises SourceUnavailableError then."""
 
     file: SourceFile
     give_up_at: float = math.inf
@@ -257,7 +258,7 @@ class RetryingReader:
 
 
 def too_slow(uri: str, reached: int) -> SourceUnavailableError:
-    """Storage took longer than a read may take."""
+    """The error for a read that took too long."""
     return SourceUnavailableError(
         f"{uri}: storage is too slow: reading had reached byte {reached} when its time limit passed; "
         "check whether it answers, and load it again",
@@ -283,5 +284,5 @@ def join(directory: str, name: str) -> str:
 
 
 def parent(location: str) -> str:
-    """The directory that holds it."""
+    """The directory that holds the location, with its slash."""
     return location[: location.rindex("/") + 1]

@@ -1,6 +1,6 @@
-"""Checksums of whole files: what stores and users say of one, and how those of its parts make that of all.
+"""Checksums of whole files: the values that stores and users give, and how values of parts are joined.
 
-CRCs can be joined in any order (`Runs`), so each is computed by the thread that read the bytes, while they
+CRCs can be joined in any order (`Runs`). So the thread that read some bytes computes their CRC, while they
 are in its cache. SHA-256 has to follow the bytes in order.
 """
 
@@ -28,14 +28,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """Of all bytes of a file, as hexadecimal digits in lower case."""
+    """The checksum of all bytes of a file."""
 
     algorithm: str
     value: str
+    """Hexadecimal digits in lower case."""
 
     @property
     def is_crc(self) -> bool:
-        """Those of parts can be joined."""
+        """Whether values of parts can be joined."""
         return self.algorithm in _CRC_BYTES
 
 
@@ -44,7 +45,7 @@ def crc_checksum(algorithm: str, value: int) -> Checksum:
 
 
 def crc_in_base64(algorithm: str, text: str) -> Checksum | None:
-    """As headers of stores have it. None for anything else than a value of the right length."""
+    """Parses a value as headers of stores have it. None if it is malformed or has another length."""
     try:
         value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -53,14 +54,15 @@ def crc_in_base64(algorithm: str, text: str) -> Checksum | None:
 
 
 def sha256_checksum(text: str) -> Checksum | None:
-    """None for anything else than 64 hexadecimal digits."""
+    """Parses 64 hexadecimal digits. None for anything else."""
     text = text.lower()
     return Checksum(SHA256, text) if _SHA256.fullmatch(text) else None
 
 
 @functools.cache
 def _crc_functions(algorithm: str) -> tuple[Callable[[Any, int], int], Callable[[int, int, int], int]]:
-    """Of bytes, and of two neighbours. Imported when it is first needed: it takes 0.15 s."""
+    """Two functions: the CRC of bytes, and the CRC of two neighbours. The library is imported when it is
+    first needed, which takes 0.15 s."""
     from awscrt import checksums
 
     if algorithm == CRC64NVME:
@@ -69,7 +71,8 @@ def _crc_functions(algorithm: str) -> tuple[Callable[[Any, int], int], Callable[
 
 
 def crc(algorithm: str, parts: Sequence[memoryview | bytes | bytearray], before: int = 0) -> int:
-    """Of the parts one after the other, behind bytes with the CRC `before`. Holds no lock meanwhile."""
+    """The CRC of the parts one after the other, behind bytes with the CRC `before`. Does not hold the
+    interpreter's lock."""
     compute, _ = _crc_functions(algorithm)
     for part in parts:
         before = compute(part, before)
@@ -77,14 +80,14 @@ def crc(algorithm: str, parts: Sequence[memoryview | bytes | bytearray], before:
 
 
 class Runs:
-    """CRCs of ranges of a file, joined as soon as they touch. Each byte is to be added once."""
+    """CRCs of ranges of a file, joined as soon as they touch. Each byte must be added once."""
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm
         self._from: dict[int, tuple[int, int]] = {}
-        """By the first byte of a run: its end, and its CRC."""
+        """Key: the first byte of a run. Value: its end, and its CRC."""
         self._until: dict[int, int] = {}
-        """By the end of a run: its first byte."""
+        """Key: the end of a run. Value: its first byte."""
 
     def add(self, start: int, end: int, value: int) -> None:
         if end == start:
@@ -102,7 +105,8 @@ class Runs:
         self._until[end] = start
 
     def of(self, start: int, end: int) -> int | None:
-        """Of exactly that range; None if not all of it, or more, was added."""
+        """The CRC of exactly that range. None if a part of it is missing, or if it is a part of a longer
+        run."""
         if start == end:
             return 0
         found = self._from.get(start)
@@ -111,25 +115,25 @@ class Runs:
 
 @dataclass(slots=True)
 class Prefix:
-    """Checksums of the first bytes of a file: of its header, as it was when it was parsed."""
+    """Checksums of the first bytes of a file: of its header, when that was parsed."""
 
     algorithms: tuple[str, ...] = ()
-    """CRCs that are wanted."""
+    """The algorithms whose CRCs are wanted."""
     size_bytes: int = 0
     crcs: dict[str, int] = field(default_factory=dict)
     _sha256: _Hash = field(default_factory=hashlib.sha256)
 
     def add(self, part: memoryview | bytes | bytearray) -> None:
-        """The bytes that follow."""
+        """Adds the bytes that follow."""
         for algorithm in self.algorithms:
             self.crcs[algorithm] = crc(algorithm, [part], self.crcs.get(algorithm, 0))
         self._sha256.update(part)
         self.size_bytes += len(part)
 
     def sha256(self) -> _Hash:
-        """To go on with."""
+        """A copy, to go on with."""
         return self._sha256.copy()
 
     def differs(self, other: Prefix) -> bool:
-        """The two are of different bytes."""
+        """Whether the two are of different bytes."""
         return self._sha256.digest() != other._sha256.digest()

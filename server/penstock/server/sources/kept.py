@@ -1,5 +1,5 @@
-"""What is between the files that keep their bytes on a local disk and the buffer that has these bytes in
-memory: protocols, so that neither knows the other."""
+"""Protocols between files that keep their bytes on a local disk and the buffer that has these bytes in
+memory, so that neither knows the other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 
 
 class Keep(Protocol):
-    """A hold on what is kept of one version of a file. It outlives the open file. Every thread may use it;
-    no method waits for a disk."""
+    """A hold on the kept bytes of one version of a file. It may outlive the open file. Thread-safe; no method
+    waits for a disk."""
 
     def missing(self, start: int, end: int) -> tuple[int, int] | None:
-        """The first part of a range of the file that is not kept, of at most one write. None: there is none,
-        or nothing can be kept now."""
+        """The first part of a range of the file that is not kept, as much as one write takes. None: there is
+        none, or nothing can be kept now."""
 
     def write(
         self,
@@ -23,45 +23,45 @@ class Keep(Protocol):
         copied: Callable[[], object],
         done: Callable[[], object],
     ) -> None:
-        """Keeps the bytes of that range, which `missing` gave, unless something prevents it. Calls `copied`
-        as soon as the views are not needed any more, which no disk can delay, and `done` when another write
-        may begin; both on another thread, once."""
+        """Keeps the bytes of a range that `missing` returned, unless something prevents it. Calls `copied` as
+        soon as the views are no longer needed, which no disk can delay. Calls `done` when another write may
+        begin. Both are called once, on another thread."""
 
     def pin(self, pinned: bool) -> None:
-        """Whether it goes only after everything that is not pinned."""
+        """With `pinned` it is evicted only after everything that is not pinned."""
 
     def rest(self) -> None:
-        """Nothing more is to be written: what is kept may go for others again. A pin stays."""
+        """Says that nothing more will be written, so the kept bytes may be evicted again. A pin stays."""
 
     def release(self) -> None:
-        """Ends the hold, and its pin. Releasing twice is releasing once."""
+        """Ends the hold and its pin. A second call does nothing."""
 
 
 @runtime_checkable
 class KeptFile(Protocol):
-    """An open file that keeps what is read of it."""
+    """An open file that keeps the bytes that are read from it."""
 
     @property
     def disk_bytes(self) -> int:
-        """How many bytes were read from the local disk, and not from the store."""
+        """How many bytes were read from the local disk instead of the store."""
 
     def keep(self) -> Keep | None:
-        """A hold for who has its bytes; the caller releases it. None: nothing can be kept now."""
+        """A hold for a caller that has its bytes, and that must release it. None: nothing can be kept now."""
 
     def keep_bytes(self, offset: int, views: Sequence[memoryview]) -> None:
-        """Keeps bytes that are in no slab, such as a header, if there is memory for a copy."""
+        """Keeps bytes that are not in a slab, such as a header, if there is memory for a copy."""
 
 
 class Writers(Protocol):
-    """The threads that write what is kept."""
+    """The threads that write to the local disk."""
 
     @property
     def free(self) -> bool:
-        """A write that begins now need not wait for another."""
+        """Whether a write that begins now need not wait for another."""
 
     def call_when_free(self, call: Callable[[], object]) -> None:
-        """From now on `call` is called, on another thread, when a write of `keep_bytes` ended: of those the
-        caller of `Keep.write` does not know."""
+        """From now on `call` is called, on another thread, when a write of `keep_bytes` has ended. The caller
+        of `Keep.write` does not learn of these otherwise."""
 
 
 @runtime_checkable
@@ -74,7 +74,8 @@ class HasFirstBytes(Protocol):
 
 @runtime_checkable
 class Remote(Protocol):
-    """A source that asks for a file's version and its first bytes in one request."""
+    """A source that requests a file's version and its first bytes together."""
 
     def remember(self, location: str) -> None:
-        """The first bytes of the file there are kept: opening it the next time asks for its version alone."""
+        """Says that the first bytes of the file there are kept. Opening it the next time requests its version
+        alone."""

@@ -14,9 +14,9 @@ from itertools import islice
 from ..errors import CheckpointInvalidError
 
 MAX_TREE_NAMES = 100_000
-"""That a directory or tree may hold, wanted or not: what listing it costs is bounded."""
+"""Most names in a directory or tree, wanted or not. It bounds the cost of listing one."""
 MAX_TREE_NAME_BYTES = 16 << 20
-"""Of all of them together, where they are held meanwhile."""
+"""Most bytes of all these names together, where they are held in memory."""
 MAX_REQUEST_NAMES = 1_000_000
 """That one request looks at in all its directories."""
 NAME_BYTES = 200
@@ -94,7 +94,7 @@ def held_bytes(names: Iterable[str]) -> int:
 
 
 def too_many_names(location: str) -> CheckpointInvalidError:
-    """A directory or tree is too large to be listed."""
+    """The error for a directory or tree that is too large to be listed."""
     return CheckpointInvalidError(
         f"{location} holds more than {MAX_TREE_NAMES} names, or longer ones than {MAX_TREE_NAME_BYTES >> 20} "
         "MiB, or its list does not end; name a directory below it",

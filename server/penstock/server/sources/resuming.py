@@ -1,4 +1,4 @@
-"""Whether a load may go on at another daemon: versions as clients are told them. Pure."""
+"""Decides whether a load may go on at another daemon, by the versions that clients receive. Pure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MountSet:
-    """The mounts that a load's files were opened through, as a suffix of the version that clients are told.
+    """The mounts through which a load's files were opened, as a suffix of the version that clients receive.
 
-    Within one mount namespace, which `root` stands for, the same mounts must be there for a load to go on at
-    another daemon. Another namespace, such as a new container, has other mounts of the same file systems:
-    there the rest of the version has to suffice.
+    `root` identifies a mount namespace. Within one, a load goes on at another daemon only if the mounts are
+    the same. Another namespace, such as a new container, has other mounts of the same file systems. There the
+    rest of the version has to suffice.
     """
 
     root: str
-    """Empty where the kernel has no ids of mounts that are unique: a restart compares no mounts then."""
+    """Empty if the kernel has no unique ids of mounts. Mounts are not compared then."""
     mounts: str
 
     @classmethod
     def of(cls, root: str, mounts: list[str]) -> MountSet:
-        """`mounts` of each file in order; empty for those that are not local."""
+        """`mounts` has the mount of each file, in order; empty for files that are not local."""
         if not any(mounts):
             return cls("", "")
         return cls(root, hashlib.sha256("\0".join(mounts).encode()).hexdigest()[:16])
@@ -31,7 +31,8 @@ class MountSet:
 
 
 def continues(before: str, now: str) -> bool:
-    """Whether a load that began with the version `before` may go on with `now`, both as clients are told."""
+    """Whether a load that began with the version `before` may go on with `now`. Both are versions that
+    clients receive."""
     old_content, _, old_set = before.partition(".")
     content, _, mount_set = now.partition(".")
     if old_content != content or not content:

@@ -1,4 +1,4 @@
-"""A store: one kind of storage, with the threads that ask it. `stores.py` has the list of all."""
+"""A store: one kind of storage, with the threads that use it. `stores.py` has the list of all stores."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Reading:
 
     threads: int
     spare_threads: int
-    """The most threads that take the place of those whose reads stall."""
+    """Most threads that replace threads whose reads stall."""
     block_bytes: int
-    """Bytes that one thread reads in one call."""
+    """How many bytes a thread reads in one call."""
     may_hang: bool
-    """A read may last for ever: nothing ends it when storage does not answer."""
+    """Whether a read may last for ever, because nothing ends it if storage does not answer."""
     copies_at_once: int | None = None
     """The most reads that copy what memory has, and do not wait for storage (`progress.about_to_wait`). More
     than there are processors only get in each other's way. None: as many as there are threads, for reads that
@@ -32,29 +32,29 @@ class Reading:
 
 
 class Events(Protocol):
-    """A descriptor that becomes readable when something happened."""
+    """A descriptor that becomes readable when something has happened."""
 
     def fileno(self) -> int: ...
 
     def clear(self) -> None:
-        """Until something happens again, it is not readable."""
+        """Makes it unreadable until something happens again."""
 
     def close(self) -> None: ...
 
 
 class Store(ABC):
-    """What a daemon needs of one kind of storage. Made with the daemon's configuration; connects to nothing
-    and reads no configuration of its own before the first source is asked for."""
+    """All that a daemon needs of one kind of storage. It is made with the daemon's configuration. It connects
+    to nothing, and reads no configuration of its own, before the first source is used."""
 
     kind: ClassVar[str]
-    """The label of metrics, and what status calls it."""
+    """Its name in labels of metrics and in status."""
     schemes: ClassVar[tuple[str, ...]]
     """The schemes of its URIs, without `://`."""
     flags: ClassVar[StoreFlags]
-    """Its own, and how locations in it are written."""
+    """Its own flags, and how its locations are written."""
     resolver_threads: ClassVar[int]
     source: Source
-    """Locations, access, lists, and open files."""
+    """Has locations, access, lists and open files."""
     reading: Reading
 
     @abstractmethod
@@ -62,8 +62,8 @@ class Store(ABC):
 
     @abstractmethod
     def resolvers(self, location: str, uid: int) -> Executor:
-        """The threads on which sources at that location are resolved for that user. They wait for those that
-        `Source.workers` gives, and so must be others."""
+        """The threads on which sources at that location are resolved for that user. They wait for the threads
+        of `Source.workers`, so they must be others."""
 
     def place(self, source: str) -> str:
         """Equal for sources that are resolved on the same threads. Raises InvalidRequestError. Does not
@@ -72,22 +72,22 @@ class Store(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends what is under way with an error, where that can be done. Does not wait."""
+        """Ends calls under way with an error, if that is possible. Does not wait."""
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Begins nothing more on the store's threads. Does not wait: a call may hang."""
+        """Begins no more calls on the store's threads. Does not wait: a call may hang."""
 
     def retries(self) -> Mapping[str, int]:
-        """How often something was asked again, by reason. From any thread."""
+        """How many requests were repeated, by reason. Thread-safe."""
         return {}
 
     def asked_since(self) -> Collection[tuple[str, float]]:
-        """Of each thread that waits for storage which may hang: the mount point, and since when, by the
-        monotonic clock. From any thread."""
+        """For each thread that waits for storage that may hang: the mount point, and since when, by the
+        monotonic clock. Thread-safe."""
         return ()
 
     def gone_events(self) -> Events | None:
-        """Happen when files that are open may have gone for good (`SourceFile.unmounted`). None: they never
-        do, or nobody can know. The caller closes them."""
+        """Events that report that open files may have gone for good (`SourceFile.unmounted`). None: this
+        never happens, or is not reported. The caller closes them."""
         return None

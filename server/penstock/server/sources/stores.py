@@ -1,4 +1,4 @@
-"""The list of stores. A new one is a package beside `s3`, and an entry here."""
+"""The list of stores. A new store is a package beside `s3`, and an entry here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .store import Store
 from .web.store import WebStore
 
 STORES: tuple[type[Store], ...] = (FileStore, S3Store, GcsStore, AzureStore, HubStore, WebStore)
-"""The first also has the sources without a scheme, such as paths."""
+"""The first store also has the sources without a scheme: paths."""
 FLAGS = tuple(store.flags for store in STORES)
 KINDS = tuple(store.kind for store in STORES)
 _KIND_OF = {scheme: store.kind for store in STORES for scheme in store.schemes}
 
 
 def kind_of(uri: str) -> str:
-    """The name of a source's store, as `source` in metrics and status."""
+    """The name of a URI's store, which is the label `source` in metrics and status."""
     return _KIND_OF.get(scheme_of(uri), KINDS[0])

@@ -1,4 +1,4 @@
-"""Which checksum the bytes of each file of a load are compared with, if any. Pure."""
+"""Decides with which checksum the bytes of each file of a load are compared, if with any. Pure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ MAX_DIGESTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How a load wants its bytes verified."""
+    """How the bytes of a load are to be verified."""
 
     mode: str = AUTO
-    """OFF: not at all. AUTO: where the store gives a CRC. REQUIRE: all, or the load is refused."""
+    """OFF: not at all. AUTO: those of files for which the store has a CRC. REQUIRE: all, or the load is
+    refused."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 by the name or the URI of a file. These files are verified in any mode."""
+    """SHA-256 by the file's name or URI. These files are verified in any mode."""
 
     @classmethod
     def of(cls, daemon: str, asked: str, digests: Mapping[str, str]) -> Wish:
-        """What a load asks for, which the daemon's own REQUIRE overrules. Raises InvalidRequestError."""
+        """The wish of a load. REQUIRE of the daemon overrules the load's mode. Raises InvalidRequestError."""
         if asked not in ("", *MODES):
             raise InvalidRequestError(f"verify: {asked[:50]!r} is none of {', '.join(MODES)}; choose one")
         return cls(REQUIRE if daemon == REQUIRE else asked or daemon, digests)
@@ -40,18 +41,18 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Of one file of a load."""
+    """What is expected of one file of a load."""
 
     checksum: Checksum | None = None
     must: bool = False
-    """The load is refused rather than served with bytes that were not compared."""
+    """Whether the load is refused if the bytes cannot be compared."""
     given: bool = False
-    """The checksum is the user's word, and not the store's."""
+    """Whether the checksum comes from the user, and not from the store."""
 
 
 def given(files: Sequence[SourceFile], digests: Mapping[str, str]) -> dict[int, Checksum]:
-    """Those of `digests`, by the file's number. Raises InvalidRequestError for one that is no SHA-256, or
-    whose file is not among them."""
+    """The checksums in `digests`, by the file's number. Raises InvalidRequestError for a value that is no
+    SHA-256, and for a name that is not that of exactly one file."""
     numbers: dict[str, list[int]] = {}
     uris: dict[str, set[str]] = {}
     for number, file in enumerate(files) if digests else ():
@@ -82,9 +83,9 @@ def expected(
     own: Mapping[int, Checksum],
     listed: Mapping[str, Checksum],
 ) -> tuple[Expected, ...]:
-    """What each file is compared with: the user's word first, then the store's. `own` is what `given` gives,
-    `listed` what SHA256SUMS says, by URI. Raises CheckpointInvalidError where all are to be verified and one
-    cannot be."""
+    """The expected checksum of each file: the user's first, then the store's. `own` is a result of `given`.
+    `listed` has the checksums of SHA256SUMS, by URI. Raises CheckpointInvalidError if all files are to be
+    verified and one cannot be."""
     result = []
     for number, file in enumerate(files):
         if number in own:
@@ -106,7 +107,7 @@ def expected(
 
 
 def parse_sums(text: str) -> dict[str, Checksum]:
-    """What `sha256sum` writes, by name. Lines of any other form are passed over."""
+    """Parses the output of `sha256sum`: checksums by name. Skips lines of any other form."""
     found = {}
     for line in text.splitlines():
         digits, _, name = line.partition(" ")

@@ -300,6 +300,10 @@ class CacheEntry:
         if self.error is None:
             self.phase = moved(self.phase, Phase.FAILED)
             self.error = error
+            if isinstance(error, CheckpointCorruptError):
+                for holder in self.holders.values():
+                    if holder.on_corrupt is not None:
+                        holder.on_corrupt(error)
             self._cancel_reads()
             self.notify()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
+from ..errors import CheckpointCorruptError
 from .ring import SegmentRing
 
 
@@ -21,6 +22,9 @@ class Holder:
     since: float
     group: str = ""
     """The name of its load's group."""
+    on_corrupt: Callable[[CheckpointCorruptError], object] | None = field(default=None, compare=False)
+    """Called when a file of the entry does not match its checksum: bytes that the load was told of may be
+    wrong."""
 
 
 @dataclass(frozen=True, slots=True)

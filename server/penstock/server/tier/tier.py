@@ -9,6 +9,7 @@ not kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
@@ -124,6 +125,20 @@ class Tier:
             self._forget_removed(version)
         return Hold(self, version)
 
+    def drop(self, uri: str, version: str, *, although_pinned: bool) -> None:
+        """Forgets what is kept of a version, as its bytes turned out to be wrong: they were so when they
+        came. Those who use it get no more of it, and its files are removed after them. Does not wait."""
+        key = key_of(Identity(uri, version, 0))
+        with self._lock:
+            dropped = self._versions.get(key)
+            if dropped is None or (dropped.pins and not although_pinned):
+                return
+            self._discard(dropped)
+            dropped.drop()
+            unused = not dropped.users
+        if unused:
+            self._remove(dropped)
+
     def turn_off(self, error: OSError) -> None:
         """Nothing is written any more. What is there is still read."""
         with self._lock:
@@ -162,6 +177,26 @@ class Tier:
             version.close()
             if version.stem is None and self._versions.get(version.key) is version:
                 self._discard(version)
+            dropped = version.dropped  # under the lock: else `drop` might remove it too
+        if dropped:
+            self._remove(version)
+
+    def _remove(self, version: Version) -> None:
+        """Removes the files of a version that was dropped and that nobody uses. Does not wait. If the daemon
+        stops first, they are found at the next start, and are dropped after the next load that fails."""
+
+        def run() -> None:
+            try:
+                version.remove()
+            except OSError as error:
+                self.turn_off(error)
+                return
+            with self._lock:
+                self._used_bytes -= version.allocated_bytes
+                version.allocated_bytes = 0
+
+        with contextlib.suppress(RuntimeError):  # penstockd stops, or there is no thread
+            self._writers.submit(os.geteuid(), run)
 
     def _pin(self, version: Version, step: int) -> None:
         with self._lock:

@@ -47,6 +47,8 @@ class Version:
         self.used_at = 0.0
         self.allocated_bytes = 0
         """All four are the tier's, by its lock."""
+        self.dropped = False
+        """Nothing of it is given or kept any more."""
         self._directory = directory
         self._lock = threading.Lock()
         self._disk = threading.Lock()
@@ -97,6 +99,13 @@ class Version:
             if self._pieces is not None:
                 self._pieces.remove(start, end)
 
+    def drop(self) -> None:
+        """From now on it gives nothing, and takes nothing."""
+        with self._lock:
+            self.dropped = self._no_room = True
+            if self._pieces is not None:
+                self._pieces = Pieces(())
+
     # ---- its files ------------------------------------------------------------------------------
 
     def open(self, identity: Identity) -> None:
@@ -108,7 +117,8 @@ class Version:
             self._identity, self._head_crc = identity, head_crc(identity)
             log = self._read_records(identity) if self.stem is not None else None
             with self._lock:
-                self._pieces, self._no_room = Pieces(log.blocks if log is not None else ()), False
+                blocks = log.blocks if log is not None and not self.dropped else ()
+                self._pieces, self._no_room = Pieces(blocks), self.dropped
                 self._number = len(log.blocks) if log is not None else 0
             if log is not None:
                 # What follows would stand before the next record, which nobody would find then.
@@ -179,7 +189,7 @@ class Version:
         with self._disk:
             allocated_bytes += self._append(stem, block)
         with self._lock:
-            if self._pieces is not None:
+            if self._pieces is not None and not self.dropped:
                 self._pieces.add(block)
         return allocated_bytes
 

@@ -172,7 +172,7 @@ METRICS = (
         "gauge",
         "1 while the latest version of the file of --warm-set has a fault, and the one before is in force.",
     ),
-    Metric("readers", "gauge", "Reader threads."),
+    Metric("readers", "gauge", "Reader threads. A store starts its own with the first load from it."),
     Metric("readers_busy", "gauge", "Reader threads that are reading."),
     Metric(
         "hung_mounts",

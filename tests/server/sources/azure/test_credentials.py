@@ -4,71 +4,27 @@ where there are none. Keys and SAS are tested against Azurite, in tests/stores."
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from azure.identity._internal import utils
 
 from penstock.server.errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
-from penstock.server.sources import RetryingReader
 from penstock.server.sources.azure.account import Account
 from penstock.server.sources.azure.identity import AzureIdentity
 from penstock.server.sources.azure.location import parse
 from penstock.server.sources.azure.settings import AzureSettings
 from penstock.server.sources.azure.source import AzureSource
-from penstock.server.sources.objects import ObjectSettings, faults, tokens
 from penstock.server.sources.objects.service import Ask
 
 from ....s3.authority import Authority
+from ....server.entra import CLIENT, TENANT, Entra, of_workload_identity
 from ....server.objects import Asked, ObjectServer
-from ....server.support import ROOT
-
-CONTENT = os.urandom(500_000)
-TENANT, CLIENT = "11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222"
-SETTINGS = ObjectSettings(retries=2, timeout_seconds=20.0, connections=2)
-
-
-class Entra:
-    """Who gives tokens: the authority, and what nodes have for managed identities."""
-
-    def __init__(self, *servers: ObjectServer) -> None:
-        self.issued: list[str] = []
-        self.expires_in = 3600
-        self.asked: list[tuple[Asked, str]] = []
-        """With the bodies."""
-        self.refusal: tuple[int, dict[str, Any]] | None = None
-        for server in servers:
-            server.hooks.append(self._answer)
-
-    def _answer(self, asked: Asked) -> bool:
-        if "token" not in asked.target:
-            return False
-        body = asked.handler.rfile.read(int(asked.headers.get("content-length", "0"))).decode()
-        self.asked.append((asked, body))
-        if self.refusal is not None:
-            status, answer = self.refusal
-        else:
-            self.issued.append(f"eyJ.secret-{len(self.issued)}")
-            ends = int(time.time()) + self.expires_in
-            status, answer = (
-                200,
-                {
-                    "access_token": self.issued[-1],
-                    "expires_in": self.expires_in,
-                    "expires_on": str(ends),
-                    "token_type": "Bearer",
-                    "resource": "https://storage.azure.com",
-                },
-            )
-        asked.answer(status, json.dumps(answer).encode(), Content_Type="application/json")
-        return True
+from .. import tokens
+from ..tokens import SETTINGS, answer_range, without_identity
 
 
 class Blobs:
@@ -88,10 +44,7 @@ class Blobs:
         if authorization.removeprefix("Bearer ") in self.revoked:
             asked.answer(401, x_ms_error_code="InvalidAuthenticationInfo")
             return True
-        start, last = asked.range
-        part = CONTENT[start : last + 1]
-        content_range = f"bytes {start}-{start + len(part) - 1}/{len(CONTENT)}"
-        asked.answer(206, part, Content_Range=content_range, ETag='"0x8D"')
+        answer_range(asked, ETag='"0x8D"')
         return True
 
 
@@ -102,11 +55,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> Iterator[tuple[Entra, Blobs]]:
-    for name in list(os.environ):
-        if name.startswith(("AZURE_", "IDENTITY_", "MSI_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
-    monkeypatch.setattr(tokens, "LEAST_SECONDS", 0.0)
+    without_identity(monkeypatch, "AZURE_", "IDENTITY_", "MSI_")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.bundle))
     with (
         contextlib.closing(ObjectServer()) as plain,
@@ -128,11 +77,9 @@ def source(node: object) -> Iterator[AzureSource]:
 
 @pytest.fixture
 def workload_identity(node: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """As AKS' webhook sets it up: the file that is mounted."""
-    (tmp_path / "projected").write_text("a.token.of.kubernetes")
-    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(tmp_path / "projected"))
-    monkeypatch.setenv("AZURE_TENANT_ID", TENANT)
-    monkeypatch.setenv("AZURE_CLIENT_ID", CLIENT)
+    """The file that is mounted."""
+    for name, value in of_workload_identity(tmp_path).items():
+        monkeypatch.setenv(name, value)
     return tmp_path / "projected"
 
 
@@ -143,11 +90,7 @@ def managed_identity(node: tuple[Entra, Blobs], monkeypatch: pytest.MonkeyPatch)
 
 
 def read(source: AzureSource) -> None:
-    with contextlib.closing(source.open("az://c/k", ROOT)) as file:
-        for start in (0, 300_000, 400_000):
-            buffer = bytearray(1000)
-            RetryingReader(file).read_into(start, [memoryview(buffer)])
-            assert buffer == CONTENT[start : start + 1000]
+    tokens.read(source, "az://c/k")
 
 
 @pytest.mark.usefixtures("workload_identity")

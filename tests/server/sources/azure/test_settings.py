@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.server.config.settings import load_config
 from penstock.server.errors import ConfigError
 from penstock.server.sources.azure.settings import AzureSettings, Configured, configured
-from penstock.server.sources.stores import FLAGS
-from penstock.server.system.limits import MemoryBound
+
+from ...support import configuration_of
 
 CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
 
 
 def settings(*flags: str, **variables: str) -> AzureSettings:
-    config = load_config(flags, variables, lambda: MemoryBound(1 << 40, "the machine"), FLAGS)
-    return AzureSettings.of(config)
+    return AzureSettings.of(configuration_of(*flags, **variables))
 
 
 @pytest.mark.parametrize("variable", ["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.compute_engine import _metadata
 
 from penstock.server.errors import AccessDeniedError, SourceUnavailableError
-from penstock.server.sources import RetryingReader
 from penstock.server.sources.gcs.settings import GcsSettings
 from penstock.server.sources.gcs.source import GcsSource
-from penstock.server.sources.objects import ObjectSettings, faults, tokens
 
 from ....server.objects import Asked, ObjectServer
 from ....server.support import ROOT
+from .. import tokens
+from ..tokens import CONTENT, SETTINGS, answer_range, without_identity
 
-CONTENT = os.urandom(500_000)
 MINT = "/token"
 STS = "/v1/sts"
 IMPERSONATE = "/v1/projects/-/serviceAccounts/reader@p.iam.gserviceaccount.com:generateAccessToken"
@@ -93,24 +91,13 @@ class Google:
         if token in self.revoked:
             asked.answer(401, b"<Error><Code>AuthenticationRequired</Code></Error>")
             return
-        start, last = asked.range
-        part = CONTENT[start : last + 1]
-        asked.answer(
-            206,
-            part,
-            Content_Range=f"bytes {start}-{start + len(part) - 1}/{len(CONTENT)}",
-            x_goog_generation="1",
-        )
+        answer_range(asked, x_goog_generation="1")
 
 
 @pytest.fixture
 def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Google]:
-    for name in list(os.environ):
-        if name.startswith(("GOOGLE_", "CLOUDSDK_", "GCE_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+    without_identity(monkeypatch, "GOOGLE_", "CLOUDSDK_", "GCE_")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud"))
-    monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)  # retries are not waited for
-    monkeypatch.setattr(tokens, "LEAST_SECONDS", 0.0)
     # Nobody's, unless a test says otherwise; a machine of Google's has one.
     monkeypatch.setattr(_metadata, "_NO_GCE_CHECK", True)
     with contextlib.closing(ObjectServer()) as server:
@@ -126,9 +113,8 @@ def source(google: Google) -> Iterator[Make]:
     with ThreadPoolExecutor(2) as workers:
 
         def make(**own: Any) -> GcsSource:
-            settings = ObjectSettings(retries=2, timeout_seconds=20.0, connections=2)
             own_settings = GcsSettings(endpoint=google.server.url, **own)
-            made.append(GcsSource(settings, own_settings, lambda uid: workers, lambda reason: None))
+            made.append(GcsSource(SETTINGS, own_settings, lambda uid: workers, lambda reason: None))
             return made[-1]
 
         yield make
@@ -180,11 +166,7 @@ def write(path: Path, info: dict[str, Any]) -> Path:
 
 
 def read(source: GcsSource) -> None:
-    with contextlib.closing(source.open("gs://bucket/k", ROOT)) as file:
-        for start in (0, 300_000, 400_000):
-            buffer = bytearray(1000)
-            RetryingReader(file).read_into(start, [memoryview(buffer)])
-            assert buffer == CONTENT[start : start + 1000]
+    tokens.read(source, "gs://bucket/k")
 
 
 def test_a_service_account_s_file_is_used_where_the_flag_names_it(

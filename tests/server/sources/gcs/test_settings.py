@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.server.config.settings import load_config
 from penstock.server.errors import ConfigError
 from penstock.server.sources.gcs.settings import ENDPOINT, GcsSettings
-from penstock.server.sources.stores import FLAGS
-from penstock.server.system.limits import MemoryBound
+
+from ...support import configuration_of
 
 
 def settings(*flags: str, **variables: str) -> GcsSettings:
-    return GcsSettings.of(load_config(flags, variables, lambda: MemoryBound(1 << 40, "the machine"), FLAGS))
+    return GcsSettings.of(configuration_of(*flags, **variables))
 
 
 def test_without_any_google_is_asked_with_what_is_found() -> None:

@@ -15,6 +15,7 @@ from penstock.server.staging.reading.accounts import STALL_SECONDS
 from penstock.server.staging.reading.job import Cancelled, Job
 from penstock.server.staging.reading.reader import ReaderPool, ReadQueue
 from penstock.server.system import progress
+from penstock.server.system.failure import NoThreadError
 from penstock.server.system.progress import about_to_wait, beat
 
 from ....e2e.support import wait_until
@@ -483,17 +484,44 @@ def test_stalled_reads_of_one_queue_hold_no_other_back_and_their_threads_end(poo
     assert len(pool.threads) == 2
 
 
+def test_threads_are_started_when_the_first_block_is_to_be_read(pools: Pools) -> None:
+    before = set(threading.enumerate())
+    pool, outcome = pools(3), Outcome()
+    queue = pool.queue()
+    assert pool.threads == []
+    assert set(threading.enumerate()) <= before
+    queue.submit(job(outcome, lambda *_: None))
+    assert outcome.wait() is None
+    assert len(pool.threads) == 3
+
+
+def refuse(thread: threading.Thread) -> None:
+    """Stands for `Thread.start` where the system has no thread left."""
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_pool_that_can_start_no_thread_says_so_and_starts_them_when_it_can(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, refused, outcome = pools(2), Outcome(), Outcome()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NoThreadError):
+            pool.queue().submit(job(refused, lambda *_: None))
+    pool.queue().submit(job(outcome, lambda *_: None))
+    assert outcome.wait() is None
+    assert not refused.calls
+    assert len(pool.threads) == 2
+
+
 def test_where_no_thread_can_be_started_reads_go_on_without(
     pools: Pools, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     pool, gate, stalled, other = pools(2, spare_threads=2), Gate(), Outcome(), Outcome()
-    monkeypatch.setattr(threading.Thread, "start", refuse)
     pool.queue().submit(job(stalled, gate.read, count=2))
     gate.begun.get(timeout=60)
     gate.begun.get(timeout=60)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     pool.queue().submit(job(other, lambda *_: None, count=10))
     while "pids limit" not in caplog.text:
         assert not other.calls

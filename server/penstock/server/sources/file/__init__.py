@@ -1,10 +1,10 @@
 """Files on a disk or any mounted file system.
 
-store     all of it with its threads: each mount has its own
-source    one version of one open file, and how a block of it is read
-tree      every file below a directory
+store     the store with its threads, of which each mount has its own
+source    an open file in one version, and how a block of it is read
+tree      lists all files below a directory
 paths     parses paths and `file://` URIs, and decides who may open them
-identity  which version of a file it is, and whether that may have changed since (pure)
+identity  the version of a file, and whether the file may have changed since (pure)
 watches   writes that the kernel reports by inotify
-mounts    which mount a path is of, threads for each, and mounts that hang
+mounts    the mount of a path, threads for each mount, and mounts that hang
 """

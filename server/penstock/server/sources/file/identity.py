@@ -1,12 +1,12 @@
-"""Which version of a file it is, and whether that may have changed since: decided from what the kernel says.
-Pure but for `disk_sequence`.
+"""The version of a file, and whether the file may have changed since, by what the kernel reports. Pure,
+except for `disk_sequence`.
 
-Two files are the same version only if everything is equal that the kernel has to tell them apart: the mount,
-the device and which disk was in it, inode, birth, size, mtime and ctime. None of these suffices alone: a
-reproducible image mounted in another's place has all but the mount.
+Two files are the same version only if all of these are equal: the mount, the device and the disk in it,
+inode, birth, size, mtime and ctime. None of these suffices alone. A reproducible image that is mounted in
+place of another differs from it by the mount alone.
 
-While a file is read, size and mtime must stay. ctime also moves when the bytes do not: by a link, a rename, a
-chmod. It is taken for one of these only if that shows, and no write does.
+While a file is read, size and mtime must stay the same. ctime also moves if the bytes do not: by a link, a
+rename or a chmod. A new ctime is accepted only if one of these shows, and no write does.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...system.statx import FileStatus
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A file at one moment: its status, and under which name the kernel has it."""
+    """A file at one moment: its status, and its name in the kernel."""
 
     status: FileStatus
     name: str
 
 
 def portable_version(status: FileStatus) -> str:
-    """Equal for an unchanged file in each process of this machine, whatever its mount namespace."""
+    """The same for an unchanged file in each process of this machine, whatever its mount namespace."""
     major, minor = status.device
     return (
         f"file:{major:x}:{minor:x}:{disk_sequence(major, minor)}:{status.inode}:{status.birth_ns}"
@@ -34,8 +34,8 @@ def portable_version(status: FileStatus) -> str:
 
 
 def disk_sequence(major: int, minor: int) -> str:
-    """Which disk is in that device: the kernel counts them (Linux 5.15), so that another image on the same
-    loop device differs. Empty for what is no disk, or a partition."""
+    """The number of the disk in a device. The kernel counts disks (Linux 5.15), so another image on the same
+    loop device has another number. Empty for a partition, and for a device that is no disk."""
     if not major:
         return ""
     try:
@@ -46,11 +46,11 @@ def disk_sequence(major: int, minor: int) -> str:
 
 
 def change(before: Look, now: Look, *, watched: bool, modified: bool) -> str:
-    """Why the bytes may have changed between two looks, in words; empty if they did not.
+    """The reason, in words, why the bytes may have changed between two looks; empty if they did not.
 
-    `modified`: the kernel told of a write. `watched`: it would have told of any write but one through a
-    mapping. Without that a mode or an owner explains no ctime, since copying onto a file with its times
-    (`cp -p`) sets them too.
+    `modified`: the kernel reported a write. `watched`: it would have reported any write, except one through a
+    mapping. If the file is not watched, a new mode or owner does not explain a ctime, since a copy onto the
+    file that keeps its times (`cp -p`) sets these too.
     """
     old, new = before.status, now.status
     if new.size_bytes != old.size_bytes:

@@ -1,4 +1,4 @@
-"""The table of mounts, and threads for each, so that a mount that does not answer holds up only itself."""
+"""The table of mounts, and threads for each mount, so a mount that does not answer holds up no other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 _MOUNTS = "/proc/self/mountinfo"
 
 MOST_MOUNTS = 64
-"""Mounts that have threads at once. Those without a call make room for others."""
+"""Most mounts that have threads at a time. Mounts without a call make room for others."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,18 +31,19 @@ _T = TypeVar("_T")
 _LOCAL = """bcachefs btrfs devtmpfs erofs exfat ext2 ext3 ext4 f2fs hugetlbfs iso9660 jfs ntfs3 proc ramfs
 squashfs sysfs tmpfs udf vfat xfs zfs"""
 _CLOSES_AT_ONCE = frozenset(_LOCAL.split())
-"""Kinds of file systems that ask nobody when a file is closed. FUSE and network file systems do."""
+"""Kinds of file systems on which closing a file waits for nobody. FUSE and network file systems are not among
+them."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
     path: str
     kind: str
-    """Of file system, such as ext4."""
+    """The kind of file system, such as ext4."""
 
     @property
     def closes_at_once(self) -> bool:
-        """Closing a file of it cannot hang."""
+        """Whether closing a file of it cannot hang."""
         return self.kind in _CLOSES_AT_ONCE
 
 
@@ -50,16 +51,16 @@ _ROOT = MountPoint("/", "")
 
 
 class MountTable:
-    """The mounts of this process, how often they have changed, and which of them are being waited for. Every
-    thread may use it."""
+    """The mounts of this process, the number of their changes, and the mounts that threads wait for.
+    Thread-safe."""
 
     def __init__(self) -> None:
-        """Where /proc is not mounted, everything counts as one mount that never changes."""
+        """If /proc is not mounted, all paths count as one mount that never changes."""
         self._lock = threading.Lock()
         self._poll = select.poll()
         self._generation = 0
         self._asked: dict[int, tuple[str, float]] = {}
-        """By thread: the mount point that it asks something of, and since when."""
+        """By thread: the mount point that it waits for, and since when."""
         try:
             self._fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -77,20 +78,20 @@ class MountTable:
             self._fd = -1
 
     def point(self, path: str) -> MountPoint:
-        """Where the file system is mounted that holds `path`, going by names alone: asking the file system
-        might hang, and so a symbolic link counts as where it lies."""
+        """The mount point of the file system that holds `path`, by names alone. Asking the file system might
+        hang. So a symbolic link counts as a file where it lies."""
         with self._lock:
             self._look()
             points = self._points
         around = [
             point for point in points if path == point.path or path.startswith(point.path.rstrip("/") + "/")
         ]
-        # Of several mounted in one place the last is on top.
+        # If several are mounted in one place, the last is on top.
         return max(reversed(around), key=lambda point: len(point.path), default=_ROOT)
 
     @contextlib.contextmanager
     def asking(self, point: str) -> Iterator[None]:
-        """While it lasts, this thread waits for that mount."""
+        """Records, while it lasts, that this thread waits for that mount."""
         thread = threading.get_ident()
         self._asked[thread] = point, time.monotonic()
         try:
@@ -99,14 +100,14 @@ class MountTable:
             del self._asked[thread]
 
     def asked_since(self) -> list[tuple[str, float]]:
-        """Of each thread that waits for a mount: the mount point, and since when, by the monotonic clock."""
+        """For each thread that waits for a mount: the mount point, and since when, by the monotonic clock."""
         return list(self._asked.copy().values())
 
     def identity(self, mount: Mount) -> str:
-        """Differs between any two mounts that this process has seen.
+        """An identity that differs between any two mounts that this process has seen.
 
-        An id that is not unique may have been given to another mount whenever anything was mounted or
-        unmounted, so the number of such changes counts too.
+        If ids are not unique, a mount may have the id of an earlier one after anything was mounted or
+        unmounted. So the number of such changes is a part of the identity then.
         """
         if mount.unique:
             return f"{mount.id:x}"
@@ -115,11 +116,11 @@ class MountTable:
             return f"{mount.id:x}.{self._generation}"
 
     def is_gone(self, mount: Mount, identity: str) -> bool:
-        """Whether the mount that had the identity was unmounted; True also where nobody can know."""
+        """Whether the mount with that identity was unmounted. True also if that cannot be known."""
         return not is_mounted(mount) if mount.unique else self.identity(mount) != identity
 
     def _look(self) -> None:
-        if self._poll.poll(0):  # the kernel says once that something was mounted or unmounted
+        if self._poll.poll(0):  # the kernel reports once that something was mounted or unmounted
             self._generation += 1
             self._points = self._read()
 
@@ -141,9 +142,9 @@ class MountEvents:
     """A descriptor that becomes readable when something is mounted or unmounted, for an event loop."""
 
     def __init__(self) -> None:
-        """Raises OSError where /proc is not mounted."""
+        """Raises OSError if /proc is not mounted."""
         self._fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
-        # In a set of its own, since an event loop asks whether it can be read, which it always can.
+        # In an epoll set of its own: the file itself can always be read, and event loops wait for that.
         self._events = select.epoll()
         self._events.register(self._fd, select.EPOLLPRI)
 
@@ -159,7 +160,7 @@ class MountEvents:
 
 
 class MountThreads:
-    """Up to `count` threads, fair by user, for each mount that is asked for."""
+    """Up to `count` threads for each mount, which serve users in turn."""
 
     def __init__(self, count: int, name: str, mounts: MountTable, *, most_mounts: int = MOST_MOUNTS) -> None:
         self._count = count
@@ -179,7 +180,7 @@ class MountThreads:
     def submit(
         self, mount: str, uid: int, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs
     ) -> Future[_T]:
-        """Raises RuntimeError after `shutdown`, as executors do, and SourceUnavailableError when too many
+        """Raises RuntimeError after `shutdown`, as executors do, and SourceUnavailableError if too many
         mounts have calls under way."""
         with self._lock:
             if self._stopped:
@@ -191,7 +192,7 @@ class MountThreads:
             return self._executors[mount].submit(uid, call, *arguments, **named)
 
     def shutdown(self) -> None:
-        """Begins nothing more. Does not wait: a call may hang in the kernel."""
+        """Begins no more calls. Does not wait: a call may hang in the kernel."""
         with self._lock:
             self._stopped = True
             executors = list(self._executors.values())
@@ -219,12 +220,12 @@ class MountExecutor:
         self.mount = mount
 
     def of(self, uid: int) -> MountUserExecutor:
-        """As an executor whose calls are that user's."""
+        """The same threads as an executor whose calls are that user's."""
         return MountUserExecutor(self._threads, self.mount, uid)
 
 
 class MountUserExecutor(Executor):
-    """The threads of one mount as one user sees them."""
+    """The threads of one mount as an executor of one user."""
 
     def __init__(self, threads: MountThreads, mount: str, uid: int) -> None:
         self._threads = threads

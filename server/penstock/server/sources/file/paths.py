@@ -1,4 +1,4 @@
-"""Paths and `file://` URIs: how they are parsed, and which of them a uid may open."""
+"""Parses paths and `file://` URIs, and decides which of them a uid may open."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def local_path(source: str) -> str:
-    """The path that a path or a `file://` URI names. Raises InvalidRequestError."""
+    """The path in a path or a `file://` URI. Raises InvalidRequestError."""
     path = source
     if not source.startswith("/"):
         path = _uri_path(source)
@@ -62,9 +62,9 @@ def _uri_path(source: str) -> str:
 
 
 def open_path(path: str, access: Access, flags: int) -> int:
-    """Opens without waiting on FIFOs or devices, and for callers that are not privileged only beneath an
-    allowed prefix. The caller owns the descriptor."""
-    if not flags & os.O_PATH:  # which opens nothing that could wait, and takes no other flags
+    """Opens a path without waiting for FIFOs or devices. For callers that are not privileged it must be
+    beneath an allowed prefix. The caller owns the descriptor."""
+    if not flags & os.O_PATH:  # O_PATH never waits, and takes no other flags
         flags |= os.O_NONBLOCK | os.O_NOCTTY
     try:
         return open_raw(path, access, flags)
@@ -73,7 +73,7 @@ def open_path(path: str, access: Access, flags: int) -> int:
 
 
 def list_directory(path: str, access: Access) -> list[str] | None:
-    """Names in a directory, sorted and held (`ListingCost.taken`); None if `path` is something else."""
+    """The names in a directory, sorted and held (`ListingCost.taken`); None if `path` is no directory."""
     fd = open_path(path, access, os.O_RDONLY)
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -95,9 +95,9 @@ def listing_error(path: str, error: OSError) -> PenstockError:
 
 
 def check_modes(fd: int, path: str, access: Access) -> None:
-    """Raises AccessDeniedError where modes count (`Access.for_fetch`) and do not let the caller read the open
-    file or directory, or go through the directories between it and the prefix that allows `path`: those where
-    it lies, by whatever links it was named."""
+    """Raises AccessDeniedError if modes count (`Access.for_fetch`) and forbid the caller to read the open
+    file or directory, or to go through the directories between it and the prefix that allows `path`. These
+    are the directories where it really lies, by whatever links it was named."""
     if access.privileged or not access.for_fetch:
         return
     top = os.path.realpath(_allowing(path, access)).rstrip("/")
@@ -176,7 +176,7 @@ def _open_allowed(path: str, access: Access, flags: int) -> int:
 
 
 def _allowing(path: str, access: Access) -> str:
-    """The prefix that allows a path, of several the most particular one. Raises AccessDeniedError."""
+    """The prefix that allows a path; if there are several, the longest. Raises AccessDeniedError."""
     for prefix in sorted(access.prefixes, key=len, reverse=True):
         top = prefix.rstrip("/") or "/"
         if path == top or path.startswith(top if top == "/" else top + "/"):
@@ -237,8 +237,8 @@ def _not_there(path: str, access: Access) -> CheckpointNotFoundError:
 
 
 def _dangling(path: str, access: Access) -> tuple[str, str] | None:
-    """The first link on the way to `path` that leads nowhere, and its target. Of what lies above an allowed
-    prefix, or is reached through a link that leaves it, callers who are not privileged learn nothing."""
+    """The first link on the way to `path` whose target does not exist, and that target. Callers who are not
+    privileged learn nothing about files above an allowed prefix, or behind a link that leaves it."""
     ends = [at for at, character in enumerate(path) if character == "/" and at] + [len(path)]
     for link in (path[:end] for end in ends):
         try:

@@ -1,9 +1,9 @@
 """Files on a disk or any mounted file system.
 
-A block is first read with `RWF_NOWAIT`, which copies the pages that are cached and never waits. (Where the
-file system has no `RWF_NOWAIT`, and all pages are cached, the read is buffered.) The rest is read with
-`O_DIRECT` into the slab, which costs a tenth of the CPU and leaves the page cache alone. Where the file
-system refuses direct reads, they are buffered.
+A block is first read with `RWF_NOWAIT`, which copies the cached pages and never waits. (If the file system
+has no `RWF_NOWAIT`, and all pages are cached, the read is buffered.) The rest is read with `O_DIRECT` into
+the slab. That costs a tenth of the CPU and does not change the page cache. If the file system refuses direct
+reads, they are buffered.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FileSource:
-    """Paths and `file://` URIs. `workers` gives, for a path and a uid, what opens the file and reads its
-    header."""
+    """Paths and `file://` URIs. `workers` returns, for a path and a uid, the threads that open the file and
+    read its header."""
 
     kind = "file"
     schemes = ("file",)
@@ -93,8 +93,8 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class FileContext:
-    """What files know of the machine around them. Without a part of it, changes and hangs are noticed less
-    surely."""
+    """The machine's part of a file: mounts, watches, and threads that close. If a part is missing, changes
+    and hangs are noticed less reliably."""
 
     mounts: MountTable | None = None
     watches: Watches | None = None
@@ -102,7 +102,7 @@ class FileContext:
     """Closes a descriptor of a file below that mount point, on a thread that may hang."""
 
     def asking(self, path: str) -> contextlib.AbstractContextManager[None]:
-        """This thread waits for the mount of `path`, while it lasts."""
+        """Records, while it lasts, that this thread waits for the mount of `path`."""
         if self.mounts is None:
             return contextlib.nullcontext()
         return self.mounts.asking(self.mounts.point(path).path)
@@ -129,7 +129,7 @@ class LocalFile:
         self.mount_point = point.path if point else ""
         self._closes_at_once = point is None or point.closes_at_once
         try:
-            # Before the look that says which version this is: a write in between must not be missed.
+            # Before the look that determines the version: a write in between must not be missed.
             self._watch = watches.watch(fd) if watches else None
             self._seen = self._look()
             status = self._seen.status
@@ -139,10 +139,10 @@ class LocalFile:
             self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
             self.portable_version = self.listed_version = portable_version(status)
             self.version = f"{self.portable_version}@{self.mount}"
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # what misses the cache is read directly
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # pages that are not cached are read directly
             self._direct_fd = _open_direct(fd)
             self._has_nowait = _has_nowait(fd, self.size_bytes)
-            # Of files of others mincore says that all is cached.
+            # For files of other users mincore says that everything is cached.
             self._has_mincore = os.geteuid() in (0, status.uid)
         except BaseException:
             self.close()
@@ -165,9 +165,9 @@ class LocalFile:
                 ) from error
 
     def check_unchanged(self) -> None:
-        """By size, times and what the kernel told of writes: `identity.change` has the rule."""
+        """Compares size and times, and looks at reported writes. `identity.change` has the rule."""
         with self._asking(), self._checking:
-            # In this order: a write whose time was put back before the look has been told of by now.
+            # In this order: if a writer put a time back before this look, its write has been reported by now.
             now = self._look()
             if self._watch is not None:
                 self._watch.look()
@@ -179,11 +179,11 @@ class LocalFile:
             self._seen = now
 
     def check_access(self, access: Access) -> None:
-        """Raises AccessDeniedError where modes count and do not let the caller read it."""
+        """Raises AccessDeniedError if modes count and forbid the caller to read the file."""
         paths.check_modes(self._fd, self.uri, access)
 
     def unmounted(self) -> bool:
-        """Whether the mount that it was opened through is gone."""
+        """Whether the mount through which it was opened is gone."""
         mounts = self._context.mounts
         return mounts is not None and mounts.is_gone(self._seen.status.mount, self.mount)
 
@@ -212,11 +212,11 @@ class LocalFile:
         self._fd, self._direct_fd = -1, None
 
     def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
-        """Copies what the page cache has from `offset` on; returns the position reached.
+        """Copies cached pages from `offset` on. Returns the position reached.
 
-        Asking for pages that are not cached makes some kernels read as many ahead, which then are read twice,
-        or through the page cache. So the kernel is asked whether it has the first; where it does not say, one
-        page is asked for before the others.
+        If pages are not cached, some kernels start to read them ahead. Then they are read twice, or through
+        the page cache. So the kernel is first asked whether the first page is cached. If it does not say, one
+        page is read before the others.
         """
         if not self._has_nowait:
             return self._read_if_cached(offset, end, views)
@@ -239,7 +239,7 @@ class LocalFile:
         return position
 
     def _read_if_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
-        """The same where the file system has no RWF_NOWAIT, as overlayfs and FUSE: all or nothing."""
+        """The same for file systems without RWF_NOWAIT, such as overlayfs and FUSE: all or nothing."""
         position = offset
         if self._has_mincore and linux.pages_are_cached(self._fd, offset, end - offset):
             while position < end:
@@ -247,7 +247,7 @@ class LocalFile:
         return position
 
     def _read_direct(self, offset: int, position: int, end: int, views: Sequence[memoryview]) -> int:
-        """Whole pages from the one that holds `position`; returns the position reached."""
+        """Reads whole pages, beginning with the one that holds `position`. Returns the position reached."""
         fd = self._direct_fd
         while fd is not None and position < end:
             aligned = position // linux.PAGE_BYTES * linux.PAGE_BYTES
@@ -260,7 +260,7 @@ class LocalFile:
                     raise
                 break
             if aligned + count <= position:
-                break  # the end of the file, or of what can be read so
+                break  # the end of the file, or of the part that can be read directly
             position = aligned + count
             self._check_time(position)
         return position
@@ -283,7 +283,7 @@ class LocalFile:
 
 
 def _name(fd: int) -> str:
-    """Under which name the kernel has the open file, without asking the file system; empty without /proc."""
+    """The open file's name in the kernel, without asking the file system; empty without /proc."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
@@ -291,18 +291,19 @@ def _name(fd: int) -> str:
 
 
 def _open_direct(fd: int) -> int | None:
-    """The same file once more for direct I/O. None where that cannot be: the file system has none, /proc is
-    not mounted, the file's mode changed since it was opened."""
+    """Opens the same file once more for direct I/O. None if that is impossible: the file system has no direct
+    I/O, /proc is not mounted, or the file's mode changed since it was opened."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in paths.TOO_MANY:  # it would be slow for as long as it is open
+        if error.errno in paths.TOO_MANY:  # the file would be slow for as long as it is open
             raise
         return None
 
 
 def _has_nowait(fd: int, size_bytes: int) -> bool:
-    """Asked at the end of the file, where there is nothing to be read ahead."""
+    """Whether the file system has RWF_NOWAIT. It is tried at the end of the file, where nothing can be read
+    ahead."""
     try:
         os.preadv(fd, [bytearray(1)], size_bytes, os.RWF_NOWAIT)
     except OSError as error:
@@ -311,7 +312,7 @@ def _has_nowait(fd: int, size_bytes: int) -> bool:
 
 
 def open_file(path: str, access: Access, context: FileContext | None = None) -> LocalFile:
-    """Opens a regular file that the caller may read. Raises a PenstockError that names it."""
+    """Opens a regular file that the caller may read. Raises a PenstockError that names the file."""
     fd = paths.open_path(path, access, os.O_RDONLY)
     try:
         file = LocalFile(path, fd, context)

@@ -1,5 +1,5 @@
-"""Files with their threads: each mount has some of its own for all that may hang, and so holds up only
-itself."""
+"""Files with their threads. Each mount has threads of its own for all calls that may hang, so it holds up no
+other mount."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 HEADER_READERS = 16
 HUNG_MOUNTS = 4
-"""So many mounts may hang before there are fewer threads for the others."""
+"""How many mounts may hang without taking threads from the others."""
 CLOSED_MOUNTS = 1024
-"""Those of which files are being closed at once, by a thread for each."""
+"""Most mounts of which files are being closed at a time. Each has one thread for that."""
 
 
 def _prefix(location: str) -> str:
-    """A path, since that is what it is compared with."""
+    """The path in a prefix of `--allow`: it is compared with paths."""
     return unquote(location.removeprefix("file://")) if location.startswith("file://") else location
 
 
@@ -38,7 +38,8 @@ class FileStore(Store):
     resolver_threads = 8
 
     def __init__(self, config: Config) -> None:
-        # So many mounts may hang, each with as many reads as there are threads, and cost the others nothing.
+        # HUNG_MOUNTS mounts may hang, each with as many reads as there are threads, and take none from
+        # others.
         self.reading = Reading(
             threads=config.concurrency,
             spare_threads=HUNG_MOUNTS * config.concurrency,
@@ -72,7 +73,7 @@ class FileStore(Store):
             return None
 
     def stop(self) -> None:
-        """A read of a file cannot be ended."""
+        """Does nothing: a read of a file cannot be ended."""
 
     def shutdown(self) -> None:
         for threads in (self._resolvers, self._openers, self._closers):

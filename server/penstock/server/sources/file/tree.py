@@ -1,8 +1,8 @@
-"""Every file at or below a directory.
+"""Lists all files at or below a directory.
 
-Each name is opened anew, by its whole path, as a load opens it: so the same rules hold for links and `..`,
-and no race leads out of what the caller may read. A link to a directory is followed, unless it leads to one
-that holds it.
+Each name is opened by its whole path, as a load opens it. So the same rules hold for links and `..`, and no
+race leads to a file that the caller may not read. A link to a directory is followed, unless that directory
+holds the link.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Directory:
 
 
 def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[Listed]:
-    """What `Source.tree` gives. `asking` is entered, with a path, while its mount may keep this thread."""
+    """See `Source.tree`. `asking` is entered with a path while this thread waits for the path's mount."""
     left, left_bytes = MAX_TREE_NAMES, MAX_TREE_NAME_BYTES
     waiting = [_Directory("")]
     while waiting:
@@ -79,7 +79,7 @@ def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[L
 
 
 def _list(path: str, access: Access, most: int) -> tuple[_Inode, list[str]]:
-    """Which directory it is, and the names in it, sorted; one more than `most` if there are more."""
+    """The inode of a directory, and the names in it, sorted: at most one more than `most`."""
     fd = paths.open_path(path, access, os.O_RDONLY)
     try:
         status = statx.file_status(fd)
@@ -98,7 +98,8 @@ def _list(path: str, access: Access, most: int) -> tuple[_Inode, list[str]]:
 
 
 def _status(path: str, access: Access, *, required: bool) -> FileStatus | None:
-    """None for what went away meanwhile, or cannot be followed and is not `required`."""
+    """The status of a file. None if it went away meanwhile, or if it cannot be followed and is not
+    `required`."""
     try:
         fd = paths.open_path(path, access, os.O_PATH)
     except CheckpointNotFoundError:

@@ -1,7 +1,7 @@
-"""Notices by inotify that files are written to. If a write's time is put back, only ctime shows it too, and
-other changes move ctime as well.
+"""Notices writes to files by inotify. If a writer puts the time of its write back, nothing else shows the
+write but ctime, and other changes move ctime too.
 
-A watch is of an inode and keeps neither a file nor a mount busy. The kernel reports writes, truncation, hole
+A watch is on an inode, and keeps neither a file nor a mount busy. The kernel reports writes, truncation, hole
 punching and reflinks on this machine. It does not report stores through a mapping, writes of other machines
 to a network file system, or writes to the layers beneath an overlay.
 """
@@ -28,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Watch:
-    """Of one open file. Made by `Watches.watch`; closed by its owner."""
+    """The watch of one open file. Made by `Watches.watch`, and closed by its owner."""
 
     __slots__ = ("_inode", "_number", "_watches", "lost", "modified")
 
@@ -38,10 +38,10 @@ class Watch:
         self._number = -1
         self.modified = False
         self.lost = False
-        """Writes may have been missed: too many happened at once, or the kernel dropped the watch."""
+        """Whether writes may have been missed: too many happened at once, or the kernel dropped the watch."""
 
     def look(self) -> None:
-        """Brings `modified` and `lost` up to date: writes that ended before this call count."""
+        """Updates `modified` and `lost`. Writes that ended before this call count."""
         self._watches.drain()
 
     def close(self) -> None:
@@ -49,12 +49,13 @@ class Watch:
 
 
 class Watches:
-    """All watches of the process, on one descriptor. Every thread may use it."""
+    """All watches of the process, on one descriptor. Thread-safe."""
 
     def __init__(self) -> None:
-        """Without inotify (a seccomp profile, too many instances of the user) it watches nothing."""
+        """It watches nothing if there is no inotify: because of a seccomp profile, or too many instances of
+        the user."""
         self._fd: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-        # Also when nobody closes it: a user has few instances, 128.
+        # Also if nobody calls `close`: a user has only 128 instances.
         self._close = weakref.finalize(self, os.close, self._fd) if self._fd >= 0 else None
         self._lock = threading.Lock()
         self._by_number: dict[int, set[Watch]] = {}
@@ -106,7 +107,7 @@ class Watches:
             _libc.inotify_rm_watch(self._fd, number)  # fails where the file is gone already
 
     def drain(self) -> None:
-        """Passes on what the kernel has queued."""
+        """Passes on the events that the kernel has queued."""
         with self._lock:
             while self._fd >= 0:
                 try:
@@ -120,7 +121,7 @@ class Watches:
                     self._tell(number, mask)
 
     def close(self) -> None:
-        """Ends all watches. No watch may be used any more."""
+        """Ends all watches. None may be used after that."""
         with self._lock:
             if self._close is not None:
                 self._close()

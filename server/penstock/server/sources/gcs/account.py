@@ -136,8 +136,8 @@ def _size_bytes(text: str) -> int | None:
 
 
 def _checksums(hashes: str) -> tuple[Checksum, ...]:
-    """What `X-Goog-Hash` says of the whole object. Its MD5 is absent where an object was composed of others,
-    and costs five times as much to compute."""
+    """The checksum of the whole object in `X-Goog-Hash`. Its MD5 is not used: it is absent if the object was
+    composed of others, and costs five times as much to compute."""
     match = _CRC32C.search(hashes)
     checksum = None if match is None else crc_in_base64(CRC32C, match[1])
     return () if checksum is None else (checksum,)

@@ -29,7 +29,7 @@ class HubStore(ObjectStore):
         self._config = config
         self._lock = threading.Lock()
         self._files: FileStore | None = None
-        """What files of the local cache need to know of the machine; made when one is first looked for."""
+        """The machine's part of files in the local cache. Made when the first file is looked for there."""
         super().__init__(config)
 
     def make_source(

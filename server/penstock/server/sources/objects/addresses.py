@@ -1,9 +1,9 @@
-"""Which addresses a host name leads to, and connections to public ones alone.
+"""Looks up host names, and connects to public addresses alone.
 
-A URL that a stranger chose, or a redirect, may name what only this machine or its network should reach: a
-service on the loopback, the metadata of a cloud's instance. A name is looked up once: the addresses that were
-checked are those that are connected to, so that a name server that answers otherwise the next time gains
-nothing. An address counts as public if it is routed on the internet.
+A URL from a stranger, or a redirect, may name a service that only this machine or its network should reach:
+one on the loopback, or the metadata of a cloud's instance. A name is looked up once, and the connection goes
+to the address that was checked. So a name server gains nothing if it answers otherwise the next time. An
+address is public if it is routed on the internet.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
         (
-            "168.63.129.16/32",  # Azure's metadata: of a public range, and answered by the machine's host
-            "192.0.0.0/24",  # for protocols, of which Oracle's metadata is one; older Pythons know a part
-            "192.88.99.0/24",  # whichever relay to IPv6 is near, a network's own included
+            "168.63.129.16/32",  # Azure's metadata: in a public range, but answered by the machine's host
+            "192.0.0.0/24",  # for protocols, such as Oracle's metadata; older Pythons know only a part of it
+            "192.88.99.0/24",  # the nearest relay to IPv6, which may be in the local network
             "3fff::/20",  # for documentation; older Pythons do not know it
         ),
     )
@@ -35,8 +35,8 @@ _IPV4_MASK = 0xFFFFFFFF
 
 
 def is_public(text: str) -> bool:
-    """Whether an address, as getaddrinfo writes it, is of the internet. One that carries an IPv4 address is
-    taken for that."""
+    """Whether an address, as getaddrinfo writes it, is on the internet. An address that carries an IPv4
+    address counts as that one."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         carried = address.ipv4_mapped or address.sixtofour
@@ -55,8 +55,8 @@ def is_public(text: str) -> bool:
 def create_connection(
     address: tuple[str, int], timeout: float | None = None, source_address: Any = None
 ) -> socket.socket:
-    """As `socket.create_connection`, to a host all of whose addresses are public. Raises AccessDeniedError
-    for another, before anything is sent, and OSError."""
+    """As `socket.create_connection`, for hosts whose addresses are all public. Raises AccessDeniedError for
+    any other host, before anything is sent, and OSError."""
     host, port = address
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     _check(host, found)
@@ -68,8 +68,8 @@ def create_connection(
 
 
 def check_name(parts: SplitResult) -> None:
-    """Of the host of a URL that a proxy will be asked for. What cannot be looked up here is left to the
-    proxy. Raises AccessDeniedError."""
+    """Checks the host of a URL that a proxy will be asked for. A name that cannot be looked up here is left
+    to the proxy. Raises AccessDeniedError."""
     host = parts.hostname or ""
     try:
         found = socket.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)

@@ -1,8 +1,8 @@
-"""Keep-alive HTTP/1.1 connections, through a proxy where the environment names one, and one exchange on one
-of them. Bytes go from the socket to the caller's memory; nothing else is buffered but a few kilobytes.
+"""Keep-alive HTTP/1.1 connections, through a proxy if the environment names one, and exchanges on them. Bytes
+go from the socket to the caller's memory. Only a few kilobytes are buffered.
 
-Connections do not belong to threads: a thread takes one that is idle, or makes one, and puts it back when
-the answer has been read to its end.
+Connections do not belong to threads. A thread takes an idle one, or makes one, and puts it back when it has
+read the answer to its end.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ from .faults import Transient
 from .response import Response, TooSlow
 
 MAX_ERROR_BODY_BYTES = 64 << 10
-"""Of an error answer, read to learn its code."""
+"""Most bytes of an error answer that are read to find its code."""
 BUFFER_BYTES = 64 << 10
-"""More than the HTTP parser reads ahead."""
+"""The HTTP parser reads less than this ahead."""
 BURST_BYTES = 1 << 20
 TURN_SECONDS = 0.25
 """A read tells at least so often that bytes come: well within `schedule.STALL_SECONDS`."""
 _TURN = struct.pack("ll", 0, int(TURN_SECONDS * 1e6))
 
-# OpenSSL gives 16 KiB at a time, each with a turn of the interpreter's lock. Dozens of threads taking turns
-# spend more time on waking each other than on decrypting: so only as many as there are cores, in bursts.
+# OpenSSL returns 16 KiB at a time, and each piece takes a turn of the interpreter's lock. Dozens of threads
+# that take turns spend more time on waking each other than on decrypting. So only as many as there are cores
+# decrypt at a time, each a burst.
 _decrypting = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
 
 
 _Origin = tuple[str, bool]
-"""Scheme, host and port; and whether connections go to public addresses only."""
+"""Scheme, host and port, and whether connections go to public addresses only."""
 
 
 class Connections:
-    """Idle connections by origin. Made once; every thread may use it."""
+    """Idle connections by origin. Thread-safe."""
 
     def __init__(self, *, timeout_seconds: float, idle: int, tls: ssl.SSLContext) -> None:
-        """At most `idle` connections are kept while nothing is asked."""
+        """At most `idle` connections are kept open while nothing is requested."""
         self._timeout_seconds = timeout_seconds
         self._max_idle = idle
         self._tls = tls
@@ -61,9 +62,9 @@ class Connections:
     def exchange(
         self, what: str, method: str, url: str, headers: Mapping[str, str], *, public_only: bool = False
     ) -> Iterator[Exchange]:
-        """Sends a request and gives its answer, whose body is to be read inside. Raises Transient, also from
-        within, SourceUnavailableError, which names `what`, and with `public_only` AccessDeniedError where the
-        host is on no public address."""
+        """Sends a request and gives its answer. The body must be read within the context. Raises Transient,
+        also from within the context, and SourceUnavailableError, which names `what`. With `public_only` it
+        raises AccessDeniedError for a host that has an address that is not public."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{proxies.authority(parts)}", public_only
         connection = self._take(origin) or self._new(parts, public_only)
@@ -72,7 +73,7 @@ class Connections:
             with _network_errors(what, parts, connection):
                 self._connect(connection)
                 exchange = _send(connection, method, parts, headers)
-                if exchange.status == 407:  # which only proxies say
+                if exchange.status == 407:  # a status of proxies alone
                     raise proxies.refusal(407, what, parts, connection)
                 yield exchange
             reusable = exchange.complete
@@ -92,8 +93,8 @@ class Connections:
             for connection in self._busy:
                 sock = connection.sock  # its thread may close it meanwhile
                 if sock is not None:
-                    # Not SSLSocket's own, which takes the encryption away from under a read: what comes
-                    # after that would be ciphertext for the caller.
+                    # Not SSLSocket's own method, which ends the encryption under a read: the caller would get
+                    # ciphertext after that.
                     with contextlib.suppress(OSError):
                         socket.socket.shutdown(sock, socket.SHUT_RDWR)
         for _, connection in idle:
@@ -112,7 +113,8 @@ class Connections:
             self._put(origin, connection, reusable=False)
 
     def _forget(self, origin: _Origin) -> None:
-        """What is idle there may be as broken as what just failed: it is tried again on new ones."""
+        """Closes idle connections of an origin. They may be as broken as the one that just failed, so the
+        next attempt gets a new one."""
         with self._lock:
             forgotten = [connection for at, connection in self._idle if at == origin]
             self._idle = [idle for idle in self._idle if idle[0] != origin]
@@ -125,8 +127,8 @@ class Connections:
             self._busy.discard(connection)
             if reusable and not self._closed:
                 self._idle.insert(0, (origin, connection))
-                # The oldest one goes, whatever its origin: of a bucket that is asked no more they would
-                # keep the place of those that are of use.
+                # The oldest one goes, whatever its origin. Connections of a bucket that is no longer used
+                # would otherwise keep the place of useful ones.
                 surplus = self._idle.pop()[1] if len(self._idle) > self._max_idle else None
         if surplus is not None:
             surplus.close()
@@ -166,7 +168,7 @@ class Connections:
 
 
 class Exchange:
-    """An answer: status, headers, and a body that is read into the caller's memory."""
+    """An answer: status, headers, and a body to be read into the caller's memory."""
 
     def __init__(self, connection: http.client.HTTPConnection, response: Response) -> None:
         self.connection = connection
@@ -174,26 +176,27 @@ class Exchange:
         self.headers: Mapping[str, str] = response.fields
         """By their names in lower case."""
         self.length = response.length
-        """What the body has; None where the server does not say."""
+        """The length of the body; None if the server does not say it."""
         self._response = response
         self._left = response.length
         self._drained = False
-        """Nothing of the body is left in the parser's buffer: the rest is in the socket."""
+        """Whether nothing of the body is left in the parser's buffer, so the rest is in the socket."""
 
     @property
     def complete(self) -> bool:
-        """Read to its end, and the connection stays good for more."""
+        """Whether it was read to its end, and the connection can be used again."""
         return self._response.isclosed() and self.connection.sock is not None
 
     def abandon(self) -> None:
-        """Closes the socket that the parser keeps for itself where the connection ends with this answer."""
+        """Closes the socket that the parser keeps for itself if the connection ends with this answer."""
         self._response.close()
 
     def read_into(self, view: memoryview) -> int:
-        """Some of the body, as it comes; 0 at its end."""
+        """Reads some bytes of the body, as they come. Returns their number, 0 at the end."""
         if self._left is None or self._response.chunked:
-            # Its readinto would return when the view is full: nobody would learn that bytes come, or how
-            # slowly, and those that came before an error would be lost. What frames a chunk may trickle too.
+            # The response's readinto returns only when the view is full. Until then nobody would notice
+            # whether bytes come, and how slowly, and an error would lose those that came. The frame of a
+            # chunk may come slowly too.
             self._response.hurry()
             some = self._response.read1(min(len(view), BUFFER_BYTES))
             count = len(some)
@@ -205,7 +208,7 @@ class Exchange:
             elif self._drained and isinstance(self.connection.sock, socket.socket):
                 count = _receive(self.connection.sock, view[:BURST_BYTES])
             else:
-                # Not the response's own readinto: what came before an error would be lost with it.
+                # Not the response's own readinto: an error would lose the bytes that came before it.
                 count = self._response.fp.readinto1(view) if view else 0
                 self._drained = len(view) >= BUFFER_BYTES
             self._left -= count
@@ -216,14 +219,15 @@ class Exchange:
         return count
 
     def finish(self) -> None:
-        """The body should end here. If it does not, the connection is good for nothing else."""
+        """Reads the end of the body, which should be here. If it is not, the connection cannot be used
+        again."""
         if not self._response.isclosed():
             self._response.hurry()
             self._response.read(1)
 
     def whole(self, limit_bytes: int, hold: Callable[[int], None] = lambda size_bytes: None) -> bytes:
-        """The body, which must come within the timeout. `hold` is called before so many bytes more are held,
-        and may raise. Raises Transient, also for a longer one."""
+        """The whole body. It must come within the timeout. `hold` is called before that many more bytes are
+        held, and may raise. Raises Transient, also if the body is longer."""
         announced_bytes = self.length or 0
         if announced_bytes <= limit_bytes:
             body = self._body(limit_bytes + 1, hold)
@@ -234,7 +238,7 @@ class Exchange:
         raise Transient("bad_response", f"the answer has more than {limit_bytes} bytes")
 
     def text(self) -> bytes:
-        """The body of an error answer, or the beginning of a long one."""
+        """The body of an error answer, or the beginning of it if it is long."""
         return self._body(MAX_ERROR_BODY_BYTES)
 
     def _body(self, most_bytes: int, hold: Callable[[int], None] = lambda size_bytes: None) -> bytes:
@@ -273,7 +277,8 @@ def _receive(connection: socket.socket, view: memoryview) -> int:
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
-    """What has come, up to a burst; waits for the first of it. 0 at the end. Raises OSError."""
+    """Reads the bytes that have come, at most a burst. Waits for the first. Returns 0 at the end. Raises
+    OSError."""
     timeout_seconds = connection.gettimeout()
     connection.settimeout(0)
     try:
@@ -288,12 +293,12 @@ def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
 
 
 def _read_ready(connection: ssl.SSLSocket, view: memoryview) -> int:
-    """Raises SSLWantReadError if there is nothing."""
+    """Reads without waiting. Raises SSLWantReadError if no byte is there."""
     total = 0
     while total < len(view):
         try:
             count = connection.recv_into(view[total:])
-        except OSError:  # also that there is no more; what is there counts, and the next read raises again
+        except OSError:  # also if there is no more: the bytes so far count, and the next read raises again
             if total:
                 break
             raise
@@ -320,9 +325,9 @@ def _send(
         sent.update(connection.proxy_headers)
     try:
         connection.request(method, target, headers=sent)
-    except OSError:  # of which some, as of certificates, are a ValueError too
+    except OSError:  # some of these are a ValueError too, such as those of certificates
         raise
-    except ValueError as error:  # an ETag that cannot be said in a header
+    except ValueError as error:  # an ETag that cannot be sent in a header
         raise Transient("bad_response", "what the store said of the object is no valid header") from error
     beat()
     response = connection.getresponse()
@@ -332,7 +337,8 @@ def _send(
 
 
 def _readable(connection: http.client.HTTPConnection) -> bool:
-    """An idle connection on which something is to be read was closed by the server, or is out of step."""
+    """Whether an idle connection has something to be read. Then the server closed it, or it is out of
+    step."""
     if connection.sock is None:
         return True
     poll = select.poll()
@@ -342,7 +348,8 @@ def _readable(connection: http.client.HTTPConnection) -> bool:
 
 @contextlib.contextmanager
 def _network_errors(what: str, parts: SplitResult, connection: http.client.HTTPConnection) -> Iterator[None]:
-    """What sockets, TLS and the HTTP parser raise. Without their texts where a server could have put them."""
+    """Turns errors of sockets, TLS and the HTTP parser into errors for clients. Texts that a server may have
+    written are left out."""
     where = proxies.way(parts, connection)
     try:
         yield

@@ -1,9 +1,10 @@
-"""Failures that may pass, and after how long they are asked again. Pure.
+"""Failures that may pass, and the delay after them. Pure.
 
-transient  timeout, connection, throttled, server_error, short_body, bad_response: asked again, from the
-           byte reached, after a random part of a delay that doubles (full jitter)
+transient  timeout, connection, throttled, server_error, short_body, bad_response: the request is repeated,
+from
+           the byte reached, after a random part of a delay that doubles (full jitter)
 
-Which answers are transient, and what the others mean, is for the store to say.
+The store decides which answers are transient, and what the others mean.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from ...system.counts import RETRY_REASONS
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 10.0
 LONGEST_RETRY_AFTER_SECONDS = 30.0
-"""What an answer may ask for at most, where a store has no other limit: one that says an hour would hang the
-load."""
+"""Longest delay that an answer may ask for, unless the store has another limit. An answer that asks for an
+hour would hang the load."""
 
 
 class Transient(Exception):
-    """A request that failed and may succeed when it is made again."""
+    """A request failed, and may succeed if it is repeated."""
 
     def __init__(self, reason: str, text: str, *, retry_after_seconds: float = 0.0) -> None:
         assert reason in RETRY_REASONS
@@ -33,15 +34,15 @@ class Transient(Exception):
 
 
 def delay_seconds(failures: int, retry_after_seconds: float) -> float:
-    """Before the attempt after so many that failed in a row: anything up to a bound that doubles, so that
-    many readers do not come back at once; and not before what the answer asked for."""
+    """The delay after so many failures in a row: the delay that the answer asked for, and a random time up to
+    a bound that doubles, so that many readers do not come back at once."""
     doubled: float = FIRST_DELAY_SECONDS * 2 ** min(max(failures - 1, 0), 16)
     bound = min(LONGEST_DELAY_SECONDS, doubled)
     return retry_after_seconds + random.uniform(0, bound)
 
 
 def retry_after(text: str, *, longest_seconds: float = LONGEST_RETRY_AFTER_SECONDS) -> float:
-    """What a Retry-After header asks for, in seconds or as a date, within bounds; 0 where it says nothing."""
+    """The delay of a Retry-After header, which has seconds or a date, within bounds. 0 if it has neither."""
     text = text.strip()
     if text.isdecimal():
         seconds = float(text[:10])

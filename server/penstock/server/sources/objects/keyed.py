@@ -1,4 +1,4 @@
-"""The source of a store in which a prefix of `--allow` holds keys."""
+"""The source of a store whose `--allow` prefixes are prefixes of keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KeyedSource(ObjectSource[K], Generic[K, S]):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> None:
-        """Arguments as for `ObjectSource`; `own` are the settings of the store alone."""
+        """Arguments as for `ObjectSource`. `own` has the settings of the store alone."""
         super().__init__(settings, workers, on_retry)
         self._own = own
 

@@ -1,4 +1,5 @@
-"""Which keys make sense, and who may read what lies under them: the same for every store of objects. Pure."""
+"""Which keys are valid, and who may read below them. The rules are the same for all stores of objects.
+Pure."""
 
 from __future__ import annotations
 
@@ -10,22 +11,22 @@ from .. import Access
 from .service import Location
 
 MAX_KEY_BYTES = 1024
-"""Of S3 and GCS. Azure counts characters, of which a key with so many bytes has no more."""
+"""The limit of S3 and GCS. Azure's limit is as many characters, which such a key never exceeds."""
 _SEPARATORS = re.compile(r"[/\\]")
-"""Some stores, and some proxies before them, take a backslash for a slash."""
+"""Some stores, and some proxies, treat a backslash as a slash."""
 
 
 class Kept(Location, Protocol):
-    """In a bucket or container."""
+    """A location in a bucket or container."""
 
     @property
     def root(self) -> str:
-        """The URI of that, ending in `/`."""
+        """The URI of the bucket or container, with a slash at its end."""
 
 
 def check_key(uri: str, key: str, store: str) -> None:
-    """Raises InvalidRequestError for what is no key. A key is text, not a path and not part of a URL: nothing
-    in it is decoded or normalised, as in the stores' own tools."""
+    """Raises InvalidRequestError for an invalid key. A key is text, and neither a path nor a part of a URL:
+    nothing in it is decoded or normalised, as in the stores' own tools."""
     try:
         key_bytes = len(key.encode())
     except UnicodeEncodeError:
@@ -42,9 +43,9 @@ def check_key(uri: str, key: str, store: str) -> None:
 def check_access(location: Kept, access: Access) -> None:
     """Raises AccessDeniedError unless the caller may read there.
 
-    A prefix allows the key that it is and what lies below it, at a `/`, compared as text. Keys with a `.` or
-    `..` segment mean themselves to most stores, but not to every proxy or store that calls itself
-    compatible: they are for privileged callers.
+    A prefix allows the key that equals it, and keys below it: those that continue with a `/`. Both are
+    compared as text. Keys with a segment `.` or `..` are for privileged callers. Most stores take these
+    segments literally, but some proxies and some compatible stores do not.
     """
     if access.privileged:
         return

@@ -1,5 +1,5 @@
-"""What lies below a key, page by page. A page that fails is asked for again as objects are, and errors mean
-what they mean for those."""
+"""Lists the objects below a key, page by page. A page that fails is requested again, and errors have the same
+meaning as for objects."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .requests import Requests
 from .service import Ask, Entry, L, Page
 
 MAX_PAGES = 100
-"""Of up to 1000 names each."""
+"""Most pages of a directory, each of up to 1000 names."""
 MAX_TREE_PAGES = 10_000
-"""Some stores give far fewer names a page, or none."""
+"""Most pages of a tree. Some stores give far fewer names a page, or none."""
 MAX_PAGE_BYTES = 16 << 20
-"""Some 4 MiB are 1000 of the longest keys, each byte of them written as three."""
+"""Most bytes of a page. A thousand of the longest keys, with three characters for each byte, have some 4
+MiB."""
 MAX_TOKEN_CHARACTERS = 16 << 10
-"""Of what asks for the next page. Stores send some thousand at most."""
+"""Most characters of the token of the next page. Stores send a few thousand at most."""
 PARSED_TIMES = 2
-"""What a page takes while it is parsed, in times of its bytes, besides `ENTRY_BYTES`."""
+"""The memory for a page while it is parsed, in multiples of its bytes, besides `ENTRY_BYTES`."""
 ENTRY_BYTES = 300
-"""What a name of a page takes, besides its characters."""
+"""The memory for a name of a page, besides its characters."""
 
 
 def list_names(requests: Requests[L], directory: L, cost: ListingCost) -> list[str]:
-    """Of what lies directly below a key that ends in `/` or is empty, sorted and held. Raises
-    PenstockError."""
+    """The names directly below a key that ends in `/` or is empty, sorted and held. Raises PenstockError."""
 
     def pages() -> Iterator[str]:
         token = ""
@@ -51,8 +51,8 @@ def list_names(requests: Requests[L], directory: L, cost: ListingCost) -> list[s
 
 
 def list_tree(requests: Requests[L], directory: L, wanted: Wanted, cost: ListingCost) -> Iterator[Listed]:
-    """Of all that lies below a key that ends in `/` or is empty. A page is held at a time. Raises
-    PenstockError; CheckpointNotFoundError where nothing is there."""
+    """All objects below a key that ends in `/` or is empty. One page is in memory at a time. Raises
+    PenstockError; CheckpointNotFoundError if there are none."""
     token, seen, pages = "", 0, 0
     while True:
         page = _page(requests, directory, token, cost, deep=True)
@@ -63,7 +63,8 @@ def list_tree(requests: Requests[L], directory: L, wanted: Wanted, cost: Listing
             raise too_many_names(directory.uri)
         for entry in page.entries:
             name = _name(directory, entry)
-            # What ends so stands for a directory, as consoles and file systems on top of stores make them.
+            # A name that ends in a slash stands for a directory. Consoles and file systems on top of stores
+            # make such objects.
             if name and not name.endswith("/") and wanted(name):
                 yield Listed(
                     name, entry.size_bytes or 0, listed_version(entry.version, entry.size_bytes or 0)
@@ -72,7 +73,7 @@ def list_tree(requests: Requests[L], directory: L, wanted: Wanted, cost: Listing
         cost.release(page.held_bytes)
         if not token:
             break
-        if pages >= MAX_TREE_PAGES:  # of a store that gives empty ones for ever
+        if pages >= MAX_TREE_PAGES:  # a store may send empty pages for ever
             raise too_many_names(directory.uri)
     if not seen:
         raise CheckpointNotFoundError(
@@ -98,7 +99,8 @@ def _page(requests: Requests[L], directory: L, token: str, cost: ListingCost, *,
 
 
 def _ask_page(requests: Requests[L], directory: L, token: str, cost: ListingCost, *, deep: bool) -> _HeldPage:
-    """One whose keys begin with the directory's. Raises Transient and PenstockError."""
+    """Requests a page once, and checks that its keys begin with the directory's. Raises Transient and
+    PenstockError."""
     held_bytes = 0
 
     def hold(size_bytes: int) -> None:

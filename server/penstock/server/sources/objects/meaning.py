@@ -1,7 +1,7 @@
-"""What error answers mean that stores word alike: what is asked again, and what is final. Pure.
+"""The meaning of error answers that stores have in common: which are repeated, and which are final. Pure.
 
 transient  throttled, timeout, server_error
-final      401, 403, 404, 412 and every other answer that would be the same again
+final      401, 403, 404, 412, and every other answer that would be the same again
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9+/=_.:-]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What an error answer says. Nothing else of it is kept, since bodies quote what was signed."""
+    """The contents of an error answer that are kept. Bodies are not, as they quote signatures."""
 
     status: int
     code: str
-    """The store's own, or empty."""
+    """The store's code, or empty."""
     request_id: str
     retry_after_seconds: float
 
@@ -41,24 +41,24 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A store's own: its codes, and the names of its rights."""
+    """The words of one store: its codes, and the names of its rights."""
 
     store: str
     throttled: frozenset[str]
     remedies: Mapping[str, str]
-    """Of codes that mean that access is denied."""
+    """By code that means that access is denied: the remedy."""
     may_not_read: str
     may_not_list: str
     missing: Mapping[str, str]
-    """By code: what does not exist, where it is not the object itself."""
+    """By code: the thing that does not exist, if it is not the object itself."""
     container: str
-    """What errors call that which holds objects."""
+    """The word for a container of objects: bucket, or container."""
 
 
 def failure(
     said: Said, location: Location, words: Words, *, container: str, listing: bool
 ) -> PenstockError | Transient:
-    """What an error answer to a GET or HEAD means, or to a request for a list. `container` is the name of
+    """The meaning of an error answer to a GET or HEAD, or to a request for a list. `container` is the name of
     the bucket."""
     status, code, uri = said.status, said.code, location.uri
     if status == 429 or code in words.throttled:
@@ -91,11 +91,11 @@ def failure(
 
 
 def first(pattern: re.Pattern[str], text: str) -> str:
-    """The group of the first match, or nothing."""
+    """The group of the first match, or an empty text."""
     match = pattern.search(text)
     return match[1] if match else ""
 
 
 def plain_id(text: str) -> str:
-    """What a store calls a request, where that is what it looks like; else nothing."""
+    """A store's id of a request, if the text looks like one; else an empty text."""
     return text if _PLAIN_ID.fullmatch(text) else ""

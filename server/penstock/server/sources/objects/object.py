@@ -1,7 +1,7 @@
 """One version of one object.
 
-Every request for its bytes names the version (`If-Match`) and every answer is compared with it, so that two
-versions are never mixed, whether or not the store honours the condition.
+Every request for its bytes names the version (`If-Match`), and every answer is compared with the version. So
+two versions are never mixed, whether or not the store honours the condition.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ MAX_OBJECT_BYTES = (1 << 63) - 1
 """The most that a file can have on any system, and that the wire can say."""
 
 FIRST_BYTES = 256 << 10
-"""What the first request for an object asks for: the headers of all but a few files are shorter."""
+"""Bytes that the first request for an object asks for. The headers of all but a few files are shorter."""
 
 SLOWEST_BYTES = 64 << 10
-"""What must come within `--object-timeout`: a store that gives less, byte by byte, would hang the load."""
+"""Bytes that must come within `--object-timeout`. A store that sends less, byte by byte, would hang the
+load."""
 
 MAX_VERSION_CHARACTERS = 1024
 """Of what a store calls a version: a load keeps it for each of its files, several times."""
@@ -37,8 +38,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
-    """One request for what an object is and for its first bytes: as many of them as came. Raises Transient
-    and PenstockError."""
+    """Requests the state of an object together with its first bytes, of which only some may come. Raises
+    Transient and PenstockError."""
     asked = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
     with requests.send(Ask("GET", location, asked), ok=(200, 206, 416)) as exchange:
         if exchange.status != 416:
@@ -56,11 +57,12 @@ def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
                     raise
                 requests.count(fault)
             return state, bytes(first[: position.reached])
-    return ask_state(requests, location, {}), b""  # an empty one has no range
+    return ask_state(requests, location, {}), b""  # an empty object has no range
 
 
 def ask_state(requests: Requests[L], location: L, headers: Mapping[str, str]) -> ObjectState:
-    """A HEAD request with these headers. Raises Transient and PenstockError."""
+    """Requests the state of an object: a HEAD request with these headers. Raises Transient and
+    PenstockError."""
     with requests.send(Ask("HEAD", location, headers), ok=(200,)) as exchange:
         exchange.finish()
         length = exchange.headers.get("content-length", "")
@@ -88,12 +90,12 @@ def _state(requests: Requests[L], location: L, exchange: Exchange, size_bytes: i
 
 
 def listed_version(listed: str, size_bytes: int) -> str:
-    """What a tree says of a version of which the store's lists say `listed`."""
+    """The version in a tree of an object that has the version `listed` in the store's lists."""
     return f"{listed}:{size_bytes}" if listed else ""
 
 
 class ObjectFile(Generic[L]):
-    """An object, read by ranges. Holds no connection between reads."""
+    """An object that is read by ranges. It holds no connection between reads."""
 
     alignment = 1
     mount = mount_point = ""
@@ -101,7 +103,7 @@ class ObjectFile(Generic[L]):
     def __init__(
         self, kind: str, requests: Requests[L], location: L, state: ObjectState, first: bytes
     ) -> None:
-        """`kind` is the store's; `first` are the first bytes, or none, and kept until they are read."""
+        """`kind` is the store's. `first` has the first bytes, or none. They are kept until they are read."""
         self.kind = kind
         self.uri = location.uri
         self.give_up_at = math.inf
@@ -115,7 +117,7 @@ class ObjectFile(Generic[L]):
         self._state = state
         self._first = first
         self._failures: dict[int, int] = {}
-        """How often the ranges that end there failed in a row without a byte, or too slowly."""
+        """Key: the end of a range. Value: how often it failed in a row without a byte, or too slowly."""
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)
@@ -137,7 +139,7 @@ class ObjectFile(Generic[L]):
         self._failures.pop(end, None)
 
     def check_unchanged(self) -> None:
-        """Nothing to ask: every answer was compared with the version."""
+        """Does nothing: every answer was compared with the version."""
 
     def unmounted(self) -> bool:
         return False
@@ -173,7 +175,7 @@ class ObjectFile(Generic[L]):
 
 
 class _Position:
-    """How far a read got, also when it raises."""
+    """How far a read got, also if it raised."""
 
     __slots__ = ("reached",)
 
@@ -182,8 +184,8 @@ class _Position:
 
 
 def _content_range(exchange: Exchange, requests: Requests[L], location: L) -> tuple[int, int, int]:
-    """Of the answer to a request for a range: first byte, count, size of the object. All of it where the
-    store may answer so."""
+    """The range in an answer: its first byte, its length, and the size of the object. It is the whole object
+    if the store may answer with that."""
     if exchange.status != 206:
         fault = requests.whole(location, exchange.length)
         if fault is not None:
@@ -202,7 +204,7 @@ def _content_range(exchange: Exchange, requests: Requests[L], location: L) -> tu
 
 
 def _skip(exchange: Exchange, count: int, timeout_seconds: float) -> None:
-    """Passes over the beginning of an answer that holds more than was asked for."""
+    """Skips the beginning of an answer that holds more than was asked for."""
     passed = memoryview(bytearray(min(count, _SKIP_BYTES)))
     _receive(exchange, [passed] * -(-count // _SKIP_BYTES), _Position(), count, timeout_seconds)
 
@@ -210,7 +212,7 @@ def _skip(exchange: Exchange, count: int, timeout_seconds: float) -> None:
 def _fill(
     exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int, timeout_seconds: float
 ) -> None:
-    """Reads the body into the views until `end` is reached, where it should end too."""
+    """Reads the body into the views up to `end`, where the body should end too."""
     _receive(exchange, views, position, end, timeout_seconds)
     exchange.finish()
 

@@ -1,6 +1,6 @@
-"""The proxy that the environment names for an address, and what it means when it refuses.
+"""The proxy that the environment names for an address, and the errors when it refuses.
 
-Proxies and endpoints may have a user and a password in their URLs: errors tell hosts and ports only.
+URLs of proxies and endpoints may have a user and a password. So errors show hosts and ports only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ...errors import SourceUnavailableError
 from .faults import Transient
 
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
-"""http.client's words for a CONNECT that was refused; it tells in no other way."""
+"""The text of http.client's error for a CONNECT that was refused. It has the status nowhere else."""
 _TRANSIENT = {408: "timeout", 429: "throttled"}
 
 
 class Forwarded(http.client.HTTPConnection):
-    """A plain connection to a proxy, which is asked for whole URLs."""
+    """A plain connection to a proxy. Requests on it name whole URLs."""
 
     def __init__(self, proxy: SplitResult, *, timeout: float) -> None:
         super().__init__(proxy.hostname or "", proxy.port or 80, timeout=timeout)
@@ -28,14 +28,14 @@ class Forwarded(http.client.HTTPConnection):
 
 
 def find(parts: SplitResult) -> SplitResult | None:
-    """The one for a URL. Raises SourceUnavailableError."""
+    """The proxy for a URL, if there is one. Raises SourceUnavailableError."""
     named = {} if proxy_bypass(authority(parts)) else getproxies()
     proxy = named.get(parts.scheme) or named.get("all")
     if not proxy:
         return None
     try:
         split = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        # A password that holds a '/' ends what is taken for the host.
+        # A '/' in a password ends what urlsplit takes for the host.
         usable = bool(split.hostname) and split.port != 0 and "@" not in split.path + split.query
     except ValueError:
         usable = False
@@ -54,7 +54,7 @@ def find(parts: SplitResult) -> SplitResult | None:
 
 
 def headers(proxy: SplitResult) -> dict[str, str]:
-    """What tells a proxy who asks."""
+    """The headers that log in at a proxy."""
     if proxy.username is None:
         return {}
     user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
@@ -62,12 +62,12 @@ def headers(proxy: SplitResult) -> dict[str, str]:
 
 
 def authority(parts: SplitResult) -> str:
-    """Host and port of a URL, as it says them."""
+    """Host and port of a URL, as they are written."""
     return parts.netloc.rpartition("@")[2]
 
 
 def way(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
-    """Where a request goes, for errors."""
+    """The way of a request, for errors: the host, and the proxy if there is one."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     if (connection.host, connection.port) == (parts.hostname, port):
         return authority(parts)
@@ -75,7 +75,7 @@ def way(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
 
 
 def tunnel_status(error: OSError) -> int | None:
-    """What a proxy answered to CONNECT, where it is that which failed."""
+    """The status of a proxy's answer to CONNECT, if that is what failed."""
     match = _TUNNEL.match(str(error))
     return int(match[1]) if match else None
 
@@ -83,7 +83,7 @@ def tunnel_status(error: OSError) -> int | None:
 def refusal(
     status: int, what: str, parts: SplitResult, connection: http.client.HTTPConnection
 ) -> SourceUnavailableError | Transient:
-    """A proxy answered that itself, before the store was asked."""
+    """The error for a status that came from the proxy itself, before the store was asked."""
     said = f"the proxy {connection.host}:{connection.port} answered {status}"
     if 400 <= status < 500 and status not in _TRANSIENT:
         remedy = "its user and password" if status == 407 else f"and that it lets {authority(parts)} through"

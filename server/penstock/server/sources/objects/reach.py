@@ -1,11 +1,11 @@
-"""URLs of plain web servers: how they are written, and to which of them a caller may be led. Pure.
+"""URLs of plain web servers: how they are written, and which of them a caller may be redirected to. Pure.
 
-A caller names a URL, or a store answers with one (a redirect). The daemon, which asks in their place, may
-stand inside a network where the caller does not: so a caller who is not privileged is led
+A caller names a URL, or a store answers with one (a redirect). The daemon makes the request, and it may be
+inside a network where the caller is not. So for a caller who is not privileged it requests
 
-    to what lies below an `--allow` prefix    wherever its host is, with the daemon's credentials for it
-    to anything else                          by https:// alone, without any credentials, and only if all
-                                              addresses of the host are public (`addresses.py`)
+    URLs below an `--allow` prefix    wherever their host is, with the daemon's credentials for it
+    all other URLs                    by https:// alone, without credentials, and only if all addresses of the
+                                      host are public (`addresses.py`)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .. import Access
 SCHEMES = ("https://", "http://")
 MAX_URL_CHARACTERS = 8192
 MAX_REDIRECTS = 5
-"""In a row, for one request."""
+"""Most redirects in a row, for one request."""
 REDIRECTS = (301, 302, 303, 307, 308)
 _URL = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#]*)(?P<path>/[^?#]*)?(?P<rest>[?#].*)?", re.DOTALL)
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(?::(\d{1,5}))?", re.ASCII)
@@ -33,7 +33,7 @@ _PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class WebPath:
-    """A scheme, a host with its port where that is not the usual one, and an escaped path."""
+    """A scheme, a host, with its port if that is not the usual one, and an escaped path."""
 
     scheme: str
     host: str
@@ -41,7 +41,7 @@ class WebPath:
 
     @classmethod
     def parse(cls, url: str) -> WebPath:
-        """In the one way to write it. Raises ValueError, with the reason and what to do."""
+        """Returns the canonical form. Raises ValueError, whose text has the reason and the remedy."""
         match = _URL.fullmatch(url)
         if match is None or len(url) > MAX_URL_CHARACTERS:
             raise ValueError("is no URL of the form https://host/path; write it so")
@@ -72,7 +72,7 @@ class WebPath:
 
     @property
     def hostname(self) -> str:
-        """Without a port, and without the brackets of an address."""
+        """The host without a port, and without the brackets of an address."""
         match = _HOST.fullmatch(self.host)
         return match[1].strip("[]") if match else self.host
 
@@ -85,7 +85,7 @@ class WebPath:
         return unquote(self.path.rpartition("/")[2])
 
     def holds(self, other: WebPath) -> bool:
-        """The other is the same or lies below, at a `/`."""
+        """Whether the other is the same, or lies below it."""
         top = self.path.rstrip("/")
         return self.origin == other.origin and (
             not top or other.path == top or other.path.startswith(top + "/")
@@ -93,13 +93,14 @@ class WebPath:
 
     @property
     def climbs(self) -> bool:
-        """It has a segment that servers may take for a way up, or hides a slash in one."""
+        """Whether it has a segment that servers may treat as the directory above, or an escaped slash."""
         segments = re.split(r"[/\\]", unquote(self.path))
         return bool({".", ".."} & set(segments)) or len(segments) != self.path.count("/") + 1
 
 
 def _escaped(path: str) -> str:
-    """Every character that a URL cannot have is escaped, and none of those that mean the same either way."""
+    """Escapes every character that a URL cannot have, and no character that has the same meaning
+    unescaped."""
     path = _STRAY.sub("%25", path)
     path = _ESCAPE.sub(lambda match: _unreserved(match[1]), path)
     return quote(path, safe=_LITERAL)
@@ -118,7 +119,7 @@ def escaped_name(name: str) -> str:
 
 
 def prefix(text: str) -> str:
-    """What a URL is as a prefix of `--allow`. Raises ValueError."""
+    """The canonical form of a prefix of `--allow`. Raises ValueError."""
     if text == "https://":
         return text
     if text == "http://":
@@ -131,12 +132,12 @@ def prefix(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a URL may be asked for."""
+    """How a URL may be requested."""
 
     public_only: bool
-    """On public addresses."""
+    """Only if all addresses of its host are public."""
     with_credentials: bool
-    """The daemon's own for that host may go along."""
+    """The daemon's credentials for that host may be sent."""
 
 
 _TRUSTED = Way(public_only=False, with_credentials=True)
@@ -145,12 +146,12 @@ _STRANGE = Way(public_only=True, with_credentials=False)
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """To which URLs a caller may be led."""
+    """Which URLs the daemon may request for a caller."""
 
     uid: int
     privileged: bool
     everywhere: bool
-    """A prefix names every host: `https://`."""
+    """One of the prefixes names every host: `https://`."""
     prefixes: tuple[WebPath, ...]
 
     @classmethod
@@ -160,7 +161,7 @@ class Reach:
         return cls(access.uid, access.privileged, "https://" in prefixes, named)
 
     def check(self, asked: WebPath) -> None:
-        """That the caller may load what it names. Raises AccessDeniedError."""
+        """Raises AccessDeniedError unless the caller may load this URL, which it named."""
         if self.privileged:
             return
         if asked.climbs:
@@ -177,8 +178,8 @@ class Reach:
             )
 
     def way(self, url: str, what: str) -> Way:
-        """To a URL which the caller named as `what`, or which a server gave in its place. Raises
-        AccessDeniedError where the caller may not be led there."""
+        """The way to a URL: the one that the caller named as `what`, or the target of a redirect from it.
+        Raises AccessDeniedError if it may not be requested for the caller."""
         parts = urlsplit(url)
         there = WebPath.parse(f"{parts.scheme}://{parts.netloc}{parts.path}")
         if self.privileged or self._holds(there):
@@ -196,7 +197,7 @@ class Reach:
 
 
 def redirected(url: str, location: str) -> str | None:
-    """The URL that a Location header leads to, without a fragment; None where it cannot be followed."""
+    """The target of a Location header, without a fragment; None if it cannot be followed."""
     readable = location.isascii() and location.isprintable() and " " not in location
     if not location or not readable or len(location) > MAX_URL_CHARACTERS:
         return None
@@ -210,6 +211,6 @@ def redirected(url: str, location: str) -> str | None:
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a URL, to be compared."""
+    """Scheme, host and port of a URL, for comparison."""
     parts = urlsplit(url)
     return WebPath.parse(f"{parts.scheme}://{parts.netloc}/").origin

@@ -1,4 +1,4 @@
-"""Where redirects led lately. Every thread may use it."""
+"""Remembers the targets of redirects for a while. Thread-safe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENTRY_BYTES = 300
 
 
 class Redirects:
-    """URLs by what was asked for. What is old does not count, and the oldest go when there are too many."""
+    """Targets by what was requested. Old ones do not count. If there are too many, the oldest are dropped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Requests for objects and lists: signed, answered or failed for good, with failures counted."""
+"""Requests for objects and lists. They are signed, and repeated until they are answered or fail for good."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _T = TypeVar("_T")
 
 
 def no_range(location: object, size_bytes: int | None) -> Transient:
-    """What it means, for most stores, that an answer holds all of an object."""
+    """The failure, for most stores, if an answer holds all of an object instead of a range."""
     return Transient("bad_response", "HTTP 200 and not the range that was asked for")
 
 
 class Requests(Generic[L]):
-    """Every thread may use it."""
+    """Thread-safe."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class Requests(Generic[L]):
         on_retry: Callable[[str], None],
         whole: Callable[[L, int | None], PenstockError | Transient | None] | None = None,
     ) -> None:
-        """`on_retry` is told the reason whenever something is tried again, by one thread at a time. `whole`
-        is `ObjectSource.whole`; without it every answer must be the range that was asked for."""
+        """`on_retry` is called with the reason of each repeated request, by one thread at a time. `whole` is
+        `ObjectSource.whole`; without it every answer must be the requested range."""
         self.service = service
         self.whole = whole or no_range
         self.timeout_seconds = settings.timeout_seconds
@@ -49,7 +49,7 @@ class Requests(Generic[L]):
 
     @contextlib.contextmanager
     def send(self, ask: Ask[L], *, ok: Sequence[int]) -> Iterator[Exchange]:
-        """An answer whose status is one of `ok`. Raises Transient and PenstockError."""
+        """Gives an answer whose status is one of `ok`. Raises Transient and PenstockError."""
         tried: list[Signed] = []
         while True:
             signed = self.service.sign(ask)
@@ -66,8 +66,8 @@ class Requests(Generic[L]):
                 raise self.service.failure(ask, answer)
 
     def patiently(self, location: L, request: Callable[[], _T], *, doing: str = "reading at byte 0") -> _T:
-        """Makes the request until it succeeds or is given up, sleeping between attempts. `doing` is for the
-        error then."""
+        """Repeats the request until it succeeds or is given up, and sleeps between attempts. `doing`
+        describes it in the error."""
         for failures in itertools.count(1):
             try:
                 return request()
@@ -78,7 +78,7 @@ class Requests(Generic[L]):
         raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
 
     def delay(self, location: L, doing: str, failures: int, fault: Transient) -> float:
-        """Seconds until the next attempt. Raises SourceUnavailableError after as many as are allowed."""
+        """Seconds until the next attempt. Raises SourceUnavailableError if no more attempts are allowed."""
         if self._stopping.is_set():
             raise ShuttingDownError("penstockd stops, and this read was cut off; try again in a moment")
         if failures >= self._settings.retries:
@@ -96,6 +96,6 @@ class Requests(Generic[L]):
             self._on_retry(fault.reason)
 
     def stop(self) -> None:
-        """Ends what is under way, with an error."""
+        """Ends requests under way, with an error."""
         self._stopping.set()
         self._connections.close()

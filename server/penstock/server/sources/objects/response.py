@@ -1,7 +1,8 @@
-"""An HTTP answer that cannot be drawn out for ever, and whose headers cost little.
+"""An HTTP answer with a time limit, and whose headers cost little.
 
-http.client has a timeout for each read from the socket, and begins it anew with every byte. It parses headers
-as those of an e-mail, which takes more processor time than all else that is done in Python for a block.
+http.client has a timeout for each read from the socket only, so a server that sends a byte now and then could
+take for ever. It parses headers as those of an e-mail, which takes more processor time than all else that is
+done in Python for a block.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MAX_DIGITS = 19
 
 
 class Response(http.client.HTTPResponse):
-    """One whose headers must be few and come within the connection's timeout, however slowly byte by byte."""
+    """An answer whose headers must be few, and must all come within the connection's timeout."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
@@ -56,7 +57,7 @@ class Response(http.client.HTTPResponse):
         self._timed.until = self._timed.left_bytes = None
 
     def hurry(self) -> None:
-        """What is read from now on must come within the timeout too."""
+        """From now on the bytes that are read must come within the timeout too."""
         if self._timeout_seconds is not None:
             self._timed.until = time.monotonic() + self._timeout_seconds
 
@@ -112,11 +113,11 @@ class Fields(dict[str, str]):
 
 
 class TooSlow(TimeoutError):
-    """Bytes came, and not all that should have come by now."""
+    """Some bytes came, but too few within the time limit."""
 
 
 class _Timed(io.RawIOBase):
-    """Another raw stream, read until a time, and up to a number of bytes."""
+    """A raw stream that is read through, up to a time limit and a number of bytes."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw

@@ -1,4 +1,4 @@
-"""What the engine needs to know of a kind of object store: plain data, and a protocol."""
+"""The engine's interface to a kind of object store: plain data, and a protocol."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Location(Protocol):
-    """Where something lies in a store: an object, or what begins with the same key."""
+    """A place in a store: an object, or all objects whose keys begin with a prefix."""
 
     @property
     def uri(self) -> str: ...
 
     @property
     def key(self) -> str:
-        """Of a directory it ends in `/`, or is empty."""
+        """The key. For a directory it ends in `/`, or is empty."""
 
 
 L = TypeVar("L", bound=Location)
@@ -32,16 +32,16 @@ L = TypeVar("L", bound=Location)
 
 @dataclass(frozen=True, slots=True)
 class ObjectSettings:
-    """What the daemon's flags say about all object stores."""
+    """The daemon's flags for all object stores."""
 
     retries: int
-    """Attempts in a row without a byte after which a read fails."""
+    """A read fails after so many attempts in a row without a byte."""
     timeout_seconds: float
-    """To connect, and without a byte."""
+    """The limit for connecting, and for a time without a byte."""
     connections: int
-    """Most that are kept open while nothing is read."""
+    """Most connections that are kept open while nothing is read."""
     checksums: bool = True
-    """Ask for checksums of whole objects."""
+    """Whether to request checksums of whole objects."""
 
     @classmethod
     def of(cls, config: Config) -> ObjectSettings:
@@ -55,15 +55,15 @@ class ObjectSettings:
 
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[L]):
-    """One request: for an object, for a range of one, or for a page of a list."""
+    """A request for an object, for a range of one, or for a page of a list."""
 
     method: str
     location: L
     headers: Mapping[str, str]
     page: str | None = None
-    """None: not for a list. Else the token of a page, empty for the first one."""
+    """The token of a page, empty for the first. None: the request is not for a list."""
     deep: bool = False
-    """Of a list: all that lies below the key, not only what lies directly below it."""
+    """For a list: all objects below the key, and not only those directly below it."""
 
     @property
     def is_list(self) -> bool:
@@ -77,15 +77,15 @@ class Signed:
     url: str
     headers: Mapping[str, str]
     identity: tuple[str, ...] = ()
-    """Who signed it and for where, to be compared and told to nobody."""
+    """The identity that signed it, and its region or the like. For comparison only; it is never shown."""
     public_only: bool = False
-    """Refused unless the host is on public addresses alone (`addresses.py`): nobody whom the daemon trusts
-    chose it."""
+    """Refused unless all addresses of the host are public (`addresses.py`). For a host that was chosen by
+    somebody whom the daemon does not trust."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An error answer: headers in lower case, and the beginning of the body."""
+    """An error answer, with its headers' names in lower case, and the beginning of its body."""
 
     status: int
     headers: Mapping[str, str]
@@ -94,24 +94,24 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ObjectState:
-    """The size of an object, and what tells its versions apart."""
+    """The size and the version of an object."""
 
     size_bytes: int
     identity: Mapping[str, str]
-    """Headers of answers, by name, that are the same for the same version."""
+    """Headers of answers that are the same for the same version, by name."""
     conditions: Mapping[str, str]
-    """Headers of requests that make them fail for any other version."""
+    """Headers that make a request fail for any other version."""
     listed: str = ""
-    """What lists say of this version (`Entry.version`); empty where they say nothing."""
+    """The version in lists (`Entry.version`); empty if lists have none."""
     checksums: tuple[Checksum, ...] = ()
-    """Of the whole content, as far as the store says any, the cheapest to check first."""
+    """The store's checksums of the whole content, the cheapest to check first."""
 
     @property
     def version(self) -> str:
         return f"{':'.join(self.identity.values())}:{self.size_bytes}"
 
     def same(self, headers: Mapping[str, str]) -> bool:
-        """What an answer says of its version does not contradict this one."""
+        """Whether the headers of an answer do not contradict this version."""
         return all(headers.get(name, value) == value for name, value in self.identity.items())
 
 
@@ -120,11 +120,11 @@ class Entry:
     """An object in a list."""
 
     key: str
-    """The whole one, as the store says it."""
+    """The whole key, as the store writes it."""
     size_bytes: int | None = None
-    """None where the list does not say."""
+    """None if the list does not have it."""
     version: str = ""
-    """Differs after any change of the bytes. Equal to `ObjectState.listed`, and empty only where that is."""
+    """Differs after any change of the bytes. It equals `ObjectState.listed`, and is empty only if that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +133,31 @@ class Page:
 
     entries: list[Entry]
     next: str
-    """What asks for the page after it; empty after the last."""
+    """The token of the next page; empty after the last."""
 
 
 class ObjectService(Protocol[L]):
-    """One account of one kind of store. Every thread may use it; methods block, as credentials may come from
-    a network."""
+    """One account of one kind of store. Thread-safe. Methods block, as credentials may come from a
+    network."""
 
     @property
     def tls(self) -> ssl.SSLContext:
-        """How certificates are verified."""
+        """The rules by which certificates are verified."""
 
     def sign(self, ask: Ask[L]) -> Signed:
-        """Raises PenstockError where there are no credentials, or no address."""
+        """Signs a request. Raises PenstockError if there are no credentials, or no address."""
 
     def changed(self, ask: Ask[L], answer: Answer, tried: Sequence[Signed]) -> bool:
-        """An error answer taught something, or credentials were renewed: signed anew, the same request may
-        succeed at once. `tried` are all that were sent, the last one included: the store must not be able to
-        have it sent for ever."""
+        """Whether the same request, signed anew, may succeed at once: because of something in the error
+        answer, or because credentials were renewed. `tried` has all requests that were sent, the last one
+        included. It serves as a limit: a store must not be able to have a request sent for ever."""
 
     def failure(self, ask: Ask[L], answer: Answer) -> PenstockError | Transient:
-        """What an error answer means."""
+        """The meaning of an error answer."""
 
     def state(self, location: L, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
-        """What the answer to a GET or HEAD says. Raises SourceUnavailableError where a change could not be
-        noticed."""
+        """The state of an object by the answer to a GET or HEAD. Raises SourceUnavailableError if a change of
+        the object could not be noticed."""
 
     def page(self, ask: Ask[L], headers: Mapping[str, str], body: bytes) -> Page:
-        """What the answer to a request for a list says. Raises Transient and PenstockError."""
+        """The page in the answer to a request for a list. Raises Transient and PenstockError."""

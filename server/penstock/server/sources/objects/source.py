@@ -1,4 +1,4 @@
-"""The Source that a kind of object store is: what is a directory there, and how an object is opened."""
+"""The Source of an object store: its directories, and how objects are opened."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from .requests import Requests, no_range
 from .service import L, ObjectService, ObjectSettings, ObjectState
 
 OBJECT_SUFFIX = ".safetensors"
-"""A key that ends so is taken for an object; any other may be the prefix of several."""
+"""A key that ends in this names an object. Any other key may be the prefix of several."""
 KNOWN_OBJECTS = 10_000
 
 
 class ObjectSource(ABC, Generic[L]):
-    """Makes no connection and reads no configuration before the first URI. A subclass says how URIs are read
-    and who may read what."""
+    """Makes no connection and reads no configuration before the first URI. A subclass parses URIs, and
+    decides who may read which."""
 
     kind: str
     schemes: tuple[str, ...]
     descriptors_per_file = 0  # connections are kept by `ObjectSettings.connections`
     checksum_headers: Mapping[str, str] = {}
-    """What asks for checksums in a HEAD request, where answers to requests for a range have none."""
+    """Headers of a HEAD request that ask for checksums, if answers to requests for a range have none."""
 
     def __init__(
         self, settings: ObjectSettings, workers: Callable[[int], Executor], on_retry: Callable[[str], None]
     ) -> None:
-        """`workers` gives, for a uid, the threads that open objects and read their headers. `on_retry` gets
-        the reason of each repeated request, from one thread at a time."""
-        # Requests end by themselves, when `retries` of them have failed in a row.
+        """`workers` returns, for a uid, the threads that open objects and read their headers. `on_retry` is
+        called with the reason of each repeated request, by one thread at a time."""
+        # Requests end by themselves: `retries` failures in a row end them.
         self.patience_seconds = max(600.0, 2 * settings.retries * settings.timeout_seconds)
         self._workers = workers
         self._on_retry = on_retry
@@ -53,10 +53,10 @@ class ObjectSource(ABC, Generic[L]):
         self._lock = threading.Lock()
         self._made: Requests[L] | None = None
         self._known: OrderedDict[int, None] = OrderedDict()
-        """Hashes of objects opened lately: of these the headers are probably kept, and a HEAD request is
-        enough. Of two with one hash, one may be asked in the wrong way, which costs a request."""
+        """Hashes of objects that were opened lately. Their headers are probably kept, so a HEAD request is
+        enough. If two have one hash, one may be asked in the wrong way, which costs a request."""
 
-    # ---- a store's own --------------------------------------------------------------------------
+    # ---- for subclasses -------------------------------------------------------------------------
 
     @abstractmethod
     def parse(self, uri: str) -> L:
@@ -64,25 +64,25 @@ class ObjectSource(ABC, Generic[L]):
 
     @abstractmethod
     def admitted(self, location: str, access: Access) -> L:
-        """The location in parts, for a caller who may read there. Raises InvalidRequestError and
+        """The parsed location, for a caller who may read there. Raises InvalidRequestError and
         AccessDeniedError."""
 
     @abstractmethod
     def is_version(self, location: L) -> bool:
-        """It names one version of an object, and so no directory."""
+        """Whether it names one version of an object, and so cannot be a directory."""
 
     @abstractmethod
     def as_directory(self, location: L) -> L:
-        """The same with a key that ends in `/`."""
+        """The same location with a slash at the end of the key."""
 
     def whole(self, location: L, size_bytes: int | None) -> PenstockError | Transient | None:
-        """What it means that the store answers with all of an object, of so many bytes if it says so,
-        instead of a range of it. None: the range may be taken out of that."""
+        """The failure if the store answers with a whole object instead of a range of it. `size_bytes` is its
+        size, if the store says it. None: the range is taken out of the answer."""
         return no_range(location, size_bytes)
 
     @abstractmethod
     def connect(self) -> ObjectService[L]:
-        """What imports and configures the store's library. Raises PenstockError."""
+        """Imports and configures the store's library. Raises PenstockError."""
 
     # ---- the Source -----------------------------------------------------------------------------
 
@@ -122,22 +122,22 @@ class ObjectSource(ABC, Generic[L]):
         if not named.key:
             raise CheckpointNotFoundError(f"{location} names no object; add a key to it", file=location)
         requests = self._requests()
-        # A fetch wants the bytes, and never a header that may be kept.
+        # A fetch needs the bytes. A kept header is of no use to it.
         if not access.for_fetch and self._was_known(location):
             try:
                 headers = self.checksum_headers if self._settings.checksums else {}
                 state = requests.patiently(named, lambda: ask_state(requests, named, headers))
                 return ObjectFile(self.kind, requests, named, state, b"")
             except (AccessDeniedError, SourceUnavailableError):
-                """The answer to a HEAD has no body that would say why: ask once more for one that has."""
+                """The answer to a HEAD has no body with the reason. The request below gets one that has."""
         state, first = requests.patiently(named, lambda: ask_first(requests, named))
         if self.checksum_headers and self._settings.checksums and not access.for_fetch:
             state = self._with_checksums(requests, named, state)
         return ObjectFile(self.kind, requests, named, state, first)
 
     def _with_checksums(self, requests: Requests[L], named: L, state: ObjectState) -> ObjectState:
-        """What a request of their own says of them. Without any where it is refused: the caller may read the
-        object all the same."""
+        """The state with checksums, which take a request of their own. If that is refused, the state has
+        none: the caller may read the object all the same."""
         headers = {**self.checksum_headers, **state.conditions}
         try:
             asked = requests.patiently(named, lambda: ask_state(requests, named, headers))
@@ -148,7 +148,7 @@ class ObjectSource(ABC, Generic[L]):
         return replace(state, checksums=asked.checksums) if asked.version == state.version else state
 
     def stop(self) -> None:
-        """Ends the requests under way, with an error."""
+        """Ends requests under way, with an error."""
         with self._lock:
             if self._made is not None:
                 self._made.stop()
@@ -163,7 +163,7 @@ class ObjectSource(ABC, Generic[L]):
             return self._made
 
     def remember(self, location: str) -> None:
-        """Its header is kept: the next `open` asks for its version alone."""
+        """See `Remote`."""
         self._was_known(location)
 
     def _was_known(self, location: str) -> bool:

@@ -1,4 +1,4 @@
-"""An object store with its threads. Each has its own, and so holds up only itself."""
+"""An object store with its threads. Each store has its own, so it holds up no other."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .source import ObjectSource
 
 HEADER_READERS = 32
 SPARE_READERS = 64
-"""A request that stalls has a timeout, and so leaves its thread sooner or later."""
+"""Few are enough: a request that stalls has a timeout, so it leaves its thread sooner or later."""
 
 
 class ObjectStore(Store):
-    """A subclass names itself and makes its source."""
+    """A subclass has the store's name, and makes its source."""
 
     resolver_threads = 64
-    """More than of files, because each may have to wait for a store that does not answer."""
+    """More than for files, because each may have to wait for a store that does not answer."""
     source: ObjectSource[Any]
 
     def __init__(self, config: Config) -> None:
@@ -53,7 +53,7 @@ class ObjectStore(Store):
         workers: Callable[[int], Executor],
         on_retry: Callable[[str], None],
     ) -> ObjectSource[Any]:
-        """The last three are for `ObjectSource`."""
+        """The last three arguments are for `ObjectSource`."""
 
     def resolvers(self, location: str, uid: int) -> Executor:
         return self._resolvers.of(uid)

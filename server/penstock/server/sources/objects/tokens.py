@@ -1,7 +1,7 @@
-"""Bearer tokens, renewed before they end, for loads that take longer than they live.
+"""Bearer tokens. They are renewed before they end, so loads may take longer than a token lives.
 
-A token that ends soon is renewed by one thread, while the others go on with it. Only when it has ended do all
-wait. A renewal that fails while the token is good costs nothing: it is tried again after some seconds.
+If a token ends soon, one thread renews it, while the others go on with it. They wait only if it has ended. If
+a renewal fails while the token is good, it is tried again after some seconds.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from .faults import Transient
 logger = logging.getLogger(__name__)
 
 RENEW_BEFORE_SECONDS = 240.0
-"""Metadata servers give a new token within the last five minutes of the old one."""
+"""Metadata servers return a new token only in the last five minutes of the old one."""
 LEAST_SECONDS = 10.0
-"""Between two renewals: a store may call every token expired."""
+"""Least time between two renewals: a store may refuse every token as expired."""
 _MARGIN_SECONDS = 10.0
-"""A token that ends so soon may have ended when it arrives."""
+"""A token that ends this soon may have ended when it arrives at the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     text: str
     expires_at: float
-    """Seconds since the epoch; infinite if it does not end."""
+    """Seconds since the epoch; infinite if the token does not end."""
 
     def __repr__(self) -> str:
         return "<Token>"
 
 
 class Tokens:
-    """The newest token. Every thread may use it."""
+    """The newest token. Thread-safe."""
 
     def __init__(self, fetch: Callable[[], Token]) -> None:
-        """`fetch` asks for a new one and blocks; it raises PenstockError and Transient."""
+        """`fetch` requests a new token and blocks. It raises PenstockError and Transient."""
         self._fetch = fetch
         self._lock = threading.Lock()
         self._token: Token | None = None
         self._asked_at = 0.0
-        """By the monotonic clock: when a renewal began last."""
+        """When the last renewal began, by the monotonic clock."""
 
     def get(self) -> str:
-        """Raises PenstockError and Transient."""
+        """A token that is good. Raises PenstockError and Transient."""
         token = self._token
         if token is not None and _left(token) > _MARGIN_SECONDS:
             if _left(token) < RENEW_BEFORE_SECONDS:
@@ -59,7 +59,8 @@ class Tokens:
             return self._token.text if self._token else ""
 
     def renewed(self, refused: str) -> bool:
-        """There is another token than the one that a store called expired."""
+        """Whether there is another token than the one that a store refused as expired. Requests one if it
+        may."""
         with self._lock:
             if self._token is not None and self._token.text == refused and self._may_ask():
                 self._renew()
@@ -67,7 +68,7 @@ class Tokens:
 
     def _renew_early(self) -> None:
         if not self._lock.acquire(blocking=False):
-            return  # another thread does
+            return  # another thread renews it
         try:
             if self._token is not None and _left(self._token) < RENEW_BEFORE_SECONDS and self._may_ask():
                 self._renew()

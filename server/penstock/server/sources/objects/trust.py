@@ -1,4 +1,4 @@
-"""Whom TLS trusts where a store's library does not say."""
+"""The authorities that TLS trusts, for stores whose library does not decide that."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from ...errors import SourceUnavailableError
 
 _VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Which the libraries that fetch tokens read, too."""
+"""The libraries that fetch tokens read these variables too."""
 
 
 def tls_context(store: str) -> ssl.SSLContext:
-    """By REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, a file or a directory; else by what the system trusts, which
-    SSL_CERT_FILE and SSL_CERT_DIR replace; else by certifi. Raises SourceUnavailableError."""
+    """Trusts the authorities in REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, a file or a directory. Without these it
+    trusts the system's, which SSL_CERT_FILE and SSL_CERT_DIR replace, and if there are none, certifi's.
+    Raises SourceUnavailableError."""
     variable = next((name for name in _VARIABLES if os.environ.get(name)), "")
     path = os.environ[variable] if variable else None
     try:
@@ -32,7 +33,7 @@ def tls_context(store: str) -> ssl.SSLContext:
 
 
 def _without_the_system_s() -> str | None:
-    """A bundle of authorities, where the system has none: small images do not."""
+    """A bundle of authorities, if the system has none, as in small images."""
     system = ssl.get_default_verify_paths()
     if system.cafile or (system.capath and any(os.scandir(system.capath))):
         return None
@@ -40,7 +41,7 @@ def _without_the_system_s() -> str | None:
 
 
 def _bundles() -> Iterator[str]:
-    """Those that other packages bring, neither of which is imported by this."""
+    """Bundles in installed packages, which this does not import."""
     for package in ("certifi", "botocore"):
         found = importlib.util.find_spec(package)
         for place in found.submodule_search_locations or () if found else ():

@@ -106,10 +106,11 @@ def failure(answer: Said, location: Location, *, listing: bool = False) -> Penst
 
 
 def whole_checksums(headers: Mapping[str, str]) -> tuple[Checksum, ...]:
-    """What an answer says of the object's whole content, and not of its parts.
+    """The checksums in an answer that are of the object's whole content.
 
-    S3 says which it is. Without that only a CRC64NVME counts, which S3 never computes of parts. The value of
-    a composite checksum ends in the number of its parts, but not every store says that number.
+    S3 says whether a checksum is of the full object or of its parts. If the answer does not say it, only a
+    CRC64NVME counts, as S3 never computes one of parts. The value of a composite checksum ends in the number
+    of its parts, but not every store writes that number.
     """
     kind = headers.get("x-amz-checksum-type", "").strip().upper()
     found = []

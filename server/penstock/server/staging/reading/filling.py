@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from ...checkpoint import plan
 from ...errors import PenstockError, ShuttingDownError, SourceUnavailableError
 from ...sources import RetryLater, SourceFile, without
+from ...system.failure import NoThreadError, explain
 from ..pool import Workers
 from ..ring import SegmentRing
 from ..slab import Slab
@@ -118,7 +119,11 @@ class Filling:
                 domain=file.mount_point or None,
             )
             self._reading[index] = job
-            self._queues[file.kind].submit(job)
+            try:
+                self._queues[file.kind].submit(job)
+            except NoThreadError as error:
+                told = explain(error, f"reading {file.uri}")
+                self._loop.call_soon(self._ended, index, told)
 
     def cancel(self) -> None:
         """Blocks that are being read are read to their end; `_ended` cancels their segments then."""

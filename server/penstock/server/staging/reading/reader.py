@@ -1,6 +1,7 @@
 """A bounded set of threads that read blocks, in the order that `schedule.py` decides.
 
-The threads hold no locks while they read, and never touch the event loop's state: results are reported by
+The threads are started when the first block is to be read, as a daemon has a pool for each store and reads
+from few. They hold no locks while they read, and never touch the event loop's state: results are reported by
 callbacks on the reading thread. A thread that hangs in the kernel cannot be ended. Another takes its place,
 as long as there are spare ones.
 """
@@ -11,8 +12,10 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from ...sources import RetryLater
+from ...system.failure import NoThreadError
 from ...system.progress import Heartbeat, beat, watch
 from .accounts import STALL_SECONDS, QueueState, Read
 from .job import Job
@@ -35,6 +38,7 @@ class ReadQueue:
         return self.state.served_bytes
 
     def submit(self, job: Job) -> None:
+        """Raises NoThreadError if the pool has no thread and can start none."""
         self._pool._submit(self.state, job)
 
     def give_to(self, uid: int | None) -> None:
@@ -59,9 +63,9 @@ class ReaderPool:
         spare_threads: int = SPARE_THREADS,
         copies_at_once: int | None = None,
     ) -> None:
-        """Each thread reads `block_bytes` at once. At most `spare_threads` more replace threads whose reads
-        stall. At most `copies_at_once` reads are under way that have not begun to wait for storage; None: any
-        number."""
+        """Starts no thread yet. Each thread reads `block_bytes` at once. At most `spare_threads` more replace
+        threads whose reads stall. At most `copies_at_once` reads are under way that have not begun to wait
+        for storage; None: any number."""
         self.block_bytes = block_bytes
         self.at_once_bytes = size * block_bytes
         """How much all threads together read at once, without the spare ones."""
@@ -83,10 +87,8 @@ class ReaderPool:
         self.read_bytes = 0
         self.read_seconds = 0.0
         self.threads: list[threading.Thread] = []
-        with self._lock:
-            for _ in range(size):
-                self._add_thread()
-        threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True).start()
+        """Those that run; empty until the first block is to be read."""
+        self._watcher: threading.Thread | None = None
 
     @property
     def busy(self) -> int:
@@ -118,6 +120,8 @@ class ReaderPool:
 
     def _submit(self, queue: QueueState, job: Job) -> None:
         with self._lock:
+            if not self.threads:
+                self._add_threads()
             self._schedule.submit(queue, job, time.monotonic())
             self._call_up()
             self._watched.notify()
@@ -133,21 +137,25 @@ class ReaderPool:
 
     # ---- reading threads ------------------------------------------------------------------------
 
-    def _add_thread(self) -> None:
-        thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=True)
+    def _start(self, run: Callable[[], None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=run, name=f"{self._name}-{name}", daemon=True)
         thread.start()  # it waits for the lock that is held here
-        self.threads.append(thread)
+        return thread
 
-    def _add_spares(self) -> None:
-        """Starts spare threads. If it cannot, it goes on without: a container with few processes left may not
-        start a thread."""
+    def _add_threads(self) -> None:
+        """Starts the threads that are missing: all of them at first, later spare ones. If it cannot, the pool
+        goes on with those that it has: a container with few processes left may not start a thread. Raises
+        NoThreadError if it has none."""
         try:
+            self._watcher = self._watcher or self._start(self._watch, "watch")
             while len(self.threads) < self._schedule.wanted_threads:
-                self._add_thread()
-        except RuntimeError as error:
+                self.threads.append(self._start(self._run, str(next(self._numbers))))
+        except (RuntimeError, MemoryError) as error:
+            if not self.threads:
+                raise NoThreadError(str(error)) from error
             if not self._told_of_threads:
                 self._told_of_threads = True
-                logger.warning("no thread for one that stalls: %s; raise the pids limit", error)
+                logger.warning("a reader thread could not be started: %s; raise the pids limit", error)
 
     def _call_up(self) -> None:
         """Wakes one thread, if a block waits and one more read may copy. When that thread has begun its read,
@@ -177,7 +185,7 @@ class ReaderPool:
                 may_copy = len(self._copying) < self._copies_at_once
                 read = self._schedule.begin(time.monotonic()) if may_copy else None
                 if read is not None:
-                    self._add_spares()  # a read from a domain in trouble counts as stalled at once
+                    self._add_threads()  # a read from a domain in trouble counts as stalled at once
                     if not read.suspect:
                         self._copying.add(read.heartbeat)
                     self._call_up()
@@ -243,7 +251,8 @@ class ReaderPool:
             while not self._stopping:
                 now = time.monotonic()
                 self._schedule.look(now)
-                self._add_spares()
+                if self.threads:
+                    self._add_threads()
                 # A read that neither ends nor says that it waits holds up the others for a moment only.
                 self._copying = {one for one in self._copying if now - one.at < STALL_SECONDS / 4}
                 self._call_up()

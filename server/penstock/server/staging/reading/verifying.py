@@ -19,11 +19,13 @@ from ...checkpoint.files import Checkpoint
 from ...checkpoint.plan import Segment
 from ...errors import CheckpointCorruptError
 from ...sources.checksums import SHA256, Checksum, Prefix, Runs, crc
+from ...sources.verification import Expected
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 Views = Sequence[memoryview]
+NOTHING = Expected()
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class _File:
     """With bytes, in order."""
     runs: Runs | None
     """Of a CRC: what was read so far."""
+    given: bool = False
+    """The checksum is the user's."""
     sha256: _Hash | None = None
     followed: int = 0
     """How many of the segments SHA-256 has followed."""
@@ -78,11 +82,14 @@ class Verifier:
             if prefix is None:
                 continue
             self._prefixes[file.version] = prefix
-            checksum = checkpoint.expected[number].checksum if checkpoint.expected else None
+            expected = checkpoint.expected[number] if checkpoint.expected else NOTHING
+            checksum = expected.checksum
             indices = [index for index in by_file.get(number, []) if self._segments[index].size_bytes]
             if checksum is None or not self._whole(indices, prefix.size_bytes, file.size_bytes):
                 continue
-            one = _File(file.uri, file.version, file.size_bytes, checksum, indices, None)
+            one = _File(
+                file.uri, file.version, file.size_bytes, checksum, indices, None, given=expected.given
+            )
             if checksum.algorithm == SHA256:
                 one.sha256 = prefix.sha256()
             elif checksum.algorithm in prefix.crcs:
@@ -186,6 +193,7 @@ class Verifier:
                 file.version,
                 f"{algorithm} of the {file.size_bytes} bytes that arrived is {found}, and should be "
                 f"{file.checksum.value}",
+                given=file.given,
                 algorithm=algorithm,
                 expected=file.checksum.value,
                 found=found,
@@ -205,11 +213,13 @@ class Verifier:
                     self._parts.pop(one, None)
 
 
-def corrupt(uri: str, version: str, wrong: str, **details: str) -> CheckpointCorruptError:
+def corrupt(
+    uri: str, version: str, wrong: str, *, given: bool = False, **details: str
+) -> CheckpointCorruptError:
     error = CheckpointCorruptError(
         f"{uri}: {wrong}; load it again, and if that fails too, fetch or upload the file again",
         file=uri,
         **details,
     )
-    error.version = version
+    error.uri, error.version, error.given = uri, version, given
     return error
