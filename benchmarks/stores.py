@@ -4,9 +4,9 @@ python -m benchmarks.stores [--size-mb 512] [--rounds 5] [--runai-python PATH] [
 
 The servers are those of the tests, on the loopback: fake-gcs-server, Azurite, SeaweedFS, nginx as a plain web
 server, and a hub of the tests' own that leads to nginx as its storage. They share the machine with the
-readers, and most are slow: the ratios count, not the rates. The bare loop has as many threads
-as the daemon has connections, each with a keep-alive connection of `http.client` that reads ranges into
-memory that is there. It makes no tensors, and neither does the daemon when it only stages (`prefetch`).
+readers, and most are slow: the ratios count, not the rates. The bare loop has as many threads as the daemon
+has connections, each with a keep-alive connection of `http.client` that reads ranges into memory that is
+there. It makes no tensors, and neither does the daemon when it only stages (`prefetch`).
 Run:ai's loader runs in a process of its own, with the Python of an environment that has
 `runai-model-streamer[s3,gcs,azure]`. Its imports are outside the clock, as the daemon's are.
 """
