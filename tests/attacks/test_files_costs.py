@@ -84,7 +84,7 @@ def small(models: Path) -> Checkpoint:
 
 
 def start_crowd(
-    attackers: Nursery, daemon: TargetDaemon, uid: int, source: Path, count: int, **more: Any
+    attackers: Nursery, daemon: TargetDaemon, uid: int, source: Path | str, count: int, **more: Any
 ) -> ClientProcess:
     options = {"source": source, "files": 1, "count": count, "list_tensors": False, **more}
     return attackers.start(crowd, uid=uid, socket_dir=daemon.socket_dir, **options)

@@ -47,7 +47,7 @@ def system(daemon: TargetDaemon, tmp_path: Path) -> Iterator[FuseFileSystem]:
 class Loading:
     """A load on a thread that may hang."""
 
-    def __init__(self, daemon: TargetDaemon, source: Path, **options: Any) -> None:
+    def __init__(self, daemon: TargetDaemon, source: Path | list[Path], **options: Any) -> None:
         self.error: Exception | None = None
         self.found: dict[str, Any] = {}
         self._arguments = daemon, source, options
@@ -127,6 +127,20 @@ def test_a_directory_that_hangs_stops_no_other_load(
     for load in loads:
         load.wait()
         assert isinstance(load.error, errors.CheckpointInvalidError)  # its index names no files
+
+
+def test_loads_from_several_mounts_of_which_one_hangs_stop_no_load_from_another(
+    daemon: TargetDaemon, system: FuseFileSystem, write: Checkpoints
+) -> None:
+    path, tensors = write("elsewhere", 8)
+    system.hang("readdir")
+    loads = [Loading(daemon, [path, system.mount_point]) for _ in range(40)]
+    wait_until(lambda: hung_mounts(daemon), "the hang to be told")
+    same(daemon.client().load_state_dict(path).items(), tensors)
+    system.release()
+    for load in loads:
+        load.wait()
+        assert isinstance(load.error, errors.CheckpointInvalidError)
 
 
 @pytest.mark.parametrize("operation", ["read", "getattr"])

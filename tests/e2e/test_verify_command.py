@@ -51,6 +51,22 @@ def test_a_file_that_does_not_fit_is_named_and_the_others_are_read_all_the_same(
     assert "1 files are corrupt or could not be read" in said.err
 
 
+def test_the_name_of_a_file_forges_no_line_and_moves_no_cursor(
+    daemon: DaemonProcess, write: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = write("a", 1)
+    path.rename(path.with_name("a\nok          forged\x1b[2J.safetensors"))
+    assert verify(daemon, path.parent) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("unverified")
+    assert line.isprintable()
+    assert verify(daemon, path.with_name("\x1b[2J")) == 1
+    daemon_line, line = capsys.readouterr().err.splitlines()
+    assert daemon_line.startswith("daemon ")
+    assert line.startswith("penstock: ")
+    assert line.isprintable()
+
+
 def test_a_bench_measures_within_its_bytes_and_says_which_flags(
     write: Checkpoints, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from .loads.request import LoadContext
 from .loads.warm.warm_set import WarmSet
 from .sources import Source, choose
 from .sources.kept import Remote
-from .sources.store import Events, Reading
+from .sources.store import Events, Reading, Store
 from .sources.stores import FLAGS, STORES
 from .staging.buffer import StagingBuffer
 from .staging.reading.reader import ReaderPool
@@ -53,6 +53,9 @@ from .watch.status import Status, effective
 logger = logging.getLogger(__name__)
 
 CPU_THREADS = 4
+MIXED_RESOLVERS = 64
+MOST_PLACED = 64
+"""Of so many sources it is looked up where they are. More count as of several mounts."""
 SLAB_WORKERS = 4
 TIER_OPENING_SECONDS = 60
 """Looking at ten thousand files of a healthy disk takes less than one."""
@@ -71,6 +74,7 @@ class Daemon:
         self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
         self._cpu_pool = FairExecutor(CPU_THREADS, "cpu")
         self._selector = FairExecutor(1, "selector")
+        self._mixed_resolvers = FairExecutor(MIXED_RESOLVERS, "mixed-resolver")
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self._hashers = FairExecutor(max(2, len(os.sched_getaffinity(0))), "hasher")
         self.staging = StagingBuffer(
@@ -112,6 +116,7 @@ class Daemon:
             self._catalog.keep.budget,
             self._catalog.descriptors,
             Quota(BUFFER_BYTES),
+            self._selector,
         )
         self._control = Control(
             self._context,
@@ -172,13 +177,18 @@ class Daemon:
     # ---- for its parts --------------------------------------------------------------------------
 
     def _resolvers(self, sources: Sequence[str], uid: int) -> Executor:
-        """Those of the store that has most threads for it, if the sources are of several. Raises
-        InvalidRequestError for what is no source."""
-        named = {choose(self._sources, source).kind: source for source in reversed(sources)}
-        stores = [self.stores[kind] for kind in named] or [next(iter(self.stores.values()))]
-        store = max(stores, key=lambda store: store.resolver_threads)
-        location = store.source.location(named[store.kind]) if named else "/"
-        return store.resolvers(location, uid)
+        """Those of the mount or the store that all sources are of. Sources of several have threads of their
+        own: what hangs of one must not hold up the loads of another. Raises InvalidRequestError for what is
+        no source."""
+        places: dict[str, tuple[Store, str]] = {}
+        if len(sources) <= MOST_PLACED:  # this runs on the event loop
+            for source in sources:
+                store = self.stores[choose(self._sources, source).kind]
+                places.setdefault(store.place(source), (store, source))
+        if len(places) != 1:
+            return self._mixed_resolvers.of(uid)
+        store, source = next(iter(places.values()))
+        return store.resolvers(store.source.location(source), uid)
 
     def _tell_status(self, session: Session) -> pb.GetStatusResponse:
         return self.status.message(None if is_privileged(session.uid) else session.uid)
@@ -227,7 +237,13 @@ class Daemon:
                 self._catalog.shutdown()
                 if self._tier is not None:
                     self._tier.stop()
-                for executor in (self._cpu_pool, self._selector, self._slab_workers, self._hashers):
+                for executor in (
+                    self._cpu_pool,
+                    self._selector,
+                    self._mixed_resolvers,
+                    self._slab_workers,
+                    self._hashers,
+                ):
                     executor.shutdown()
                 self.health.stop()
                 event(logger, "stopped", self.totals.summary())

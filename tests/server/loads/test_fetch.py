@@ -439,3 +439,66 @@ async def test_a_list_that_nobody_waits_for_ends_early(tmp_path: Path) -> None:
             await task
         go_on.set()
     assert listed == 1
+
+
+@on_clock_loop
+async def test_a_list_that_wants_nothing_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    """Patterns may cost seconds a name."""
+    first = threading.Event()
+
+    class Endless(Watched):
+        def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
+            while not wanted("no"):
+                first.set()
+            yield Listed("no", 0, "")
+
+    async with running() as bench:
+        fetch = Fetch(
+            FetchRequest(str(tmp_path), Choice((), ("*",))),
+            Client(),
+            ROOT,
+            replace(bench.context, sources=[Endless(FairExecutor(1, "test"))]),
+        )
+        task = asyncio.ensure_future(run(fetch))
+        while not first.is_set():
+            await turns(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@on_clock_loop
+async def test_names_that_are_looked_at_are_charged_while_they_are_held(tmp_path: Path) -> None:
+    """Also those that nobody wants."""
+    for number in range(3000):
+        (tmp_path / f"{number}.safetensors").touch()
+    async with running(memory=Budget(300_000)) as bench:
+        with pytest.raises(CheckpointInvalidError, match="that one user may have"):
+            await run(bench.fetch(tmp_path, uid=UID))
+    async with running(memory=Budget(8 << 20)) as bench:
+        await run(bench.fetch(tmp_path, uid=UID))
+
+
+@on_clock_loop
+async def test_patterns_of_clients_are_compared_on_one_thread_that_serves_users_in_turn(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may take milliseconds a name, and dozens of threads list."""
+    threads: set[str] = set()
+    wanted = Choice.wanted
+
+    def watched(choice: Choice, name: str) -> bool:
+        threads.add(threading.current_thread().name.rpartition("-")[0])
+        return wanted(choice, name)
+
+    monkeypatch.setattr(Choice, "wanted", watched)
+    matcher = FairExecutor(1, "matcher")
+    async with running(matcher=matcher) as bench:
+        fetch = bench.fetch(top, choice=Choice(("deep/*",), ()))
+        await run(fetch)
+        assert contents(told_by(fetch)).keys() == {"deep/b", "deep/er/c"}
+        assert threads == {"matcher"}
+        threads.clear()
+        await run(bench.fetch(top))
+        assert threads == {"resolver"}
+    matcher.shutdown()

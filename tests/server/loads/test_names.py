@@ -29,3 +29,16 @@ def test_names_that_would_be_too_many_unpacked_are_refused() -> None:
     names = Names(lambda count: None, lambda count: None)
     with pytest.raises(InvalidRequestError, match="more than penstockd looks up at once"):
         names.add(pb.SelectTensors(names=[""] * (MAX_UNPACKED_BYTES // NAME_COST_BYTES)))
+
+
+def test_names_of_wide_characters_count_as_the_strings_that_they_become() -> None:
+    """One wide character makes all of its string four times as long."""
+    count = MAX_UNPACKED_BYTES // 10_000
+    for name in ("x" * 8000, "\U0001f600" + "x" * 8000):
+        names = Names(lambda count: None, lambda count: None)
+        part = pb.SelectTensors(names=[name] * count)
+        if name.isascii():
+            names.add(part)
+        else:
+            with pytest.raises(InvalidRequestError, match="more than penstockd looks up at once"):
+                names.add(part)

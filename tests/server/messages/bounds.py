@@ -96,13 +96,13 @@ EXAMPLES = [
     # ---- memory, descriptors, threads
     provoked(
         charged(700),
-        "headers, indexes and plans",
+        "headers, indexes, lists and plans",
         "take 700 B of penstockd's memory, more than the 546 B that one user may have",
         "load fewer files at a time",
     ),
     provoked(
         charged(100, held_bytes=500),
-        "headers, indexes and plans",
+        "headers, indexes, lists and plans",
         "need 100 B more of penstockd's memory, and 46 B are left for uid 1000",
         "try again when other loads have ended",
     ),

@@ -7,6 +7,7 @@ import json
 from penstock.server.checkpoint.catalog import MAX_SOURCES
 from penstock.server.checkpoint.headers.index import MAX_FILES, MAX_INDEX_BYTES
 from penstock.server.checkpoint.headers.table import MAX_NAME_BYTES
+from penstock.server.checkpoint.layout import decide
 from penstock.server.checkpoint.selection import select, select_matching
 from penstock.server.sources.verification import Wish
 
@@ -91,6 +92,13 @@ EXAMPLES = [
     provoked(resolved({INDEX: b'{"weight'}), INDEX, "is cut off after 8 bytes", "fetch it again"),
     provoked(resolved({INDEX: GOOD}), INDEX, "is a safetensors file and no index", "rename it"),
     provoked(resolved({"README": b""}), "*.safetensors file", "holds no", "check the path"),
+    provoked(
+        lambda: decide("/m", [f"{number}.safetensors" for number in range(50_001)]),
+        "/m",
+        "holds 50001 files of checkpoints",
+        "name those to load, or their index",
+    ),
+    said("/m", " holds 2001 files to load, more than 2000; ", "name some of them"),
     provoked(resolved({".m.safetensors": b""}), "'.m.safetensors'", "which is hidden", "name that file"),
     provoked(
         resolved({"model_index.json": b""}), "pipeline of diffusers", "weights in subdirectories", "name one"

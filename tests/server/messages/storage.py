@@ -19,10 +19,11 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from penstock.server.sources import Access, too_many_names, too_slow
+from penstock.server.sources import Access, too_slow
 from penstock.server.sources.file.paths import local_path
 from penstock.server.sources.file.source import open_file
 from penstock.server.sources.file.tree import walk
+from penstock.server.sources.looking import too_many_names
 from penstock.server.sources.objects.keys import check_access
 from penstock.server.sources.objects.service import Answer
 from penstock.server.sources.s3.answers import Said, failure
@@ -117,6 +118,16 @@ EXAMPLES = [
         "name a directory",
     ),
     provoked(lambda: too_many_names("/m"), "/m", "holds more than 100000 names", "name a directory below it"),
+    said(
+        "s3://b/k",
+        ": the store names its version by 2000 characters (ETag, Last-Modified), more than 1024; ",
+        "have it send a shorter ETag",
+    ),
+    said(
+        "s3://b/k",
+        ": the store says that it has 9999999999999999999 bytes, more than any object can have; ",
+        "check the endpoint",
+    ),
     provoked(resolved({}, "../\0"), "sources: ", "holds a NUL character", "remove it"),
     provoked(lambda: local_path("file://["), "file://[", "is neither a path nor a URI", "write one"),
     provoked(lambda: local_path("file://h/x"), "file://h/x", "is not of the form file:///", "write it so"),

@@ -22,7 +22,7 @@ def test_the_last_block_that_was_added_has_each_byte_that_was_not_removed_since(
     model: list[Block | None] = [None] * SIZE
     pieces = Pieces()
     for number, (adds, (start, end)) in enumerate(steps):
-        block = Block(start, end - start, number * 4096, (number,)) if adds else None
+        block = Block(start, end - start, number * 4096, bytes([number])) if adds else None
         if block is not None:
             pieces.add(block)
         else:

@@ -11,7 +11,7 @@ import pytest
 from penstock.server.errors import ConfigError
 from penstock.server.tier.directory import BLOCKS, RECORDS, Directory, LockedError
 from penstock.server.tier.opening import open_tier
-from penstock.server.tier.records import BLOCK_BYTES
+from penstock.server.tier.records import BLOCK_BYTES, MIN_BLOCKS
 from penstock.server.tier.tier import Tier
 
 from ..support import until_true
@@ -375,3 +375,17 @@ def test_a_directory_with_other_files_is_refused(path: Path) -> None:
     (path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"thesis.tex is no file of the tier; name a directory"):
         Directory(path)
+
+
+def test_of_an_object_no_more_blocks_are_kept_than_it_needs(path: Path) -> None:
+    """Each takes memory while the object is open, and loads that select a tensor here and there make many."""
+    thing = Thing(MIB)
+    few = [(start, start + 1) for start in range(0, MIB, MIB // (2 * MIN_BLOCKS))]
+    with tier_in(path) as tier, held(tier, thing) as hold:
+        assert thing.keep_by(hold, *few) == MIN_BLOCKS
+        assert thing.keep_by(hold) == 0
+        assert thing.compare(hold) == MIN_BLOCKS
+    with tier_in(path) as tier:
+        assert thing.kept(tier) == 0, "so small a part is kept anew"
+        assert thing.keep(tier) == thing.kept(tier) == MIB
+        assert disk_bytes(path) < 2 * MIB

@@ -44,7 +44,7 @@ async def test_holders_that_status_tells_are_bounded(make: Callable[..., Path]) 
         keys = [(visit, number) for visit in visits for number in range(400)]
         for visit, number in keys:
             visit.entry.hold((visit, number), Holder(70001, number, "n" * 200, now, "g" * 200))
-        told = [_stage(visit.entry, now, None, SHOWN_HOLDERS_OF_A_STAGE) for visit in visits]
+        told = [_stage(visit.entry, [], now, None, SHOWN_HOLDERS_OF_A_STAGE) for visit in visits]
         assert [len(stage.holders) for stage in told] == [SHOWN_HOLDERS_OF_A_STAGE] * 4
         assert len(visits) * SHOWN_HOLDERS_OF_A_STAGE < SHOWN_HOLDERS
         for visit, number in keys:

@@ -21,6 +21,7 @@ from ..client import StreamerClient
 from ..ring.progress import QUEUE_LOG
 from ..ring.socket_dir import socket_directory, socket_path
 from ..system.missing import explained, need
+from ..system.printable import printable
 from ..system.sizes import parse_memory_limit, show_bytes
 from .arguments import parse
 from .status_text import show
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (errors.PenstockError, OSError, ValueError, ImportError, RuntimeError) as error:
         said = explained(error) if isinstance(error, ModuleNotFoundError) else str(error)
         message = " ".join(said.split()) or type(error).__name__
-        print(f"penstock: {message}", file=sys.stderr)
+        print(f"penstock: {printable(message)}", file=sys.stderr)
         return 1
     return 0
 
@@ -145,7 +146,7 @@ def _status(options: argparse.Namespace) -> None:
             try:
                 text = _status_text(client, options)
             except errors.DaemonUnavailableError as error:  # it may be on its way back
-                print(f"penstock: {error}", file=sys.stderr)
+                print(f"penstock: {printable(str(error))}", file=sys.stderr)
                 text = ""
         print(text, end="")
 

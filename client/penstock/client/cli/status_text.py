@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..system.printable import printable
 from ..system.sizes import show_bytes
 
 _STATES = ("free", "reading", "leased", "warm")
@@ -30,16 +31,16 @@ def _head(status: dict[str, Any]) -> str:
     limit = staging["limit_bytes"]
     bound = "no limit" if limit is None else f"limit {show_bytes(limit)}"
     used = sum(staging[f"{state}_bytes"] for state in ("reading", "leased", "warm"))
-    state = "ready" if health["ready"] else f"not ready: {_plain(health['reason'])}"
+    state = "ready" if health["ready"] else f"not ready: {printable(health['reason'])}"
     stalled = f", {readers['stalled']} stalled" if readers["stalled"] else ""
     hung = [
-        f"hangs     {_plain(mount['mount_point'])}: {mount['threads']} threads wait, for "
+        f"hangs     {printable(mount['mount_point'])}: {mount['threads']} threads wait, for "
         f"{_duration(mount['seconds'])}"
         for mount in status.get("hung_mounts", [])  # a daemon of an earlier version sends none
     ]
     return "\n".join(
         [
-            f"penstockd {status['version']}  pid {status['pid']}  on {_plain(status['host'])}  up "
+            f"penstockd {status['version']}  pid {status['pid']}  on {printable(status['host'])}  up "
             f"{_duration(status['uptime_seconds'])}  {state}",
             f"staging   {bound}, {show_bytes(used)} used: "
             + ", ".join(f"{show_bytes(staging[f'{name}_bytes'])} {name}" for name in _STATES)
@@ -72,16 +73,18 @@ def _warm_set(status: dict[str, Any]) -> str:
         return ""
     rows = [
         (
-            _plain(entry["name"]),
+            printable(entry["name"]),
             entry["state"].replace("_", " ") + (", pinned" if entry["pin"] else ""),
             _share(entry["ready_bytes"], entry["total_bytes"]),
             _duration(entry["seconds"]),
-            _plain(entry["reason"]) or "-",
+            printable(entry["reason"]) or "-",
             _sources(entry["sources"]),
         )
         for entry in warm_set["entries"]
     ]
-    problems = [f"not in force: {_plain(warm_set['file'])}: {_plain(one)}" for one in warm_set["problems"]]
+    problems = [
+        f"not in force: {printable(warm_set['file'])}: {printable(one)}" for one in warm_set["problems"]
+    ]
     table = _table(("WARM SET", "STATE", "READ", "SINCE", "WHY", "CHECKPOINT"), rows)
     return "\n".join([*problems, *([table] if table else [])])
 
@@ -90,7 +93,7 @@ def _tier(status: dict[str, Any]) -> list[str]:
     tier = status.get("tier")  # a daemon of an earlier version sends none
     if not tier or not tier["limit_bytes"]:
         return []
-    off = f"; off: {_plain(tier['off_because'])}" if tier["off_because"] else ""
+    off = f"; off: {printable(tier['off_because'])}" if tier["off_because"] else ""
     count = tier.get("stale_loads", 0)
     stale = f"; {count} loads of stores that could not be asked" if count else ""
     return [
@@ -126,7 +129,7 @@ def _users(stage: dict[str, Any]) -> str:
 def _holders(status: dict[str, Any]) -> str:
     rows = [
         (
-            f"uid {holder['uid']} pid {holder['pid']} {_plain(holder['client_name'])}".rstrip(),
+            f"uid {holder['uid']} pid {holder['pid']} {printable(holder['client_name'])}".rstrip(),
             str(stage["id"]),
             _duration(holder["held_seconds"]),
         )
@@ -147,7 +150,7 @@ def _loads(status: dict[str, Any]) -> str:
             _duration(load["running_seconds"]),
             load["waits_for"] or "-",
             _group(load.get("group")),
-            f"uid {load['uid']} pid {load['pid']} {_plain(load['client_name'])}".rstrip(),
+            f"uid {load['uid']} pid {load['pid']} {printable(load['client_name'])}".rstrip(),
             _sources(load["sources"]),
         )
         for load in status["loads"]
@@ -168,7 +171,7 @@ def _loads(status: dict[str, Any]) -> str:
 
 
 def _group(group: dict[str, Any] | None) -> str:
-    return f"{_plain(group['name'])} {group['joined']}/{group['size']}" if group else "-"
+    return f"{printable(group['name'])} {group['joined']}/{group['size']}" if group else "-"
 
 
 def _errors(status: dict[str, Any]) -> str:
@@ -177,7 +180,7 @@ def _errors(status: dict[str, Any]) -> str:
             f"{_duration(error['age_seconds'])} ago",
             error["load_id"] or "-",
             error["reason"],
-            _plain(error["message"]),
+            printable(error["message"]),
         )
         for error in status["errors"][:_ERRORS]
     ]
@@ -201,15 +204,10 @@ def _share(part: int, whole: int) -> str:
 
 
 def _sources(sources: Sequence[str]) -> str:
-    first = _plain(sources[0]) if sources else ""
+    first = printable(sources[0]) if sources else ""
     if len(first) > _NAME_CHARACTERS:
         first = "..." + first[3 - _NAME_CHARACTERS :]
     return first + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-
-
-def _plain(text: str) -> str:
-    """Control characters that a client chose must not reach the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _duration(seconds: float) -> str:

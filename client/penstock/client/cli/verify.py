@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .. import errors
 from ..client import StreamerClient
 from ..summary import LoadedFile, LoadStats
+from ..system.printable import printable
 from ..system.sizes import show_bytes
 
 
@@ -25,7 +26,7 @@ class Verdict:
         return self.word in ("CORRUPT", "failed")
 
     def __str__(self) -> str:
-        return f"{self.word:<12}{self.uri}  {self.why}"
+        return printable(f"{self.word:<12}{self.uri}  {self.why}")
 
 
 def verify(client: StreamerClient, sources: Sequence[str], *, variant: str | None, progress: bool) -> int:

@@ -9,6 +9,7 @@ worker threads. `shards.py` says what bounds the costs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,8 @@ from ..system.quota import Quota
 from . import stale, sums
 from .consistency import Consistency, Indexed
 from .expand import expand, settle
-from .files import Checkpoint
+from .files import Checkpoint, files_bytes
+from .headers.budget import Parts
 from .headers.index import MAX_FILES
 from .headers.keep import Keep
 from .headers.parsers import Parsers
@@ -102,19 +104,29 @@ class Catalog:
         named: dict[str, _Named] = {}
         members: list[Member] = []
         indexed: list[Indexed] = []
-        for source in sources:
-            if source not in named:
-                named[source] = self._name(source, access, variant)
-            index = named[source].index
-            if index is not None:
-                indexed.append(Indexed(index, len(members)))
-            members += named[source].members
-            if len(members) > MAX_FILES:
-                raise CheckpointInvalidError(
-                    f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
-                )
-        warnings = _few(warning for one in named.values() for warning in one.warnings)
-        checkpoint = replace(self._opener.open(tuple(sources), members, access), warnings=warnings)
+        lists, names = Parts(self.keep.budget.charge(access.uid)), self.keep.budget.charge(access.uid)
+        access = replace(access, listing=access.listing.charged(names.resize))
+        try:
+            lists.set("sources", sum(map(sys.getsizeof, sources)))
+            for source in sources:
+                if source not in named:
+                    named[source] = self._name(source, access, variant, lists)
+                    access.listing.release()
+                index = named[source].index
+                if index is not None:
+                    indexed.append(Indexed(index, len(members)))
+                members += named[source].members
+                if len(members) > MAX_FILES:
+                    raise CheckpointInvalidError(
+                        f"{source[:200]} makes it more than {MAX_FILES} files; load fewer at a time"
+                    )
+            warnings = _few(warning for one in named.values() for warning in one.warnings)
+            opened = self._opener.open(tuple(sources), members, access, lists)
+        except BaseException:
+            lists.clear()  # now, and not only when the error is forgotten
+            access.listing.release()
+            raise
+        checkpoint = replace(opened, warnings=warnings)
         try:
             for one in indexed:
                 self._consistency.check(one, checkpoint, access.uid)
@@ -122,6 +134,7 @@ class Catalog:
             return replace(checkpoint, expected=self._expected(checkpoint, access, wish))
         except BaseException:
             checkpoint.close()
+            lists.clear()
             raise
 
     def _expected(self, checkpoint: Checkpoint, access: Access, wish: Wish) -> tuple[Expected, ...]:
@@ -145,18 +158,23 @@ class Catalog:
         """What was read of that version of a file was damaged on its way: it is read anew."""
         self.keep.forget(version)
 
-    def _name(self, named: str, access: Access, variant: str) -> _Named:
+    def _name(self, named: str, access: Access, variant: str, lists: Parts) -> _Named:
+        """What a source means. `lists` is charged with its files."""
         source = choose(self._sources, named)
-        found = expand(source, source.location(named), access, variant)
+        found = expand(source, source.location(named), access, variant, self.parsers)
         if found.index_location is None:
+            lists.add("files", files_bytes(len(found.files), sum(map(len, found.files))))
             return _Named(tuple(Member(source, file, None) for file in found.files), found.warnings)
         index = self._opener.read_index(source, found.index_location, access)
         files = index.files
         instead, about = settle(source, found, files, access)
         warnings = (*found.warnings, *about)
         if instead:
+            lists.add("files", files_bytes(len(instead), sum(map(len, instead))))
             return _Named(tuple(Member(source, file, None) for file in instead), warnings)
         around = parent(index.location)
+        characters = len(files) * len(around) + sum(map(len, files))
+        lists.add("files", files_bytes(len(files), characters))
         members = (Member(source, source.join(around, name), index.location) for name in files)
         return _Named(tuple(members), warnings, index)
 

@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import CheckpointInvalidError
@@ -69,7 +69,7 @@ class Consistency:
         claims = [Claims(one.first, len(one.by.files), one.by.names) for one in indexed]
         chosen = self._parsers.here(uid, lambda: delivered(shards, claims))
         if chosen is not None:
-            return replace(checkpoint, delivered=chosen)
+            return checkpoint.deliver(chosen)
         self._distinct.add(checkpoint.version)
         return checkpoint
 

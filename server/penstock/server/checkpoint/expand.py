@@ -4,12 +4,20 @@ for what they mean."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from ..errors import AccessDeniedError, CheckpointNotFoundError, InvalidRequestError
+from ..errors import (
+    AccessDeniedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    InvalidRequestError,
+)
 from ..sources import Access, ListingDeniedError, Source
 from . import layout
+from .headers.index import MAX_FILES
+from .headers.parsers import Parsers
 from .layout import Layout
 
 
@@ -29,7 +37,11 @@ class Found:
         return () if self.layout is None else self.layout.warnings
 
 
-def expand(source: Source, location: str, access: Access, variant: str) -> Found:
+MANY_NAMES = 1_000
+"""In so many it takes milliseconds to see which files are weights."""
+
+
+def expand(source: Source, location: str, access: Access, variant: str, parsers: Parsers) -> Found:
     """The index file that `location` is or has; without an index, the weights that it is or has."""
     if layout.is_index(source.name(location)):
         _refuse_variant(location, variant)
@@ -41,7 +53,14 @@ def expand(source: Source, location: str, access: Access, variant: str) -> Found
     if names is None:
         _refuse_variant(location, variant)
         return Found(None, [location])
-    decided = layout.decide(location, names, variant)
+    decide = partial(layout.decide, location, names, variant)
+    decided = parsers.here(access.uid, decide) if len(names) > MANY_NAMES else decide()
+    if len(decided.files) > MAX_FILES:
+        raise CheckpointInvalidError(
+            f"{location} holds {len(decided.files)} files to load, more than {MAX_FILES}; name some of them",
+            file=location,
+        )
+    access.listing.hold(len(decided.files) * len(location))
     index = None if decided.index is None else source.join(location, decided.index)
     files = [source.join(location, name) for name in decided.files]
     return Found(index, files, location, decided, frozenset(names))
@@ -70,11 +89,13 @@ def _refuse_variant(location: str, variant: str) -> None:
         )
 
 
-def settle(source: Source, found: Found, index: Iterable[str], access: Access) -> tuple[list[str], list[str]]:
+def settle(source: Source, found: Found, index: Sequence[str], access: Access) -> tuple[list[str], list[str]]:
     """The files to load instead of those of the index, if some of these are missing and another checkpoint is
     complete; and warnings."""
     decided = found.layout
-    if decided is None or not decided.instead or set(decided.instead).issuperset(index):
+    if decided is None or not 0 < len(decided.instead) <= MAX_FILES:
+        return [], []
+    if set(decided.instead).issuperset(index):
         return [], []
     missing = _first_missing(source, found, index, access)
     if missing is not None:
@@ -85,17 +106,29 @@ def settle(source: Source, found: Found, index: Iterable[str], access: Access) -
     return [], [layout.both(found.directory, decided)]
 
 
-def _first_missing(source: Source, found: Found, index: Iterable[str], access: Access) -> str | None:
+def _first_missing(source: Source, found: Found, index: Sequence[str], access: Access) -> str | None:
     """The first file of the index that is missing, or is a dangling link."""
-    listed = {"": found.names}
+    wanted: dict[str, set[str]] = {}
     for file in index:
         folder, _, name = file.rpartition("/")
-        if folder not in listed:
-            listed[folder] = frozenset()
-            with contextlib.suppress(CheckpointNotFoundError):
-                listed[folder] = frozenset(
-                    source.list(source.join(found.directory, folder + "/"), access) or ()
-                )
-        if name not in listed[folder] or source.dangles(source.join(found.directory, file), access):
+        wanted.setdefault(folder, set()).add(name)
+    there = {"": found.names.intersection(wanted.get("", ()))}
+    for file in index:
+        folder, _, name = file.rpartition("/")
+        if folder not in there:
+            there[folder] = _listed(source, found, folder, access).intersection(wanted[folder])
+        if name not in there[folder] or source.dangles(source.join(found.directory, file), access):
             return file
     return None
+
+
+def _listed(source: Source, found: Found, folder: str, access: Access) -> frozenset[str]:
+    """The names in a folder of the directory, which are not held when this returns: an index may name
+    thousands of folders."""
+    before_bytes = access.listing.held_bytes
+    try:
+        return frozenset(source.list(source.join(found.directory, folder + "/"), access) or ())
+    except CheckpointNotFoundError:
+        return frozenset()
+    finally:
+        access.listing.release(access.listing.held_bytes - before_bytes)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from ..sources import SourceFile
 from ..sources.resuming import MountSet
 from ..sources.verification import Expected
 from ..system.statx import root_mount
 from . import plan
-from .headers.budget import Charge
+from .headers.budget import Parts
 from .headers.keep import Kept
 from .headers.table import Header, TensorTable
 from .opening import Descriptors
 from .plan import Segment
-from .selection import Indices, Selection
+from .selection import Indices, Selection, listed_bytes
 
-FILE_OBJECT_BYTES = 64
+NAMING_BYTES = 64
 """Bytes that each naming of a file takes, beside what the file takes once."""
+_FILE_BYTES = 2048
+"""What an open file takes as objects, besides its location. Measured: 1600 bytes."""
+SELECTION_TIMES = 3
+"""So often a load has the tensors that it selects: as such, and in its segments or its slices of them; and
+once more when a group goes on."""
+_LOCATION_TIMES = 4
+"""So often an open object has its location: as such, as its URI, in its version, and in parts."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ class Checkpoint:
     descriptors: Descriptors | None = None
     expected: tuple[Expected, ...] = ()
     """What each file is verified by; empty for none."""
-    lists: Charge | None = None
-    """The charge for the lists of its files and of its segments, held as long as this object lives."""
+    lists: Parts | None = None
+    """The charge for the objects of its files, and for the lists of tensors and segments that are made of it,
+    held as long as this object lives."""
     stale_seconds: float | None = None
     """Its store could not be asked: how long ago the store said that it has these versions. None: it was
     asked."""
@@ -52,10 +60,20 @@ class Checkpoint:
         `Charge.resize` does."""
         if self.lists is None:
             return plan.segments_within(self.tables, selection, capacity_bytes)
-        reserve, before_bytes = self.lists.resize, FILE_OBJECT_BYTES * len(self.files)
-        return plan.segments_within(
-            self.tables, selection, capacity_bytes, lambda size_bytes: reserve(before_bytes + size_bytes)
-        )
+        reserve = partial(self.lists.set, "segments")
+        return plan.segments_within(self.tables, selection, capacity_bytes, reserve)
+
+    def charge_selection(self, selection: Selection) -> None:
+        """Charges what a load keeps of a selection of its tensors. Raises as `Charge.resize` does."""
+        if self.lists is not None:
+            self.lists.set("selection", SELECTION_TIMES * listed_bytes(selection.files))
+
+    def deliver(self, chosen: tuple[Indices, ...]) -> Checkpoint:
+        """The same checkpoint with only these tensors delivered, for which it is charged. Raises as
+        `Charge.resize` does."""
+        if self.lists is not None:
+            self.lists.set("delivered", listed_bytes(chosen))
+        return replace(self, delivered=chosen)
 
     @property
     def tables(self) -> tuple[TensorTable, ...]:
@@ -84,3 +102,8 @@ class Checkpoint:
             file.close()
         if self.descriptors is not None:
             self.descriptors.release()
+
+
+def files_bytes(count: int, characters: int) -> int:
+    """What so many open files take as objects, whose locations have so many characters together."""
+    return count * _FILE_BYTES + _LOCATION_TIMES * characters

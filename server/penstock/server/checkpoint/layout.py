@@ -30,12 +30,15 @@ _OTHER_LAYOUT = "consolidated"
 _KNOWN_VARIANTS = frozenset(
     {"fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4", "ema", "non_ema", "no_ema"}
 )
+MAX_PARTS = 50_000
+"""Files of a directory between which it is decided, those of all its variants."""
 _SHOWN = 8
 
 _VARIANT = r"[A-Za-z][A-Za-z0-9_-]*"
 _INDEX = re.compile(rf"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>{_VARIANT}))?\.json", re.DOTALL)
 _SHARD = re.compile(
-    rf"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:\.(?P<variant>{_VARIANT}))?", re.DOTALL
+    rf"(?P<stem>.+)-(?P<number>[0-9]{{1,9}})-of-(?P<count>[0-9]{{1,9}})(?:\.(?P<variant>{_VARIANT}))?",
+    re.DOTALL,
 )
 _DOTTED = re.compile(rf"(?P<base>.+)\.(?P<variant>{_VARIANT})", re.DOTALL)
 _RANK = re.compile(r".*-rank-(?P<rank>\d+)-part-\d+\.safetensors", re.DOTALL)
@@ -93,6 +96,12 @@ def decide(directory: str, names: Sequence[str], variant: str = "") -> Layout:
     """
     seen = [name for name in names if not name.startswith(".")]
     parts = [part for name in seen if (part := _take_apart(name, variant)) is not None]
+    if len(parts) > MAX_PARTS:
+        raise CheckpointInvalidError(
+            f"{directory} holds {len(parts)} files of checkpoints, more than the {MAX_PARTS} between which "
+            "penstockd chooses; name those to load, or their index",
+            file=directory,
+        )
     for part in parts:
         if not _is_text(part.name):
             raise CheckpointInvalidError(

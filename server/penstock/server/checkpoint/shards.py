@@ -16,8 +16,10 @@ from itertools import islice
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, CheckpointNotFoundError
 from ..sources import Access, RetryingReader, Source, SourceFile
+from ..sources.kept import HasFirstBytes
 from ..system.quota import Quota
-from .files import FILE_OBJECT_BYTES, Checkpoint
+from .files import NAMING_BYTES, Checkpoint, files_bytes
+from .headers.budget import Parts
 from .headers.index import InvalidIndexError
 from .headers.keep import PARSED_BYTES, Keep, Kept
 from .headers.parsers import Parsers
@@ -68,12 +70,15 @@ class ShardOpener:
         self._keep = keep
         self._parsers = parsers
 
-    def open(self, sources: tuple[str, ...], members: Sequence[Member], access: Access) -> Checkpoint:
-        """The open files of `members`, which `sources` mean. Raises as `Catalog.resolve` does, and leaves
-        nothing open then."""
+    def open(
+        self, sources: tuple[str, ...], members: Sequence[Member], access: Access, lists: Parts
+    ) -> Checkpoint:
+        """The open files of `members`, which `sources` mean. `lists` is charged with them, and is the
+        checkpoint's. Raises as `Catalog.resolve` does, and leaves nothing open then."""
         times = Counter((member.source.kind, member.location) for member in members)
         unique = {(member.source.kind, member.location): member for member in members}
-        lists = self._keep.budget.charge(access.uid, FILE_OBJECT_BYTES * len(members))
+        characters = sum(len(location) for _, location in unique)
+        lists.set("files", files_bytes(len(unique), characters) + NAMING_BYTES * len(members))
         needed = sum(member.source.descriptors_per_file for member in unique.values())
         descriptors = Descriptors(self._descriptors, access.uid)
         opened: dict[tuple[str, str], tuple[SourceFile, Kept]] = {}
@@ -96,7 +101,6 @@ class ShardOpener:
             for file, _ in opened.values():
                 file.close()
             descriptors.release()
-            lists.resize(0)  # now, and not only when the error is forgotten
             raise
         ordered = [opened[member.source.kind, member.location] for member in members]
         return Checkpoint(
@@ -145,7 +149,10 @@ class ShardOpener:
     ) -> tuple[SourceFile, Kept]:
         file = _open_file(member, access)
         try:
-            return file, self._header(file, access.uid, opening.give_up_at, opening.read)
+            kept = self._header(file, access.uid, opening.give_up_at, opening.read)
+            if isinstance(file, HasFirstBytes):
+                file.drop_first_bytes()
+            return file, kept
         except BaseException:
             file.close()
             raise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 from penstock.v1 import streamer_pb2 as pb
 
 from ..errors import InvalidRequestError
 from ..loads.choice import Choice
 from ..loads.fetch import MAX_BYTES, MAX_FILES, Done, Event, FetchRequest, Plan, digest
 from ..loads.readahead import PART_BYTES
-from ..sources import MAX_TREE_NAMES
+from ..sources.looking import MAX_TREE_NAMES
 from .calls import Call
 from .requests import MAX_NAME_CHARACTERS, check_sources
 
@@ -23,7 +25,7 @@ async def read(call: Call) -> FetchRequest:
     `call.stream.keep`."""
     message = await call.only(pb.FetchRequest)
     choice = Choice(message.allow, message.ignore)
-    call.stream.keep(len(message.source) + sum(map(len, (*message.allow, *message.ignore))))
+    call.stream.keep(sum(map(sys.getsizeof, (message.source, *message.allow, *message.ignore))))
     max_files = message.max_files if message.HasField("max_files") else MAX_FILES
     if max_files > MAX_TREE_NAMES:
         raise InvalidRequestError(

@@ -6,6 +6,7 @@ Text is cut or refused by its length, lists by their number, and what a request 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from penstock.v1 import streamer_pb2 as pb
@@ -19,8 +20,9 @@ from ..staging.sharing import Group
 from .calls import Call
 
 MAX_SOURCE_BYTES = 8 << 10
-SOURCE_COST_BYTES = 120
-"""The cost of a source besides its bytes: a Python string in a tuple."""
+SOURCE_COST_BYTES = 72
+"""The cost of a source besides its string: its places in a tuple and in what is looked up by it. One
+character that is not ASCII makes each character of a string take up to four bytes."""
 MAX_NAME_CHARACTERS = 200
 
 
@@ -138,7 +140,7 @@ def check_sources(sources: Sequence[str]) -> None:
 
 def _kept_sources(call: Call, sources: Sequence[str]) -> tuple[str, ...]:
     kept = tuple(sources)
-    call.stream.keep(sum(map(len, kept)) + SOURCE_COST_BYTES * len(kept))
+    call.stream.keep(sum(map(sys.getsizeof, kept)) + SOURCE_COST_BYTES * len(kept))
     return kept
 
 
@@ -149,5 +151,6 @@ def _kept_digests(call: Call, digests: Mapping[str, str]) -> dict[str, str]:
             "loaded"
         )
     kept = dict(digests)
-    call.stream.keep(sum(len(name) + len(value) + 2 * SOURCE_COST_BYTES for name, value in kept.items()))
+    texts = (*kept, *kept.values())
+    call.stream.keep(sum(map(sys.getsizeof, texts)) + SOURCE_COST_BYTES * len(texts))
     return kept

@@ -15,6 +15,7 @@ from penstock.v1 import streamer_pb2 as pb
 from ..errors import PenstockError, SessionRequiredError
 from ..loads.control import Control
 from ..loads.load import Load
+from ..system.limits import is_privileged
 from . import events, fetching
 from .calls import Call, Context
 from .handoff import Session
@@ -23,6 +24,8 @@ from .statuses import abort
 
 STATUS_BYTES = 4 << 20
 """The most bytes of an answer of GetStatus. It waits until its user may have as many."""
+STATUS_SECONDS = 0.1
+"""Between two answers about status to a user who is not privileged."""
 
 
 class StreamerService:
@@ -38,6 +41,8 @@ class StreamerService:
         self._control = control
         self._session_of = session_of
         self._tell_status = tell_status
+        self._status_turns: dict[int, float] = {}
+        """When each user, of those who asked lately, may have the next answer about status."""
         self.methods = {
             "Load": self.load,
             "Prefetch": self.prefetch,
@@ -130,9 +135,22 @@ class StreamerService:
         try:
             session = self._session(call)
             await call.only(pb.GetStatusRequest)
+            await self._status_turn(session)
             await call.send(lambda: self._tell_status(session).SerializeToString(), most_bytes=STATUS_BYTES)
         except PenstockError as error:
             await self._refuse(call, error, None)
+
+    async def _status_turn(self, session: Session) -> None:
+        """Waits until that user may have another answer about status, each of which takes the event loop
+        milliseconds."""
+        if is_privileged(session.uid):
+            return
+        now = asyncio.get_running_loop().time()
+        self._status_turns = {uid: at for uid, at in self._status_turns.items() if at > now}
+        at = self._status_turns.get(session.uid, now)
+        self._status_turns[session.uid] = at + STATUS_SECONDS
+        if at > now:
+            await asyncio.sleep(at - now)
 
     def _session(self, call: Call) -> Session:
         """The caller's session. From now on messages of full size pass the gate."""

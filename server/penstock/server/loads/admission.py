@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from ..checkpoint.catalog import NO_WISH
@@ -19,6 +20,7 @@ from ..checkpoint.selection import Selection, select
 from ..config.units import show_size
 from ..errors import CheckpointChangedError, CheckpointCorruptError, InvalidRequestError
 from ..sources import Access
+from ..sources.looking import ListingCost
 from ..sources.resuming import continues
 from ..sources.stores import kind_of
 from ..sources.verification import Wish
@@ -259,6 +261,7 @@ class Admission:
 
 async def resolve(context: LoadContext, request: Request, access: Access, wish: Wish = NO_WISH) -> Checkpoint:
     """The caller has to close it. Raises as `Catalog.resolve` does."""
+    access = replace(access, listing=ListingCost())
     resolvers = context.resolvers(request.sources, access.uid)
     resolving = resolvers.submit(
         context.catalog.resolve, request.sources, access, variant=request.variant, wish=wish
@@ -267,6 +270,7 @@ async def resolve(context: LoadContext, request: Request, access: Access, wish: 
         return await asyncio.wrap_future(resolving)
     except asyncio.CancelledError:
         # Cancelling the one cancelled the other, if that had not begun.
+        access.listing.stop()
         resolving.add_done_callback(_close_unwanted)
         raise
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from ..errors import CheckpointInvalidError, InvalidRequestError
@@ -42,8 +44,8 @@ class Choice:
 
     def __init__(self, allow: Iterable[str], ignore: Iterable[str]) -> None:
         """Raises InvalidRequestError for too many patterns, or too long ones."""
-        allowed, ignored = list(allow), list(ignore)
-        for field, patterns in (("allow", allowed), ("ignore", ignored)):
+        self._allow, self._ignore = list(allow), list(ignore)
+        for field, patterns in (("allow", self._allow), ("ignore", self._ignore)):
             if len(patterns) > MAX_PATTERNS:
                 raise InvalidRequestError(
                     f"{field}: {len(patterns)} patterns are more than {MAX_PATTERNS}; give fewer"
@@ -54,17 +56,43 @@ class Choice:
                         f"{field}: {pattern[:50]!r} and so on has {len(pattern)} characters, more than "
                         f"{MAX_PATTERN_CHARACTERS}; write a shorter pattern"
                     )
-        self._allowed = _compiled(allowed) if allowed else None
-        ignored += _RECORDS if allowed else (*LEFT_OUT, *_RECORDS)
-        self._ignored = _compiled(ignored)
-        self._pruned = _compiled(pattern for pattern in ignored if pattern.endswith(("*", "/")))
+
+    @property
+    def is_own(self) -> bool:
+        """It has patterns of the caller's."""
+        return bool(self._allow or self._ignore)
+
+    @cached_property
+    def _compiled(self) -> _Compiled:
+        """Made by who lists, and not where the request is read: on the event loop. It takes milliseconds a
+        pattern."""
+        ignored = [*self._ignore, *(_RECORDS if self._allow else (*LEFT_OUT, *_RECORDS))]
+        return _Compiled(
+            allowed=_compiled(self._allow) if self._allow else None,
+            ignored=_compiled(ignored),
+            pruned=_compiled(pattern for pattern in ignored if pattern.endswith(("*", "/"))),
+        )
 
     def wanted(self, name: str) -> bool:
-        """Whether a file is to be copied, as `sources.Wanted`."""
+        """Whether a file is to be copied, as `sources.Wanted`. A name that is longer than any that may be is
+        not compared, which could take seconds."""
+        compiled = self._compiled
+        if len(name) > MAX_NAME_BYTES:
+            return True
         if name.endswith("/"):
             # A pattern that matches `name/` and ends in `*` matches all names that begin so.
-            return not _matches(self._pruned, name)
-        return (self._allowed is None or _matches(self._allowed, name)) and not _matches(self._ignored, name)
+            return not _matches(compiled.pruned, name)
+        allowed = compiled.allowed is None or _matches(compiled.allowed, name)
+        return allowed and not _matches(compiled.ignored, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    allowed: list[re.Pattern[str]] | None
+    """None: all that are not ignored."""
+    ignored: list[re.Pattern[str]]
+    pruned: list[re.Pattern[str]]
+    """Of those, what leaves out all below a directory."""
 
 
 def check_name(top: str, name: str) -> None:

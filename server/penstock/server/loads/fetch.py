@@ -15,14 +15,16 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..checkpoint.headers.budget import Budget, Charge
 from ..config.units import show_size
 from ..errors import CheckpointInvalidError, InvalidRequestError
 from ..sources import Access, Listed, Source, choose
+from ..sources.looking import ListingCost
 from ..sources.stores import kind_of
 from ..system.counts import Totals
+from ..system.fair import FairExecutor
 from ..system.quota import Quota
 from ..system.shown import shown_source
 from .choice import Choice, check_name, check_together
@@ -71,6 +73,9 @@ class FetchContext:
     """The budget for lists."""
     descriptors: Quota
     buffers: Quota
+    matcher: FairExecutor | None = None
+    """The thread that compares names with the patterns of clients, which may take milliseconds a name: on the
+    threads that list, dozens of which would keep the interpreter from all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,8 @@ class Fetch:
         self.files = 0
         self.began = asyncio.get_running_loop().time()
         self.finished = False
-        self._access = access
+        self._access = replace(access, listing=ListingCost())
         self._context = context
-        self._left = False
 
     @property
     def source(self) -> str:
@@ -148,14 +152,22 @@ class Fetch:
         try:
             return await asyncio.wrap_future(resolvers.submit(self._list_now, source, top))
         finally:
-            self._left = True  # the thread may go on for nobody, as it cannot be cancelled
+            self._access.listing.stop()  # else the thread would go on for nobody
 
     def _list_now(self, source: Source, top: str) -> tuple[list[Listed], Charge]:
         """Raises CheckpointInvalidError for more files or bytes than the client asked for."""
+        names = self._context.memory.charge(self.caller.uid)
+        access = replace(self._access, listing=self._access.listing.charged(names.resize))
+        try:
+            return self._list_with(source, top, access)
+        finally:
+            access.listing.release()
+
+    def _list_with(self, source: Source, top: str, access: Access) -> tuple[list[Listed], Charge]:
         request, charge = self.request, self._context.memory.charge(self.caller.uid)
         files: list[Listed] = []
         total_bytes = listed_bytes = 0
-        for listed in source.tree(top, self._access, request.choice.wanted):
+        for listed in source.tree(top, access, self._wanted):
             check_name(top, listed.name)
             files.append(listed)
             total_bytes += listed.size_bytes
@@ -176,8 +188,6 @@ class Fetch:
                     "`ignore`, or raise `max_bytes`",
                     file=top,
                 )
-            if self._left:
-                break
         charge.resize(listed_bytes)
         check_together(top, (listed.name for listed in files))
         return files, charge
@@ -198,6 +208,14 @@ class Fetch:
         async with contextlib.aclosing(ahead.parts(files)) as parts:
             async for part in parts:
                 yield part
+
+    def _wanted(self, name: str) -> bool:
+        """As `sources.Wanted`. Asked of every name, so a fetch that nobody waits for ends here."""
+        self._access.listing.look(self.request.source, 0)
+        choice, matcher = self.request.choice, self._context.matcher
+        if matcher is None or not choice.is_own:
+            return choice.wanted(name)
+        return matcher.submit(self.caller.uid, choice.wanted, name).result()
 
     def _has(self, name: str, version: str) -> bool:
         return bool(self.request.has) and digest(name, version) in self.request.has

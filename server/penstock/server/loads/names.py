@@ -14,6 +14,8 @@ from ..errors import InvalidRequestError
 
 NAME_COST_BYTES = 160
 """The bytes of a name in a set of Python, besides its own."""
+WIDEST = 4
+"""Bytes of each character of a Python string that has one of the widest."""
 MAX_UNPACKED_BYTES = 24 << 20
 
 
@@ -34,9 +36,12 @@ class Names:
     def add(self, part: pb.SelectTensors) -> None:
         """Raises InvalidRequestError for too many names, and what `keep` raises."""
         self.more = part.more
-        size_bytes = part.ByteSize()
+        raw = part.SerializeToString()
+        size_bytes = len(raw)
         self._count += len(part.names)
-        self._unpacked_bytes += len(part.names) * NAME_COST_BYTES + size_bytes
+        # Lengths of names may be no ASCII either.
+        plain = raw.isascii() or all(map(str.isascii, part.names))
+        self._unpacked_bytes += len(part.names) * NAME_COST_BYTES + size_bytes * (1 if plain else WIDEST)
         if self._unpacked_bytes > MAX_UNPACKED_BYTES:
             raise InvalidRequestError(
                 f"tensors: {self._count} names are more than penstockd looks up at once (about "
@@ -46,7 +51,7 @@ class Names:
         if size_bytes:
             self._keep(size_bytes)
             self._packed_bytes += size_bytes
-            self._parts.append(part.SerializeToString())
+            self._parts.append(raw)
 
     def close(self) -> None:
         """They have been looked up. May be called again."""

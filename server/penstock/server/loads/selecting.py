@@ -42,15 +42,16 @@ def left_to_load(
     """Returns the tensors that are left to this load, and the tensors for which a new entry is made if no
     entry serves it. For a group that goes on after a restart, the latter are all that any member may still
     need. Raises TensorNotFoundError, and InvalidRequestError where a file is not read whole that must be
-    verified."""
+    verified, and for lack of memory as `Charge.resize` does."""
     skipped, group = request.skip_tensors, request.group
     selection = requested(request, checkpoint.tables, names, checkpoint.delivered)
+    checkpoint.charge_selection(selection)
     rest = made_for = skip(selection, skipped)
     if group is not None and group.window:
         made_for = skip(selection, min(skipped, group.released_tensors))
     _check_whole(checkpoint, rest)
     for one in (rest, made_for):
-        one.digest()  # here, on a worker thread, and not later on the event loop
+        one.digest(), one.masks  # here, on a worker thread, and not later on the event loop
     return rest, made_for
 
 

@@ -11,15 +11,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import AccessDeniedError, CheckpointInvalidError, InvalidRequestError, SourceUnavailableError
+from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
 from .checksums import Checksum
 from .kept import KeptFile
+from .looking import ListingCost
 from .replies import Replies
-
-MAX_TREE_NAMES = 100_000
-"""Most names in a tree, wanted or not. It bounds the cost of listing one."""
-MAX_TREE_NAME_BYTES = 16 << 20
-"""Most bytes of all these names together, where they are held in memory."""
 
 Wanted = Callable[[str], bool]
 """Says whether a name in a tree is wanted. For a name that ends in `/` it says whether anything below it may
@@ -214,6 +210,8 @@ class Access:
     are of one commit."""
     replies: Replies | None = field(default=None, compare=False)
     """Where sources note what stores reply to this request, or have it from instead of asking them."""
+    listing: ListingCost = field(default_factory=ListingCost, compare=False)
+    """The cost of all lists of the request, and its limits."""
 
 
 class ListingDeniedError(AccessDeniedError):
@@ -286,15 +284,6 @@ def without(views: Sequence[memoryview], count: int) -> list[memoryview]:
 def join(directory: str, name: str) -> str:
     """The location of `name` in `directory`."""
     return directory + name if directory.endswith("/") else f"{directory}/{name}"
-
-
-def too_many_names(location: str) -> CheckpointInvalidError:
-    """The error for a tree that is too large to be listed."""
-    return CheckpointInvalidError(
-        f"{location} holds more than {MAX_TREE_NAMES} names, or longer ones than {MAX_TREE_NAME_BYTES >> 20} "
-        "MiB, or its list does not end; name a directory below it",
-        file=location,
-    )
 
 
 def parent(location: str) -> str:

@@ -75,6 +75,14 @@ class Writers(Protocol):
 
 
 @runtime_checkable
+class HasFirstBytes(Protocol):
+    """An open file that may hold its first bytes, as they came with the answer that says its version."""
+
+    def drop_first_bytes(self) -> None:
+        """They will not be read: the header is known. A load keeps thousands of files open."""
+
+
+@runtime_checkable
 class Remote(Protocol):
     """A source that requests a file's version and its first bytes together."""
 

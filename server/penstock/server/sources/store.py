@@ -65,6 +65,11 @@ class Store(ABC):
         """The threads on which sources at that location are resolved for that user. They wait for the threads
         of `Source.workers`, so they must be others."""
 
+    def place(self, source: str) -> str:
+        """Equal for sources that are resolved on the same threads. Raises InvalidRequestError. Does not
+        block."""
+        return self.kind
+
     @abstractmethod
     def stop(self) -> None:
         """Ends calls under way with an error, if that is possible. Does not wait."""

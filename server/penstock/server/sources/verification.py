@@ -53,6 +53,12 @@ class Expected:
 def given(files: Sequence[SourceFile], digests: Mapping[str, str]) -> dict[int, Checksum]:
     """The checksums in `digests`, by the file's number. Raises InvalidRequestError for a value that is no
     SHA-256, and for a name that is not that of exactly one file."""
+    numbers: dict[str, list[int]] = {}
+    uris: dict[str, set[str]] = {}
+    for number, file in enumerate(files) if digests else ():
+        numbers.setdefault(file.uri, []).append(number)
+        for name in (file.uri, file.uri.rpartition("/")[2]):
+            uris.setdefault(name, set()).add(file.uri)
     found: dict[int, Checksum] = {}
     for name, text in digests.items():
         checksum = sha256_checksum(text)
@@ -60,14 +66,14 @@ def given(files: Sequence[SourceFile], digests: Mapping[str, str]) -> dict[int, 
             raise InvalidRequestError(
                 f"digests: what is given for {name[:200]!r} is no SHA-256; write 64 hexadecimal digits"
             )
-        uris = {file.uri for file in files if name in (file.uri, file.uri.rpartition("/")[2])}
-        if len(uris) != 1:
-            wrong = "names several files" if uris else "names no file"
+        named = uris.get(name, set())
+        if len(named) != 1:
+            wrong = "names several files" if named else "names no file"
             raise InvalidRequestError(
                 f"digests: {name[:200]!r} {wrong} of the checkpoint; write the URI of one, as the load's "
                 "`files` has it"
             )
-        found.update({number: checksum for number, file in enumerate(files) if file.uri in uris})
+        found.update(dict.fromkeys(numbers[next(iter(named))], checksum))
     return found
 
 

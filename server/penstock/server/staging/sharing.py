@@ -50,8 +50,11 @@ def find(
             if entry.contents.serves(checkpoint, selection):
                 return entry, 0
         elif _together(entry, group):
+            ahead = entry.contents.selection.tensor_count - selection.tensor_count
+            if ahead < entry.released_tensors or (ahead and not group):
+                continue  # before what takes longer
             skipped = entry.contents.skipped_by(checkpoint, selection)
-            if skipped is not None and skipped >= entry.released_tensors and (group or not skipped):
+            if skipped is not None:
                 return entry, skipped
     return None
 

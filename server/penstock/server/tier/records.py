@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -28,9 +27,14 @@ PAGE_BYTES: Final = 4096
 MAX_RECORDS_BYTES: Final = 256 << 20
 """No object needs more: 5 TiB in whole blocks take 180 MiB."""
 
+MIN_BLOCKS: Final = 64
+USUAL_BLOCK_BYTES: Final = 4 << 20
+"""Half of a whole block."""
+
 _LENGTH = struct.Struct("<I")
 _RECORD = struct.Struct("<QQQQ")
 _CRC = struct.Struct("<Q")
+CRC_BYTES: Final = _CRC.size
 _MAX_IDENTITY_BYTES = 64 << 10
 
 
@@ -57,8 +61,9 @@ class Block:
     start: int
     size_bytes: int
     position: int
-    crcs: tuple[int, ...]
-    """Of each chunk."""
+    crcs: bytes
+    """Of each chunk, packed: numbers would take four times as much memory, which open objects have of all
+    their blocks."""
 
     @property
     def end(self) -> int:
@@ -74,6 +79,12 @@ def padded(size_bytes: int) -> int:
     return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
+def most_blocks(size_bytes: int) -> int:
+    """How many blocks are kept of an object of that size. Each takes some memory while the object is open,
+    however small it is, and loads that select tensors here and there make very small ones."""
+    return MIN_BLOCKS + size_bytes // USUAL_BLOCK_BYTES
+
+
 def crc64nvme(data: bytes | memoryview, before: int = 0) -> int:
     """Releases the interpreter's lock while it works. Its library is imported with the first call: a daemon
     without a tier does not need it."""
@@ -82,8 +93,11 @@ def crc64nvme(data: bytes | memoryview, before: int = 0) -> int:
     return int(checksums.crc64nvme(data, before))
 
 
-def chunk_crcs(data: memoryview) -> tuple[int, ...]:
-    return tuple(crc64nvme(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
+def chunk_crcs(data: memoryview) -> bytes:
+    """Of each chunk, `CRC_BYTES` long."""
+    return b"".join(
+        _CRC.pack(crc64nvme(data[at : at + CHUNK_BYTES])) for at in range(0, len(data), CHUNK_BYTES)
+    )
 
 
 def encode_head(identity: Identity) -> bytes:
@@ -94,7 +108,7 @@ def encode_head(identity: Identity) -> bytes:
 
 def encode_record(head_crc: int, number: int, block: Block) -> bytes:
     fields = _RECORD.pack(number, block.start, block.size_bytes, block.position)
-    body = fields + b"".join(map(_CRC.pack, block.crcs))
+    body = fields + block.crcs
     return body + _CRC.pack(crc64nvme(body, head_crc))
 
 
@@ -130,6 +144,11 @@ class Log:
     head_crc: int
     """What the CRC of each record begins with."""
 
+    def is_wasted(self, identity: Identity) -> bool:
+        """It has as many blocks as may be, and less than half of the object: it is better kept anew."""
+        full = len(self.blocks) >= most_blocks(identity.size_bytes)
+        return full and 2 * sum(block.size_bytes for block in self.blocks) < identity.size_bytes
+
     @property
     def blocks_bytes(self) -> int:
         """How far the blocks go in their file."""
@@ -143,8 +162,13 @@ def decode(data: bytes, identity: Identity, blocks_bytes: int) -> Log | None:
         return None
     at, crc = found[1], head_crc(found[0])
     blocks: list[Block] = []
+    most = most_blocks(identity.size_bytes)
     while (block := _decode_record(data, at, crc, len(blocks))) is not None:
-        if block.end > identity.size_bytes or block.position + block.span_bytes > blocks_bytes:
+        if (
+            len(blocks) == most
+            or block.end > identity.size_bytes
+            or block.position + block.span_bytes > blocks_bytes
+        ):
             break
         blocks.append(block)
         at += _record_bytes(block.size_bytes)
@@ -164,8 +188,4 @@ def _decode_record(data: bytes, at: int, head: int, number: int) -> Block | None
     end = at + _record_bytes(size_bytes) - _CRC.size
     if len(data) < end + _CRC.size or crc64nvme(data[at:end], head) != _CRC.unpack_from(data, end)[0]:
         return None
-    return Block(start, size_bytes, position, tuple(_unpacked(data[at + _RECORD.size : end])))
-
-
-def _unpacked(data: bytes) -> Iterable[int]:
-    return (crc for (crc,) in _CRC.iter_unpack(data))
+    return Block(start, size_bytes, position, data[at + _RECORD.size : end])

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from ..errors import AccessDeniedError, CheckpointNotFoundError
 from ..sources import Access, Listed, Source, SourceFile, Wanted, without
 from ..sources.checksums import Checksum
-from ..sources.kept import Keep, LocalVersion, Remote
+from ..sources.kept import HasFirstBytes, Keep, LocalVersion, Remote
 from ..sources.replies import FileReply, StoreUnreachableError
 from ..system.copying import spread
 from ..system.progress import beat
@@ -205,6 +205,10 @@ class TieredFile:
     @property
     def keeps_more(self) -> bool:
         return self._writes and self._hold.keeps_more
+
+    def drop_first_bytes(self) -> None:
+        if isinstance(self._file, HasFirstBytes):
+            self._file.drop_first_bytes()
 
     def keep(self) -> Keep | None:
         return self._hold.again() if self._writes else None

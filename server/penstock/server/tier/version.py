@@ -15,6 +15,7 @@ from .pieces import Pieces, Span
 from .records import (
     BLOCK_BYTES,
     CHUNK_BYTES,
+    CRC_BYTES,
     Block,
     Identity,
     Log,
@@ -24,6 +25,7 @@ from .records import (
     encode_head,
     encode_record,
     head_crc,
+    most_blocks,
     padded,
 )
 
@@ -86,7 +88,7 @@ class Version:
     def missing(self, start: int, end: int) -> tuple[int, int] | None:
         """The first part of a range, of at most one block, that is neither kept nor being written."""
         with self._lock:
-            if self._pieces is None or self._no_room:
+            if self._pieces is None or self._no_room or self._is_full():
                 return None
             while start < end:
                 span = self._pieces.at(start, end)
@@ -164,7 +166,10 @@ class Version:
             count = self._directory.read(fd, wanted, block.position + begin)
         finally:
             os.close(fd)
-        if count < finish - begin or chunk_crcs(buffer[: finish - begin]) != block.crcs[first:last]:
+        if (
+            count < finish - begin
+            or chunk_crcs(buffer[: finish - begin]) != block.crcs[CRC_BYTES * first : CRC_BYTES * last]
+        ):
             raise RottenError
         return buffer[start - block.start - begin : min(end, block.start + finish) - block.start - begin]
 
@@ -204,6 +209,11 @@ class Version:
                 self._pieces.add(block)
         return allocated_bytes
 
+    def _is_full(self) -> bool:
+        """It has, or will have, as many blocks as are kept of an object of its size."""
+        assert self._identity is not None
+        return self._number + len(self._under_way) >= most_blocks(self._identity.size_bytes)
+
     # ---- inside, with the disk's lock -----------------------------------------------------------
 
     def _open(self, identity: Identity) -> bool:
@@ -216,6 +226,7 @@ class Version:
         with self._lock:
             blocks = log.blocks if log is not None and not self.dropped else ()
             self._pieces, self._no_room = Pieces(blocks), self.dropped
+            self._number = len(log.blocks) if log is not None else 0
         if log is not None:
             # What follows would stand before the next record, which nobody would find then.
             self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
@@ -226,7 +237,7 @@ class Version:
         assert self.stem is not None
         data = self._directory.read_all(self.stem + RECORDS)
         log = decode(data, identity, self._directory.size_bytes(self.stem + BLOCKS))
-        if log is None:
+        if log is None or log.is_wasted(identity):
             self.remove()
             self.stem = None
             return None

@@ -11,9 +11,10 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 from penstock.v1 import streamer_pb2 as pb
 
@@ -55,6 +56,8 @@ class Status:
     health: Health
     history: History
     warm_set: WarmSet | None = None
+    _shown: WeakKeyDictionary[object, list[str]] = field(default_factory=WeakKeyDictionary)
+    """The sources of loads and entries, as they are shown: to cut hundreds of long ones takes a while."""
 
     def gauges(self) -> Gauges:
         usage = self.staging.usage()
@@ -125,12 +128,19 @@ class Status:
         for entry in self.staging.entries.values():
             if all_of_it or any(holder.uid == only_uid for holder in entry.holders.values()):
                 most = min(SHOWN_HOLDERS_OF_A_STAGE, max(1, holders_left))
-                answer.stages.append(_stage(entry, now, only_uid, most))
+                shown = self._shown_sources(entry, entry.checkpoint.sources)
+                answer.stages.append(_stage(entry, shown, now, only_uid, most))
                 holders_left -= len(answer.stages[-1].holders)
         for load in self.loads:
             if all_of_it or load.caller.uid == only_uid:
                 answer.loads.append(self._load(load, now))
         return answer
+
+    def _shown_sources(self, whose: object, sources: Sequence[str]) -> list[str]:
+        shown = self._shown.get(whose)
+        if shown is None:
+            shown = self._shown[whose] = shown_sources(sources)
+        return shown
 
     def _staging(self) -> pb.StagingStatus:
         usage = self.staging.usage()
@@ -178,7 +188,7 @@ class Status:
         place = self.staging.place(load.entry) if load.entry else 0
         status = pb.LoadStatus(
             load_id=load.id,
-            sources=shown_sources(load.request.sources),
+            sources=self._shown_sources(load, load.request.sources),
             uid=load.caller.uid,
             pid=load.caller.pid,
             state=load.state,
@@ -259,12 +269,14 @@ def _failure(failure: Failure) -> pb.RecentError:
     )
 
 
-def _stage(entry: CacheEntry, now: float, only_uid: int | None, most_holders: int) -> pb.StageStatus:
+def _stage(
+    entry: CacheEntry, shown: Sequence[str], now: float, only_uid: int | None, most_holders: int
+) -> pb.StageStatus:
     ring = entry.ring
     sources = entry.checkpoint.sources
     message = pb.StageStatus(
         id=entry.id,
-        sources=shown_sources(sources),
+        sources=shown,
         version=entry.version,
         capacity_bytes=ring.capacity_bytes if ring else 0,
         ready_bytes=ring.ready_bytes if ring else 0,

@@ -27,6 +27,7 @@ from penstock.server.checkpoint.headers.parsers import CHILDREN, Parsers
 from penstock.server.checkpoint.headers.reading import (
     INLINE_BYTES,
     INLINE_ODD_BYTES,
+    SMALL_FIRST_BYTES,
     SPECULATIVE_BYTES,
     RangeReader,
     Reading,
@@ -129,6 +130,24 @@ def test_the_one_read_stays_within_the_file_and_within_the_bound() -> None:
     )
     read_header(large)
     assert (tiny.reads, large.reads) == ([(0, 10)], [(0, SPECULATIVE_BYTES)])
+
+
+def test_first_reads_are_charged_to_their_user_and_short_where_there_is_no_memory() -> None:
+    """As a thousand threads may be at one: some for each mount and store."""
+    keep = Keep(4 * SPECULATIVE_BYTES, 0)
+    large = {"dtype": "U8", "shape": [500_000], "data_offsets": [1000, 501_000]}
+    file = MemoryFile(header_of(100_000, large=large), 501_000)
+    before = keep.budget.charge(ANNE, keep.budget.most_bytes(ANNE) - SPECULATIVE_BYTES)
+    assert len(read_header_for(file, reading_for(ANNE, keep)).header.tensors) == 1001
+    assert file.reads == [(0, SPECULATIVE_BYTES)]
+    before.resize(before.size_bytes + SPECULATIVE_BYTES // 2)
+    file.reads.clear()
+    again = read_header_for(file, reading_for(ANNE, keep)).header
+    assert len(again.tensors) == 1001
+    assert file.reads[0] == (0, SMALL_FIRST_BYTES)
+    del again
+    before.resize(0)
+    assert keep.budget.used_bytes == 0
 
 
 @pytest.mark.parametrize("size_bytes", range(8))

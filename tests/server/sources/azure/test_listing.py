@@ -6,6 +6,7 @@ import pytest
 
 from penstock.server.sources.azure import listing
 from penstock.server.sources.azure.listing import parse_page
+from penstock.server.sources.objects import markup
 from penstock.server.sources.objects.faults import Transient
 from penstock.server.sources.objects.service import Entry, Page
 
@@ -83,7 +84,7 @@ LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
         f'{HEAD}<!DOCTYPE x SYSTEM "file:///etc/passwd"><EnumerationResults/>'.encode(),
         page(blob("p/" + "x" * (listing.MAX_TEXT_CHARACTERS + 1))),
         page("<x>" * 100_000),
-        page("<x/>" * (listing.MAX_ELEMENTS + 1)),
+        page("<x/>" * (markup.MAX_ELEMENTS + 1)),
     ],
     ids=lambda body: body[:30],
 )

@@ -3,6 +3,7 @@ mount which hangs holds up no other. Those that mount do so in a mount namespace
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -92,6 +93,29 @@ def test_only_so_many_mounts_have_threads_and_those_without_a_call_make_room(tab
         hung.set()
         waiting.result(timeout=60)
         assert also.result(timeout=60)
+    finally:
+        hung.set()
+        threads.shutdown()
+
+
+def test_a_user_whose_mounts_all_hang_leaves_threads_to_another_s_mount(table: MountTable) -> None:
+    threads, hung = MountThreads(1, "test", table, most_mounts=16), threading.Event()
+    anne, bert = 70001, 70002
+    waiting = []
+    try:
+        with contextlib.suppress(SourceUnavailableError):
+            for number in range(16):
+                waiting.append(threads.submit(f"/{number}", anne, hung.wait, 60))
+        assert 8 < len(waiting) < 16
+        assert threads.submit("/bert", bert, lambda: "done").result(timeout=60) == "done"
+        assert threads.submit("/root", ROOT_UID, lambda: "done").result(timeout=60) == "done"
+        hung.set()
+        assert all(one.result(timeout=60) for one in waiting)
+        for number in range(100):
+            done = threads.submit(f"/again/{number}", anne, lambda: "done")
+            assert done.result(timeout=60) == "done"
+            while not threads._executors[f"/again/{number}"].idle:
+                time.sleep(0)
     finally:
         hung.set()
         threads.shutdown()

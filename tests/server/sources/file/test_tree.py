@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server import sources as sources_module
-from penstock.server.errors import AccessDeniedError, CheckpointInvalidError, CheckpointNotFoundError
-from penstock.server.sources import Access, Wanted
-from penstock.server.sources.file import tree
+from penstock.server.errors import (
+    AccessDeniedError,
+    CheckpointInvalidError,
+    CheckpointNotFoundError,
+    TooManyLoadsError,
+)
+from penstock.server.sources import Access, Wanted, looking
+from penstock.server.sources.file import paths, tree
 from penstock.server.sources.file.source import FileSource
+from penstock.server.sources.looking import ListingCost
 
 from ...support import ROOT
 
@@ -193,6 +198,36 @@ def test_a_link_does_not_lead_around_the_modes_of_directories(
     os.chmod(top / "deep", 0o755)
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_directory_put_in_the_place_of_one_that_may_not_be_searched_opens_nothing(
+    source: FileSource, top: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write above it puts another one there, after the kernel said where the open file lies."""
+    os.chmod(top / "deep" / "er", 0o700)
+    where = paths._real_path
+
+    def and_then_swap(fd: int, path: str) -> str:
+        real = where(fd, path)
+        (top / "deep" / "er").rename(top / "deep" / "aside")
+        (top / "deep" / "er").mkdir()
+        (top / "deep" / "er" / "c").write_bytes(b"mine")
+        (top / "deep" / "er" / "sub").mkdir()
+        return real
+
+    (top / "deep" / "er" / "sub").mkdir()
+    monkeypatch.setattr(paths, "_real_path", and_then_swap)
+    access = replace(user(top), for_fetch=True)
+
+    def read() -> None:
+        if kind == "file":
+            source.open(str(top / "deep" / "er" / "c"), access).close()
+        else:
+            names(source, top / "deep" / "er" / "sub", access)
+
+    with pytest.raises((AccessDeniedError, CheckpointNotFoundError)):
+        read()
+
+
 # ---- bounds -----------------------------------------------------------------------------------------
 
 
@@ -207,9 +242,35 @@ def test_a_tree_of_too_many_names_is_refused(
     monkeypatch.setattr(tree, bound, count[bound])
     assert len(names(source, top)) == 3
     monkeypatch.setattr(tree, bound, count[bound] - 3)
-    with pytest.raises(
-        CheckpointInvalidError, match=rf"{top} holds more than {sources_module.MAX_TREE_NAMES}"
-    ):
+    with pytest.raises(CheckpointInvalidError, match=rf"{top} holds more than {looking.MAX_TREE_NAMES}"):
         names(source, top)
     with pytest.raises(CheckpointInvalidError):
         names(source, top, wanted=lambda name: name.endswith("/"))
+
+
+def test_names_are_charged_while_their_directory_is_walked(source: FileSource, top: Path) -> None:
+    for number in range(1000):
+        (top / "deep" / f"{number}").touch()
+    held: list[int] = []
+    access = replace(ROOT, listing=ListingCost(held.append))
+    walk = source.tree(str(top), access, everything)
+    assert next(walk).name == "a"
+    assert len(list(walk)) == 1002
+    assert max(held) > 1000 * looking.NAME_BYTES
+    assert held[-1] == 0
+
+
+def test_a_walk_for_which_there_is_no_memory_ends_before_it_has_all_names(
+    source: FileSource, top: Path
+) -> None:
+    for number in range(3000):
+        (top / f"{number}").touch()
+
+    def resize(size_bytes: int) -> None:
+        if size_bytes > 1000 * looking.NAME_BYTES:
+            raise TooManyLoadsError("there is no more")
+
+    access = replace(ROOT, listing=ListingCost(resize))
+    with pytest.raises(TooManyLoadsError):
+        names(source, top, access)
+    assert access.listing.held_bytes < 1000 * looking.NAME_BYTES

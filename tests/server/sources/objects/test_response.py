@@ -68,6 +68,7 @@ def test_headers_are_found_by_their_names_in_lower_case_and_joined_when_they_com
         b"Content-Length: 5x\r\n",
         b"Content-Length: \xb2\r\n",  # a digit, says Python
         b"Content-Length:\r\n",
+        b"Content-Length: " + b"5" * 5000 + b"\r\n",  # more digits than Python reads
         b"no header\r\n",
         b": nameless\r\n",
         b"Content-Length : 5\r\n",

@@ -179,6 +179,13 @@ def test_redirects_lead_to_web_servers_alone(location: str, led: str | None) -> 
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),
         ("2001:0:1::1", False),
+        ("fec0::1", False),  # of a site
+        ("5f00::1", False),  # of a network's own routers
+        ("3fff::1", False),
+        ("1::1", False),  # given to nobody
+        ("4000::1", False),
+        ("::127.0.0.1", False),
+        ("192.88.99.1", False),
     ],
 )
 def test_addresses_are_public_or_not(address: str, public: bool) -> None:

@@ -54,12 +54,12 @@ class Budget:
             return
         if held_bytes + size_bytes > self.most_bytes(uid):
             raise CheckpointInvalidError(
-                f"headers, indexes and plans take {show_size(held_bytes + size_bytes)} of penstockd's "
+                f"headers, indexes, lists and plans take {show_size(held_bytes + size_bytes)} of penstockd's "
                 f"memory, more than the {show_size(self.most_bytes(uid))} that one user may have; load fewer "
                 "files at a time"
             )
         raise TooManyLoadsError(
-            f"headers, indexes and plans need {show_size(size_bytes)} more of penstockd's memory, and "
+            f"headers, indexes, lists and plans need {show_size(size_bytes)} more of penstockd's memory, and "
             f"{show_size(self._quota.left(uid))} are left for uid {uid}: the loads of this user take "
             f"{show_size(self._quota.used_by(uid))}, all loads {show_size(self._quota.used)} of "
             f"{show_size(self.total_bytes)}; try again when other loads have ended"
@@ -103,3 +103,26 @@ class Charge:
     def __del__(self) -> None:
         if self.size_bytes:
             self._budget._release(self._uid, self.size_bytes)
+
+
+class Parts:
+    """A charge for several things, of which each is told by itself. Used by one thread at a time."""
+
+    __slots__ = ("_charge", "_sizes")
+
+    def __init__(self, charge: Charge) -> None:
+        self._charge = charge
+        self._sizes: dict[str, int] = {}
+
+    def set(self, part: str, size_bytes: int) -> None:
+        """The bytes of that part from now on. Raises as `Charge.resize` does, and changes nothing then."""
+        others_bytes = self._charge.size_bytes - self._sizes.get(part, 0)
+        self._charge.resize(others_bytes + size_bytes)
+        self._sizes[part] = size_bytes
+
+    def add(self, part: str, size_bytes: int) -> None:
+        self.set(part, self._sizes.get(part, 0) + size_bytes)
+
+    def clear(self) -> None:
+        self._sizes.clear()
+        self._charge.resize(0)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ...config.units import show_size
-from ...errors import TooManyLoadsError
+from ...errors import CheckpointInvalidError, TooManyLoadsError
 from ...sources.checksums import Prefix
 from . import child
 from .budget import Charge
@@ -36,6 +36,9 @@ from .table import Header, PackedMetadata, TensorTable
 
 SPECULATIVE_BYTES = 256 * 1024
 """Size of the first read. The headers of all but a few files are shorter."""
+
+SMALL_FIRST_BYTES = 16 * 1024
+"""The same when the user's share of memory is used up."""
 
 INLINE_BYTES = 1024 * 1024
 """Longest header or index that is parsed in this process. Measured: 50 ms at most for a plain one."""
@@ -107,8 +110,16 @@ def read_header(file: RangeReader, reading: Reading) -> Kept:
     Raises InvalidHeaderError, also for a header that is too costly to read; TooManyLoadsError and
     CheckpointInvalidError for lack of memory, processes or descriptors; and the errors of `file.read_into`.
     """
+    try:
+        with _charged(reading) as charge:
+            return _read_header(file, reading, charge)
+    except child.RefusedError as error:
+        raise InvalidHeaderError(str(error)) from None
+
+
+def _read_header(file: RangeReader, reading: Reading, charge: Charge) -> Kept:
     file_bytes = file.size_bytes
-    first = _read_first(file)
+    first = _read_first(file, charge)
     header_bytes = parse_header_length(bytes(first[:8]), file_bytes=file_bytes)
     prefix = Prefix(reading.crcs)
     prefix.add(first[: 8 + header_bytes])
@@ -133,9 +144,7 @@ def read_header(file: RangeReader, reading: Reading) -> Kept:
         return None if header is None else replace(header, prefix=prefix)
 
     try:
-        return _read(file, 8, first, header_bytes, reading, parse_here, parse_child)
-    except child.RefusedError as error:
-        raise InvalidHeaderError(str(error)) from None
+        return _read(file, 8, first, header_bytes, reading, charge, parse_here, parse_child)
     except child.TooCostlyError:
         raise InvalidHeaderError(f"the header is {_too_costly(header_bytes)}") from None
 
@@ -148,18 +157,35 @@ def read_index(file: RangeReader, reading: Reading) -> Kept:
         raise InvalidIndexError(
             f"an index of {show_size(index_bytes)}, larger than {show_size(MAX_INDEX_BYTES)}"
         )
-    first = _read_first(file)
+    try:
+        with _charged(reading) as charge:
+            return _read_index(file, reading, charge)
+    except child.RefusedError as error:
+        raise InvalidIndexError(str(error)) from None
+    except child.TooCostlyError:
+        raise InvalidIndexError(f"the index is {_too_costly(index_bytes)}") from None
+
+
+def _read_index(file: RangeReader, reading: Reading, charge: Charge) -> Kept:
+    index_bytes = file.size_bytes
+    first = _read_first(file, charge)
 
     def parse_child(spool: int, charge: Charge) -> Index:
         _, (packed, _) = child.parse_in_child(child.INDEX, spool, index_bytes, 0, charge.resize)
         return Index(packed)
 
+    return _read(file, 0, first, index_bytes, reading, charge, lambda: parse_index(first), parse_child)
+
+
+@contextmanager
+def _charged(reading: Reading) -> Iterator[Charge]:
+    """A charge that an error ends now, and not only when it is forgotten."""
+    charge = reading.keep.budget.charge(reading.uid)
     try:
-        return _read(file, 0, first, index_bytes, reading, lambda: parse_index(first), parse_child)
-    except child.RefusedError as error:
-        raise InvalidIndexError(str(error)) from None
-    except child.TooCostlyError:
-        raise InvalidIndexError(f"the index is {_too_costly(index_bytes)}") from None
+        yield charge
+    except BaseException:
+        charge.resize(0)
+        raise
 
 
 def _read(
@@ -168,28 +194,25 @@ def _read(
     first: bytearray,
     size_bytes: int,
     reading: Reading,
+    charge: Charge,
     parse_here: Callable[[], Parsed | None],
     parse_child: Callable[[int, Charge], Parsed],
 ) -> Kept:
     """Reads `size_bytes` of the file from `start` on, of which `first` are there already, and parses them: in
-    this process if they are few and `parse_here` accepts them, else in a child."""
-    charge = reading.keep.budget.charge(reading.uid)
-    try:
-        if size_bytes <= INLINE_BYTES:
-            _complete(file, start, first, size_bytes, charge)
-            reading.on_read()
-            kept = reading.parsers.here(reading.uid, lambda: reading.once(charge, parse_here))
-            if kept is not None:
-                return kept
-        with _gathered(file, start, first, size_bytes, reading, charge) as spool:
-            kept = reading.parsers.in_child(
-                reading.uid, lambda: reading.once(charge, lambda: parse_child(spool, charge))
-            )
-        assert kept is not None
-        return kept
-    except BaseException:
-        charge.resize(0)  # now, and not only when the error is forgotten
-        raise
+    this process if they are few and `parse_here` accepts them, else in a child. `charge` is for `first`, and
+    then for what takes its place."""
+    if size_bytes <= INLINE_BYTES:
+        _complete(file, start, first, size_bytes, charge)
+        reading.on_read()
+        kept = reading.parsers.here(reading.uid, lambda: reading.once(charge, parse_here))
+        if kept is not None:
+            return kept
+    with _gathered(file, start, first, size_bytes, reading, charge) as spool:
+        kept = reading.parsers.in_child(
+            reading.uid, lambda: reading.once(charge, lambda: parse_child(spool, charge))
+        )
+    assert kept is not None
+    return kept
 
 
 def _parse_here(raw: bytearray, file_bytes: int) -> Header | None:
@@ -206,9 +229,15 @@ def _too_costly(size_bytes: int) -> str:
     )
 
 
-def _read_first(file: RangeReader) -> bytearray:
-    """Charged to nobody: the number of reader threads bounds it."""
-    first = bytearray(min(file.size_bytes, SPECULATIVE_BYTES))
+def _read_first(file: RangeReader, charge: Charge) -> bytearray:
+    """The beginning of the file, as much as there is memory for. There may be a thousand threads that read
+    one: some for each mount and store."""
+    count = min(file.size_bytes, SPECULATIVE_BYTES)
+    try:
+        charge.resize(count)
+    except (TooManyLoadsError, CheckpointInvalidError):
+        count = min(count, SMALL_FIRST_BYTES)
+    first = bytearray(count)
     if first:
         with memoryview(first) as view:
             file.read_into(0, [view])
@@ -217,7 +246,7 @@ def _read_first(file: RangeReader) -> bytearray:
 
 def _complete(file: RangeReader, start: int, raw: bytearray, size_bytes: int, charge: Charge) -> None:
     """Reads on, until `raw` has `size_bytes` of the file from `start` on."""
-    charge.resize(max(0, size_bytes - SPECULATIVE_BYTES))
+    charge.resize(size_bytes)
     held = len(raw)
     if held < size_bytes:
         raw.extend(bytes(size_bytes - held))

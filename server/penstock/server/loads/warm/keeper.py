@@ -160,8 +160,6 @@ class Keeper:
             self._entry.unwant(self.wish.name)
         self._pins.hold(())
 
-    # ---- one round ------------------------------------------------------------------------------
-
     async def _round(self) -> None:
         checkpoint = await resolve(self._shared.context, self.request, self.access())
         if checkpoint.stale_seconds is None:

@@ -3,24 +3,19 @@ types and entities are refused, and elements, their depth and their texts are bo
 
 from __future__ import annotations
 
-import re
 import xml.parsers.expat
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from ..objects.faults import Transient
+from ..objects.markup import MAX_ELEMENTS, is_costly
 from ..objects.service import Entry, Page
 
-MAX_ELEMENTS = 100_000
-"""Most elements. A page of 1000 blobs has about 30,000, and as many for their metadata."""
 MAX_DEPTH = 10
 MAX_TEXT_CHARACTERS = 12 << 10
 """Most characters of a text. A name has 1024, each written as up to twelve; metadata have 8 KiB."""
 _ROOT = "/EnumerationResults"
 _BLOB = f"{_ROOT}/Blobs/Blob"
-_LONG_TAG = re.compile(rb"<[^<]{100000}")
-"""Longest tag, with its attributes and the text after it. The parser would make objects of all of them at
-once."""
 _PIECE_BYTES = 64 << 10
 """Bytes parsed at once. Other threads run between these pieces."""
 
@@ -36,7 +31,7 @@ def parse_page(body: bytes) -> Page:
     parser.StartDoctypeDeclHandler = _refuse
     parser.EntityDeclHandler = _refuse
     try:
-        if b"\0" in body or _LONG_TAG.search(body):  # in UTF-16 tags would look different
+        if is_costly(body):
             raise ValueError("a longer tag than a list has, or another encoding")
         for start in range(0, len(body), _PIECE_BYTES):
             parser.Parse(body[start : start + _PIECE_BYTES], False)

@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from ...errors import SourceUnavailableError
 from ...system.fair import FairExecutor
+from ...system.quota import Quota
 from ...system.statx import Mount, is_mounted
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -174,9 +175,11 @@ class MountThreads:
         self._count = count
         self._name = name
         self._mounts = mounts
-        self._most_mounts = most_mounts
+        self._quota = Quota(most_mounts)
         self._lock = threading.Lock()
         self._executors: dict[str, FairExecutor] = {}
+        self._counted: dict[str, int] = {}
+        """By mount that has threads: the user who first asked for it, and whose share it is of."""
         self._stopped = False
 
     def of(self, path: str) -> MountExecutor:
@@ -192,8 +195,9 @@ class MountThreads:
             if self._stopped:
                 raise RuntimeError("the threads have been stopped")
             if mount not in self._executors:
-                self._make_room(mount)
+                self._make_room(mount, uid)
                 self._executors[mount] = FairExecutor(self._count, f"{self._name}:{mount}")
+                self._counted[mount] = uid
             return self._executors[mount].submit(uid, call, *arguments, **named)
 
     def shutdown(self) -> None:
@@ -204,16 +208,17 @@ class MountThreads:
         for executor in executors:
             executor.shutdown()
 
-    def _make_room(self, mount: str) -> None:
-        if len(self._executors) < self._most_mounts:
-            return
-        idle = next((name for name, executor in self._executors.items() if executor.idle), None)
-        if idle is None:
-            raise SourceUnavailableError(
-                f"{mount} cannot be opened: threads wait for {len(self._executors)} other mounts already; "
-                "see penstock status for those that hang, or try again later"
-            )
-        self._executors.pop(idle).shutdown()
+    def _make_room(self, mount: str, uid: int) -> None:
+        """Takes a share of that user's for a mount. Mounts without a call give way."""
+        while not self._quota.take(uid):
+            idle = next((name for name, executor in self._executors.items() if executor.idle), None)
+            if idle is None:
+                raise SourceUnavailableError(
+                    f"{mount} cannot be opened: threads wait for {len(self._executors)} other mounts "
+                    "already; see penstock status for those that hang, or try again later"
+                )
+            self._executors.pop(idle).shutdown()
+            self._quota.release(self._counted.pop(idle))
 
 
 class MountExecutor:

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
 from ...errors import (
@@ -28,6 +29,7 @@ _CACHE_HINT = (
 )
 _SHOWN_CHARACTERS = 200
 _READ, _SEARCH = 4, 1
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def local_path(source: str) -> str:
@@ -71,10 +73,13 @@ def open_path(path: str, access: Access, flags: int) -> int:
 
 
 def list_directory(path: str, access: Access) -> list[str] | None:
-    """The names in a directory, sorted; None if `path` is no directory."""
+    """The names in a directory, sorted and held (`ListingCost.taken`); None if `path` is no directory."""
     fd = open_path(path, access, os.O_RDONLY)
     try:
-        return sorted(os.listdir(fd)) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            return None
+        with os.scandir(fd) as entries:
+            return sorted(access.listing.taken(path, (entry.name for entry in entries)))
     except OSError as error:
         raise listing_error(path, error) from error
     finally:
@@ -99,12 +104,32 @@ def check_modes(fd: int, path: str, access: Access) -> None:
     real = _real_path(fd, path)
     if real != top and not real.startswith(top + "/"):
         raise path_error(path, access, OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
-    above = real[: real.rfind("/")] if real != top else top
-    while above != top:
-        _check_mode(above, os.stat(above), access, _SEARCH)
-        above = above[: above.rfind("/")]
     status = os.fstat(fd)
+    if real != top:
+        try:
+            _check_above(top or "/", real[len(top) + 1 :].split("/"), status, access)
+        except OSError as error:
+            raise path_error(path, access, error) from error
     _check_mode(path, status, access, _READ | _SEARCH if stat.S_ISDIR(status.st_mode) else _READ)
+
+
+def _check_above(top: str, names: Sequence[str], status: os.stat_result, access: Access) -> None:
+    """Goes from `top` down to the file of that status, by descriptors, and checks each directory between
+    them. By paths somebody could put another directory, which may be searched, in the place of one between
+    two looks. Raises OSError where the file does not lie there any more, and AccessDeniedError."""
+    held = os.open(top, _LOOK | os.O_DIRECTORY)
+    try:
+        for number, name in enumerate(names, 1):
+            fd = os.open(name, _LOOK, dir_fd=held)
+            os.close(held)
+            held = fd
+            found = os.fstat(held)
+            if number < len(names):
+                _check_mode("/".join((top, *names[:number])), found, access, _SEARCH)
+            elif not os.path.samestat(found, status):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    finally:
+        os.close(held)
 
 
 def _real_path(fd: int, path: str) -> str:

@@ -59,6 +59,9 @@ class FileStore(Store):
     def resolvers(self, location: str, uid: int) -> Executor:
         return self._resolvers.of(location).of(uid)
 
+    def place(self, source: str) -> str:
+        return f"{self.kind} {self._mounts.point(self.source.location(source)).path}"
+
     def asked_since(self) -> Collection[tuple[str, float]]:
         return self._mounts.asked_since()
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from ...errors import CheckpointInvalidError, CheckpointNotFoundError, PenstockError, SourceUnavailableError
 from ...system import statx
 from ...system.statx import FileStatus
-from .. import MAX_TREE_NAME_BYTES, MAX_TREE_NAMES, Access, Listed, Wanted, join, too_many_names
+from .. import Access, Listed, Wanted, join
+from ..looking import MAX_TREE_NAME_BYTES, MAX_TREE_NAMES, held_bytes, too_many_names
 from . import paths
 from .identity import portable_version
 
@@ -32,6 +33,11 @@ class _Directory:
     above: tuple[_Inode, ...] = ()
     """The directories that hold it."""
 
+    @property
+    def held_bytes(self) -> int:
+        """What it takes while it waits, but for the top."""
+        return held_bytes([self.name]) + 8 * len(self.above) if self.name else 0
+
 
 def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[Listed]:
     """See `Source.tree`. `asking` is entered with a path while this thread waits for the path's mount."""
@@ -39,6 +45,7 @@ def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[L
     waiting = [_Directory("")]
     while waiting:
         directory = waiting.pop()
+        access.listing.release(directory.held_bytes)
         path = join(top, directory.name) if directory.name else top
         with asking(path):
             inode, names = _list(path, access, left)
@@ -53,8 +60,8 @@ def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[L
                 file=path,
             )
         above = (*directory.above, inode)
-        for name in names:
-            name = directory.name + name
+        for last in names:
+            name = directory.name + last
             as_file, as_directory = wanted(name), wanted(name + "/")
             if not (as_file or as_directory):
                 continue
@@ -65,8 +72,10 @@ def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[L
             if stat.S_ISDIR(status.mode):
                 if as_directory:
                     waiting.append(_Directory(name + "/", above))
+                    access.listing.hold(waiting[-1].held_bytes)
             elif as_file and stat.S_ISREG(status.mode):
                 yield Listed(name, status.size_bytes, portable_version(status))
+        access.listing.release(held_bytes(names))
 
 
 def _list(path: str, access: Access, most: int) -> tuple[_Inode, list[str]]:
@@ -78,7 +87,9 @@ def _list(path: str, access: Access, most: int) -> tuple[_Inode, list[str]]:
             raise CheckpointInvalidError(f"{path} is a file, and no directory; name a directory", file=path)
         paths.check_modes(fd, path, access)
         with os.scandir(fd) as entries:
-            names = [entry.name for entry in itertools.islice(entries, most + 1)]
+            names = access.listing.taken(
+                path, (entry.name for entry in itertools.islice(entries, most + 1)), most + 1
+            )
     except OSError as error:
         raise paths.listing_error(path, error) from error
     finally:

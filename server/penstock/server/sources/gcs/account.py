@@ -22,6 +22,8 @@ from .settings import GcsSettings
 MAX_RENEWALS = 2
 """How often one request may get new tokens: a store may call all of them expired."""
 PAGE_NAMES = 1000
+MAX_PAGE_OBJECTS = 50_000
+"""Most objects of JSON on a page, as braces count, of which names may have some."""
 _KIND = "storage#objects"
 _FIELDS = "kind,items(name,size,generation),nextPageToken"
 _GENERATION = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -103,6 +105,8 @@ class Account:
         )
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:
+        if body.count(b"{") > MAX_PAGE_OBJECTS:
+            raise Transient("bad_response", "a page of the list has too many names")
         try:
             page = msgspec.json.decode(body, type=_List)
             if page.kind != _KIND:

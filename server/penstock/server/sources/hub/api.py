@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from ...errors import PenstockError
 from ...system.version import distribution_version
+from ..looking import ListingCost
 from ..objects import reach
 from ..objects.faults import Transient
 from ..objects.listing import list_tree
@@ -101,7 +102,7 @@ class HubApi:
         files: dict[str, HubFile] = {}
         left_bytes = tree.MAX_NAMES_BYTES
         with self._answers:
-            for listed in list_tree(self._requests, top, lambda name: True):
+            for listed in list_tree(self._requests, top, lambda name: True, ListingCost()):
                 files[listed.name] = HubFile(listed.size_bytes, listed.version.partition(":")[0])
                 left_bytes -= len(listed.name.encode(errors="replace"))
                 if len(files) > tree.MAX_FILES or left_bytes < 0:
@@ -119,7 +120,7 @@ class ApiService:
         self.host = urlsplit(settings.endpoint).netloc
         self._origin = reach.origin(settings.endpoint)
         self._agent = f"penstock/{distribution_version()}"
-        self._redirects: Redirects[str] = Redirects()
+        self._redirects = Redirects()
         self._resume_at = 0.0
 
     def is_hub(self, url: str) -> bool:

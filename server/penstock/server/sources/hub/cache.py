@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import CheckpointNotFoundError
@@ -46,6 +47,10 @@ class HubCache:
                 return ""
             try:
                 text = os.read(fd, _REF_BYTES).decode("latin-1").strip()
+            except IsADirectoryError:  # of several branches
+                return ""
+            except OSError as error:
+                raise paths.path_error(path, self._access(0), error) from error
             finally:
                 os.close(fd)
         return text if is_commit(text) else ""
@@ -59,10 +64,11 @@ class HubCache:
             fd = paths.open_path(path, self._access(uid), os.O_RDONLY)
             return CachedFile(location, path, fd, context)
 
-    def tree(self, location: Location, uid: int, wanted: Wanted) -> Iterator[Listed]:
+    def tree(self, location: Location, access: Access, wanted: Wanted) -> Iterator[Listed]:
         """The cached files of its commit below its path, as for `Source.tree`."""
         top = f"{self._snapshot(location)}/{location.key}".rstrip("/")
-        return walk(top, self._access(uid), wanted, self._context().asking)
+        own = replace(self._access(access.uid), listing=access.listing)
+        return walk(top, own, wanted, self._context().asking)
 
     def _access(self, uid: int) -> Access:
         return Access(uid, privileged=False, prefixes=(self._root,))

@@ -55,6 +55,7 @@ class Memo(Generic[K, V]):
             with slot.lock:
                 if slot.value == value:
                     slot.value, slot.until = new, until
+                    self._count(key, slot, 0 if new is None else self._weigh(new))
 
     def forget(self, key: K) -> None:
         with self._lock:

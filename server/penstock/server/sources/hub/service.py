@@ -14,7 +14,10 @@ from .api import HubApi, Target, state_of, until
 from .location import Location
 from .memo import Memo
 
-REMEMBERED_TARGETS = 10_000
+REMEMBERED_BYTES = 8 << 20
+"""Of all remembered addresses together: some 5000 of the usual length."""
+_TARGET_BYTES = 1000
+"""What one takes besides its URL."""
 _EXPIRED = (400, 401, 403, 404, 410)
 """Statuses with which storage refuses an expired address."""
 _File = tuple[str, str, str]
@@ -27,7 +30,9 @@ class HubService:
         self.tls = api.service.tls
         self._api = api
         self._hub = api.service
-        self._targets: Memo[_File, Target] = Memo(REMEMBERED_TARGETS)
+        self._targets: Memo[_File, Target] = Memo(
+            REMEMBERED_BYTES, lambda target: _TARGET_BYTES + len(target.url)
+        )
 
     def sign(self, ask: Ask[Location]) -> Signed:
         """Asks the Hub for the address if none is known. The token goes to the Hub alone."""

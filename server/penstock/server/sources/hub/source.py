@@ -163,7 +163,7 @@ class HubSource(ObjectSource[Location]):
         self, hub: _Hub, directory: Location, access: Access, wanted: Wanted
     ) -> Iterator[Listed]:
         try:
-            yield from hub.cache.tree(directory, access.uid, wanted)
+            yield from hub.cache.tree(directory, access, wanted)
         except CheckpointNotFoundError:
             if not directory.key:
                 raise not_cached(directory) from None

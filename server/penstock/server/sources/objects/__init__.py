@@ -5,7 +5,7 @@ faults      failures after which a request is repeated, and the delay before tha
 connection  keep-alive HTTP connections that read into the caller's memory
 addresses   which addresses are public, and connections to these alone
 proxies     proxies, and the errors when they refuse
-response    answers that must come within a time limit
+response    answers that must come within a time limit, and whose headers are few
 requests    requests that are repeated until they are answered or fail for good
 listing     the objects below a prefix
 object      one version of one object as a SourceFile
@@ -21,6 +21,7 @@ Modules that some stores share:
 
 reach       URLs, and which of them a caller may be redirected to (pure)
 redirects   remembers the targets of redirects
+markup      checks XML before a parser sees it (pure)
 
 The engine knows no store by name. Each store has a package beside this one.
 """

@@ -22,11 +22,14 @@ _NOT_PUBLIC = tuple(
         (
             "168.63.129.16/32",  # Azure's metadata: in a public range, but answered by the machine's host
             "192.0.0.0/24",  # for protocols, such as Oracle's metadata; older Pythons know only a part of it
-            "::/96",  # IPv4 addresses in an old notation
-            "64:ff9b:1::/48",  # translated to IPv4 by rules of the local network
+            "192.88.99.0/24",  # the nearest relay to IPv6, which may be in the local network
+            "3fff::/20",  # for documentation; older Pythons do not know it
         ),
     )
 )
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that was ever given to anybody. What lies elsewhere is local, of an old kind or of a kind that
+Python does not know yet, such as `fec0::/10`, `5f00::/16` and `64:ff9b:1::/48`."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_MASK = 0xFFFFFFFF
 
@@ -43,6 +46,8 @@ def is_public(text: str) -> bool:
             return False
         if carried is not None:
             return is_public(str(carried))
+        if address not in _UNICAST:
+            return False
     listed = any(address in network for network in _NOT_PUBLIC)
     return address.is_global and not address.is_multicast and not listed
 

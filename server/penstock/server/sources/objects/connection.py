@@ -17,7 +17,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from ...errors import SourceUnavailableError
@@ -225,12 +225,12 @@ class Exchange:
             self._response.hurry()
             self._response.read(1)
 
-    def whole(self, limit_bytes: int) -> bytes:
-        """The whole body. It must come within the timeout. Raises Transient, also if it is longer."""
+    def whole(self, limit_bytes: int, hold: Callable[[int], None] = lambda size_bytes: None) -> bytes:
+        """The whole body. It must come within the timeout. `hold` is called before that many more bytes are
+        held, and may raise. Raises Transient, also if the body is longer."""
         announced_bytes = self.length or 0
         if announced_bytes <= limit_bytes:
-            self._response.hurry()
-            body = self._response.read(limit_bytes + 1)
+            body = self._body(limit_bytes + 1, hold)
             if len(body) < announced_bytes:
                 raise Transient("short_body", "the answer ended early")
             if len(body) <= limit_bytes:
@@ -239,8 +239,20 @@ class Exchange:
 
     def text(self) -> bytes:
         """The body of an error answer, or the beginning of it if it is long."""
+        return self._body(MAX_ERROR_BODY_BYTES)
+
+    def _body(self, most_bytes: int, hold: Callable[[int], None] = lambda size_bytes: None) -> bytes:
+        """Not by one `read`, which would hold each chunk as an object, however small it is."""
         self._response.hurry()
-        return self._response.read(MAX_ERROR_BODY_BYTES)
+        body = bytearray()
+        while len(body) < most_bytes:
+            some = self._response.read1(min(most_bytes - len(body), BUFFER_BYTES))
+            if not some:
+                self._response.read(1)  # after which the connection is good for more
+                break
+            hold(len(some))
+            body += some
+        return bytes(body)
 
 
 def _receive(connection: socket.socket, view: memoryview) -> int:

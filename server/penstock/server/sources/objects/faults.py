@@ -48,5 +48,8 @@ def retry_after(text: str, *, longest_seconds: float = LONGEST_RETRY_AFTER_SECON
         seconds = float(text[:10])
     else:
         parsed = email.utils.parsedate_tz(text) if text else None
-        seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else 0.0
+        try:
+            seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else 0.0
+        except (ValueError, OverflowError):  # a year that no calendar has
+            seconds = 0.0
     return min(max(seconds, 0.0), longest_seconds)

@@ -12,12 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Generic
 
-from ...errors import CheckpointChangedError
+from ...errors import CheckpointChangedError, SourceUnavailableError
 from .. import RetryLater, without
 from .connection import Exchange
 from .faults import Transient
 from .requests import Requests
 from .service import Ask, L, ObjectState
+
+MAX_OBJECT_BYTES = (1 << 63) - 1
+"""The most that a file can have on any system, and that the wire can say."""
 
 FIRST_BYTES = 256 << 10
 """Bytes that the first request for an object asks for. The headers of all but a few files are shorter."""
@@ -25,6 +28,9 @@ FIRST_BYTES = 256 << 10
 SLOWEST_BYTES = 64 << 10
 """Bytes that must come within `--object-timeout`. A store that sends less, byte by byte, would hang the
 load."""
+
+MAX_VERSION_CHARACTERS = 1024
+"""Of what a store calls a version: a load keeps it for each of its files, several times."""
 
 _SKIP_BYTES = 64 << 10
 
@@ -42,7 +48,7 @@ def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
                 count = min(count, FIRST_BYTES)
             if start != 0 or count != min(size_bytes, FIRST_BYTES):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
-            state = requests.service.state(location, exchange.headers, size_bytes)
+            state = _state(requests, location, exchange, size_bytes)
             first, position = bytearray(count), _Position()
             try:
                 _fill(exchange, [memoryview(first)], position, count, requests.timeout_seconds)
@@ -60,9 +66,27 @@ def ask_state(requests: Requests[L], location: L, headers: Mapping[str, str]) ->
     with requests.send(Ask("HEAD", location, headers), ok=(200,)) as exchange:
         exchange.finish()
         length = exchange.headers.get("content-length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > 19:
             raise Transient("bad_response", "the answer does not say how long the object is")
-        return requests.service.state(location, exchange.headers, int(length[:19]))
+        return _state(requests, location, exchange, int(length))
+
+
+def _state(requests: Requests[L], location: L, exchange: Exchange, size_bytes: int) -> ObjectState:
+    """What the answer says of the object. Raises SourceUnavailableError."""
+    state = requests.service.state(location, exchange.headers, size_bytes)
+    if size_bytes > MAX_OBJECT_BYTES:
+        raise SourceUnavailableError(
+            f"{location.uri}: the store says that it has {size_bytes} bytes, more than any object can have; "
+            "check the endpoint",
+            file=location.uri,
+        )
+    if len(state.version) > MAX_VERSION_CHARACTERS:
+        raise SourceUnavailableError(
+            f"{location.uri}: the store names its version by {len(state.version)} characters (ETag, "
+            f"Last-Modified), more than {MAX_VERSION_CHARACTERS}; have it send a shorter ETag",
+            file=location.uri,
+        )
+    return state
 
 
 def listed_version(listed: str, size_bytes: int) -> str:
@@ -120,8 +144,11 @@ class ObjectFile(Generic[L]):
     def unmounted(self) -> bool:
         return False
 
-    def close(self) -> None:
+    def drop_first_bytes(self) -> None:
         self._first = b""
+
+    def close(self) -> None:
+        self.drop_first_bytes()
 
     def _copy_first(self, views: Sequence[memoryview]) -> int:
         first, self._first = self._first, b""

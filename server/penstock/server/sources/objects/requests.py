@@ -37,6 +37,9 @@ class Requests(Generic[L]):
         self.service = service
         self.whole = whole or no_range
         self.timeout_seconds = settings.timeout_seconds
+        self.parsing = threading.Lock()
+        """Held while a page of a list is parsed. It takes many times the memory of the page, and Python would
+        not parse two pages faster at once."""
         self._on_retry = on_retry
         self._settings = settings
         self._connections = Connections(

@@ -14,15 +14,24 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+MAX_HEADER_BYTES = 64 << 10
+"""Of one answer: its status and headers, and those of interim answers (`100 Continue`) before it. Stores send
+some hundred bytes; http.client alone would take 6 MB, and any number of interim answers."""
+
+_MAX_DIGITS = 19
+"""Of the length of a body; Python refuses to read a number of thousands."""
+
 
 class Response(http.client.HTTPResponse):
-    """An answer whose headers must all come within the connection's timeout."""
+    """An answer whose headers must be few, and must all come within the connection's timeout."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
         self._timeout_seconds = sock.gettimeout()
         self._timed = _Timed(self.fp.detach())
         self.fp = io.BufferedReader(self._timed)
+        # The stream reads ahead: what it holds of the body then does not count.
+        self._timed.left_bytes = MAX_HEADER_BYTES + io.DEFAULT_BUFFER_SIZE
         self.hurry()
 
     def begin(self) -> None:
@@ -45,12 +54,19 @@ class Response(http.client.HTTPResponse):
             self.length = 0
         ends = self._check_close()  # type: ignore[attr-defined]
         self.will_close = ends or (self.length is None and not self.chunked)
-        self._timed.until = None
+        self._timed.until = self._timed.left_bytes = None
 
     def hurry(self) -> None:
         """From now on the bytes that are read must come within the timeout too."""
         if self._timeout_seconds is not None:
             self._timed.until = time.monotonic() + self._timeout_seconds
+
+    def _read_next_chunk_size(self) -> int:
+        """http.client would take a size below zero, and read all that follows at once."""
+        size_bytes: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size_bytes < 0:
+            raise http.client.HTTPException
+        return size_bytes
 
 
 class Fields(dict[str, str]):
@@ -86,7 +102,12 @@ class Fields(dict[str, str]):
         )
         if not said:
             return None
-        if len(said) > 1 or not (text := said.pop()).isascii() or not text.isdigit():
+        if (
+            len(said) > 1
+            or not (text := said.pop()).isascii()
+            or not text.isdigit()
+            or len(text) > _MAX_DIGITS
+        ):
             raise http.client.HTTPException("the length of the body is no number")
         return int(text)
 
@@ -96,11 +117,12 @@ class TooSlow(TimeoutError):
 
 
 class _Timed(io.RawIOBase):
-    """A raw stream that is read through, up to a time limit."""
+    """A raw stream that is read through, up to a time limit and a number of bytes."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
         self.until: float | None = None
+        self.left_bytes: int | None = None
 
     def readable(self) -> bool:
         return True
@@ -108,7 +130,12 @@ class _Timed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         if self.until is not None and time.monotonic() > self.until:
             raise TooSlow
-        return self._raw.readinto(buffer)
+        if self.left_bytes is not None and self.left_bytes <= 0:
+            raise http.client.HTTPException
+        count = self._raw.readinto(buffer)
+        if self.left_bytes is not None:
+            self.left_bytes -= count or 0
+        return count
 
     def close(self) -> None:
         self._raw.close()

@@ -52,8 +52,9 @@ class ObjectSource(ABC, Generic[L]):
         self._settings = settings
         self._lock = threading.Lock()
         self._made: Requests[L] | None = None
-        self._known: OrderedDict[str, None] = OrderedDict()
-        """Objects that were opened lately. Their headers are probably kept, so a HEAD request is enough."""
+        self._known: OrderedDict[int, None] = OrderedDict()
+        """Hashes of objects that were opened lately. Their headers are probably kept, so a HEAD request is
+        enough. If two have one hash, one may be asked in the wrong way, which costs a request."""
 
     # ---- for subclasses -------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class ObjectSource(ABC, Generic[L]):
         if self.is_version(named) or named.key.endswith(OBJECT_SUFFIX):
             return None
         directory = self._directory(named)
-        names = [name for name in list_names(self._requests(), directory) if name]
+        names = [name for name in list_names(self._requests(), directory, access.listing) if name]
         return names if names or directory is named else None
 
     def tree(self, location: str, access: Access, wanted: Wanted) -> Iterator[Listed]:
@@ -111,7 +112,7 @@ class ObjectSource(ABC, Generic[L]):
             raise CheckpointInvalidError(
                 f"{location} is a version of one object, and no directory; name a directory", file=location
             )
-        return list_tree(self._requests(), self._directory(named), wanted)
+        return list_tree(self._requests(), self._directory(named), wanted, access.listing)
 
     def dangles(self, location: str, access: Access) -> bool:
         return False
@@ -170,10 +171,11 @@ class ObjectSource(ABC, Generic[L]):
         self._was_known(location)
 
     def _was_known(self, location: str) -> bool:
+        key = hash(location)
         with self._lock:
-            known = location in self._known
-            self._known[location] = None
-            self._known.move_to_end(location)
+            known = key in self._known
+            self._known[key] = None
+            self._known.move_to_end(key)
             if len(self._known) > KNOWN_OBJECTS:
                 self._known.popitem(last=False)
             return known

@@ -23,6 +23,7 @@ from urllib.parse import unquote_plus
 from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
+from ..objects.markup import is_costly
 from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from ..replies import StoreUnreachableError
 from .answers import EXPIRED, Said, failure, whole_checksums
@@ -31,6 +32,8 @@ from .location import Location
 from .settings import S3Settings
 
 RENEW_SECONDS = 10.0
+MAX_REGIONS, MAX_BUCKETS = 64, 10_000
+"""Most regions that have a client, and buckets of which the region is remembered: a store could name any."""
 MAX_RENEWALS = 2
 """How often one request may get new credentials: a store may call all of them expired."""
 MAX_URLS = 1024
@@ -94,6 +97,8 @@ class Account:
             return self._renewed(ask.location, tried[-1])
         moved = answer.status in (301, 307, 400) and said.region not in ("", tried[-1].identity[0])
         if moved and len(regions) == 1:
+            if len(self._regions) >= MAX_BUCKETS:
+                self._regions.clear()
             self._regions[ask.location.bucket] = said.region
             return True
         return False
@@ -186,6 +191,8 @@ class Account:
         """Returns the list with keys still encoded. Raises Transient."""
         from botocore.parsers import ResponseParserError, create_parser
 
+        if is_costly(body):
+            raise Transient("bad_response", "the answer is no list that can be read")
         model = self._client(None).meta.service_model.operation_model("ListObjectsV2")
         answer = {"status_code": 200, "headers": {}, "body": body}
         try:
@@ -230,6 +237,8 @@ class Account:
         with self._lock:
             client = self._clients.get(region)
             if client is None:
+                if len(self._clients) >= MAX_REGIONS:
+                    self._clients.clear()
                 client = self._make_client(region)
                 self._clients[region] = client
             return client

@@ -23,10 +23,6 @@ _GONE = (401, 403, 404, 410)
 """Statuses with which the target of a redirect refuses when its time is over."""
 
 
-_Asked = tuple[str, bool]
-"""A URL, and whether it is asked with a login: answers to a login are not shown to others."""
-
-
 class WebService:
     """Thread-safe."""
 
@@ -35,7 +31,7 @@ class WebService:
         self.tls = tls_context("https://")
         self._logins = Logins()
         self._agent = f"penstock/{distribution_version()}"
-        self._redirects: Redirects[_Asked] = Redirects()
+        self._redirects = Redirects()
 
     def sign(self, ask: Ask[Location]) -> Signed:
         """A request to the URL, or to its remembered target. Only the host that the caller named gets a
@@ -82,5 +78,7 @@ class WebService:
         return Page([], "")
 
 
-def _asked(location: Location) -> _Asked:
-    return location.uri, location.reach.way(location.uri, location.uri).with_credentials
+def _asked(location: Location) -> str:
+    """A URL, and whether it is asked with a login: answers to a login are not shown to others."""
+    with_login = location.reach.way(location.uri, location.uri).with_credentials
+    return f"{'login ' if with_login else ''}{location.uri}"
