@@ -815,8 +815,8 @@ BREAKS = (
     Break(
         "a block on the disk is compared with its CRCs",
         f"{_SERVER}/tier/version.py",
-        "            or chunk_crcs(buffer[: finish - begin]) != block.crcs[CRC_BYTES * first : CRC_BYTES * last]\n",
-        "",
+        "or chunk_crcs(buffer[: finish - begin]) != block.crcs[",
+        "or chunk_crcs(buffer[:0]) != block.crcs[:0][",
         "test_rotten_bytes_are_not_given_and_are_written_again",
     ),
     Break(
