@@ -122,7 +122,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
 
     @contextlib.contextmanager
     def when_stalled(self, act: Callable[[], object]) -> Iterator[None]:
-        """Within it, that is done on another thread when a load has come to stand still."""
+        """Meanwhile another thread does that, once a load has come to stand still."""
 
         def wait_and_act() -> None:
             assert self.stalled.wait(30)
@@ -130,8 +130,10 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
 
         thread = threading.Thread(target=wait_and_act)
         thread.start()
-        yield
-        thread.join()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def leased(self) -> bool:
         def open_(connection: socket.socket) -> bool:

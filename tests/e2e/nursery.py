@@ -30,7 +30,7 @@ def main() -> None:
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         while True:
-            data, fds, _, _ = socket.recv_fds(parent, 1 << 16, 3)
+            data, fds, _, _ = socket.recv_fds(parent, 1 << 18, 3)
             if not data:
                 return
             request = json.loads(data)

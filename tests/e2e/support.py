@@ -49,8 +49,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 class DaemonProcess:
     """penstockd with the given flags in `socket_dir`, started and ready.
 
-    A process of its own, forked from one that has imported penstock.server; where a test says how it is run,
-    as a user runs it."""
+    A process forked from one that has imported penstock.server; with a wrapper or a program, executed."""
 
     def __init__(
         self,

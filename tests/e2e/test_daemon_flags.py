@@ -104,9 +104,8 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_flag(
 ) -> None:
     where = () if flag == "--socket-dir" else (f"--socket-dir={socket_dir}",)
     code, said = refused(*where, f"{flag}={value}")
-    assert code == 1, said
-    (line,) = said
-    assert line.startswith(f"penstockd: {flag}: ")
+    assert (code, len(said)) == (1, 1), said
+    assert said[0].startswith(f"penstockd: {flag}: ")
     assert not socket_dir.exists()
 
 
@@ -120,9 +119,9 @@ def test_a_port_that_is_taken_is_refused_in_one_line_that_names_the_flag(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     daemon = start_daemon("--memory-limit", "16MiB")
-    code, (line,) = refused(f"--socket-dir={tmp_path}/s", f"--http-address={daemon.http_address}")
-    assert code == 1
-    assert line.startswith(f"penstockd: --http-address: {daemon.http_address} cannot be bound")
+    code, said = refused(f"--socket-dir={tmp_path}/s", f"--http-address={daemon.http_address}")
+    assert (code, len(said)) == (1, 1), said
+    assert said[0].startswith(f"penstockd: --http-address: {daemon.http_address} cannot be bound")
     assert not (tmp_path / "s" / "penstock.sock").exists()
 
 
