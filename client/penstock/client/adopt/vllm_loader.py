@@ -16,6 +16,7 @@ load from their own path, not from `source`.
 from __future__ import annotations
 
 import copy
+import gc
 import glob
 import logging
 import os
@@ -45,8 +46,7 @@ if TYPE_CHECKING:
 
 _INDEX_NAME = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
-_OLD_WEIGHTS = ("*.bin", "*.pt")
-_MAX_BYTES = 1 << 62
+_OLD_WEIGHTS, _MAX_BYTES = ("*.bin", "*.pt"), 1 << 62
 # On a model's configuration: the model for which `source` has been loaded. vLLM changes `model` for a reload
 # from elsewhere, and keeps the options.
 _LOADED_AS = "_penstock_loaded_as"
@@ -192,7 +192,8 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
                 raise
             # The ranks of a group choose the same, so the daemon says this to all of them.
             _log.warning("penstock reads tensors that this node does not need: %s", str(error))
-            return self._open(client, source, group, None, unused)
+        gc.collect()  # or frames of the error keep the last tensor of the next load, and so its lease
+        return self._open(client, source, group, None, unused)
 
     def _device(self) -> str:
         """A rank that keeps a slice of each tensor copies less from the host than through the device."""
