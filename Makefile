@@ -100,7 +100,7 @@ demo: $(VENV)/.stamp-demo  ## Load a real model through a private daemon and che
 	@$(BIN)/penstock demo $(ARGS)
 
 bench: $(VENV)/.stamp-bench  ## Compare with other loaders; writes docs/benchmarks.md and .png (minutes, ~10 GB of disk)
-	@$(BIN)/python benchmarks/bench.py $(ARGS)
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 screenshot: venv  ## Draw docs/status-page.png again (as root, with Chromium; a minute)
 	@$(BIN)/python -m benchmarks.status_page

@@ -1,10 +1,10 @@
 """Many client processes at once, each with a checkpoint of its own, and the order in which they are served.
 
-    python benchmarks/arrivals.py --socket-dir DIR PATH...
+    python -m benchmarks.arrivals --socket-dir DIR PATH...
 
-forks a client for each path from one process that has imported torch, lets all of them load at the same
-moment, or with `--one-by-one` one after the other, and prints a JSON list of `Arrival`. Times are on the
-clock that all processes of a machine share.
+A process that has imported torch forks a client for each path. All clients load at the same moment, or one
+after the other with `--one-by-one`. The program prints a JSON list of `Arrival`. Times are on the clock that
+all processes of a machine share.
 """
 
 import argparse
@@ -26,9 +26,12 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
-import report
-from daemons import Daemon, clean_environment
-from measure import touch
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import report
+from benchmarks.daemons import Daemon, clean_environment
+from benchmarks.measure import touch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +39,34 @@ class Arrival:
     """One client's load."""
 
     load_id: str
-    # Before load(); when it returned, so that the load had its memory; when nothing was held any more.
+    # Before load(); when it returned and the load had its memory; when the client held nothing any more.
     asked_at: float
     admitted_at: float
     finished_at: float
     tensors: int
     size_bytes: int
     checksum: int
-    # In the queue, as the daemon told.
+    # In the queue, as the daemon reported them.
     places: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a crowd of clients saw."""
+    """The order in which a crowd of clients was served."""
 
     clients: int
-    # From the first question to the end of the last.
+    # From the first request to the end of the last load.
     seconds: float
-    # How far from its turn a client was admitted: by the order in which the daemon began their calls, and by
-    # that in which it put them into its queue, which comes after reading their headers.
+    # The largest distance between a client's turn and its admission. The turn is taken from the order in
+    # which the daemon began the calls, and from the order in which it queued them, after reading headers.
     most_places_from_call: int
     most_places_from_queue: int
-    # Clients that were told a place behind an earlier one of theirs.
+    # Clients whose reported place got worse.
     fell_back: int
     longest_queue: int
-    # From the end of a load to the admission of the next: nobody used that memory while others waited.
+    # From the end of a load to the admission of the next. That memory was unused while others waited.
     handovers: list[float]
-    # Messages that told a client its place.
+    # Messages that reported a place to a client.
     places_told: int
 
 
@@ -82,7 +85,7 @@ def run(paths: Sequence[Path], daemon: Daemon, *, one_by_one: bool = False) -> l
 
 
 def order(arrivals: Sequence[Arrival], log: Path, *, at_once: int) -> Order:
-    """`at_once` loads fit into the daemon's memory; `log` is what it wrote."""
+    """`at_once` loads fit into the daemon's memory; `log` is the daemon's log."""
     called, queued = _daemon_order(log)
     admitted = [a.load_id for a in sorted(arrivals, key=lambda a: a.admitted_at)]
     ended = sorted(a.finished_at for a in arrivals)
@@ -102,8 +105,8 @@ def order(arrivals: Sequence[Arrival], log: Path, *, at_once: int) -> Order:
 def lines(
     orders: Sequence[Order], singles: Sequence[float], daemon_cpu: Sequence[float], peaks: Sequence[int]
 ) -> list[str]:
-    """A table of rounds: with the seconds of one client alone, CPU seconds of the daemon while it served all,
-    and the staging buffer's peak in bytes."""
+    """A table over the rounds. `singles` are the seconds of one client alone, `daemon_cpu` the CPU seconds of
+    the daemon while it served all clients, `peaks` the peaks of the staging buffer in bytes."""
     clients = orders[0].clients
     seconds = [order.seconds for order in orders]
     alone = [single * clients for single in singles]
@@ -118,19 +121,19 @@ def lines(
             for what, field, target in (
                 ("most places from its turn in the daemon's queue", "most_places_from_queue", "1"),
                 ("most places from the turn of its call", "most_places_from_call", ""),
-                ("clients that were told a worse place than before", "fell_back", "0"),
+                ("clients whose reported place got worse", "fell_back", "0"),
                 ("longest queue", "longest_queue", ""),
             )
         ),
         [
-            "messages that told a client its place",
+            "messages that reported a place to a client",
             report.spread([order.places_told for order in orders], 0),
             "",
         ],
         ["CPU seconds of the daemon", report.spread(daemon_cpu), ""],
         ["seconds until all had finished", report.spread(seconds), ""],
         ["seconds of one client alone", report.spread(singles, 3), ""],
-        [f"all, to {clients} times one alone", report.ratios(seconds, alone), ""],
+        [f"all clients / {clients} times one client alone", report.ratios(seconds, alone), ""],
         ["from the end of one load to memory for the next, median, ms", milliseconds(statistics.median), ""],
         ["the same, longest, ms", milliseconds(max), ""],
         ["peak of the staging buffer, MB", f"{max(peaks) / 1e6:.1f}", ""],
@@ -143,14 +146,14 @@ def median_seconds(arrivals: Sequence[Arrival]) -> float:
 
 
 def _daemon_order(log: Path) -> tuple[list[str], list[str]]:
-    """Ids of loads, by the time when their calls began and by their turn in the queue."""
+    """Ids of loads: in the order in which their calls began, and in the order of the queue."""
     called, queued = {}, {}
     for line in log.read_text().splitlines():
         entry = json.loads(line)
         if entry["event"] == "load":
             ended = datetime.datetime.fromisoformat(entry["time"].rstrip("Z"))
             called[entry["load"]] = ended - datetime.timedelta(seconds=entry["seconds"])
-            # Numbered as they enter the queue.
+            # Stages are numbered as they enter the queue.
             queued[entry["load"]] = entry["stage"]
     return sorted(called, key=called.__getitem__), sorted(queued, key=queued.__getitem__)
 
@@ -161,7 +164,7 @@ def _most_places(ids: Sequence[str], others: Sequence[str]) -> int:
 
 
 class _Places(logging.Handler):
-    """Picks the places out of what the client logs while it waits."""
+    """Collects the places that the client logs while it waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +186,7 @@ def _client(socket_dir: str, path: str, start_fds: tuple[int, int], results: "Si
     logger.addHandler(places)
     logger.propagate = False
     client = StreamerClient(socket_dir)
-    client.status()  # what a first call alone costs
+    client.status()  # the extra cost of a first call stays outside the clock
     results.put(None)
     os.read(start, 1)
 
@@ -208,7 +211,7 @@ def _fork(socket_dir: str, paths: Sequence[str]) -> list[Arrival]:
     """Loads all paths at once."""
     context = multiprocessing.get_context("fork")
     results: SimpleQueue[Any] = context.SimpleQueue()
-    # Closing its other end wakes all that read from it.
+    # Closing the write end wakes all readers.
     start_fds = os.pipe()
     processes = [
         context.Process(target=_client, args=(socket_dir, path, start_fds, results), daemon=True)

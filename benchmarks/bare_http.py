@@ -1,6 +1,7 @@
-"""What HTTP gives a Python program at best: ranged GETs on keep-alive connections, into memory that is there.
+"""The best rate that a Python program gets over HTTP: ranged GETs on keep-alive connections, into memory that
+was written to before.
 
-The server is that of $AWS_ENDPOINT_URL, requests are not signed.
+The server is the one in $AWS_ENDPOINT_URL. Requests are not signed.
 """
 
 import http.client
@@ -26,7 +27,7 @@ def object_bytes(uri: str) -> int:
 
 
 class Loop:
-    """Reads objects whole, each thread the next block on a connection of its own, round a buffer of 1 GB."""
+    """Reads whole objects. Each thread reads the next block over its own connection, into a ring of 1 GB."""
 
     def __init__(self, uris: Sequence[str], *, threads: int, block_bytes: int) -> None:
         self._threads = threads
@@ -36,7 +37,7 @@ class Loop:
             for size_bytes in [object_bytes(uri)]
             for start in range(0, size_bytes, block_bytes)
         ]
-        # Threads never share a block's place in the buffer at the same time.
+        # No two threads write to the same place in the buffer at the same time.
         self._block_bytes = block_bytes
         self._places = max(_BUFFER_BYTES // block_bytes, threads)
         self._buffer = mmap.mmap(-1, self._places * block_bytes)

@@ -1,18 +1,17 @@
 """The loaders that are compared, and how each is called; `measure.py` measures one.
 
-What the peers do with memory, since it decides what they cost (read from the packages' source):
+How the peers use memory decides their cost. This was read in the packages' source:
 
-- runai-model-streamer 0.17, `stream_files(paths, owned=True)`: `owned` is True unless told otherwise. The
-  limit (`RUNAI_STREAMER_MEMORY_LIMIT`, 40 GB unless set; 0 is one buffer of the largest tensor; -1 the size
-  of the checkpoint) is the size of a ring of at most 18 private host buffers. With `owned=True` a drained
-  buffer is given away with its tensors and a new one allocated in its place: a tensor stays valid for as long
-  as it is held, what the caller holds comes on top of the limit, and every byte lands in fresh pages. With
-  `owned=False` the buffers are reused, and a tensor is overwritten, silently, some time after the iteration
-  went on.
-- safetensors maps the file: on a CPU nothing is read or copied before a tensor is touched, and its memory is
-  the page cache. `backend="pread"` reads into memory of its own.
+- runai-model-streamer 0.17, `stream_files(paths, owned=True)`: `owned` is True by default. The limit
+  (`RUNAI_STREAMER_MEMORY_LIMIT`: 40 GB by default, 0 for one buffer of the largest tensor, -1 for the size of
+  the checkpoint) is the size of a ring of at most 18 private host buffers. With `owned=True` a drained buffer
+  is given to the caller with its tensors, and a new one is allocated. So a tensor stays valid while it is
+  held, memory that the caller holds comes on top of the limit, and every byte lands in fresh pages. With
+  `owned=False` the buffers are reused, and a tensor is overwritten silently some time later in the iteration.
+- safetensors maps the file. On a CPU nothing is read or copied before a tensor is touched, and the tensor's
+  memory is the page cache. `backend="pread"` reads into private memory.
 - fastsafetensors reads whole files into one private buffer, with O_DIRECT even when they are in the page
-  cache; FASTSAFETENSORS_ODIRECT=0 makes it read buffered.
+  cache. With FASTSAFETENSORS_ODIRECT=0 it reads through the page cache.
 """
 
 import importlib
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import bare_http
+from benchmarks import bare_http
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +32,7 @@ Tensors = Iterator[tuple[str, "torch.Tensor"]]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to load, paths or URIs, and where the daemon is."""
+    """Paths or URIs to load, and the daemon's socket directory."""
 
     paths: list[str]
     socket_dir: str | None
@@ -42,7 +41,7 @@ class Task:
 
     def require_socket_dir(self) -> str:
         if self.socket_dir is None:
-            raise SystemExit("this contender needs --socket-dir")
+            raise SystemExit("this contender loads from a daemon: name its socket directory by --socket-dir")
         return self.socket_dir
 
 
@@ -50,8 +49,8 @@ class Task:
 class Contender:
     """A loader and how to call it.
 
-    `prepare` imports, outside the clock, and returns the function that is measured. `daemon` names the daemon
-    of the benchmark that it needs (see `started` in `runner.py`). `environment` is added to the process's.
+    `prepare` imports, outside the clock, and returns the function that is measured. `daemon` is the kind of
+    daemon that it needs (`started` in `runner.py`). `environment` is added to the environment of its process.
     """
 
     name: str
@@ -59,7 +58,7 @@ class Contender:
     prepare: Callable[[Task], Callable[[], Tensors]]
     daemon: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
-    # False for a baseline that delivers no tensors: nothing to sum.
+    # False for a baseline that delivers no tensors to sum.
     has_checksum: bool = True
 
 
@@ -142,14 +141,14 @@ def _fastsafetensors(task: Task) -> Callable[[], Tensors]:
 
 
 def _raw_o_direct(task: Task) -> Callable[[], Tensors]:
-    """What the disk gives: the files' bytes, O_DIRECT, into one reused buffer for each thread."""
+    """The rate of the disk: reads the files with O_DIRECT, into one reused buffer for each thread."""
     lengths = [os.path.getsize(path) for path in task.paths]
     blocks = [
         (path, offset)
         for path, length in zip(task.paths, lengths, strict=True)
         for offset in range(0, length, task.raw_block_bytes)
     ]
-    # Anonymous mappings are page-aligned, and written to here so that their pages exist.
+    # Anonymous mappings are page-aligned. They are written to here, so their pages exist.
     buffers = [mmap.mmap(-1, task.raw_block_bytes) for _ in range(task.raw_threads)]
     for buffer in buffers:
         buffer[:] = b"\1" * len(buffer)
@@ -184,7 +183,7 @@ def _raw_o_direct(task: Task) -> Callable[[], Tensors]:
 
 
 def _raw_http(task: Task) -> Callable[[], Tensors]:
-    """What the server gives: the objects' bytes on as many connections as the daemon has readers."""
+    """The rate of the server: reads the objects over as many connections as the daemon has readers."""
     loop = bare_http.Loop(task.paths, threads=task.raw_threads, block_bytes=task.raw_block_bytes)
 
     def load() -> Tensors:
@@ -194,7 +193,7 @@ def _raw_http(task: Task) -> Callable[[], Tensors]:
     return load
 
 
-# Processes of the scenario in which several load the same checkpoint.
+# Processes of the scenario `node`, which load the same checkpoint.
 NODE_PROCESSES = 4
 
 _ONE_GB = {"RUNAI_STREAMER_MEMORY_LIMIT": "1000000000"}

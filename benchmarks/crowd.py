@@ -1,4 +1,4 @@
-"""Several processes that load the same checkpoint at once, and the memory they take."""
+"""Several processes that load the same checkpoint at once, and the memory that they take."""
 
 import json
 import statistics
@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO
 
-import measure
-import report
-import system
-from contenders import CONTENDERS, NODE_PROCESSES
-from daemons import Daemon, clean_environment
-from measure import Measurement
+from benchmarks import measure, report, system
+from benchmarks.contenders import CONTENDERS, NODE_PROCESSES
+from benchmarks.daemons import Daemon, clean_environment
+from benchmarks.measure import Measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How many processes of which contender, and whether they keep their tensors."""
+    """A number of processes of one contender; `hold` says whether they keep their tensors."""
 
     contender: str
     processes: int
@@ -43,26 +41,26 @@ _ALL, WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE = (
     )
 )
 SETUPS = [_ONE, _ALL, _ONE_WINDOW, WINDOW, _RUNAI, _RUNAI_1GB, _RUNAI_1GB_VIEWS, _LOAD_FILE]
-# What each process may take beyond its import, the limit aside (the target).
+# The target for the memory of each process beyond its imports, without the limit.
 _PRIVATE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class CrowdRun:
-    """One round of a setup. Memory is in PSS, taken while every process still has what it keeps."""
+    """One round of a setup. Memory is in PSS, taken while every process still holds what it keeps."""
 
     measurements: list[Measurement]
-    # From the start of all to the last tensor of the last.
+    # From the start of all processes to the last tensor of the last process.
     seconds: float
-    # Of all client processes when torch and the loader were imported, and at the end.
+    # Of all client processes: after they imported torch and the loader, and at the end.
     imported_bytes: int
     clients_bytes: int
-    # Of the daemon at the end, all slabs that it has included.
+    # Of the daemon at the end, all its slabs included.
     daemon_bytes: int
-    # While all loaded.
+    # While the processes loaded.
     daemon_cpu_seconds: float
     limit_bytes: int
-    # What the daemon read from the files.
+    # That the daemon read from the files.
     read_bytes: int
 
     @property
@@ -93,7 +91,7 @@ def run(setup: Setup, files: Sequence[str], daemon: Daemon | None) -> CrowdRun:
 
 
 def lines(runs: dict[Setup, list[CrowdRun]]) -> list[str]:
-    """A table, what it says, and the comparisons."""
+    """An explanation, a table, and comparisons."""
     rows = []
     for setup, rounds in runs.items():
         size_bytes = sum(m.size_bytes for m in rounds[0].measurements)
@@ -119,11 +117,11 @@ def lines(runs: dict[Setup, list[CrowdRun]]) -> list[str]:
         *("clients MB", "daemon MB", "sum MB", "target MB"),
     ]
     return [
-        "Seconds from the start of all to the last tensor of the last. Memory: PSS (a page that n processes "
-        "map counts as an n-th in each), taken when all have finished and keep what they keep; of the "
-        "clients the growth since torch and the loader were imported, mapped pages of the page cache "
-        "included; of the daemon everything, all slabs included. The target is the limit and 200 MB for "
-        "each client.",
+        "Seconds from the start of all processes to the last tensor of the last one. Memory is PSS (a page "
+        "that n processes map counts as an n-th in each), taken when all have finished and still hold what "
+        "they keep. For clients it is the growth since torch and the loader were imported, mapped pages of "
+        "the page cache included. For the daemon it is everything, all slabs included. The target is the "
+        "limit and 200 MB for each client.",
         "",
         *report.markdown_table(head, rows),
         "",
@@ -156,7 +154,7 @@ def _megabytes(sizes: list[int]) -> str:
 
 
 def times_read(rounds: list[CrowdRun], size_bytes: int) -> str:
-    """Of the bytes of the checkpoint's tensors."""
+    """How often the bytes of the checkpoint's tensors were read."""
     read = {run.read_bytes for run in rounds}
     if read == {size_bytes}:
         return "once"
@@ -207,7 +205,7 @@ class _Crowd:
         return sum(system.pss_bytes(process.pid) for process in self._processes)
 
     def _line(self, process: subprocess.Popen[str], start: str) -> str:
-        """The next line that starts so: loaders print lines of their own."""
+        """The next line that begins with `start`. Loaders print other lines too."""
         for line in _pipe(process.stdout):
             if line.startswith(start):
                 return line

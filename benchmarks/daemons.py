@@ -1,4 +1,4 @@
-"""The daemons that a benchmark runs against: started, waited for, watched and stopped."""
+"""Daemons for benchmarks: starts, watches and stops them."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +17,26 @@ from typing import Any
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would configure a contender behind the benchmark's back."""
+    """The environment without variables that configure contenders: the benchmark alone configures them."""
     prefixes = ("PENSTOCK_", "RUNAI_", "FASTSAFETENSORS_", "SAFETENSORS_", "AWS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
-class Daemon:
-    """A penstockd of its own socket directory; both are gone when the context ends.
+def wait_until(done: Callable[[], bool], what: str, *, timeout_seconds: float = 300) -> None:
+    """Asks until it is done. Raises TimeoutError, which names `what` was waited for."""
+    deadline = time.monotonic() + timeout_seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_seconds:.0f} s for {what}; see what the daemons log")
+        time.sleep(0.01)
 
-    `log` is a file that gets every event as a line of JSON; without it warnings go to standard error.
-    `environment` is added to the daemon's.
+
+class Daemon:
+    """A penstockd with a socket directory of its own; both are gone when the context ends.
+
+    `log` is a file for all events, as lines of JSON. Without it, warnings go to standard error.
+    `environment` is added to the daemon's environment. `poll_seconds` is the pause between two questions
+    whether it is ready, which take CPU from daemons that start beside it.
     """
 
     def __init__(
@@ -35,11 +45,13 @@ class Daemon:
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
         http_address: str = "none",
+        poll_seconds: float = 0.002,
     ) -> None:
         self._flags = flags
         self._environment = dict(environment or {})
         self._log = log
         self._http_address = http_address
+        self._poll_seconds = poll_seconds
         self.ready_seconds = 0.0
 
     def __enter__(self) -> "Daemon":
@@ -79,13 +91,13 @@ class Daemon:
         return self._process.pid
 
     def status(self) -> dict[str, Any]:
-        """GetStatusResponse, as `StreamerClient.status()` gives it."""
+        """The answer of `StreamerClient.status()`."""
         from penstock.client import StreamerClient
 
         return StreamerClient(self.socket_dir).status()
 
     def prefetch(self, path: Path | str) -> float:
-        """Stages a checkpoint, and returns the seconds that it took."""
+        """Stages a checkpoint. Returns the seconds that this took."""
         from penstock.client import StreamerClient
 
         start = time.perf_counter()
@@ -93,13 +105,13 @@ class Daemon:
         return time.perf_counter() - start
 
     def evict(self) -> None:
-        """Gives up what is staged."""
+        """Evicts all checkpoints."""
         from penstock.client import StreamerClient
 
         StreamerClient(self.socket_dir).evict()
 
     def wait_until_populated(self, timeout_seconds: float = 60) -> None:
-        """Until every slab that the limit allows is there, with its pages, and unused."""
+        """Waits until all slabs that the limit allows are populated and free."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             staging = self.status()["staging"]
@@ -111,17 +123,17 @@ class Daemon:
             time.sleep(0.02)
 
     def cpu_seconds(self) -> float:
-        """Of all its threads since it started, by the kernel's clock of the process: the ticks in /proc are
-        too coarse for one load."""
-        # As clock_getcpuclockid(3) makes it of a pid.
+        """Of all its threads since it started, by the kernel's CPU clock of the process. The ticks in /proc
+        are too coarse for one load."""
+        # The clock id of a pid, as clock_getcpuclockid(3) computes it.
         return time.clock_gettime((~self.pid << 3) | 2)
 
     def _wait_until_ready(self, start: float) -> None:
         from penstock.client import StreamerClient, errors
 
-        deadline = start + 30
+        deadline = start + 120
         while True:
-            # A client of its own for every try: a gRPC channel that failed once waits a second.
+            # A new client for every attempt: a gRPC channel that failed once waits for a second.
             try:
                 StreamerClient(self.socket_dir).status()
             except errors.DaemonUnavailableError:
@@ -129,7 +141,7 @@ class Daemon:
                     raise RuntimeError(f"penstockd exited with {self._process.returncode}") from None
                 if time.perf_counter() > deadline:
                     raise
-                time.sleep(0.002)
+                time.sleep(self._poll_seconds)
             else:
                 self.ready_seconds = time.perf_counter() - start
                 return
@@ -146,9 +158,9 @@ class Daemon:
 
 @dataclass(slots=True)
 class Peaks:
-    """Highest values seen in /proc/PID/status."""
+    """The highest values seen in /proc/PID/status."""
 
-    # RssAnon + RssFile: what the daemon needs beside the staging buffer.
+    # RssAnon + RssFile: the memory of the daemon without the staging buffer.
     private_bytes: int = 0
     # RssShmem: the staging buffer's pages.
     shared_bytes: int = 0

@@ -1,15 +1,13 @@
-"""Scenarios in which one process loads a checkpoint, from a disk or from the page cache."""
+"""Scenarios in which one process loads a checkpoint from a disk or from the page cache."""
 
 import statistics
 from pathlib import Path
 
-import make_checkpoint
-import report
-import system
-from contenders import CONTENDERS
-from daemons import Daemon, MemoryWatch
-from report import Group, Run
-from runner import ONE_GB, ChecksumError, Runner, compare_checksums, files_of, tell_run
+from benchmarks import make_checkpoint, report, system
+from benchmarks.contenders import CONTENDERS
+from benchmarks.daemons import Daemon, MemoryWatch
+from benchmarks.report import Group, Run
+from benchmarks.runner import ONE_GB, ChecksumError, Runner, compare_checksums, files_of, tell_run
 
 _WARM = [
     "penstock-1gb-views",
@@ -85,7 +83,7 @@ def cold(runner: Runner) -> None:
 def _between_raw_reads(
     runner: Runner, path: Path, names: list[str]
 ) -> tuple[dict[str, list[Run]], list[str]]:
-    """Each run lies between two raw reads and is compared with these: the rate of a disk changes."""
+    """Compares each run with the raw reads just before and after it, because the rate of a disk changes."""
     runs: dict[str, list[Run]] = {name: [] for name in [_RAW, *names]}
     raw_seconds: dict[str, list[float]] = {name: [] for name in names}
 
@@ -113,8 +111,8 @@ def _between_raw_reads(
 
 
 def _settings() -> list[str]:
-    """Of huge pages for shared memory: the machine's, and what else may be measured. Only the first is for
-    all loaders, as it is nothing to the others."""
+    """Settings of huge pages for shared memory: the machine's first, then those that can be set. All loaders
+    are measured with the first one. The others concern Penstock alone."""
     settings = [system.shmem_huge_pages()]
     if system.may_set_shmem_huge_pages():
         settings += [other for other in ("never", "advise") if other not in settings]
@@ -128,7 +126,7 @@ def again(runner: Runner) -> None:
         names = runner.chosen(_AGAIN if number == 0 else ["penstock-again"])
         with system.shmem_huge_pages_set_to(setting), runner.daemons(names, path) as daemons:
             if "roomy" in daemons:
-                # The load that the measured ones find in the staging buffer.
+                # The measured loads find this checkpoint in the staging buffer.
                 runner.run("penstock-again", path, daemons)
             runs = runner.alternate(names, path, daemons, before=system.fill_page_cache)
         groups.append(Group(f"shmem_enabled={setting}", runs))
@@ -145,7 +143,7 @@ def startup(runner: Runner) -> None:
         with Daemon("--memory-limit", str(ONE_GB)) as daemon:
             ready.append(daemon.ready_seconds)
             at_once.append(runner.run("penstock-1gb-views", path, {"1gb": daemon}))
-            # A checkpoint that fits into the limit is still there.
+            # A checkpoint that fits the limit is still in the buffer.
             daemon.evict()
             daemon.wait_until_populated()
             populated.append(runner.run("penstock-1gb-views", path, {"1gb": daemon}))
@@ -165,7 +163,7 @@ def startup(runner: Runner) -> None:
 
 def small(runner: Runner) -> None:
     path = make_checkpoint.small_checkpoint(runner.small_tensors)
-    # The same bytes in few tensors: what the bytes alone cost.
+    # The same bytes in few tensors show the cost of the bytes alone.
     few = make_checkpoint.llama_checkpoint(path.stat().st_size)
     names = runner.chosen(_SMALL)
     with runner.daemons(names, path) as daemons:
@@ -186,8 +184,8 @@ def small(runner: Runner) -> None:
         rows.append([CONTENDERS[name].label, report.spread(untouched, 3), report.spread(each, 1)])
     head = ["loader", "last tensor s, less touching", "CPU µs per tensor"]
     note = (
-        f"{runner.small_tensors} tensors of 6 KiB. CPU per tensor is the client's, less what the same "
-        "bytes in few tensors cost it and less what the benchmark does with each: counting and touching."
+        f"{runner.small_tensors} tensors of 6 KiB. CPU per tensor is the client's, less the cost of the same "
+        "bytes in few tensors, and less the benchmark's own cost of counting and touching tensors."
     )
     runner.publish("small", [Group("", many_runs)], [], note, report.markdown_table(head, rows))
 

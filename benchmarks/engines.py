@@ -1,11 +1,11 @@
-"""Seconds in `load_weights` of vLLM on a CPU: its own loader, Penstock cold and warm, Run:ai's streamer.
+"""Seconds in `load_weights` of vLLM on a CPU: with its own loader, Penstock cold and warm, Run:ai's streamer.
 
     make .venv-engines/.stamp
     .venv-engines/bin/python -m benchmarks.engines --help
 
-Each load is a process of its own, forked by one that has imported vLLM; loaders take turns in every round.
-"cold" is a daemon without the checkpoint, "warm" one that has it; files are in the page cache each time. The
-second table is what nodes read of a mixture of experts, each of which has one of two ranks.
+Each load runs in a process of its own, which is forked by one that has imported vLLM. Loaders take turns in
+every round. "cold" is a daemon without the checkpoint, "warm" one that has it. Files are in the page cache
+each time. The second table shows how much of a mixture of experts two nodes read, with one rank each.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tests.e2e.support import DaemonProcess, running_daemon
 from tests.engines.real.conftest import Engines, auto, done, penstock
@@ -24,7 +28,7 @@ from tests.engines.real.models import Model, write
 
 GB = 1e9
 HTTP = ("--http-address", "127.0.0.1:0")
-"""For daemons side by side."""
+"""Each daemon takes a free port, so several can run side by side."""
 
 
 def main() -> None:
@@ -32,13 +36,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--size", type=float, default=1.2, metavar="GB", help="of the model (default: %(default)s)"
+        "--size", type=float, default=1.2, metavar="GB", help="size of the model (default: %(default)s)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="of all loaders in turns (default: %(default)s)"
+        "--rounds", type=int, default=3, help="rounds in which all loaders take turns (default: %(default)s)"
     )
     parser.add_argument(
-        "--directory", default=tempfile.gettempdir(), help="for the models (default: %(default)s)"
+        "--directory", default=tempfile.gettempdir(), help="where models are written (default: %(default)s)"
     )
     options = parser.parse_args()
     engines = Engines()
@@ -72,7 +76,7 @@ def measure_seconds(engines: Engines, directory: Path, size_gb: float, rounds: i
             for name, load in loaders.items():
                 store = str(directory / f"store {name} {round_number}")
                 took = engines.run(model, load(), program="time_loading", store=store)["seconds"]
-                if round_number:  # the first one only fills the page cache
+                if round_number:  # the first round only fills the page cache
                     seconds.setdefault(name, []).append(took)
     print(f"\n| loader | seconds in load_weights, median of {rounds} | from, to |\n|---|---|---|")
     for name, each in seconds.items():
@@ -90,7 +94,7 @@ def evicted(daemon: DaemonProcess) -> dict[str, Any]:
 def measure_filters(engines: Engines, directory: Path) -> None:
     model = directory / "mixture"
     total_bytes = sum(tensor.nbytes for tensor in write(model, Model("mixtral", files=2)).values())
-    print("\n| ranks on two nodes | GB that the nodes read | of all |\n|---|---|---|")
+    print("\n| ranks on two nodes | GB that the nodes read | share of the model |\n|---|---|---|")
     for name, options in (
         ("tensor parallel", {"tensor_parallel_size": 2}),
         ("expert parallel", {"tensor_parallel_size": 2, "enable_expert_parallel": True}),

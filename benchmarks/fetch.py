@@ -1,4 +1,4 @@
-"""The scenario of small files on a far server: what a model has beside its weights."""
+"""The scenario of small files on a far server, such as a model has beside its weights."""
 
 import contextlib
 import os
@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import report
-from daemons import Daemon
-from make_checkpoint import DATA_DIR
-from objects import Far
-from runner import Runner, tell
+from benchmarks import report
+from benchmarks.daemons import Daemon
+from benchmarks.make_checkpoint import DATA_DIR
+from benchmarks.objects import Far
+from benchmarks.runner import Runner, tell
 
 _FILES, _FILE_BYTES = 200, 50_000
 _DELAY_SECONDS, _RATE_BYTES = 0.02, 90_000_000
 _CONNECTIONS = 32
-"""Of the daemon: threads that open objects, and connections that it keeps."""
+"""Connections that the daemon keeps, and threads that open objects."""
 _MOST_TIMES = 4
 
 
@@ -29,7 +29,7 @@ def fetch(runner: Runner) -> None:
         uri = server.uri(directory)
         flags = ("--memory-limit", "64MiB", "--object-concurrency", str(_CONNECTIONS))
         with Daemon(*flags, environment=server.environment()) as daemon:
-            _penstock(daemon, uri, directory)  # it imports boto3 at its first request
+            _penstock(daemon, uri, directory)  # the daemon imports boto3 at its first request
             for number in range(runner.rounds):
                 first, again = _penstock(daemon, uri, directory)
                 seconds["penstock"].append(first)
@@ -42,13 +42,15 @@ def fetch(runner: Runner) -> None:
     times = [each / least for each in seconds["penstock"]]
     runner.publish_lines("fetch", _lines(seconds, least, times))
     if sorted(times)[len(times) // 2] > _MOST_TIMES:
-        raise RuntimeError(f"fetching took {report.spread(times)} times what its round trips take")
+        raise RuntimeError(
+            f"fetching took {report.spread(times)} times as long as its round trips, more than {_MOST_TIMES}"
+        )
 
 
 def _lines(seconds: dict[str, list[float]], least: float, times: list[float]) -> list[str]:
     names = {
         "penstock": "Penstock, `client.fetch` to an empty cache",
-        "again": "Penstock, `client.fetch` again: versions alone",
+        "again": "Penstock, `client.fetch` again: only versions are requested",
         "runai": "Run:ai 0.17, `pull_files`",
     }
     rows = [[names[name], report.spread(each, 3)] for name, each in seconds.items()]
@@ -75,7 +77,7 @@ def _make_files() -> Path:
 
 
 def _penstock(daemon: Daemon, uri: str, directory: Path) -> tuple[float, float]:
-    """Seconds to an empty cache, and to one that has it all."""
+    """Seconds of a fetch to an empty cache, and of one to a cache that has all files."""
     from penstock.client import StreamerClient
 
     with _environment() as temporary:
@@ -99,7 +101,7 @@ def _runai(environment: dict[str, str], uri: str, directory: Path) -> float:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[Path]:
-    """A directory, and an environment that may be changed meanwhile."""
+    """A directory. Changes of the environment are undone when the context ends."""
     before = dict(os.environ)
     temporary = Path(tempfile.mkdtemp(dir=DATA_DIR))
     try:
@@ -119,4 +121,4 @@ def _timed(call: Callable[[], object]) -> float:
 def _check(found: Path, directory: Path) -> None:
     for path in directory.iterdir():
         if (found / path.name).read_bytes() != path.read_bytes():
-            raise RuntimeError(f"{path.name} was not fetched right")
+            raise RuntimeError(f"{path.name} has other bytes than the file that was to be fetched")

@@ -1,23 +1,22 @@
-"""What loading to a GPU costs: Penstock and its peers beside the raw copy, and what pinning slabs would do.
+"""Measures loading to a GPU: Penstock and its peers beside the raw copy, and pinning of slabs.
 
-    python benchmarks/gpu.py                           # 4 GB, 5 rounds; prints tables
-    python benchmarks/gpu.py --only register --size 1GB
-    python benchmarks/gpu.py --only raw warm --size 16GB --threads 12
+    python -m benchmarks.gpu                           # 4 GB, 5 rounds; prints tables
+    python -m benchmarks.gpu --only register --size 1GB
+    python -m benchmarks.gpu --only raw warm --size 16GB --threads 12
 
-Not named cuda.py: torch imports NVIDIA's package of that name, and would get this file.
+Every measurement runs in a process of its own. It imports, creates the CUDA context, and starts the clock.
+The clock stops when all tensors are on the device and the device is idle. Tensors are kept. Afterwards they
+are summed on the device, each byte weighted by its place, and the sums of all contenders must agree. If a
+contender fails, it is named, and the others go on. Nothing else should use the GPU.
 
-Every measurement is a process of its own. It imports, creates the CUDA context, then starts the clock; the
-clock stops when all tensors are on the device and the device is idle. Tensors are kept, and summed on the
-device afterwards, each byte weighed by its place: the sums of all contenders must agree. A contender that
-fails is named, and the others go on. Nothing else should use the GPU.
-
-    raw        one pinned buffer of 256 MiB, copied again and again: what the bus gives
-    raw-setup  the same, but pinning that buffer and taking the device's memory are in the time, as they are
-               in everybody else's
-    warm       penstock, the checkpoint in the staging buffer
-    cached     penstock with a limit of 1 GB, the files in the page cache
-    runai      Run:ai Model Streamer, the same; its tensors go to the device one by one, as it yields them
-    safetensors  load_file(device=), the same
+    raw        one pinned buffer of 256 MiB, copied again and again: the rate of the bus
+    raw-setup  the same, but the time includes pinning the buffer and allocating the device's memory, as it
+               does for all loaders
+    warm       penstock, with the checkpoint in the staging buffer
+    cached     penstock with a limit of 1 GB, with the files in the page cache
+    runai      Run:ai Model Streamer, files in the page cache; its tensors are copied one by one, as it yields
+               them
+    safetensors  load_file(device=), files in the page cache
     register   cudaHostRegister of a sealed memfd, mapped in each way that a client could map a slab
 """
 
@@ -38,12 +37,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
 
-import make_checkpoint
-import report
-import system
-from daemons import Daemon, clean_environment
+from benchmarks import make_checkpoint, report, system
+from benchmarks.daemons import Daemon, clean_environment
 from penstock.client.cuda import transfer
 
 _ONE_GB = 10**9
@@ -75,13 +75,13 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    # What cudaHostRegister returned; 0 is success.
+    # The result of cudaHostRegister; 0 is success.
     code: int
     register_seconds: float
     unregister_seconds: float
     # Of one copy to the device from the registered range.
     copy_seconds: float
-    # The device got the memfd's bytes, and the pages still are the memfd's.
+    # The device got the memfd's bytes; and the mapping still has the memfd's pages.
     right: bool
     shared: bool
 
@@ -149,7 +149,7 @@ _FUNCTIONS: dict[str, Callable[[list[str], torch.device, str], Tensors]] = {
 
 
 def measure(name: str, paths: list[str], device: torch.device, socket_dir: str) -> Loaded:
-    """In a process of its own. The first thing a contender yields starts the clock."""
+    """In a process of its own. The clock starts at the first item that a contender yields."""
     torch.zeros(1, device=device)
     tensors = _FUNCTIONS[name](paths, device, socket_dir)
     next(tensors)
@@ -165,7 +165,7 @@ def measure(name: str, paths: list[str], device: torch.device, socket_dir: str) 
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    """Differs when pieces of it are swapped."""
+    """A weighted sum, which differs if pieces of the tensor are swapped."""
     total = 0
     for number, part in enumerate(torch.split(tensor.reshape(-1).view(torch.uint8), _CHECKED_BYTES), start=1):
         weights = torch.arange(1, part.nbytes + 1, device=part.device)
@@ -174,7 +174,7 @@ def _checksum(tensor: torch.Tensor) -> int:
 
 
 def register(name: str, size_bytes: int, device: torch.device) -> Registered:
-    """In a process of its own, since a call that failed leaves an error to whatever comes next."""
+    """In a process of its own, because a failed call leaves an error that the next call raises."""
     flags, protection, register_flags, written = _MAPPINGS[name]
     size_bytes = -(-size_bytes // (2 << 20)) * (2 << 20)
     fd = os.memfd_create("slab", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -205,7 +205,7 @@ def register(name: str, size_bytes: int, device: torch.device) -> Registered:
     copy_seconds = time.perf_counter() - start_seconds
     repeated = torch.frombuffer(bytearray(pattern), dtype=torch.uint8).to(device)
     right = bool((target.view(-1, len(pattern)) == repeated).all())
-    # What the daemon writes now has to be seen through the mapping, or the pages are copies.
+    # If the mapping does not show this write of the daemon, its pages are copies.
     daemon[0] = daemon[0] ^ 0xFF
     shared = ctypes.c_ubyte.from_address(address).value == daemon[0]
     start_seconds = time.perf_counter()
@@ -312,7 +312,7 @@ def compare_mappings(options: argparse.Namespace) -> None:
 
 
 def _in_process(options: argparse.Namespace, *arguments: str) -> dict[str, Any] | None:
-    """None if it failed."""
+    """Runs a measurement as a program. None if it failed."""
     command = [sys.executable, str(Path(__file__)), "--device", str(options.device)]
     if options.threads:
         command += ["--threads", str(options.threads)]
@@ -340,10 +340,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--size", type=make_checkpoint.parse_size, default=4 * _ONE_GB, help="of the checkpoint"
+        "--size", type=make_checkpoint.parse_size, default=4 * _ONE_GB, help="bytes of the checkpoint (4GB)"
     )
     parser.add_argument("--device", type=_device, default=torch.device("cuda:0"))
-    parser.add_argument("--threads", type=int, help="of Penstock's copies, instead of its default")
+    parser.add_argument("--threads", type=int, help="threads of Penstock's copies, instead of its default")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -1,19 +1,19 @@
-"""Writes checkpoints to measure with: valid safetensors files of any size, the same bytes every time.
+"""Writes checkpoints for benchmarks: valid safetensors files of any size, with the same bytes every time.
 
-    python benchmarks/make_checkpoint.py --size 4GB
-    python benchmarks/make_checkpoint.py --size 4GB --shards 4
-    python benchmarks/make_checkpoint.py --small-tensors 100000
-    python benchmarks/make_checkpoint.py --sparse 200GB
+    python -m benchmarks.make_checkpoint --size 4GB
+    python -m benchmarks.make_checkpoint --size 4GB --shards 4
+    python -m benchmarks.make_checkpoint --small-tensors 100000
+    python -m benchmarks.make_checkpoint --sparse 200GB
 
-Prints the path. A checkpoint lies in `benchmarks/.data` under a name that says what it is, and is not written
-again while it is there at its right size. Three kinds:
+Prints the path. Checkpoints are kept in `benchmarks/.data`, under names that say their kind and size. One
+that is there with the right size is not written again. There are three kinds:
 
-- Llama-shaped: bf16, the tensors of a Llama with grouped-query attention and a 32,000 word vocabulary, as
-  many layers as the size asks for, in the order in which the safetensors library stores them. Pseudo-random
-  bytes, of which no two pages are alike: nothing on the way can merge, compress or skip them.
-- small tensors: as many bf16 tensors of 6 KiB, named like the experts of a mixture-of-experts model.
-- sparse: few hundred tensors of 250 MB each in a file that has almost no blocks on disk. One byte is set in
-  each tensor, so that a checksum still tells whether the right bytes came.
+- Llama-shaped: bf16, the tensors of a Llama with grouped-query attention and a vocabulary of 32,000 words, as
+  many layers as fit the size, in the order in which the safetensors library stores them. The bytes are
+  pseudo-random, and no two pages are alike. So nothing on the way can merge, compress or skip them.
+- small tensors: bf16 tensors of 6 KiB, named like the experts of a mixture-of-experts model.
+- sparse: some hundred tensors of 250 MB each in a file that has almost no blocks on disk. One byte is set in
+  each tensor, so a checksum shows whether the right bytes arrived.
 """
 
 import argparse
@@ -27,10 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 
 DATA_DIR = Path(__file__).resolve().parent / ".data"
-# Part of every name: raise it when the bytes that this script writes change.
+# Part of every name. Raise it when the bytes that this script writes change.
 GENERATION = 1
 
 _BF16_BYTES = 2
@@ -48,7 +51,7 @@ _BLOCK_BYTES = 32 << 20
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `4000000000`, `4GB`, `1.5GiB`."""
+    """The number of bytes that `4000000000`, `4GB` or `1.5GiB` stands for. Raises ValueError."""
     number = text.strip().rstrip("BbGgIiKkMm")
     unit = text.strip()[len(number) :].upper()
     try:
@@ -68,7 +71,7 @@ class Tensor:
 
 
 def llama_tensors(size_bytes: int) -> list[Tensor]:
-    """The tensors of a Llama of about `size_bytes`: as wide as still gives it four layers."""
+    """The tensors of a Llama of about `size_bytes`, as wide as is possible with four layers."""
     for hidden in (4096, 2048, 1024, 512, 256):
         outer = _outer_tensors(hidden)
         layer_bytes = sum(t.size_bytes for t in _layer_tensors(0, hidden))
@@ -76,7 +79,9 @@ def llama_tensors(size_bytes: int) -> list[Tensor]:
         if layers >= 4:
             break
     else:
-        raise ValueError(f"{size_bytes} bytes are too few for a Llama-shaped checkpoint (50 MB are enough)")
+        raise ValueError(
+            f"{size_bytes} bytes are too few for a Llama-shaped checkpoint; ask for at least 50 MB"
+        )
     tensors = outer + [t for layer in range(layers) for t in _layer_tensors(layer, hidden)]
     return sorted(tensors, key=lambda t: t.name)
 
@@ -108,7 +113,7 @@ def _layer_tensors(layer: int, hidden: int) -> list[Tensor]:
 
 
 def small_tensors(count: int) -> list[Tensor]:
-    """`count` tensors of 6 KiB, so that most of them do not start at a page."""
+    """`count` tensors of 6 KiB. Most of them do not start at a page."""
     experts, matrices = 64, ("w1", "w2", "w3")
     tensors = []
     for index in range(count):
@@ -127,7 +132,7 @@ def sparse_tensors(size_bytes: int) -> list[Tensor]:
 
 
 def llama_checkpoint(size_bytes: int, *, shards: int = 1) -> Path:
-    """A Llama-shaped checkpoint: a file, or with several shards a directory with an index."""
+    """A Llama-shaped checkpoint: one file, or a directory with an index if there are several shards."""
     tensors = llama_tensors(size_bytes)
     name = f"llama-{size_bytes}-g{GENERATION}"
     if shards == 1:
@@ -154,7 +159,7 @@ def llama_checkpoint(size_bytes: int, *, shards: int = 1) -> Path:
 
 
 def different_checkpoints(count: int, size_bytes: int) -> list[Path]:
-    """Llama-shaped checkpoints, each a file with bytes of its own."""
+    """Llama-shaped checkpoints of one file each, all with different bytes."""
     tensors = llama_tensors(size_bytes)
     directory = DATA_DIR / f"different-{size_bytes}-g{GENERATION}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -171,10 +176,10 @@ def small_checkpoint(count: int) -> Path:
 
 
 def sparse_checkpoint(size_bytes: int) -> Path:
-    """`expected_sparse_checksum` says what a reader must get."""
+    """A sparse checkpoint. `expected_sparse_checksum` is the checksum that a reader must get."""
     tensors = sparse_tensors(size_bytes)
     path = DATA_DIR / f"sparse-{size_bytes}-g{GENERATION}.safetensors"
-    header = _header(tensors)
+    header = header_of(tensors)
     total = len(header) + sum(t.size_bytes for t in tensors)
     if _is_there(path, total):
         return path
@@ -194,7 +199,7 @@ def _sparse_stamp(index: int) -> int:
 
 
 def expected_sparse_checksum(size_bytes: int) -> int:
-    """Sum over all tensors of one byte in 4096, from each one's first: the stamps, since the rest is zero."""
+    """The sum over all tensors of one byte in 4096, from the first on: the stamps, as the rest is zero."""
     return sum(_sparse_stamp(index) for index in range(len(sparse_tensors(size_bytes))))
 
 
@@ -203,7 +208,8 @@ def checkpoint_files(path: Path) -> list[Path]:
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
-def _header(tensors: Iterable[Tensor]) -> bytes:
+def header_of(tensors: Iterable[Tensor]) -> bytes:
+    """The length field and the JSON header of a file with these tensors."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -215,7 +221,7 @@ def _header(tensors: Iterable[Tensor]) -> bytes:
         }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    # As the safetensors library does: the data starts at a multiple of 8.
+    # The data starts at a multiple of 8, as in files of the safetensors library.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -226,14 +232,14 @@ def _is_there(path: Path, size_bytes: int) -> bool:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when it was written without an error."""
+    """A new file, which replaces `path` if it was written without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            # Written back now, so that no benchmark competes with it and its pages can be dropped.
+            # It is written back now, so no benchmark competes with that, and its pages can be dropped.
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -241,7 +247,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write_file(path: Path, tensors: list[Tensor], *, first_block: int = 0) -> None:
-    header = _header(tensors)
+    header = header_of(tensors)
     remaining = sum(t.size_bytes for t in tensors)
     if _is_there(path, len(header) + remaining):
         return
@@ -253,7 +259,7 @@ def _write_file(path: Path, tensors: list[Tensor], *, first_block: int = 0) -> N
     with _replacing(path) as file:
         file.write(header)
         while remaining:
-            # An odd factor, so that every block differs from every other in each of its words.
+            # The factor is odd, so any two blocks differ in each of their words.
             np.add(base, np.uint64(number * 0x9E3779B97F4A7C15 % 2**64), out=block)
             size_bytes = min(remaining, _BLOCK_BYTES)
             file.write(block.view(np.uint8).data[:size_bytes])
@@ -265,10 +271,14 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=parse_size, default=4 * 10**9, help="of a Llama-shaped one (4GB)")
+    parser.add_argument(
+        "--size", type=parse_size, default=4 * 10**9, help="bytes of a Llama-shaped one (4GB)"
+    )
     parser.add_argument("--shards", type=int, default=1, help="files of a Llama-shaped one (1)")
-    parser.add_argument("--small-tensors", type=int, metavar="COUNT")
-    parser.add_argument("--sparse", type=parse_size, metavar="SIZE")
+    parser.add_argument(
+        "--small-tensors", type=int, metavar="COUNT", help="write one of small tensors instead"
+    )
+    parser.add_argument("--sparse", type=parse_size, metavar="SIZE", help="write a sparse one instead")
     options = parser.parse_args(arguments)
     if options.small_tensors:
         print(small_checkpoint(options.small_tensors))

@@ -1,13 +1,13 @@
 """Measures one of the `contenders` once, in a process of its own.
 
-    python benchmarks/measure.py CONTENDER PATH... [--socket-dir DIR]
+    python -m benchmarks.measure CONTENDER PATH... [--socket-dir DIR]
 
-imports torch and the loader, starts the clock, loads, touches and drops every tensor as it comes, and
-prints one JSON object (`Measurement`). Touching reads one byte of every 4 KiB of every tensor and sums them:
-it makes lazily mapped pages real, and the sums of all contenders must agree. A tensor counts when it was
-touched. `--hold` keeps every tensor instead of dropping it, `--untouched` only takes them, and `--barrier`
-lets several processes start at once (`crowd.py`): "ready" on standard output, a line on standard input before
-the clock starts, and the tensors held until standard input ends.
+It imports torch and the loader, starts the clock, loads, touches and drops every tensor as it arrives, and
+prints one JSON object (`Measurement`). Touching reads one byte of every 4 KiB of every tensor and sums them.
+That faults in lazily mapped pages, and the sums of all contenders must agree. A tensor counts when it was
+touched. `--hold` keeps every tensor instead of dropping it. `--untouched` does not touch tensors. With
+`--barrier` several processes can start at once (`crowd.py`): each prints "ready", waits for a line on
+standard input before it starts the clock, and holds the tensors until standard input ends.
 """
 
 import argparse
@@ -21,10 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import bare_http
-from contenders import CONTENDERS, Contender, Task
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import bare_http
+from benchmarks.contenders import CONTENDERS, Contender, Task
 
 if TYPE_CHECKING:
     import torch
@@ -41,23 +45,23 @@ class Measurement:
     checksum: int
     first_seconds: float
     last_seconds: float
-    # Of this process while the clock ran, all threads.
+    # Of all threads of this process while the clock ran.
     cpu_seconds: float
-    # What counting and touching as many tensors of the same shapes costs with their bytes in the CPU's cache.
+    # The cost of counting and touching as many tensors of the same shapes, with bytes in the CPU's cache.
     touch_cpu_seconds: float
-    # Highest resident set while the clock ran, less the resident set when it started.
+    # The highest resident set while the clock ran, less the resident set when it started.
     peak_rss_bytes: int
-    # When the last tensor was there, on the clock that all processes of a machine share.
+    # When the last tensor arrived, on the clock that all processes of a machine share.
     finished_at: float
 
 
 def command(contender: str, paths: Sequence[str], *flags: str) -> list[str]:
-    """What starts this file as a program."""
+    """The command that runs this file as a program."""
     return [sys.executable, __file__, contender, *paths, *flags]
 
 
 def run(contender: str, paths: Sequence[str], *flags: str, environment: Mapping[str, str]) -> Measurement:
-    """Starts this file as a program, in this environment, and waits for what it measures."""
+    """Runs this file as a program in that environment, and returns its measurement."""
     finished = subprocess.run(
         command(contender, paths, *flags),
         env=environment,
@@ -79,7 +83,7 @@ def measure(
     held: "list[torch.Tensor] | None" = None,
     barrier: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """Runs the contender once. `held` gets every tensor; `barrier` returns when the clock may start."""
+    """Runs the contender once. `held` gets all tensors. `barrier` returns when the clock may start."""
     if contender.has_checksum:
         import torch
 
@@ -99,7 +103,7 @@ def measure(
             held.append(tensor)
         if tally.tensors == 1:
             first_seconds = time.perf_counter() - start
-    # A generator that ran to its end has given everything back: the clock covers that too.
+    # A generator that ran to its end has released everything. The clock includes that.
     last_seconds = time.perf_counter() - start
     finished_at = time.monotonic()
     cpu_seconds = _cpu_seconds() - cpu_before
@@ -120,7 +124,7 @@ def measure(
 
 
 class Tally:
-    """What the benchmark does with every tensor."""
+    """Counts, and if wanted touches, every tensor."""
 
     def __init__(self, *, touched: bool) -> None:
         self._touched = touched
@@ -141,7 +145,7 @@ def touch(tensor: "torch.Tensor") -> int:
     import torch
 
     if tensor.nbytes <= _SMALL_BYTES and tensor.is_cpu and tensor.is_contiguous():
-        begin = tensor.data_ptr()  # a fifth of what the calls below cost
+        begin = tensor.data_ptr()  # this costs a fifth of the calls below
         pages = range(begin, begin + tensor.nbytes, _PAGE_BYTES)
         return sum([ctypes.c_ubyte.from_address(page).value for page in pages])
     return int(tensor.reshape(-1).view(torch.uint8).numpy()[::_PAGE_BYTES].sum(dtype="u8"))
@@ -195,7 +199,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--raw-block-bytes", type=int, default=8 << 20)
     parser.add_argument("--hold", action="store_true", help="keep every tensor")
     parser.add_argument("--untouched", action="store_true", help="read no byte of any tensor")
-    parser.add_argument("--barrier", action="store_true", help="wait for a line, and for the end of input")
+    parser.add_argument(
+        "--barrier", action="store_true", help="wait for a line before the clock starts, and for end of input"
+    )
     options = parser.parse_args(arguments)
     task = Task(options.paths, options.socket_dir, options.raw_threads, options.raw_block_bytes)
     held: list[torch.Tensor] = []

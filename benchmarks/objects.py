@@ -1,13 +1,12 @@
-"""Servers of objects for the benchmarks, on the loopback, which know ranges, ETag and If-Match as S3 does.
+"""Servers of objects for the benchmarks, on the loopback, with ranges, ETag and If-Match as in S3.
 
-`Near` is nginx: as fast as a server can be. `Far` answers as storage does that is far away: after a delay,
-and with no more than so many bytes a second on each connection. Its rate is kept by the kernel
-(SO_MAX_PACING_RATE), packet by packet, as a network would; its delay is a sleep before each answer. (Network
-emulation, `tc netem`, is not in every kernel, and nginx's `limit_rate` waits in milliseconds, which is too
-coarse for this.)
+`Near` is nginx, as fast as a server can be. `Far` answers like distant storage: after a delay, and with a
+limited rate on each connection. The kernel keeps the rate packet by packet (SO_MAX_PACING_RATE), as a network
+would. The delay is a sleep before each answer. (Network emulation, `tc netem`, is not in every kernel, and
+nginx's `limit_rate` waits in milliseconds, which is too coarse.)
 
-Neither checks signatures. `Far` also lists what lies below a prefix; from `Near` a benchmark names its
-objects. Run as a program this file is `Far`.
+Neither checks signatures. `Far` also answers lists; of `Near` a benchmark names the objects. As a program,
+this file is `Far`.
 """
 
 import argparse
@@ -21,12 +20,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
-from make_checkpoint import DATA_DIR
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.make_checkpoint import DATA_DIR
 
 BUCKET = "bench"
 # In <asm/socket.h>; not in Python's socket module.
@@ -46,7 +51,7 @@ class ObjectServer:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """For every process that is to read from it, daemon and contenders alike. The keys are made up."""
+        """For every process that reads from it: daemons and contenders. The keys are made up."""
         environment = {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": "us-east-1",
@@ -68,12 +73,12 @@ class ObjectServer:
         return f"s3://{BUCKET}/{Path(path).relative_to(DATA_DIR)}"
 
     def url(self, uri: str) -> str:
-        """Where the object of a URI is."""
+        """The address of the object with that URI."""
         return f"{self.endpoint}/{uri.removeprefix('s3://')}"
 
     def __enter__(self) -> "ObjectServer":
         self._directory = Path(tempfile.mkdtemp(prefix="penstock-objects-"))
-        # nginx cannot be asked for a port that is free.
+        # nginx cannot choose a free port itself.
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
@@ -102,7 +107,9 @@ class ObjectServer:
                 return
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{self._command()} does not listen") from None
+                    raise RuntimeError(
+                        f"{self._command()} does not listen; read its messages above"
+                    ) from None
                 time.sleep(0.01)
 
     def _command(self) -> list[str]:
@@ -117,7 +124,7 @@ class Near(ObjectServer):
     def _command(self) -> list[str]:
         program = shutil.which("nginx")
         if program is None:
-            raise RuntimeError("this scenario needs nginx (Debian's nginx-light)")
+            raise RuntimeError("this scenario needs nginx; install Debian's nginx-light")
         tls = certificate = ""
         if self.scheme == "https":
             self._make_certificate()
@@ -150,7 +157,7 @@ http {{
         return [program, "-p", str(self._directory), "-c", "nginx.conf", "-e", "stderr"]
 
     def _make_certificate(self) -> None:
-        """Its own authority, for AWS_CA_BUNDLE."""
+        """A certificate that is its own authority, for AWS_CA_BUNDLE."""
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         command += ["-subj", "/CN=penstock benchmarks", "-addext", "subjectAltName=IP:127.0.0.1"]
         command += ["-keyout", "key.pem", "-out", "certificate.pem"]
@@ -158,7 +165,7 @@ http {{
 
 
 class Far(ObjectServer):
-    """`rate_bytes` a second on each connection, each answer `delay_seconds` late."""
+    """Each answer is `delay_seconds` late, and each connection carries `rate_bytes` a second."""
 
     def __init__(self, *, delay_seconds: float, rate_bytes: int) -> None:
         super().__init__()
@@ -170,34 +177,37 @@ class Far(ObjectServer):
         return [sys.executable, __file__, *figures]
 
 
-def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate_bytes)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # BBR, where it is the default, takes a late answer of the loopback for a full network, for seconds.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-    with connection, connection.makefile("rb") as requests:
-        while line := requests.readline():
-            method, target, _ = line.decode().split()
-            headers = http.client.parse_headers(requests)
-            time.sleep(delay_seconds)
-            query = parse_qs(urlsplit(target).query)
-            if "list-type" in query:
-                _answer_list(connection, query["prefix"][0])
-                continue
-            with open(DATA_DIR / target.partition("?")[0].removeprefix(f"/{BUCKET}/"), "rb") as file:
-                _answer(connection, method, headers, file.fileno())
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a request for an object: its head, and the range of the object that follows it."""
+
+    head: bytes
+    status: int
+    start: int
+    end: int
+    """The first byte that does not follow; equal to `start` if no byte does."""
 
 
-def _etag(stat: os.stat_result) -> str:
-    return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+def answer(method: str, headers: Mapping[str, str], size_bytes: int, etag: str) -> Answer:
+    """The answer for an object of that size and ETag. Names of `headers` are in lower case."""
+    start, end = 0, size_bytes
+    status, lines = "200 OK", [f"ETag: {etag}", "Accept-Ranges: bytes"]
+    if found := re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("range", "")):
+        start, end = int(found[1]), min(int(found[2]) + 1, size_bytes)
+        status = "206 Partial Content"
+        lines.append(f"Content-Range: bytes {start}-{end - 1}/{size_bytes}")
+    if headers.get("if-match", etag) != etag:
+        status, end = "412 Precondition Failed", start
+    head = "\r\n".join([f"HTTP/1.1 {status}", *lines, f"Content-Length: {end - start}", "", ""])
+    return Answer(head.encode(), int(status[:3]), start, start if method == "HEAD" else end)
 
 
-def _answer_list(connection: socket.socket, prefix: str) -> None:
-    """All of it in one page, as S3 gives up to 1000 keys."""
+def page(prefix: str, etag: Callable[[os.stat_result], str]) -> bytes:
+    """The answer to a request for a list: one page. A page of S3 has up to 1000 keys."""
     files = sorted(path for path in (DATA_DIR / prefix).rglob("*") if path.is_file())
     contents = "".join(
         f"<Contents><Key>{path.relative_to(DATA_DIR)}</Key><Size>{path.stat().st_size}</Size>"
-        f"<ETag>{escape(_etag(path.stat()))}</ETag></Contents>"
+        f"<ETag>{escape(etag(path.stat()))}</ETag></Contents>"
         for path in files
     )
     body = (
@@ -205,24 +215,53 @@ def _answer_list(connection: socket.socket, prefix: str) -> None:
         "</ListBucketResult>"
     ).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body)
+    return head.encode() + body
 
 
-def _answer(connection: socket.socket, method: str, headers: http.client.HTTPMessage, fd: int) -> None:
-    stat = os.fstat(fd)
-    etag = _etag(stat)
-    first, last = 0, stat.st_size - 1
-    status, lines = "200 OK", [f"ETag: {etag}", "Accept-Ranges: bytes"]
-    if found := re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", "")):
-        first, last = int(found[1]), min(int(found[2]), last)
-        status = "206 Partial Content"
-        lines.append(f"Content-Range: bytes {first}-{last}/{stat.st_size}")
-    if headers.get("If-Match", etag) != etag:
-        status, last = "412 Precondition Failed", first - 1
-    lines = [f"HTTP/1.1 {status}", *lines, f"Content-Length: {last - first + 1}", "", ""]
-    connection.sendall("\r\n".join(lines).encode())
-    while method == "GET" and first <= last:
-        first += os.sendfile(connection.fileno(), fd, first, last - first + 1)
+def etag_of(stat: os.stat_result) -> str:
+    return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+
+
+def read_request(requests: BinaryIO) -> tuple[str, str, dict[str, str]] | None:
+    """Method, target, and headers by their names in lower case. None at the end of the connection."""
+    line = requests.readline()
+    if not line:
+        return None
+    method, target, _ = line.decode().split()
+    parsed = http.client.parse_headers(requests)
+    return method, target, {name.lower(): value for name, value in parsed.items()}
+
+
+def listed_prefix(target: str) -> str | None:
+    """The prefix that a request for a list names. None for other requests."""
+    query = parse_qs(urlsplit(target).query)
+    return query.get("prefix", [""])[0] if "list-type" in query else None
+
+
+def file_of(target: str) -> Path:
+    return DATA_DIR / target.partition("?")[0].removeprefix(f"/{BUCKET}/")
+
+
+def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate_bytes)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Where BBR is the default, it takes a late answer on the loopback for congestion, for seconds.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    with connection, connection.makefile("rb") as requests:
+        while request := read_request(requests):
+            method, target, headers = request
+            time.sleep(delay_seconds)
+            prefix = listed_prefix(target)
+            if prefix is not None:
+                connection.sendall(page(prefix, etag_of))
+                continue
+            with open(file_of(target), "rb") as file:
+                stat = os.fstat(file.fileno())
+                answered = answer(method, headers, stat.st_size, etag_of(stat))
+                connection.sendall(answered.head)
+                at = answered.start
+                while at < answered.end:
+                    at += os.sendfile(connection.fileno(), file.fileno(), at, answered.end - at)
 
 
 def main(arguments: list[str]) -> None:

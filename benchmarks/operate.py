@@ -1,4 +1,4 @@
-"""The scenario of asking a daemon how it is: a scrape of its metrics, and the probe of a container."""
+"""The scenario of monitoring a daemon: a scrape of its metrics, and the probe of a container."""
 
 import contextlib
 import http.client
@@ -11,11 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import make_checkpoint
-import report
-import system
-from daemons import Daemon, clean_environment
-from runner import ONE_GB, Runner, files_of
+from benchmarks import make_checkpoint, report, system
+from benchmarks.daemons import Daemon, clean_environment
+from benchmarks.runner import ONE_GB, Runner, files_of
 
 _SCRAPES = 60
 _PROBES = 10
@@ -40,7 +38,7 @@ def operate(runner: Runner) -> None:
 
 
 def _scrape_seconds(address: str) -> list[float]:
-    """Of scrapes one after the other on one connection, as Prometheus makes them."""
+    """The seconds of scrapes, one after the other on one connection, as Prometheus makes them."""
     connection = http.client.HTTPConnection(address, timeout=30)
     taken = []
     with contextlib.closing(connection):
@@ -57,7 +55,7 @@ def _scrape_seconds(address: str) -> list[float]:
 
 
 def _probe_seconds(socket_dir: str) -> list[float]:
-    """Of `penstock health`, from the start of the process to its end."""
+    """The seconds of `penstock health`, from the start of the process to its end."""
     taken = []
     for _ in range(_PROBES):
         start = time.perf_counter()
@@ -74,7 +72,7 @@ def _probe_seconds(socket_dir: str) -> list[float]:
 
 @contextlib.contextmanager
 def _loads(socket_dir: str, path: str) -> Iterator[None]:
-    """Loads the checkpoint again and again, in a process of its own, for as long as the context lasts."""
+    """Loads the checkpoint again and again, in a process of its own, until the context ends."""
     code = (
         "import sys; from penstock.client import StreamerClient\n"
         "client = StreamerClient(sys.argv[1])\n"
@@ -92,12 +90,12 @@ def _loads(socket_dir: str, path: str) -> Iterator[None]:
     try:
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise RuntimeError("the process that was to load did not")
+            raise RuntimeError("the process that loads ended before its first load; read its messages above")
         drain = threading.Thread(target=process.stdout.read)
         drain.start()
         yield
         if process.poll() is not None:
-            raise RuntimeError(f"the process that was to load ended with {process.returncode}")
+            raise RuntimeError(f"the process that loads ended early, with exit code {process.returncode}")
     finally:
         process.kill()
         process.wait()

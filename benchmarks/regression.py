@@ -1,10 +1,10 @@
-"""The scenario of an earlier commit: the daemon and client of this tree against those of another checkout.
+"""The scenario of an earlier commit: compares daemon and client of this tree with those of another checkout.
 
     git worktree add /tmp/before COMMIT
     make bench ARGS="--only before --before /tmp/before"
 
-Both take turns within one run, on the same files, so that the ratio holds on a machine whose speed varies. On
-one that does other work too, the CPU time says more than the clock.
+Both take turns within one run, on the same files. So the ratio is good on a machine whose speed varies. On a
+machine that does other work, CPU time is more reliable than the clock.
 """
 
 import contextlib
@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import make_checkpoint
-import measure
-import report
-import system
-from daemons import Daemon, clean_environment
-from report import Run
-from runner import ONE_GB, Runner, compare_checksums, files_of, tell_run
+from benchmarks import make_checkpoint, measure, report, system
+from benchmarks.daemons import Daemon, clean_environment
+from benchmarks.report import Run
+from benchmarks.runner import ONE_GB, Runner, compare_checksums, files_of, tell_run
 
 _CONTENDER = "penstock-1gb-views"
 _NOW, _BEFORE = "this commit", "before"
@@ -28,7 +25,7 @@ _NOW, _BEFORE = "this commit", "before"
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One of the two, with a daemon of one round."""
+    """One of the two checkouts, with its daemon of one round."""
 
     daemon: Daemon
     environment: dict[str, str]
@@ -42,7 +39,10 @@ class _Side:
 
 def before(runner: Runner) -> None:
     if runner.before is None:
-        raise SystemExit("--only before needs --before CHECKOUT: the root of a checkout of the other commit")
+        raise SystemExit(
+            "--only before: there is no checkout to compare with; add --before CHECKOUT, the root of a "
+            "checkout of the other commit"
+        )
     llama = make_checkpoint.llama_checkpoint(runner.size_bytes)
     small = make_checkpoint.small_checkpoint(runner.small_tensors)
     rows = [
@@ -72,13 +72,13 @@ def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]
     checkouts = {_NOW: system.ROOT, _BEFORE: runner.before}
     names = list(checkouts)
     for number in range(runner.rounds):
-        # Daemons of their own for each round, the other one first each time. The one that starts first takes
-        # up to 1.4 times as long with the same code, as its memory comes from other pages of the host.
+        # Each round has new daemons, and the other one starts first. With the same code, the one that starts
+        # first takes up to 1.4 times as long, as its memory comes from other pages of the host.
         order = names if number % 2 == 0 else names[::-1]
         with contextlib.ExitStack() as stack:
             sides = {name: stack.enter_context(_side(checkouts[name])) for name in order}
             for name in order:
-                sides[name].run(files_of(path))  # imports, headers, and the first use of fresh pages
+                sides[name].run(files_of(path))  # for imports, headers, and the first use of fresh pages
             for name in (*order, *order[::-1]):
                 prepare(files_of(path))
                 runs[name].append(sides[name].run(files_of(path)))
@@ -100,14 +100,14 @@ def _compare(runner: Runner, what: str, path: Path, prepare: Callable[[list[str]
 
 
 def _medians(cpu_seconds: dict[str, list[float]]) -> tuple[str, str]:
-    """Both, and their ratio: the median, since one that was disturbed says nothing of the others."""
+    """Both medians, and their ratio. A median ignores single runs that were disturbed."""
     now, earlier = (statistics.median(cpu_seconds[name]) for name in (_NOW, _BEFORE))
     return f"{now:.3f}, before {earlier:.3f}", f"{now / earlier:.2f}" if earlier else "-"
 
 
 @contextlib.contextmanager
 def _side(checkout: Path) -> Iterator[_Side]:
-    """Runs what lies in a checkout, whatever is installed."""
+    """Runs the code of a checkout, whatever is installed."""
     roots = [str(checkout / part) for part in ("proto", "client", "server")]
     path = {"PYTHONPATH": os.pathsep.join(roots)}
     with Daemon("--memory-limit", str(ONE_GB), environment=path) as daemon:

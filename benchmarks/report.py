@@ -1,4 +1,4 @@
-"""Measurements to tables, docs/benchmarks.md and docs/benchmarks.png."""
+"""Makes tables, docs/benchmarks.md and docs/benchmarks.png of measurements."""
 
 import json
 import statistics
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from contenders import CONTENDERS
-from make_checkpoint import DATA_DIR
-from measure import Measurement
-from system import ROOT
+from benchmarks.contenders import CONTENDERS
+from benchmarks.make_checkpoint import DATA_DIR
+from benchmarks.measure import Measurement
+from benchmarks.system import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "benchmarks.png"
-# What the last run of each scenario measured: the picture shows several of them.
+# The measurements of the last run of each scenario. The picture shows several of them.
 _RESULTS = DATA_DIR / "results.json"
 
 _NEW_PAGE = """\
 # Benchmarks
 
 `make bench` measures Penstock against other loaders of safetensors checkpoints and writes the tables and the
-picture of this page. Every contender runs in a fresh process for every round, torch imported before the clock
-starts; contenders alternate within one run; each reads one byte of every 4 KiB of every tensor and sums them,
-and the sums must agree. Each drops a tensor when the next one comes, as a model that copies its weights does.
-Figures are medians, with the lowest and the highest in brackets; those of different runs or machines do not
-compare. "Peak RSS" is the highest growth of the loading process, mapped pages of the page cache and of the
-staging buffer included.
+picture of this page. Every contender runs in a fresh process for every round, which imports torch before the
+clock starts. Contenders alternate within one run. Each reads one byte of every 4 KiB of every tensor and sums
+them, and the sums must agree. Each drops a tensor when the next one comes, as a model that copies its weights
+does. Figures are medians, with the lowest and the highest in brackets. Figures of different runs or machines
+cannot be compared. "Peak RSS" is the highest growth of the loading process, mapped pages of the page cache
+and of the staging buffer included.
 
 ![Seconds to the first and to the last tensor](benchmarks.png)
 """
@@ -58,14 +58,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The runs of one comparison: contender to its rounds. `title` is empty where a scenario has only one."""
+    """The rounds of each contender in one comparison. `title` is empty if a scenario has only one."""
 
     title: str
     runs: dict[str, list[Run]]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median and range: `0.71 (0.69-0.80)`."""
+    """The median and the range: `0.71 (0.69-0.80)`."""
     median = statistics.median(values)
     if len(values) == 1:
         return f"{median:.{digits}f}"
@@ -77,7 +77,7 @@ def median_last_seconds(runs: list[Run]) -> float:
 
 
 def ratios(seconds: Sequence[float], other: Sequence[float]) -> str:
-    """How many times as long as `other` it took, round by round: `1.50 (1.40-1.70)`."""
+    """`seconds` divided by `other`, round by round: `1.50 (1.40-1.70)`."""
     return spread([ours / theirs for ours, theirs in zip(seconds, other, strict=False)])
 
 
@@ -131,11 +131,11 @@ def comparisons(runs: dict[str, list[Run]], pairs: Sequence[tuple[str, str]]) ->
 
 
 def update_page(scenario: str, lines: list[str]) -> None:
-    """Puts lines between the scenario's markers; prose outside of markers stays as it is."""
+    """Puts lines between the scenario's markers. Text outside the markers stays as it is."""
     begin, end = f"<!-- {scenario}: written by `make bench` -->", f"<!-- {scenario}: end -->"
     text = PAGE.read_text() if PAGE.exists() else _NEW_PAGE
     if begin not in text:
-        # In the order of the titles, whichever scenario was measured first.
+        # Scenarios are in the order of their titles, whichever was measured first.
         names = list(_TITLES)
         later = [text.find(f"\n## {_TITLES[name]}\n") for name in names[names.index(scenario) + 1 :]]
         at = min((place for place in later if place >= 0), default=len(text))
@@ -154,7 +154,7 @@ def save(scenario: str, groups: list[Group]) -> None:
 
 
 def draw(path: Path = PICTURE) -> None:
-    """Bars of the scenarios with several loaders, as they were last measured."""
+    """Draws bars of the scenarios with several loaders, as they were last measured."""
     import matplotlib
 
     matplotlib.use("Agg")

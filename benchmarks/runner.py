@@ -1,7 +1,7 @@
-"""Runs contenders in turns, with the daemons that they need, compares what they read, and publishes it.
+"""Runs contenders in turns with the daemons that they need, compares their checksums, and publishes tables.
 
-A scenario is a function of the `Runner`: it makes a checkpoint, has contenders load it, each in a process of
-its own (`measure.py`), and publishes tables.
+A scenario is a function that takes a `Runner`. It makes a checkpoint, has contenders load it, each in a
+process of its own (`measure.py`), and publishes tables.
 """
 
 import contextlib
@@ -11,23 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import make_checkpoint
-import measure
-import report
-import system
-from contenders import CONTENDERS
-from daemons import Daemon, clean_environment
-from measure import Measurement
-from objects import ObjectServer
-from report import Group, Run
+from benchmarks import make_checkpoint, measure, report, system
+from benchmarks.contenders import CONTENDERS
+from benchmarks.daemons import Daemon, clean_environment
+from benchmarks.measure import Measurement
+from benchmarks.objects import ObjectServer
+from benchmarks.report import Group, Run
 
 ONE_GB = 10**9
-# Contenders that are slow, or of which less depends, are measured in no more rounds than this.
+# Contenders that are slow, or matter less, are measured in no more rounds than this.
 SELDOM_ROUNDS = 3
-# As `--block-size`, `--object-block-size` and `--object-concurrency` of penstockd, which cannot be asked.
+# The defaults of `--block-size`, `--object-block-size` and `--object-concurrency` of penstockd.
 _BLOCK_BYTES = 8 << 20
 _OBJECT_BLOCK_BYTES, _S3_CONNECTIONS = 32 << 20, 32
-# What a daemon loads from a server before it is measured: it lives longer than a load.
+# A daemon loads so much from a server before it is measured, because it lives longer than a load.
 _WARM_UP_BYTES = 50_000_000
 
 _T = TypeVar("_T")
@@ -39,26 +36,26 @@ class ChecksumError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """What the command line asks for; runs it and publishes it."""
+    """The options of the command line; runs contenders and publishes their measurements."""
 
     rounds: int
-    # Of the checkpoints: the usual one, the sparse one, and the one that is staged as a whole.
+    # Sizes of three checkpoints: the usual one, the sparse one, and the one that is staged as a whole.
     size_bytes: int
     sparse_bytes: int
     staged_bytes: int
     small_tensors: int
-    # Of the queue.
+    # Clients in the queue.
     clients: int
-    # Names of those that may be measured.
+    # Names of the contenders that may be measured.
     contenders: Collection[str]
     write_page: bool
     # A checkout of another commit, to compare with.
     before: Path | None = None
 
     def turns(self, names: list[_T], seldom: Collection[_T]) -> Iterator[_T]:
-        """Who is measured next, through all rounds."""
+        """The contenders in the order in which they are measured, through all rounds."""
         for number in range(self.rounds):
-            # Each round starts with another one, so that nobody always comes after the same.
+            # Each round starts with another one, so none always follows the same contender.
             turn = number % len(names) if names else 0
             for name in names[turn:] + names[:turn]:
                 if number < SELDOM_ROUNDS or name not in seldom:
@@ -71,9 +68,9 @@ class Runner:
     def daemons(
         self, names: list[str], path: Path, server: ObjectServer | None = None
     ) -> Iterator[dict[str, Daemon]]:
-        """The daemons that the contenders need and that may serve several runs; `run` makes the others."""
+        """The daemons that the contenders need and that can serve several runs; `run` starts the others."""
         needed = {CONTENDERS[name].daemon for name in names} - {None, "fresh"}
-        # Only who is measured for it may find the checkpoint in the staging buffer.
+        # The checkpoint must not stay in the staging buffer of contenders that are not measured for that.
         if checkpoint_bytes(path) < 2 * ONE_GB:
             needed.discard("1gb")
         with contextlib.ExitStack() as stack:
@@ -92,7 +89,7 @@ class Runner:
         seldom: Collection[str] = (),
         server: ObjectServer | None = None,
     ) -> dict[str, list[Run]]:
-        """All rounds of several contenders. With a server they read the checkpoint from there."""
+        """All rounds of several contenders. If there is a server, they read the checkpoint from it."""
         runs: dict[str, list[Run]] = {name: [] for name in names}
         for name in self.turns(names, seldom):
             before(files_of(path))
@@ -110,14 +107,14 @@ class Runner:
         files: list[str] | None = None,
         server: ObjectServer | None = None,
     ) -> Run:
-        """One run, in a process of its own; `flags` are those of `measure.py`."""
+        """One run in a process of its own. `flags` are flags of `measure.py`."""
         contender = CONTENDERS[name]
         files = files or files_of(path)
         environment = clean_environment() | contender.environment
         raw_block_bytes, threads = _BLOCK_BYTES, 16
         if server is not None:
             files = [server.uri(file) for file in files]
-            # A client of Penstock knows nothing of the server.
+            # A client of Penstock does not talk to the server.
             environment |= server.environment() if contender.daemon is None else {}
             raw_block_bytes, threads = _OBJECT_BLOCK_BYTES, _S3_CONNECTIONS
         with contextlib.ExitStack() as stack:
@@ -175,7 +172,7 @@ class Runner:
 
 @contextlib.contextmanager
 def started(kind: str, path: Path, server: ObjectServer | None = None) -> Iterator[Daemon]:
-    """A daemon of the limit that the kind stands for, with its pages."""
+    """A daemon with the limit that `kind` stands for, and with a populated buffer."""
     environment = server.environment() if server else None
     if kind == "fresh":
         with Daemon(environment=environment) as daemon:
@@ -191,13 +188,13 @@ def started(kind: str, path: Path, server: ObjectServer | None = None) -> Iterat
 
 
 def warm_up(daemon: Daemon, server: ObjectServer) -> None:
-    """Has the daemon load something small from there: it imports boto3 at its first load."""
+    """Has the daemon load a small checkpoint from the server, because it imports boto3 at its first load."""
     daemon.prefetch(server.uri(make_checkpoint.llama_checkpoint(_WARM_UP_BYTES)))
     daemon.evict()
 
 
 def _roomy_bytes(path: Path) -> int:
-    """Room for a whole checkpoint, however it is cut into segments and slabs."""
+    """Enough for a whole checkpoint, however it is cut into segments and slabs."""
     return checkpoint_bytes(path) * 26 // 25
 
 

@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import crowd
-import make_checkpoint
-import objects
-import report
-import system
-from contenders import CONTENDERS
-from crowd import CrowdRun
-from objects import ObjectServer
-from report import Group
-from runner import Runner, compare_measurements, files_of, started, tell
+from benchmarks import crowd, make_checkpoint, objects, report, system
+from benchmarks.contenders import CONTENDERS
+from benchmarks.crowd import CrowdRun
+from benchmarks.objects import ObjectServer
+from benchmarks.report import Group
+from benchmarks.runner import Runner, compare_measurements, files_of, started, tell
 
 _BARE = "raw-http"
 _S3 = ["penstock-1gb-views", "penstock-1gb", "runai-default", "runai-1gb-views", _BARE]
@@ -24,16 +20,16 @@ _PAIRS = [
     ("penstock-1gb", "runai-default"),
 ]
 _NOTE = (
-    "nginx on the loopback serves ranges of the checkpoint from the page cache; it shares the machine with "
-    "the loaders. The daemon has read something small from it before, since it lives longer than a load. The "
-    "bare loop is as many threads as the daemon has connections, each with a keep-alive connection of "
-    "`http.client` that reads ranges into memory that is there; it makes no tensors."
+    "nginx on the loopback serves ranges of the checkpoint from the page cache. It shares the machine with "
+    "the loaders. The daemon has loaded a small checkpoint from it before, as a daemon lives longer than a "
+    "load. The bare loop has as many threads as the daemon has connections, each with a keep-alive "
+    "connection of `http.client`, and reads ranges into populated memory. It makes no tensors."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    """A checkpoint staged by the daemon alone, and the bare loop right after it."""
+    """One round: the daemon stages a checkpoint, then the bare loop reads it."""
 
     seconds: float
     cpu_seconds: float
@@ -67,7 +63,7 @@ def s3(runner: Runner) -> None:
 
 
 def _stage(runner: Runner, path: Path, server: ObjectServer) -> list[_Staged]:
-    """Nothing but the daemon, beside the bare loop: neither makes tensors."""
+    """Compares the daemon alone with the bare loop. Neither makes tensors."""
     rounds = []
     with started("roomy", path, server) as daemon:
         for _ in range(runner.rounds):
@@ -87,7 +83,7 @@ def _lines(
     staged: Sequence[tuple[str, Sequence[_Staged]]],
     crowds: Sequence[tuple[str, CrowdRun]],
 ) -> list[str]:
-    """The daemon beside the bare loop, CPU, and several clients at once."""
+    """Comparisons with the bare loop, several clients at once, and a table of CPU seconds."""
     compared = []
     for group in groups:
         ours, bare = group.runs.get("penstock-1gb-views"), group.runs.get(_BARE)
@@ -101,7 +97,7 @@ def _lines(
         factors = report.ratios([each.bare_seconds for each in rounds], [each.seconds for each in rounds])
         cpu = report.ratios([each.cpu_seconds for each in rounds], [each.bare_cpu_seconds for each in rounds])
         compared.append(
-            f"- {title}: the daemon alone, which stages it into populated memory (`prefetch`) and makes no "
+            f"- {title}: the daemon alone, which stages into populated memory (`prefetch`) and makes no "
             f"tensors either: {factors} of the bare loop's rate, with {cpu} times its CPU"
         )
     rows = []
@@ -114,7 +110,7 @@ def _lines(
             rows.append([f"{group.title}, {CONTENDERS[name].label}", report.spread(each)])
     sizes = [run.measurements[0].size_bytes for _, run in crowds]
     together = [
-        f"- {title}: {crowd.WINDOW.label}: {run.seconds:.2f} s until all had everything; downloaded "
+        f"- {title}: {crowd.WINDOW.label}: {run.seconds:.2f} s until all had all tensors; downloaded "
         f"{crowd.times_read([run], size_bytes)}"
         for (title, run), size_bytes in zip(crowds, sizes, strict=True)
     ]

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import make_checkpoint
-import measure
-import report
-import system
-from daemons import Daemon, clean_environment
-from objects import Far
-from runner import SELDOM_ROUNDS, Runner, files_of, tell, warm_up
-from system import ROOT
+from benchmarks import make_checkpoint, measure, report, system
+from benchmarks.daemons import Daemon, clean_environment
+from benchmarks.objects import Far
+from benchmarks.runner import SELDOM_ROUNDS, Runner, files_of, tell, warm_up
+from benchmarks.system import ROOT
 
 _PICTURE = ROOT / "docs" / "s3-latency.png"
 _BARE = "raw-http"
@@ -23,7 +20,7 @@ _BLOCKS_MIB = (8, 16, 32, 64)
 
 @dataclass(slots=True)
 class _Point:
-    """So many connections and blocks of that size, against the far server."""
+    """Rates against the far server with one number of connections and one size of blocks."""
 
     connections: int
     block_mib: int
@@ -37,7 +34,7 @@ class _Point:
 
     @property
     def possible_rate(self) -> float:
-        """What the delay before each block leaves of it."""
+        """The imposed rate less the delay before each block."""
         block_bytes = self.block_mib << 20
         return self.connections * block_bytes / (_DELAY_SECONDS + block_bytes / _RATE_BYTES)
 
@@ -52,7 +49,7 @@ def s3latency(runner: Runner) -> None:
 
 
 def _curve(path: Path, *, rounds: int) -> list[_Point]:
-    """Stages the checkpoint, and reads it bare, with every number of connections and size of blocks."""
+    """Stages the checkpoint, and reads it with the bare loop, for every combination."""
     points = []
     with Far(delay_seconds=_DELAY_SECONDS, rate_bytes=_RATE_BYTES) as server:
         uri = server.uri(path)
@@ -71,7 +68,7 @@ def _curve(path: Path, *, rounds: int) -> list[_Point]:
                 with Daemon(*flags, environment=server.environment()) as daemon:
                     daemon.wait_until_populated()
                     warm_up(daemon, server)
-                    # Four connections take long and decide little.
+                    # Four connections take long and matter little.
                     for number in range(rounds if connections > 4 else 1):
                         seconds = daemon.prefetch(uri)
                         daemon.evict()

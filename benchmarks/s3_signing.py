@@ -1,11 +1,16 @@
-"""What it costs to sign one request for a range: in its headers, or as a presigned URL.
+"""Measures signing of one request for a range: in its headers, and as a presigned URL.
 
-python benchmarks/s3_signing.py
+python -m benchmarks.s3_signing
 """
 
 from __future__ import annotations
 
+import sys
 import timeit
+from pathlib import Path
+
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import botocore.session
 from botocore.auth import S3SigV4Auth

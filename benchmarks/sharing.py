@@ -1,20 +1,16 @@
-"""Scenarios in which a daemon serves several processes: at once, one after the other, or as they queue."""
+"""Scenarios in which a daemon serves several processes: at once, one after the other, or from a queue."""
 
 import contextlib
 import sys
 import tempfile
 from pathlib import Path
 
-import arrivals
-import crowd
-import make_checkpoint
-import report
-import system
-from contenders import CONTENDERS
-from crowd import CrowdRun, Setup
-from daemons import Daemon
-from report import Run
-from runner import (
+from benchmarks import arrivals, crowd, make_checkpoint, report, system
+from benchmarks.contenders import CONTENDERS
+from benchmarks.crowd import CrowdRun, Setup
+from benchmarks.daemons import Daemon
+from benchmarks.report import Run
+from benchmarks.runner import (
     ONE_GB,
     ChecksumError,
     Runner,
@@ -38,7 +34,7 @@ def node(runner: Runner) -> None:
     for setup in runner.turns(setups, seldom):
         system.fill_page_cache(files_of(path))
         with contextlib.ExitStack() as stack:
-            # A daemon that has not read anything.
+            # Each run has a new daemon, which has read nothing.
             kind = CONTENDERS[setup.contender].daemon
             daemon = stack.enter_context(started(kind, path)) if kind else None
             runs[setup].append(crowd.run(setup, files_of(path), daemon))
@@ -60,7 +56,7 @@ def warm10(runner: Runner) -> None:
         return
     path = make_checkpoint.llama_checkpoint(runner.staged_bytes)
     name = "penstock-full"
-    # What the bytes are, and what another loader needs that has them in the page cache.
+    # The right checksum, and another loader whose bytes are in the page cache, to compare with.
     system.drop_page_cache(files_of(path))
     runs = {"safetensors-load": [runner.run("safetensors-load", path, {})], name: []}
     untouched: dict[str, list[Run]] = {name: [], "safetensors-load": []}
@@ -99,12 +95,12 @@ def warm10(runner: Runner) -> None:
     lines = [
         f"{data_bytes / 1e9:.2f} GB in {runs[name][0].measurement.tensors} tensors, prefetched in "
         f"{prefetch_seconds:.1f} s into a limit of {status['staging']['limit_bytes'] / 1e9:.1f} GB. "
-        "Every load is a new process.",
+        "Every load runs in a new process.",
         "",
         *report.markdown_table(["seconds", "median (range)", "target"], rows),
         "",
         f"- Read from the file for the prefetch and {loads} loads: "
-        f"{status['totals']['read_bytes'] / data_bytes:.6f} times its tensors' bytes",
+        f"{status['totals']['read_bytes'] / data_bytes:.6f} times the bytes of its tensors",
     ]
     runner.publish_lines("warm10", lines)
 
@@ -113,7 +109,7 @@ def queue(runner: Runner) -> None:
     paths = make_checkpoint.different_checkpoints(runner.clients, 40_000_000)
     files = [str(path) for path in paths]
     slab_bytes = 2 << 20
-    # Two checkpoints, each with its share of a slab and of alignment; no third.
+    # Room for two checkpoints, each with its share of a slab and of alignment, and not for a third.
     limit = _CLIENTS_AT_ONCE * (paths[0].stat().st_size // slab_bytes + 2) * slab_bytes
     orders, singles, daemon_cpu, peaks, summed = [], [], [], [], set()
     for _ in range(runner.rounds):
@@ -134,15 +130,15 @@ def queue(runner: Runner) -> None:
     if len(summed) > 1:
         raise ChecksumError(f"queue: different sums of the same files: {summed}")
     text = (
-        f"{runner.clients} processes load at the same moment, each a checkpoint of its own of "
-        f"{paths[0].stat().st_size / 1e6:.0f} MB, page cache warm, under a limit of {limit / 1e6:.1f} "
-        "MB, which fits two. Times are the clients'."
+        f"{runner.clients} processes load at the same moment, each another checkpoint of "
+        f"{paths[0].stat().st_size / 1e6:.0f} MB. The page cache is warm. The limit of {limit / 1e6:.1f} MB "
+        "fits two checkpoints. Clients took the times."
     )
     runner.publish_lines("queue", [text, "", *arrivals.lines(orders, singles, daemon_cpu, peaks)])
 
 
 def _fits(setup: Setup, path: Path) -> bool:
-    """Whether what the processes keep for themselves fits beside the page cache."""
+    """Whether the processes' own copies fit into memory beside the page cache."""
     copies = setup.processes if setup.hold and setup.contender.startswith("runai") else 0
     needed = (copies + 1) * checkpoint_bytes(path) + ONE_GB
     if system.available_bytes() >= needed:

@@ -1,15 +1,20 @@
-"""Draws docs/status-page.png, which the README shows: `make screenshot`, as root, in a minute.
+"""Draws docs/status-page.png for the README: `make screenshot`, as root, in a minute.
 
-A real daemon under small, made-up loads: the files are sparse, and only their names are those of models.
+The daemon is real, its loads are small and made up. The files are sparse, and only their names are those of
+models.
 """
 
 import contextlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import grpc
 from tests.e2e.browser import Browser
@@ -18,7 +23,7 @@ from tests.e2e.support import DaemonProcess, RawLoad, wait_until
 MB = 1_000_000
 TARGET = Path(__file__).parents[1] / "docs" / "status-page.png"
 SIZE = (1200, 1262)
-# The page names the host that it is on.
+# The page shows the name of its host.
 WRAPPER = ("unshare", "--uts", "sh", "-c", 'hostname gpu-node-1; exec "$@"', "sh")
 
 
@@ -42,7 +47,7 @@ def write(folder: Path, name: str, size_mb: int, tensor_mb: int = 4) -> Path:
 
 
 def stream(load: RawLoad, segments: int, pause_seconds: float) -> None:
-    """Takes so many segments from a window, at a pace that the chart shows well."""
+    """Takes that many segments from a window, at a pace that is visible in the chart."""
     for _ in range(segments):
         load.release(load.next("segment_ready").index + 1)
         time.sleep(pause_seconds)
@@ -79,7 +84,7 @@ def scene(daemon: DaemonProcess, folder: Path) -> Iterator[None]:
 def main() -> None:
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if None in programs:
-        raise SystemExit("install chromium and chromium-driver")
+        raise SystemExit("chromium or chromedriver is missing; install Debian's chromium and chromium-driver")
     chromium, driver = map(str, programs)
     with tempfile.TemporaryDirectory(prefix="models-") as models, contextlib.ExitStack() as stack:
         daemon = DaemonProcess(

@@ -1,13 +1,13 @@
-"""Each store of objects beside a bare loop over the same server, and beside Run:ai's package, in turns.
+"""Compares each object store with a bare loop over the same server, and with Run:ai's package, in turns.
 
-python -m benchmarks.stores [--size-mb 512] [--rounds 5] [--runai-python PATH] [--store gcs]
+    python -m benchmarks.stores [--size-mb 512] [--rounds 5] [--runai-python PATH] [--store gcs]
 
 The servers are those of the tests: fake-gcs-server, Azurite and SeaweedFS on the loopback. They share the
-machine with the readers, and none is fast: the ratios count, not the rates. The bare loop has as many threads
-as the daemon has connections, each with a keep-alive connection of `http.client` that reads ranges into
-memory that is there. It makes no tensors, and neither does the daemon when it only stages (`prefetch`).
-Run:ai's loader runs in a process of its own, with the Python of an environment that has
-`runai-model-streamer[s3,gcs,azure]`. Its imports are outside the clock, as the daemon's are.
+machine with the readers, and none is fast. So compare ratios, not rates. The bare loop has as many threads
+as the daemon has connections, each with a keep-alive connection of `http.client`, and reads ranges into
+populated memory. It makes no tensors, and neither does the daemon when it only stages (`prefetch`). Run:ai's
+loader runs in a process of its own, with the Python of an environment that has
+`runai-model-streamer[s3,gcs,azure]`. Its imports and the daemon's are outside the clock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import http.client
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +27,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
+
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import boto3
 import safetensors.torch
@@ -39,7 +43,7 @@ from penstock.client import StreamerClient
 
 KEY = "model/model.safetensors"
 CONNECTIONS, BLOCK_BYTES = 8, 8 << 20
-"""Of the daemon, of the bare loop and of Run:ai's loader: what two cores that serve, too, are good for."""
+"""Of the daemon, the bare loop and Run:ai's loader: as much as two cores bear that also run the server."""
 RUNAI = """
 import sys, time
 from runai_model_streamer import SafetensorsStreamer
@@ -61,7 +65,7 @@ class Stored:
     name: str
     uri: str
     url: str
-    """That a plain GET reads, with whatever the store wants to see in it."""
+    """The address for a plain GET, with the credentials that the store wants in it."""
     environment: dict[str, str]
 
 
@@ -121,7 +125,7 @@ STORES = {"gcs": in_gcs, "azure": in_azure, "s3": in_s3}
 
 
 class Bare:
-    """Reads the object whole, each thread the next block, into memory that has been written to before."""
+    """Reads the whole object. Each thread reads the next block, into memory that was written to before."""
 
     def __init__(self, url: str, size_bytes: int) -> None:
         self._parts = urlsplit(url)
@@ -167,12 +171,12 @@ class Bare:
 
 
 class NotRunningError(Exception):
-    """Run:ai's loader does not read from this server. (Its package for Azure takes no connection string and
-    no endpoint but Azure's own, so that it cannot be asked to read from Azurite.)"""
+    """Run:ai's loader does not read from this server. (Its package for Azure accepts no connection string
+    and only Azure's own endpoint. So it cannot read from Azurite.)"""
 
 
 class Runai:
-    """Run:ai's loader in another process."""
+    """Run:ai's loader, in another process."""
 
     def __init__(self, python: Path, stored: Stored) -> None:
         settings = {"RUNAI_STREAMER_CONCURRENCY": str(CONNECTIONS), "NO_PROXY": "127.0.0.1"}
@@ -188,7 +192,10 @@ class Runai:
         assert self._process.stdout is not None
         self._answers = self._process.stdout
         if self._answers.readline() != "ready\n":
-            raise RuntimeError(f"{python} cannot import runai_model_streamer")
+            raise RuntimeError(
+                f"{python} cannot import runai_model_streamer; install runai-model-streamer[s3,gcs,azure] "
+                "for it"
+            )
 
     def seconds(self) -> float:
         assert self._process.stdin is not None
@@ -205,7 +212,7 @@ class Runai:
 
 
 class Penstock:
-    """A daemon, which lives longer than a load: its memory was written to, its connections are open."""
+    """A daemon that has loaded before: its memory was written to, and its connections are open."""
 
     def __init__(self, stored: Stored, size_bytes: int) -> None:
         self._uri = stored.uri
@@ -235,9 +242,9 @@ class Penstock:
 
 
 def measured(stored: Stored, size_bytes: int, rounds: int, runai_python: Path | None) -> list[str]:
-    """A row of the table: medians in GB/s, and ratios within rounds."""
+    """A row of the table: medians in GB/s, and the ratios within rounds."""
     with contextlib.ExitStack() as stack:
-        # One for each: memory that a client had is made anew for what nobody has yet.
+        # One daemon for each: slabs that a client has held are replaced by fresh ones.
         stages, loads = (
             stack.enter_context(contextlib.closing(Penstock(stored, size_bytes))) for _ in range(2)
         )
@@ -248,7 +255,7 @@ def measured(stored: Stored, size_bytes: int, rounds: int, runai_python: Path | 
         }
         if runai_python is not None:
             runs["runai"] = stack.enter_context(contextlib.closing(Runai(runai_python, stored))).seconds
-        for name, run in list(runs.items()):  # warms everything up
+        for name, run in list(runs.items()):  # warm-up
             try:
                 run()
             except NotRunningError:
@@ -273,11 +280,11 @@ def _ratio(others: Sequence[float], ours: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Measures each store beside a bare loop and beside Run:ai's."
+        description="Compares each object store with a bare loop and with Run:ai's loader."
     )
     parser.add_argument("--size-mb", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runai-python", type=Path, help="of an environment that has Run:ai's packages")
+    parser.add_argument("--runai-python", type=Path, help="Python of an environment with Run:ai's packages")
     parser.add_argument("--store", choices=STORES, action="append", help="only this one; repeatable")
     options = parser.parse_args()
     tensors = {f"t{number}": torch.rand(1 << 20) for number in range(max(1, options.size_mb // 4))}
@@ -287,7 +294,7 @@ def main() -> None:
         content = path.read_bytes()
     head = ["store", "bare loop", "daemon alone", "load", "Run:ai", "daemon / bare loop", "load / Run:ai"]
     print(
-        f"{len(content) / 1e6:.0f} MB, {options.rounds} rounds; GB/s by medians, ratios by rounds (range)\n"
+        f"{len(content) / 1e6:.0f} MB, {options.rounds} rounds; medians in GB/s, ratios of rounds (range)\n"
     )
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name in options.store or STORES:

@@ -1,4 +1,4 @@
-"""What the benchmark changes on the machine, and says about it."""
+"""Settings and memory of the machine, and its description."""
 
 import contextlib
 import datetime
@@ -26,8 +26,8 @@ def fill_page_cache(paths: list[str]) -> None:
 
 
 def drop_page_cache(paths: list[str]) -> None:
-    """Drops the pages of these files. Not everybody's: programs would then read their own code from the disk
-    that is measured, while the clock runs."""
+    """Drops the pages of these files only. Without the pages of their code, programs would read it from the
+    measured disk while the clock runs."""
     os.sync()
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
@@ -38,7 +38,7 @@ def drop_page_cache(paths: list[str]) -> None:
 
 
 def available_bytes() -> int:
-    """What processes can still take: free memory and page cache that can go."""
+    """The memory that processes can still take: free memory, and page cache that can be dropped."""
     with open("/proc/meminfo") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
@@ -47,7 +47,7 @@ def available_bytes() -> int:
 
 
 def pss_bytes(pid: int) -> int:
-    """What the process maps and has touched, a page that n processes share counted as an n-th."""
+    """The memory that the process maps and has touched. A page that n processes share counts as an n-th."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
             if line.startswith("Pss:"):
@@ -70,7 +70,7 @@ def may_set_shmem_huge_pages() -> bool:
 
 @contextlib.contextmanager
 def shmem_huge_pages_set_to(value: str) -> Iterator[None]:
-    """Changes the setting of the whole machine, and puts it back. SIGKILL is what it does not survive."""
+    """Changes the setting of the whole machine, and restores it, unless this process gets SIGKILL."""
     before = shmem_huge_pages()
     if value == before:
         yield
@@ -89,7 +89,7 @@ def commit(checkout: Path = ROOT) -> str:
         ).stdout.strip()
 
     try:
-        # The report itself is what a run changes.
+        # A run changes the report itself.
         changed = git("status", "--porcelain", "--", ".", ":!docs/*.png", ":!docs/benchmarks.md")
         return git("rev-parse", "--short=12", "HEAD") + (" with local changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -97,7 +97,7 @@ def commit(checkout: Path = ROOT) -> str:
 
 
 def describe() -> list[str]:
-    """Lines of Markdown: the machine, the versions, the commit."""
+    """Lines of Markdown with the machine, the versions and the commit."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     versions = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:

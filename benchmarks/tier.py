@@ -1,13 +1,13 @@
-"""The tier: a load from it beside raw direct reads of the same files, what it costs a first load, and a
-restart of the daemon with the bytes in the store, on the disk, and in memory.
+"""Compares the tier with the disk that it is on, and a restart of the daemon with the bytes in the store, on
+the disk, and in memory. Measures what the tier costs a first load.
 
-    python benchmarks/tier.py [--size BYTES] [--rounds N] [--directory DIR]
+    python -m benchmarks.tier [--size 1GB] [--rounds N] [--directory DIR]
 
-Each round, one after the other: a daemon without a tier stages a checkpoint from nginx on the loopback; one
-with an empty tier does, and writes it; the same daemon stages it from the disk, after its memory was given up
-and after it was started again; as many threads as the tier has read the same files with O_DIRECT; and the
-daemon stages what it has in memory. CPU is the daemon's. `--directory` should be on the disk that is to be
-measured.
+Each round has these steps. A daemon without a tier stages a checkpoint from nginx on the loopback. A daemon
+with an empty tier does the same, and writes it to the disk. That daemon stages the checkpoint from the disk
+twice: after it evicted it from memory, and after a restart. As many threads as the tier has read the same
+files with O_DIRECT. The daemon stages the checkpoint that it has in memory. CPU is the daemon's. Name a
+directory on the disk that is to be measured with `--directory`.
 """
 
 import argparse
@@ -24,19 +24,20 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
-import make_checkpoint
-import objects
-from daemons import Daemon
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import make_checkpoint, objects
+from benchmarks.daemons import Daemon, wait_until
 
 _READ_BYTES = 4 << 20
 _THREADS = 8
-_PATIENCE_SECONDS = 300
 _WARM_UP_BYTES = 50_000_000
 
 
 @dataclass
-class _Results:
-    """Seconds and the daemon's CPU seconds, by what was done."""
+class Results:
+    """Seconds and the daemon's CPU seconds of each round, by step."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -49,27 +50,40 @@ class _Results:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", type=int, default=1_000_000_000, help="bytes of the checkpoint")
+    parser.add_argument(
+        "--size", type=make_checkpoint.parse_size, default=1_000_000_000, help="bytes of the checkpoint"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument(
+        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where the tier is written"
+    )
     options = parser.parse_args()
-    path = make_checkpoint.llama_checkpoint(options.size)
+    print("\n".join(lines(compare(options.size, options.rounds, options.directory), options.size)))
+
+
+def compare(
+    size_bytes: int, rounds: int, directory: Path, *, goes_on: Callable[[], bool] = lambda: True
+) -> Results:
+    """At most so many rounds. `goes_on` is asked before each round but the first."""
+    path = make_checkpoint.llama_checkpoint(size_bytes)
     small = make_checkpoint.llama_checkpoint(_WARM_UP_BYTES)
-    results = _Results()
-    top = Path(tempfile.mkdtemp(prefix="penstock-tier-", dir=options.directory))
+    results = Results()
+    top = Path(tempfile.mkdtemp(prefix="penstock-tier-", dir=directory))
     try:
         with objects.Near() as server:
-            for number in range(options.rounds):
+            for number in range(rounds):
+                if number and not goes_on():
+                    break
                 print(f"round {number + 1}", file=sys.stderr)
-                _round(server, server.uri(path), server.uri(small), options.size, top / str(number), results)
+                _round(server, server.uri(path), server.uri(small), size_bytes, top / str(number), results)
                 shutil.rmtree(top / str(number))
     finally:
         shutil.rmtree(top)
-    _show(results, options.size)
+    return results
 
 
 def _round(
-    server: objects.ObjectServer, uri: str, small: str, size_bytes: int, directory: Path, results: _Results
+    server: objects.ObjectServer, uri: str, small: str, size_bytes: int, directory: Path, results: Results
 ) -> None:
     limit = ("--memory-limit", str(size_bytes * 5 // 4 + (64 << 20)))
     tier = ("--tier-dir", str(directory), "--tier-limit", str(4 * size_bytes))
@@ -86,7 +100,7 @@ def _round(
         _warm_up(daemon, small)
         stage(daemon, "from the store, an empty tier")
         begin, cpu = time.perf_counter(), daemon.cpu_seconds()
-        _wait(lambda: daemon.status()["tier"]["written_bytes"] >= size_bytes)
+        wait_until(lambda: daemon.status()["tier"]["written_bytes"] >= size_bytes, "the tier to be written")
         results.add("written after that", time.perf_counter() - begin, daemon.cpu_seconds() - cpu)
         daemon.evict()
         stage(daemon, "from the tier")
@@ -100,24 +114,19 @@ def _round(
 
 
 def _warm_up(daemon: Daemon, small: str) -> None:
-    """Has the daemon make its buffer and load something small: it imports boto3 at its first load."""
+    """Has the daemon make its buffer and load a small checkpoint: it imports boto3 at its first load."""
     daemon.wait_until_populated()
     daemon.prefetch(small)
     daemon.evict()
-    # Else the first load would find the tier's writers busy.
-    _wait(lambda: "tier" not in daemon.status() or daemon.status()["staging"]["warm_bytes"] == 0)
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.01)
+    # Otherwise the first load would find the tier's writers busy.
+    wait_until(
+        lambda: "tier" not in daemon.status() or daemon.status()["staging"]["warm_bytes"] == 0,
+        "the small checkpoint to be gone",
+    )
 
 
 def _read_raw(directory: Path) -> None:
-    """All blocks that the tier keeps, each thread into memory of its own that is there."""
+    """Reads all blocks that the tier keeps. Each thread has its own populated buffer."""
     own = threading.local()
 
     def read(part: tuple[int, int]) -> None:
@@ -135,13 +144,14 @@ def _read_raw(directory: Path) -> None:
             os.close(fd)
 
 
-def _show(results: _Results, size_bytes: int) -> None:
+def lines(results: Results, size_bytes: int) -> list[str]:
+    """A table of the steps, and comparisons within rounds."""
     gigabytes = size_bytes / 1e9
-    print("| what | GB/s (median) | seconds of each round | CPU s a GB |\n|---|---|---|---|")
+    shown = ["| what | GB/s (median) | seconds of each round | CPU s a GB |", "|---|---|---|---|"]
     for what, seconds in results.seconds.items():
         rounds = ", ".join(f"{one:.2f}" for one in seconds)
         cpu = statistics.median(results.cpu_seconds[what]) / gigabytes
-        print(f"| {what} | {gigabytes / statistics.median(seconds):.2f} | {rounds} | {cpu:.2f} |")
+        shown.append(f"| {what} | {gigabytes / statistics.median(seconds):.2f} | {rounds} | {cpu:.2f} |")
     for title, one, other in (
         ("seconds from the tier for each of raw O_DIRECT", "raw O_DIRECT", "from the tier, after a restart"),
         (
@@ -152,7 +162,11 @@ def _show(results: _Results, size_bytes: int) -> None:
     ):
         pairs = zip(results.seconds[one], results.seconds[other], strict=True)
         factors = [slow / fast for slow, fast in pairs]
-        print(f"\n{title}: {statistics.median(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})")
+        shown += [
+            "",
+            f"{title}: {statistics.median(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})",
+        ]
+    return shown
 
 
 if __name__ == "__main__":

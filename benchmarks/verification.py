@@ -1,11 +1,11 @@
-"""What it costs to compare bytes with checksums: the same daemon with `--verify off` and `auto`, and with a
-SHA-256 of the caller's, in turns.
+"""Measures the cost of comparing bytes with checksums: `--verify off`, `--verify auto`, and a SHA-256 of the
+caller, in turns.
 
-PYTHONPATH=. python benchmarks/verification.py [--size-mb 512] [--rounds 5] [--store gcs]
+    python -m benchmarks.verification [--size-mb 512] [--rounds 5] [--store gcs]
 
-The servers are those of `benchmarks.stores`: they share the machine with the daemons, and keep CRC32C (GCS)
-and CRC64NVME (S3). A daemon only stages (`prefetch`), into memory that was written to before. The seconds of
-CPU are the daemon's own, by /proc.
+The servers are those of `benchmarks.stores`. They share the machine with the daemons, and keep CRC32C (GCS)
+and CRC64NVME (S3). A daemon only stages (`prefetch`), into memory that was written to before. CPU seconds are
+the daemon's, from /proc.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ import contextlib
 import hashlib
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import safetensors.torch
 import torch
 
+from benchmarks.stores import BLOCK_BYTES, CONNECTIONS, STORES, Stored
 from penstock.client import StreamerClient
-from stores import BLOCK_BYTES, CONNECTIONS, STORES, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def measured(stored: Stored, content: bytes, rounds: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures what it costs to compare bytes with checksums.")
+    parser = argparse.ArgumentParser(description="Measures the cost of comparing bytes with checksums.")
     parser.add_argument("--size-mb", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--store", choices=("gcs", "s3"), action="append", help="only this one; repeatable")

@@ -108,8 +108,8 @@ def entries(count: int, name: str = "%d") -> bytes:
 
 
 def costly(models: Path) -> Path:
-    """A header of 22 MB that is found invalid at its end, after seconds of a child's time."""
-    return raw_file(models / "costly.safetensors", b"{" + entries(400_000) + b',"x":-0}')
+    """A header of 8 MB that is found invalid at its end, after about a second of a child's time."""
+    return raw_file(models / "costly.safetensors", b"{" + entries(150_000) + b',"x":-0}')
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_costly_headers_hold_nobody_up(
     small: Checkpoint,
     wide: Checkpoint,
 ) -> None:
-    """While each of these users has forty loads that take seconds each, another's headers take their turn."""
+    """While each of these users has forty loads of a second each, another's headers take their turn."""
     source = costly(models)
     daemon = start_target("--allow", str(models))
     with bounded(daemon):

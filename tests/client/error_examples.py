@@ -34,8 +34,9 @@ from penstock.client.adopt import safe_open as opening
 from penstock.client.adopt.written import every_parameter_written
 from penstock.client.cli import bench, demo, health
 from penstock.client.cli import commands as cli
+from penstock.client.cli.arguments import parse
 from penstock.client.cuda import device as cuda
-from penstock.client.ring import handoff, mapping, progress, tensors
+from penstock.client.ring import handoff, mapping, progress, socket_dir, tensors
 from penstock.client.system import descriptors, missing, sizes, trees
 from penstock.v1 import streamer_pb2 as pb
 
@@ -122,9 +123,8 @@ def without_metadata(manifest: pb.Manifest) -> None:
 def command(*arguments: str) -> Callable[[StreamerClient], object]:
     """The command line, before it makes one line of what was raised."""
 
-    def run(client: StreamerClient) -> object:
-        options = cli._parser().parse_args([*arguments, "--socket-dir", os.fspath(client.socket_dir)])
-        return options.run(options)
+    def run(client: StreamerClient) -> None:
+        cli.run(parse([*arguments, "--socket-dir", os.fspath(client.socket_dir)]))
 
     return run
 
@@ -425,7 +425,7 @@ EXAMPLES = [
     Example("unknown call", refused(grpc.StatusCode.UNIMPLEMENTED), "the daemon in", "does not know this call", "upgrade the older of the two"),
     Example("unknown status", refused(grpc.StatusCode.INTERNAL), "the daemon in", "answered INTERNAL", "see its log"),
     Example("fork", lambda: errors.forked("this load", 1), "this load", "belongs to process 1", "start processes that load by `spawn`"),
-    Example("long path", lambda: handoff.socket_path(Path("/" + "x" * 120), "handoff.sock"), "the socket path /x", "and Linux allows 107", "use a shorter"),
+    Example("long path", lambda: socket_dir.socket_path(Path("/" + "x" * 120), "handoff.sock"), "the socket path /x", "and Linux allows 107", "use a shorter"),
     Example("no token", received(pb.HandoffFrame(slabs=pb.HandoffSlabs()).SerializeToString()),
         "the first packet on handoff.sock", "is not a session token", "upgrade the older of the two"),
     Example("no slabs", received(HELLO, HELLO, then=lambda opened: list(opened.receive_slabs(1))), "slabs 0 to 1", "got 0 file descriptors", WIRE),
@@ -492,7 +492,7 @@ EXAMPLES = [
     Example("no checksums", on_fake(lambda client: client.load("/x", verify="require"), tamper_manifest=lambda manifest: manifest.ClearField("verify")),
         "the daemon in", "does not know checksums", "upgrade the daemon"),
     Example("files that differ", patched(on_fake(command("verify", "/x", "--no-progress")), ("penstock.client.cli.verify.verify", lambda *_, **__: 2)),
-        "/x", "2 files are not as they should be", "fetch or upload them again"),
+        "/x", "2 files are corrupt or could not be read", "fetch or upload them again"),
     Example("nothing to measure", lambda: bench.bench(["/x"], seconds=0, most_bytes=1, memory_limit=-1, progress=False),
         "--seconds and --bytes", "leave nothing to measure", "give both more than 0"),
     Example("gone while measured", lambda: bench._cpu_seconds(1 << 30), "the private daemon, pid", "went away while it was measured", "see its log"),

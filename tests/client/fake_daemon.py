@@ -120,6 +120,19 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             with contextlib.suppress(ConnectionResetError):  # closed with slabs in it that nobody took
                 assert connection.recv(1) == b""
 
+    @contextlib.contextmanager
+    def when_stalled(self, act: Callable[[], object]) -> Iterator[None]:
+        """Within it, that is done on another thread when a load has come to stand still."""
+
+        def wait_and_act() -> None:
+            assert self.stalled.wait(30)
+            act()
+
+        thread = threading.Thread(target=wait_and_act)
+        thread.start()
+        yield
+        thread.join()
+
     def leased(self) -> bool:
         def open_(connection: socket.socket) -> bool:
             try:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -26,21 +25,6 @@ def test_status_evict_and_prefetch(start_daemon: StartDaemon) -> None:
     assert client.evict() == Evicted(freed_bytes=0, leased_bytes=5)
     assert client.prefetch("/x", pin=True) == Prefetched(total_bytes=2, warm_bytes=1)
     daemon.await_leases_closed()
-
-
-def test_the_socket_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PENSTOCK_SOCKET_DIR", raising=False)
-    assert "/run/penstock" in repr(StreamerClient())
-    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", "/elsewhere")
-    assert StreamerClient().socket_dir == Path("/elsewhere")
-    assert StreamerClient("/here").socket_dir == Path("/here")
-    monkeypatch.setenv("PENSTOCK_SOCKET_DIR", "")
-    assert StreamerClient().socket_dir == Path("/run/penstock")
-
-
-def test_an_empty_socket_directory_is_not_the_working_directory() -> None:
-    with pytest.raises(ValueError, match="--socket-dir"):
-        StreamerClient("")
 
 
 def test_a_closed_client_refuses(start_daemon: StartDaemon) -> None:

@@ -143,7 +143,7 @@ def test_the_sockets_lie_where_temporary_files_do_as_long_as_their_paths_fit(
 def test_a_long_tmpdir_does_not_trouble_the_drop_in(checkpoint: Path, tempdir: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PENSTOCK_SOCKET_DIR"}
     script = f"""
-import penstock.client.adopt.ambient, penstock.client.client
+import penstock.client.adopt.ambient
 penstock.client.adopt.ambient.DEFAULT_SOCKET_DIR = {os.fspath(tempdir)!r}
 from penstock.client import SafetensorsStreamer
 with SafetensorsStreamer() as streamer:

@@ -16,7 +16,7 @@ PACKAGE = Path(penstock.client.__file__).parent
 MAKERS = ("broken",)
 # Errors that pass on what somebody else said, and whose words these are.
 PASSED_ON = {
-    ("cli/commands.py", "str(error)"): "of parse_memory_limit, for argparse",
+    ("cli/arguments.py", "str(error)"): "of parse_memory_limit, for argparse",
     ("adopt/run_ai.py", "str(error)"): "of another error of the client or the daemon",
 }
 _messages: dict[str, str] = {}

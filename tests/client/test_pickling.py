@@ -24,7 +24,7 @@ def test_a_client_in_use_is_pickled_as_a_new_one(start_daemon: StartDaemon) -> N
     kept = next(iterator)
     for other in (pickle.loads(pickle.dumps(client)), copy.copy(client), copy.deepcopy(client)):
         assert other is not client
-        assert (other.socket_dir, other._reconnect_timeout) == (client.socket_dir, 7.5)
+        assert (other.socket_dir, other._calls.reconnect_timeout) == (client.socket_dir, 7.5)
         assert_equal(other.load_state_dict("/x"))
         other.close()
     assert_equal(dict([kept, *iterator]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from .forked import ForkedProcess
 from .support import wait_until
 
 
@@ -73,7 +74,7 @@ def container(unshare: tuple[str, ...], top: Path, shared: dict[Path, str], code
     return [*unshare, "sh", "-c", "\n".join(lines), "sh", "/usr/bin/env", f"PYTHONPATH={search}"]
 
 
-def child_of(process: subprocess.Popen[Any]) -> int:
+def child_of(process: subprocess.Popen[Any] | ForkedProcess) -> int:
     """The one child of `unshare`."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return int(wait_until(lambda: children.read_text().split(), "the first process of the namespaces")[0])

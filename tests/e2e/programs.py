@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import torch
 
+import penstock.client.load  # noqa: F401  (so that children need not import it)
 from penstock.client import SafetensorsStreamer, StreamerClient, errors
 from penstock.client import fetch as fetch_module
 from penstock.client.system import trees

@@ -28,10 +28,12 @@ from penstock.client import StreamerClient
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
+from .forked import ForkedProcess, Forker, fork_daemon
 from .programs import digests
 
 DEADLINE_SECONDS = 45.0
 HERE = Path(__file__).parent
+PENSTOCKD = ("-m", "penstock.server")
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -45,7 +47,10 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 
 
 class DaemonProcess:
-    """penstockd with the given flags in `socket_dir`, started and ready."""
+    """penstockd with the given flags in `socket_dir`, started and ready.
+
+    A process of its own, forked from one that has imported penstock.server; where a test says how it is run,
+    as a user runs it."""
 
     def __init__(
         self,
@@ -53,19 +58,25 @@ class DaemonProcess:
         *flags: str,
         environment: Mapping[str, str] | None = None,
         wrapper: tuple[str, ...] = (),
-        program: tuple[str, ...] = ("-m", "penstock.server"),
+        program: tuple[str, ...] = (),
         log_path: Path | None = None,
     ) -> None:
         """`wrapper` is put before the command, to run it in namespaces or as another user; `program` is what
-        Python runs."""
+        Python runs instead of penstockd."""
         self.socket_dir = socket_dir
         self.log_path = log_path or socket_dir.parent / f"{socket_dir.name}.log"
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        command = [*wrapper, sys.executable, *program, "--socket-dir", str(socket_dir), *flags]
+        flags = ("--socket-dir", str(socket_dir), *flags)
+        environment = {**os.environ, **(environment or {})}
+        self.process: subprocess.Popen[bytes] | ForkedProcess
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
-            )
+            if wrapper or program:
+                command = [*wrapper, sys.executable, *(program or PENSTOCKD), *flags]
+                self.process = subprocess.Popen(
+                    command, stderr=log, stdin=subprocess.DEVNULL, env=environment
+                )
+            else:
+                self.process = fork_daemon(flags, environment, log)
 
     def wait_ready(self, *, populated: bool = True) -> DaemonProcess:
         """Until it serves and, unless `populated` is false, has made the buffer that it is to make: before, a
@@ -200,31 +211,6 @@ def process_figure(pid: int, field: str) -> int:
     raise AssertionError(f"no {field}")
 
 
-class Forker:
-    """Starts processes that run a function of a module, without waiting for its imports; see `nursery.py`."""
-
-    def __init__(self, programs: Path) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "nursery.py"), str(theirs.fileno()), str(programs)],
-                pass_fds=[theirs.fileno()],
-            )
-
-    def ask(self, request: dict[str, Any], fds: list[int]) -> Any:
-        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
-        return json.loads(self._socket.recv(1 << 16))
-
-    def children(self) -> list[int]:
-        """Processes that exist, zombies included."""
-        pid = self._process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def close(self) -> None:
-        self._socket.close()
-        self._process.wait(DEADLINE_SECONDS)
-
-
 class Nursery(Forker):
     """Starts client processes."""
 
@@ -240,7 +226,7 @@ class Nursery(Forker):
         if not isinstance(program, str):
             program = f"{program.__module__}:{program.__qualname__}"
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-        client = ClientProcess(self, {"program": program, "uid": uid, "arguments": plain})
+        client = ClientProcess(self, program, uid, plain)
         self._clients.append(client)
         return client
 
@@ -289,18 +275,21 @@ class Nursery(Forker):
 class ClientProcess:
     """A process that runs a program of `programs.py`."""
 
-    def __init__(self, nursery: Nursery, request: dict[str, Any]) -> None:
-        self._nursery = nursery
-        self._code: int | None = None
+    def __init__(self, nursery: Nursery, program: str, uid: int | None, arguments: dict[str, Any]) -> None:
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         their_input, self._input = os.pipe()
         self._output, their_output = os.pipe()
         try:
-            self.pid: int = nursery.ask(request, [their_input, their_output, self._errors.fileno()])
+            fds = [their_input, their_output, self._errors.fileno()]
+            self._process = nursery.fork(program, arguments, fds, uid=uid)
         finally:
             os.close(their_input)
             os.close(their_output)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def go(self, line: str = "go") -> None:
         """What `await_go` waits for."""
@@ -328,18 +317,14 @@ class ClientProcess:
 
     def exit_code(self) -> int | None:
         """None while it runs; -9 for SIGKILL."""
-        if self._code is None:
-            self._code = self._nursery.ask({"poll": self.pid}, [])
-        return self._code
+        return self._process.poll()
 
     def wait(self) -> int:
-        wait_until(lambda: self.exit_code() is not None, "a client to end")
-        assert self._code is not None
-        return self._code
+        return self._process.wait(DEADLINE_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
-        self.signal(signal.SIGKILL)
+        self._process.kill()
         self.wait()
 
     def end(self) -> None:

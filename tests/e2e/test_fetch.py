@@ -223,12 +223,16 @@ def test_more_files_than_a_fetch_takes_are_refused_unless_more_are_asked_for(
 ) -> None:
     many = tmp_path / "many"
     many.mkdir()
-    for number in range(600):
-        (many / f"{number}").write_bytes(b"x")
-    with pytest.raises(errors.CheckpointInvalidError, match=r"holds more than 599 files .*`max_files`"):
-        client.fetch(many, max_files=599)
+    (many / "00000").write_bytes(b"x")
+    for number in range(1, 10_001):
+        os.link(many / "00000", many / f"{number:05}")
+    with pytest.raises(errors.CheckpointInvalidError, match=r"holds more than 10000 files .*`max_files`"):
+        client.fetch(many)
+    with pytest.raises(errors.CheckpointInvalidError, match=r"holds more than 99 files "):
+        client.fetch(many, allow="000*", max_files=99)
     assert not in_cache(cache)
-    assert len(contents(client.fetch(many))) == len(client.list_files(many)) == 600
+    assert len(contents(client.fetch(many, allow="000*", max_files=100))) == 100
+    assert len(client.list_files(many, ignore="00000")) == 10_000
 
 
 @pytest.mark.parametrize("name", [b"a\nb", b"\xff"])

@@ -11,10 +11,9 @@ import grpc
 import pytest
 
 from penstock.client import errors
-from penstock.client.selection import parts
 from penstock.v1 import streamer_pb2 as pb
 
-from .support import MIB, DaemonProcess, RawLoad
+from .support import DaemonProcess, RawLoad
 
 COUNT = 30_000
 
@@ -86,18 +85,3 @@ def test_a_prefetch_takes_names_in_parts(daemon: DaemonProcess, many: Path) -> N
         answers = list(calls(iter([first, second]), metadata=session.metadata))
     assert answers[-1].done
     assert answers[-1].total_bytes == 7
-
-
-@pytest.mark.parametrize("limit_bytes", [MIB, 20_000])
-def test_parts_fit_into_messages_and_lose_nothing(limit_bytes: int) -> None:
-    given = [*names()[:5000], "\U0001f600" * 100, ""]
-    found = list(parts(given, limit_bytes))
-    assert [name for part in found for name in part] == given
-    for part in found:
-        request = pb.LoadRequest(select=pb.SelectTensors(names=part, more=True))
-        assert request.ByteSize() < limit_bytes
-    assert list(parts([], limit_bytes)) == [[]]
-
-
-def test_a_daemon_that_takes_no_parts_gets_one_message() -> None:
-    assert list(parts(names(), 0)) == [names()]

@@ -48,7 +48,7 @@ def test_a_file_that_does_not_fit_is_named_and_the_others_are_read_all_the_same(
     first, second = said.out.splitlines()
     assert first.startswith(f"CORRUPT     {one}  SHA-256 is {hashlib.sha256(content).hexdigest()}")
     assert second.startswith(f"ok          {two}")
-    assert "1 files are not as they should be" in said.err
+    assert "1 files are corrupt or could not be read" in said.err
 
 
 def test_a_bench_measures_within_its_bytes_and_says_which_flags(

@@ -104,6 +104,12 @@ def test_what_no_rank_of_a_node_needs_is_left_out() -> None:
     assert selection([Needs(("a.0.",)), Needs(("a.1.",))], str) is None
 
 
+def test_what_one_rank_of_a_node_needs_is_read_whatever_the_others_leave_out() -> None:
+    is_needed = selection([Needs(("a.0.", "a.2.")), Needs(("a.1.", "a.2."))], str)
+    assert is_needed is not None
+    assert [is_needed(f"a.{layer}.weight") for layer in range(4)] == [True, True, False, True]
+
+
 def staged(**attributes: Any) -> Model:
     """The first stage of a model with three layers."""
     model = Model(**attributes)
@@ -118,7 +124,7 @@ def staged(**attributes: Any) -> Model:
 def test_layers_of_other_stages_are_not_read(
     mapper: str | None, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
-    names = ("embed.weight", "block.0.weight", "block.1.weight", "block.2.weight", "head.weight")
+    names = ("embed.weight", *(f"block.{n}.weight" for n in (0, 1, 2, 10)), "head.weight")
     tensors = {name: torch.full((1 << 16,), float(n)) for n, name in enumerate(names)}
     write_checkpoint(tmp_path / "model.safetensors", tensors)
     daemon = start_daemon("--memory-limit", "64MiB")
@@ -129,6 +135,18 @@ def test_layers_of_other_stages_are_not_read(
     wanted = {name: tensors[name] for name in names if mapper is None or name not in names[2:4]}
     same(model.taken.items(), wanted)
     assert daemon.read_bytes() == sum(tensor.nbytes for tensor in wanted.values())
+
+
+def test_all_layers_are_read_where_it_cannot_be_known_how_the_model_names_them(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """Though the names look like those of layers that another stage has."""
+    tensors = {f"layers.{n}.weight": torch.full((3,), float(n)) for n in range(3)}
+    write_checkpoint(tmp_path / "model.safetensors", tensors)
+    daemon = start_daemon("--memory-limit", "64MiB")
+    model = staged(hf_to_vllm_mapper=object())
+    loader(socket_dir=str(daemon.socket_dir)).load_weights(model, model_config(tmp_path, quantization="x"))
+    same(model.taken.items(), tensors)
 
 
 def test_everything_is_read_where_the_daemon_refuses_so_many_names(

@@ -36,7 +36,7 @@ class Model(torch.nn.Module):
     def load_weights(self, weights: Any) -> set[str]:
         for name, tensor in weights:
             assert name not in self.taken
-            self.taken[name] = tensor
+            self.taken[name] = tensor.clone()  # as parameters are copied, so that no lease outlives the load
         return set(self.taken)
 
 
@@ -149,6 +149,39 @@ def test_a_model_may_choose_files_below_its_uri(start_daemon: StartDaemon, tmp_p
     chosen = [f"{tmp_path}/{name}.safetensors" for name in "ab"]
     assert penstock._source(config, ["none*.safetensors", "[ab].safetensors"]) == chosen
     assert penstock._source(config, ["none*.safetensors"]) == str(tmp_path)
+
+
+def test_a_model_s_parts_come_from_below_its_uri(
+    start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory stands for the prefix. vLLM knows the directory with the configuration, without weights."""
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    prefix, beside = tmp_path / "prefix", tmp_path / "beside"
+    (prefix / "encoder").mkdir(parents=True)
+    beside.mkdir()
+    write_checkpoint(prefix / "model.safetensors", {"weight": torch.arange(3.0)})
+    write_checkpoint(prefix / "encoder" / "model.safetensors", {"bias": torch.arange(5.0)})
+    torch.save({"weight": torch.arange(7.0)}, prefix / "head.pt")
+    parts = [
+        SimpleNamespace(
+            model_or_path=str(beside),
+            revision=None,
+            subfolder=below,
+            prefix=name,
+            allow_patterns_overrides=files,
+        )
+        for below, name, files in (("encoder", "encoder.", None), (None, "head.", ["head.pt"]))
+    ]
+    model = Model(secondary_weights=parts)
+    penstock = loader(socket_dir=str(start_daemon("--memory-limit", "64MiB").socket_dir))
+    penstock.load_weights(model, model_config(beside, model_weights=str(prefix)))
+    expected = {
+        "weight": torch.arange(3.0),
+        "encoder.bias": torch.arange(5.0),
+        "head.weight": torch.arange(7.0),
+    }
+    same(model.taken.items(), expected)
+    assert {part.model_or_path for part in parts} == {str(beside)}, "they are the model's"
 
 
 def test_a_model_may_choose_files_leave_tensors_out_and_bring_parts(
@@ -450,6 +483,8 @@ StreamerClient.load = note
 from tests.engines.test_vllm import Model, loader, model_config
 penstock = loader(socket_dir=socket_dir)
 model = Model()
+of_stage = lambda n: torch.nn.Identity() if n // 4 == rank // 2 else interfaces.PPMissingLayer()
+model.layer = torch.nn.ModuleList([of_stage(n) for n in range(8)])
 penstock.load_weights(model, model_config(directory))
 sums = {name: tensor.double().sum().item() for name, tensor in model.taken.items()}
 del model
@@ -461,7 +496,7 @@ print(json.dumps([groups, sums]))
 """
 
 
-def test_ranks_of_an_engine_read_a_checkpoint_that_does_not_fit_once(
+def test_ranks_of_an_engine_read_once_what_does_not_fit_and_each_gets_what_its_stage_needs(
     start_daemon: StartDaemon, checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     directory, tensors = checkpoint
@@ -478,8 +513,10 @@ def test_ranks_of_an_engine_read_a_checkpoint_that_does_not_fit_once(
             ranks.append(stack.enter_context(process))
             stack.callback(process.kill)
         said = [json.loads(rank.communicate(timeout=100)[0].splitlines()[-1]) for rank in ranks]
-    sums = {name: tensor.double().sum().item() for name, tensor in tensors.items()}
-    assert all(found == sums for _, found in said)
+    for rank, (_, found) in enumerate(said):
+        own = [f"layer.{n}." for n in range(8) if n // 4 == rank // 2]
+        mine = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(own))}
+        assert found == {name: tensor.double().sum().item() for name, tensor in mine.items()}
     main = {tuple(groups[0]) for groups, _ in said}
     draft = {tuple(groups[1]) for groups, _ in said[2:]}
     assert [size for _, size in main] == [4]

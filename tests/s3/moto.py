@@ -31,6 +31,7 @@ class MotoServer:
     """Listens on a free port of the loopback until `close`."""
 
     def __init__(self) -> None:
+        self._clients: dict[tuple[str, str], Any] = {}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", "0"],
@@ -42,15 +43,17 @@ class MotoServer:
         self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def client(self, service: str = "s3", region: str = REGION) -> Any:
-        """A boto3 client with the tests' own credentials."""
-        return boto3.client(
-            service,
-            endpoint_url=self.endpoint,
-            region_name=region,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-        )
+        """A boto3 client with the tests' own credentials; always the same, as to make one takes long."""
+        if (service, region) not in self._clients:
+            self._clients[service, region] = boto3.client(
+                service,
+                endpoint_url=self.endpoint,
+                region_name=region,
+                aws_access_key_id=ACCESS_KEY,
+                aws_secret_access_key=SECRET_KEY,
+                config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+            )
+        return self._clients[service, region]
 
     @contextlib.contextmanager
     def verified(self) -> Iterator[None]:
@@ -62,6 +65,8 @@ class MotoServer:
             self._count_unverified("inf")
 
     def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
         self._process.terminate()
         self._process.wait(DEADLINE_SECONDS)
         self._log.close()

@@ -29,6 +29,20 @@ IMPATIENT = ("--object-timeout", "2")
 # Of every daemon's credentials, and of signatures.
 SECRETS = [ACCESS_KEY, SECRET_KEY, "X-Amz-Signature", "Signature=", "AWS4-HMAC", "SESSIONTOKEN"]
 
+ODD_KEYS = [
+    "with space.safetensors",
+    "a+b.safetensors",
+    "100%.safetensors",
+    "%2F%20encoded.safetensors",
+    "hash#fragment.safetensors",
+    "question?mark.safetensors",
+    "equals=and&ampersand.safetensors",
+    "größe-模型-🙂.safetensors",
+    "dots/./and/../more.safetensors",
+    "@at:colon$dollar!bang*star.safetensors",
+]
+"""That have to be escaped, or must not be."""
+
 Tensors = dict[str, torch.Tensor]
 
 

@@ -24,7 +24,7 @@ from .moto import ACCESS_KEY, REGION, SECRET_KEY, MotoServer
 from .proxy import FaultProxy
 from .signatures import Gatekeeper
 from .streams import PENSTOCK, Outcome, RunaiProcess
-from .support import MIB, Bucket, Tensors, assert_no_secret, environment
+from .support import MIB, ODD_KEYS, Bucket, Tensors, assert_no_secret, environment
 
 pytest.importorskip("runai_model_streamer_s3")
 
@@ -233,21 +233,7 @@ def test_both_take_and_refuse_the_same_paths(
     assert_alike(PENSTOCK.stream(paths), runai.stream(paths))
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "with space.safetensors",
-        "a+b.safetensors",
-        "100%.safetensors",
-        "%2F%20encoded.safetensors",
-        "hash#fragment.safetensors",
-        "question?mark.safetensors",
-        "equals=and&ampersand.safetensors",
-        "größe-模型-🙂.safetensors",
-        "dots/./and/../more.safetensors",
-        "@at:colon$dollar!bang*star.safetensors",
-    ],
-)
+@pytest.mark.parametrize("key", ODD_KEYS)
 @pytest.mark.usefixtures("through_daemon")
 def test_both_take_keys_as_they_are_written(key: str, runai: RunaiProcess, bucket: Bucket) -> None:
     tensors = {"weight": torch.arange(12.0), "bias": torch.ones(3, dtype=torch.bfloat16)}

@@ -16,7 +16,7 @@ from penstock.client.adopt.run_ai_files import SENTINEL_NAME, _relative
 from penstock.client.system import trees
 
 from ..e2e.support import DEADLINE_SECONDS, DaemonProcess
-from .proxy import FaultProxy, Request
+from .proxy import Exchange, FaultProxy, Request
 from .support import Bucket, environment
 
 FILES = {
@@ -28,9 +28,12 @@ FILES = {
 }
 PULL = """
 import json, sys
-from runai_model_streamer import pull_files
+from runai_model_streamer import ObjectStorageModel, pull_files
 for uri, directory, allow, ignore in json.load(sys.stdin):
     pull_files(uri, directory, allow, ignore)
+with ObjectStorageModel(model_path=uri, dst=directory + " of the model") as model:
+    model.pull_files(allow_pattern=["*.json"])
+    model.pull_files(ignore_pattern=["*.json"])
 """
 
 
@@ -93,6 +96,31 @@ def test_a_key_that_leads_out_of_the_directory_is_refused_unless_it_is_left_out(
     assert "config.json" in contents(daemon.client().fetch(model, ignore="../*"))
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_prefix_that_changes_while_it_is_fetched_is_told_and_nothing_is_left(
+    change: str, daemon: DaemonProcess, proxy: FaultProxy, model: str, bucket: Bucket, cache: Path
+) -> None:
+    """After it was listed, and before the file that changes is asked for."""
+
+    def of_the_tokenizer(request: Request) -> bool:
+        return request.key.endswith("/tokenizer.json")
+
+    def first_change(exchange: Exchange) -> None:
+        if change == "replaced":
+            bucket.put("models/m/tokenizer.json", bytes(len(FILES["tokenizer.json"])))
+        else:
+            bucket.delete("models/m/tokenizer.json")
+        exchange.pass_on()
+
+    proxy.on(of_the_tokenizer, first_change)
+    kinds = {"replaced": errors.CheckpointChangedError, "removed": errors.CheckpointNotFoundError}
+    with pytest.raises(kinds[change], match=r"tokenizer\.json"):
+        daemon.client().fetch(model)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    again = contents(daemon.client().fetch(model))
+    assert again.get("tokenizer.json", b"") == (bytes(768_000) if change == "replaced" else b"")
+
+
 # ---- the drop-in ------------------------------------------------------------------------------------
 
 PATTERNS: list[tuple[list[str] | None, list[str] | None]] = [
@@ -130,6 +158,15 @@ def test_both_pull_the_same_files(
         penstock.client.pull_files(model, str(ours), allow, ignore)
         assert contents(ours) == contents(tmp_path / f"theirs-{number}"), (allow, ignore)
     assert contents(tmp_path / "ours-0") == FILES
+    their_model = f"{theirs[-1][1]} of the model"
+    with penstock.client.ObjectStorageModel(model_path=model, dst=str(tmp_path / "our model")) as pulled:
+        pulled.pull_files(allow_pattern=["*.json"])
+        pulled.pull_files(ignore_pattern=["*.json"])
+    assert contents(tmp_path / "our model") == contents(Path(their_model)) == {**FILES, SENTINEL_NAME: b""}
+    before = len(proxy.requests(any_))
+    with penstock.client.ObjectStorageModel(model_path=model, dst=their_model) as done:
+        done.pull_files()
+    assert len(proxy.requests(any_)) == before, "what the other library has completed is complete"
 
 
 def test_pulled_files_take_their_place_beside_others_and_nothing_is_pulled_of_nothing(

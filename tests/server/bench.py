@@ -148,6 +148,7 @@ class Bench:
         """`spare` says how many bytes the system has to spare."""
         gc.collect()
         self._asked = spare
+        self._read: dict[str, tuple[str, bytes]] = {}
         self.looks = 0
         """How often the system's memory was looked at."""
         self.fds = len(open_fds())
@@ -202,7 +203,7 @@ class Bench:
         except BaseException:
             checkpoint.close()
             raise
-        contents = {file.uri: Path(file.uri).read_bytes() for file in checkpoint.files}
+        contents = {file.uri: self._content(file) for file in checkpoint.files}
         visit = Visit(self, paths, None, demand, (checkpoint, selection), gates, contents)  # type: ignore[arg-type]
         visit.entry = self.staging.enter(
             checkpoint,
@@ -219,6 +220,14 @@ class Bench:
         if visit.entry.checkpoint is not checkpoint:
             checkpoint.close()
         return visit
+
+    def _content(self, file: SourceFile) -> bytes:
+        """Read once for each version."""
+        version, content = self._read.get(file.uri, ("", b""))
+        if version != file.version:
+            content = Path(file.uri).read_bytes()
+            self._read[file.uri] = file.version, content
+        return content
 
     @property
     def queued(self) -> int:

@@ -6,12 +6,13 @@ import json
 import os
 import select
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from ..e2e.support import Forker
+from ..e2e.forked import Forker
 
 HERE = Path(__file__).parent
 
@@ -33,18 +34,21 @@ class WorkerProcess:
         self.uid = uid
         self.order: Any = None
         """What it works on; the test's affair."""
-        self._fleet = fleet
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         arguments = {"socket_dir": str(socket_dir), "reconnect_timeout": reconnect_timeout}
-        request = {"program": "work", "uid": uid or None, "arguments": arguments}
         their_input, self._input = os.pipe()
         self._output, their_output = os.pipe()
         try:
-            self.pid: int = fleet.ask(request, [their_input, their_output, self._errors.fileno()])
+            fds = [their_input, their_output, self._errors.fileno()]
+            self._process = fleet.fork("work", arguments, fds, uid=uid or None)
         finally:
             os.close(their_input)
             os.close(their_output)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def fileno(self) -> int:
         return self._output
@@ -77,7 +81,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
-        os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
         self._reap()
         self._errors.close()
 
@@ -91,12 +95,12 @@ class WorkerProcess:
         assert code == 0, f"a worker ended with {code}: {errors}"
 
     def _reap(self) -> int:
-        deadline = time.monotonic() + 30
-        while (code := self._fleet.ask({"poll": self.pid}, [])) is None:
-            assert time.monotonic() < deadline, f"worker {self.pid} does not end:\n{self.errors()}"
-            time.sleep(0.005)
+        try:
+            code = self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"worker {self.pid} does not end:\n{self.errors()}") from None
         for fd in (self._input, self._output):
             if fd >= 0:
                 os.close(fd)
         self._input = self._output = -1
-        return int(code)
+        return code

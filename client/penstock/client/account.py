@@ -1,4 +1,5 @@
-"""What one load has delivered, and when: for its stats, its progress bar, and to go on at another daemon."""
+"""Counts the tensors and bytes that one load has delivered, and times them. The stats, the progress bar and a
+load that goes on at another daemon need this."""
 
 from __future__ import annotations
 

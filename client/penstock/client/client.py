@@ -1,37 +1,28 @@
-"""StreamerClient: the door to a daemon."""
+"""StreamerClient: the interface to a daemon."""
 
 from __future__ import annotations
 
 import functools
 import os
-import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import errors
-from .selection import (
-    Selection,
-    checked_digests,
-    checked_variant,
-    checked_verify,
-    choice,
-    wire_group,
-)
+from . import errors, requests
+from .requests import Selection
+from .ring.calls import Calls
+from .ring.socket_dir import socket_directory
 from .system import descriptors
-from .system.sizes import Source, absolute_sources, parse_memory_limit, parse_size
-from .system.version import client_version
+from .system.sizes import Source, absolute_sources
 
 if TYPE_CHECKING:
     import torch
     from torch.nn.modules.module import _IncompatibleKeys
 
-    from penstock.v1.streamer_pb2 import FetchRequest, OpenLoad
+    from penstock.v1.streamer_pb2 import OpenLoad
 
     from .embedded import EmbeddedDaemon
     from .load import Load
@@ -41,16 +32,15 @@ if TYPE_CHECKING:
     from .ring.stream import Choose
 
 _T = TypeVar("_T")
-DEFAULT_SOCKET_DIR = "/run/penstock"
 
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """What `evict()` did."""
+    """The result of `evict()`."""
 
-    # Given back at once.
+    # Freed at once.
     freed_bytes: int
-    # In use; given back when the last client lets go.
+    # Still in use. Freed when the last client releases them.
     leased_bytes: int
 
 
@@ -59,21 +49,20 @@ class StreamerClient:
 
     `socket_dir` defaults to $PENSTOCK_SOCKET_DIR, else /run/penstock. Nothing connects before the first
     call, and every call has a connection of its own: one client serves any number of threads.
-    `reconnect_timeout` is for how many seconds a load or a prefetch waits for the next daemon when the one
-    that had taken it up, be it only into its queue, went away.
+    If the daemon goes away after it accepted a load or a prefetch, even if only into its queue, the call
+    waits up to `reconnect_timeout` seconds for the next daemon.
 
-    Every method raises DaemonUnavailableError where no daemon answers, and the other errors of
-    `penstock.client.errors` as the daemon says.
+    Every method raises DaemonUnavailableError if no daemon answers, and other errors of
+    `penstock.client.errors` if the daemon refuses.
     """
 
     def __init__(
         self, socket_dir: str | os.PathLike[str] | None = None, *, reconnect_timeout: float = 60.0
     ) -> None:
         self.socket_dir = socket_directory(socket_dir)
-        self._reconnect_timeout = reconnect_timeout
+        self._calls = Calls(self.socket_dir, reconnect_timeout=reconnect_timeout)
         self._daemon: EmbeddedDaemon | None = None
         self._loads: weakref.WeakSet[Load] = weakref.WeakSet()
-        self._closed = threading.Event()
 
     @classmethod
     def embedded(
@@ -87,14 +76,14 @@ class StreamerClient:
 
         `flags` are penstockd's: `concurrency=4` is `--concurrency 4`, a list repeats the flag, True
         gives it without a value. `environment` has the changes to this process's environment for the
-        daemon, such as credentials (None removes a variable). Needs the `server` extra installed.
+        daemon, such as credentials (None removes a variable). Needs the `server` extra.
 
         Raises ValueError for flags that make no sense here, such as `socket_dir`.
         """
         from .embedded import EmbeddedDaemon
 
         daemon = EmbeddedDaemon(memory_limit=memory_limit, flags=flags, environment=environment)
-        # When a private daemon died nobody will start another.
+        # Nobody starts another private daemon after this one.
         client = cls(daemon.socket_dir, reconnect_timeout=0.0)
         client._daemon = daemon
         weakref.finalize(client, daemon.close)
@@ -131,11 +120,12 @@ class StreamerClient:
         group: (name, size): `size` loads under this name share one pass over the storage.
         variant: which variant to load from a directory that holds several, as in the names of the files:
             "fp16" for `model.fp16.safetensors`. None is the variant without such a name.
-        verify: "auto" compares files with the CRCs that their stores keep, "require" refuses what cannot be
-            verified, also by a SHA-256 of the store or of SHA256SUMS beside the files, "off" compares
-            nothing. None is what the daemon does (penstockd --verify).
-        digests: SHA-256 by the name or URI of a file; these files are verified in any case. A file that does
-            not match ends the load with CheckpointCorruptError. Tensors of it may have been yielded before.
+        verify: "auto" compares files with the CRCs that their stores keep. "require" also compares with a
+            SHA-256 of the store or of SHA256SUMS beside the files, and refuses files that have no checksum.
+            "off" compares nothing. None is the daemon's setting (penstockd --verify).
+        digests: SHA-256 by the name or URI of a file. These files are verified in any case. A file that does
+            not match ends the load with CheckpointCorruptError. Some of its tensors may have been yielded
+            before.
         progress: shows a bar on stderr; needs tqdm.
 
         Raises a PenstockError for a problem of the source or the daemon, and ValueError for a bad argument.
@@ -144,7 +134,7 @@ class StreamerClient:
 
         return self._open_load(
             source,
-            lambda request: choice(request, tensors),
+            lambda request: requests.choose(request, tensors),
             device=torch.device(device),
             memory_limit=memory_limit,
             owned=owned,
@@ -167,7 +157,7 @@ class StreamerClient:
         digests: Mapping[str, str] | None = None,
         progress: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """Loads everything into a dict; arguments as in `load()`.
+        """Loads all tensors into a dict; arguments as in `load()`.
 
         Raises DuplicateTensorError when two files hold a tensor of the same name.
         """
@@ -273,18 +263,10 @@ class StreamerClient:
         `digests` are as in `load()`.
         `progress` shows a bar on stderr; needs tqdm.
         """
-        from penstock.v1 import streamer_pb2 as pb
-
         from .prefetch import follow
 
-        request = pb.PrefetchRequest(
-            sources=absolute_sources(source),
-            pin=pin,
-            variant=checked_variant(variant),
-            verify=checked_verify(verify),
-            digests=checked_digests(digests),
-        )
-        return self._persist(
+        request = requests.prefetch(source, pin=pin, variant=variant, verify=verify, digests=digests)
+        return self._calls.persist(
             lambda session, bar: follow(session, request, bar), "prefetch" if progress else None
         )
 
@@ -299,35 +281,35 @@ class StreamerClient:
         max_files: int | None = None,
         progress: bool = False,
     ) -> Path:
-        """Copies the files beside the weights, such as configuration, tokenizer and code, and returns the
-        directory that holds them, complete.
+        """Copies the files beside the weights, such as configuration, tokenizer and code. Returns the
+        complete directory that holds them.
 
-        source: a directory, or the URI of a prefix in an object store, with all that lies below it.
-        directory: where to; what is there must be empty, or made by a fetch, and is replaced at once. None is
-            the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock: files whose versions are there are not sent
-            again, and when one changes the result is another directory. Do not write to it.
-        allow, ignore: patterns of relative names, as in a shell, where `*` matches `/` too and `code/` all
-            below it. None takes all but weights (`*.safetensors`, `*.bin`, `*.pt`, `*.gguf` and so on), and
-            what lies below `original/` and `.git/`. `ignore` wins.
-        max_bytes, max_files: what is refused as too much; None is 1 GiB and 10,000 files.
+        source: a directory, or the URI of a prefix in an object store, with all files below it.
+        directory: the target. It must be new, empty, or made by a fetch, and is replaced in one step. None is
+            the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock. Files that the cache has in the same version
+            are not sent again. If a file has changed, the result is another directory. Do not write to it.
+        allow, ignore: patterns of relative names, as in a shell, but `*` matches `/` too, and `code/` matches
+            all files below it. None takes all files except weights (`*.safetensors`, `*.bin`, `*.pt`,
+            `*.gguf` and so on) and files below `original/` and `.git/`. `ignore` wins.
+        max_bytes, max_files: more is refused. None is 1 GiB and 10,000 files.
         progress: shows a bar on stderr; needs tqdm.
 
-        Raises CheckpointInvalidError for more than that or for names that cannot be made,
-        CheckpointChangedError when a file changes meanwhile, OSError where the directory cannot be written.
-        Whatever it raises, `directory` is as it was.
+        Raises CheckpointInvalidError for too many bytes or files, or for names that cannot be created,
+        CheckpointChangedError if a file changes meanwhile, and OSError if the directory cannot be written.
+        After an error `directory` is as it was.
         """
         from .fetch import to_cache, to_place
 
-        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+        request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=max_bytes, max_files=max_files)
 
         def attempt(session: Session, bar: Bar | None) -> Path:
-            # Built anew each time: the versions that are there may be others by then.
+            # A new request for each attempt: the cache may have other versions by then.
             fresh = type(request).FromString(request.SerializeToString())
             if directory is None:
                 return to_cache(session, fresh, bar)
             return to_place(session, fresh, Path(directory), bar)
 
-        return self._persist(attempt, "fetch" if progress else None)
+        return self._calls.persist(attempt, "fetch" if progress else None)
 
     def fetch_into(
         self,
@@ -340,28 +322,30 @@ class StreamerClient:
         max_files: int | None = None,
         progress: bool = False,
     ) -> None:
-        """Copies files into a directory of the caller's, beside what is there; arguments as in `fetch()`.
+        """Copies files into a directory of the caller's, beside the files there; arguments as in `fetch()`.
 
-        All of them come before any is put in its place, where it replaces one of its name. Nothing is kept of
-        their versions: each call copies all.
+        Nothing there changes before all files have arrived. Then each replaces the file of the same name. No
+        versions are recorded, so each call copies all files.
         """
         from .fetch import into
 
-        request = self._fetch_request(source, allow, ignore, max_bytes, max_files)
+        request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=max_bytes, max_files=max_files)
         place = Path(os.path.abspath(directory))
-        self._persist(lambda session, bar: into(session, request, place, bar), "fetch" if progress else None)
+        self._calls.persist(
+            lambda session, bar: into(session, request, place, bar), "fetch" if progress else None
+        )
 
     def from_pretrained(self, cls: type[_T], source: Source, *arguments: Any, **options: Any) -> _T:
         """`cls.from_pretrained(source, …)` of transformers, with files and weights through the daemon.
 
         cls: a model's class or an Auto class, such as AutoModelForCausalLM.
         source: a directory, or a URI, which transformers alone could not load.
-        arguments, options: those of transformers, such as `dtype`, `device_map` and `trust_remote_code`; what
-            is about downloads makes no difference.
+        arguments, options: those of transformers, such as `dtype`, `device_map` and `trust_remote_code`.
+            Options about downloads have no effect.
 
         The model is equal to the one that transformers loads from a copy of the directory. Only safetensors
         weights are loaded. On the CPU its parameters may be views of the staging buffer, which the model then
-        leases for as long as it lives. What lies beside the weights is in the cache of `fetch()`, where
+        leases for as long as it lives. The files beside the weights are in the cache of `fetch()`, where
         `AutoTokenizer.from_pretrained(model.name_or_path)` finds it.
         """
         from .pretrained import from_pretrained
@@ -380,8 +364,8 @@ class StreamerClient:
         as in `fetch()`. At most 10,000 files."""
         from .fetch import listed
 
-        request = self._fetch_request(source, allow, ignore, 2**63 - 1, None)
-        files = self._persist(lambda session, bar: listed(session, request), None)
+        request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=2**63 - 1, max_files=None)
+        files = self._calls.persist(lambda session, bar: listed(session, request))
         return {file.name: file.size_bytes for file in files}
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
@@ -389,7 +373,7 @@ class StreamerClient:
         from penstock.v1 import streamer_pb2 as pb
 
         request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
-        with self._session() as session:
+        with self._calls.session() as session:
             response = session.service.Evict(request, metadata=session.metadata)
         return Evicted(freed_bytes=response.freed_bytes, leased_bytes=response.leased_bytes)
 
@@ -404,15 +388,15 @@ class StreamerClient:
 
         from .ring.handoff import TIMEOUT_SECONDS
 
-        with self._session() as session:
+        with self._calls.session() as session:
             response = session.service.GetStatus(
                 pb.GetStatusRequest(), metadata=session.metadata, timeout=TIMEOUT_SECONDS
             )
         return to_plain(response)
 
     def close(self) -> None:
-        """Ends loads that are under way, and the daemon that `embedded()` started. May be called again."""
-        self._closed.set()
+        """Ends the loads that run, and the daemon that `embedded()` started. May be called again."""
+        self._calls.close()
         for load in list(self._loads):
             load.close()
         if self._daemon is not None:
@@ -430,13 +414,13 @@ class StreamerClient:
         """Pickled and copied as a new client of the same daemon, without loads. A private daemon still ends
         with the client that started it."""
         make = functools.partial(
-            StreamerClient, os.fspath(self.socket_dir), reconnect_timeout=self._reconnect_timeout
+            StreamerClient, os.fspath(self.socket_dir), reconnect_timeout=self._calls.reconnect_timeout
         )
         return make, ()
 
     def __repr__(self) -> str:
         kind = "embedded daemon" if self._daemon is not None else "daemon"
-        state = ", closed" if self._closed.is_set() else ""
+        state = ", closed" if self._calls.closed else ""
         return f"<StreamerClient of the {kind} in {self.socket_dir}{state}>"
 
     def _open_load(
@@ -453,26 +437,19 @@ class StreamerClient:
         verify: str | None = None,
         digests: Mapping[str, str] | None = None,
     ) -> Load:
-        """See `load()`. `choose` puts the selection into the request, or returns the function that
-        selects."""
-        from penstock.v1 import streamer_pb2 as pb
-
+        """See `load()`. `choose` puts the selection into the request, or returns a function that selects."""
         from .load import Load
 
-        self._check_open()
+        self._calls.check_open()
         descriptors.require()
-        request = pb.OpenLoad(
-            sources=absolute_sources(source),
-            memory_limit_bytes=parse_memory_limit(memory_limit),
-            client_name=client_name(),
-            client_version=client_version(),
-            variant=checked_variant(variant),
-            verify=checked_verify(verify),
-            digests=checked_digests(digests),
+        request = requests.open_load(
+            source,
+            memory_limit=memory_limit,
+            group=group,
+            variant=variant,
+            verify=verify,
+            digests=digests,
         )
-        if group is not None:
-            name, size = wire_group(group)
-            request.group.CopyFrom(pb.LoadGroup(name=name, size=size))
         load = Load(
             self.socket_dir,
             request,
@@ -480,100 +457,7 @@ class StreamerClient:
             device=device,
             owned=owned,
             progress=progress,
-            reconnect_timeout=self._reconnect_timeout,
+            reconnect_timeout=self._calls.reconnect_timeout,
         )
         self._loads.add(load)
         return load
-
-    def _fetch_request(
-        self,
-        source: Source,
-        allow: str | Iterable[str] | None,
-        ignore: str | Iterable[str] | None,
-        max_bytes: int | str | None,
-        max_files: int | None,
-    ) -> FetchRequest:
-        from penstock.v1 import streamer_pb2 as pb
-
-        if not isinstance(source, (str, os.PathLike)):
-            raise TypeError(f"source={source!r} is no source: give a path or a URI, one at a time")
-        return pb.FetchRequest(
-            source=absolute_sources(source)[0],
-            allow=_patterns("allow", allow),
-            ignore=_patterns("ignore", ignore),
-            max_bytes=parse_size("max_bytes", max_bytes),
-            max_files=max_files,
-            client_name=client_name(),
-            client_version=client_version(),
-        )
-
-    def _persist(self, attempt: Callable[[Session, Bar | None], _T], bar_name: str | None) -> _T:
-        """What `attempt` returns; made again at the next daemon where one went away in its middle."""
-        from .ring.progress import Bar
-        from .ring.reconnect import persist
-
-        bar = Bar(bar_name) if bar_name else None
-
-        def once() -> _T:
-            with self._session() as session:
-                return attempt(session, bar)
-
-        def sleep(seconds: float) -> None:
-            if self._closed.wait(seconds):
-                self._check_open()
-
-        try:
-            return persist(once, timeout_seconds=self._reconnect_timeout, sleep=sleep)
-        finally:
-            if bar is not None:
-                bar.close()
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        import grpc
-
-        from .ring.rpc import Session
-
-        self._check_open()
-        with Session(self.socket_dir) as session:
-            try:
-                yield session
-            except grpc.RpcError as error:
-                raise errors.from_rpc(error, where=session.where, versions=session.versions) from error
-
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise errors.LoadClosedError(
-                "this client is closed; make another one, with "
-                f"StreamerClient({os.fspath(self.socket_dir)!r})"
-            )
-
-
-def client_name() -> str:
-    """What the daemon's log and status call this process."""
-    return Path(sys.argv[0] if sys.argv else "").name[:200]
-
-
-def _patterns(argument: str, given: str | Iterable[str] | None) -> list[str]:
-    patterns = [given] if isinstance(given, str) else list(given or ())
-    if given is not None and not patterns:
-        raise ValueError(f"{argument} is an empty list: give patterns, or leave it out")
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise TypeError(f"{argument}: {pattern!r} is no pattern; give a str such as '*.json'")
-    return patterns
-
-
-def socket_directory(chosen: str | os.PathLike[str] | None) -> Path:
-    """Where the daemon listens: as chosen, else $PENSTOCK_SOCKET_DIR, else the usual place.
-
-    Raises ValueError for an empty one, which would be the working directory; an empty variable is none.
-    """
-    if chosen is None:
-        chosen = os.environ.get("PENSTOCK_SOCKET_DIR") or DEFAULT_SOCKET_DIR
-    if not os.fspath(chosen).strip():
-        raise ValueError(
-            "socket_dir (--socket-dir) is empty: name a directory, or leave it out for $PENSTOCK_SOCKET_DIR "
-            f"or {DEFAULT_SOCKET_DIR}"
-        )
-    return Path(os.path.abspath(chosen))

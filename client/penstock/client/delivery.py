@@ -5,8 +5,7 @@ HostDelivery    segment by segment: wait until its bytes are there, wrap its ten
                     window, owned        copies
                     window, not owned    views, good until the next iteration
                     other device         copies there
-                yield them one by one, and from a window release the segment, so that its space is read into
-                again
+                yield them one by one; from a window release the segment, so that its space is reused
 AheadDelivery   copies to a CUDA device, segments ahead of what is yielded              (cuda/transfer.py)
 
 Both count the tensors that they yield in the load's account, and keep no part of the load itself alive.

@@ -1,8 +1,8 @@
 """A private penstockd, which ends with this process or its client.
 
-The daemon ends when its standard input does: the pipe's other end is here, so the kernel ends the
-daemon however this process goes. Its sockets lie in a directory of their own that only this user
-can enter; nothing of it is left behind.
+The daemon ends when its standard input does. This process has the other end of that pipe, so the daemon ends
+with it, however it ends. The sockets lie in a directory of their own, which only this user can enter and
+which is removed at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import errors
-from .ring.handoff import MAX_SOCKET_PATH_BYTES, socket_path
+from .ring.socket_dir import MAX_SOCKET_PATH_BYTES, socket_path
 from .system import descriptors
 from .system.interpreter import start_module
 
@@ -33,9 +33,9 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _STDERR_BYTES = 4000
-# Flags of penstockd that are not for who embeds it, and why.
+# Flags of penstockd that an embedded daemon does not take, and why.
 _REFUSED = {
-    "socket_dir": "the daemon has a directory of its own, which the client's socket_dir tells; leave it out",
+    "socket_dir": "the daemon has a directory of its own, which the client's socket_dir names; leave it out",
     "exit_with_stdin": "the daemon ends with the client in any case; leave it out",
     "memory_limit": "give it as the argument memory_limit",
     "help": "it shows a text and starts nothing: run `penstockd --help`",
@@ -44,7 +44,7 @@ _REFUSED = {
 
 
 class EmbeddedDaemon:
-    """A running daemon; `close()` ends it, as does the end of this process or dropping the object."""
+    """A running daemon. It ends by `close()`, when the object is dropped, or when this process ends."""
 
     def __init__(
         self,
@@ -53,18 +53,18 @@ class EmbeddedDaemon:
         flags: Mapping[str, Any],
         environment: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Returns when the daemon accepts clients. `environment` changes this process's for the daemon;
-        None as a value removes a variable.
+        """Returns when the daemon accepts clients. It gets this process's environment with the changes of
+        `environment`; None as a value removes a variable.
 
-        Raises DaemonUnavailableError with the daemon's own words when it ends instead, ValueError for flags
-        that are not for a private one.
+        Raises DaemonUnavailableError, with the daemon's own words, if the daemon ends instead, and ValueError
+        for flags that it does not take.
         """
         for name in flags:
             if why := _REFUSED.get(name.replace("-", "_")):
                 raise ValueError(f"an embedded daemon takes no {name}: {why}")
         descriptors.require()
         self.socket_dir = _make_socket_dir()
-        # A file without a name: read when the start fails, gone in any case.
+        # A file without a name: it is read if the start fails, and needs no removal.
         stderr = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             process = start_module(
@@ -91,8 +91,8 @@ class EmbeddedDaemon:
 
 
 def _make_socket_dir() -> Path:
-    """A new directory with mode 0700 where temporary files belong, or elsewhere if a socket's path would be
-    too long there. Raises OSError if there is none."""
+    """A new directory with mode 0700 in the directory of temporary files, or elsewhere if a socket's path
+    would be too long there. Raises OSError if none can be made."""
     refused: OSError | None = None
     for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), *_SHORT_DIRECTORIES):
         example = os.path.join(parent, _PREFIX + 8 * "x", _LONGEST_SOCKET_NAME)
@@ -167,7 +167,7 @@ def _last_words(stderr: IO[bytes]) -> str:
 def _stop(process: subprocess.Popen[bytes], socket_dir: Path, stderr: IO[bytes], owner_pid: int) -> None:
     if process.stdin is not None:
         process.stdin.close()
-    if owner_pid != os.getpid():  # a forked child, which leaves; the daemon is its parent's
+    if owner_pid != os.getpid():  # a forked child that ends: the daemon belongs to its parent
         stderr.close()
         return
     try:

@@ -38,7 +38,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was loaded, but its files are odd: for example, its index is stale."""
+    """A checkpoint was loaded, but its files look wrong: for example, its index is stale."""
 
 
 class FallbackWarning(UserWarning):
@@ -97,9 +97,10 @@ class CheckpointChangedError(PenstockError):
 
 
 class CheckpointCorruptError(PenstockError):
-    """The bytes of a file are not those that its checksum is of; drop the tensors that the load has yielded.
+    """The bytes of a file do not match its checksum. Drop the tensors that the load has yielded.
 
-    `details` has `file`, `algorithm`, and both values as `expected` and `found`."""
+    `details` has `file`, `algorithm`, and both values as `expected` and `found`.
+    """
 
 
 class TensorNotFoundError(PenstockError):
@@ -107,7 +108,7 @@ class TensorNotFoundError(PenstockError):
 
 
 class AccessDeniedError(PenstockError):
-    """This user may not load this path, or not do this."""
+    """This user may not load this path, or may not do this."""
 
 
 class MemoryLimitTooSmallError(PenstockError):
@@ -139,11 +140,11 @@ class ProtocolError(PenstockError):
 
 
 class UnsupportedDtypeError(PenstockError):
-    """A tensor has a dtype that the installed torch does not know; nothing to do with the bytes."""
+    """A tensor has a dtype that the installed torch does not know. The file may be valid."""
 
 
 class DuplicateTensorError(PenstockError):
-    """Two files of one checkpoint hold a tensor of the same name, which a dict cannot."""
+    """Two files of one checkpoint hold a tensor of the same name, and a dict can hold only one."""
 
 
 class LoadClosedError(PenstockError):
@@ -153,7 +154,8 @@ class LoadClosedError(PenstockError):
 class ForkedProcessError(PenstockError):
     """A forked process used a load of its parent, or called the daemon after its parent had.
 
-    gRPC does not survive a fork, and a load that two processes go on with would hang or be torn apart."""
+    gRPC does not survive a fork, and a load that two processes continue would hang or break.
+    """
 
 
 _BY_REASON: dict[str, type[PenstockError]] = {
@@ -184,11 +186,12 @@ def by_reason(
 def from_rpc(
     error: grpc.RpcError, *, where: str, versions: str = "", load_id: str = "", begun: bool = False
 ) -> PenstockError:
-    """The exception for a failed call to the daemon in directory `where`, which had begun to answer or not.
+    """The exception for a failed call to the daemon in directory `where`.
 
-    `versions` says which the two have, for when they do not understand each other.
-    UNAVAILABLE without a reason is gRPC's own word for a broken connection, so only that one, and
-    SHUTTING_DOWN, become a DaemonUnavailableError. SOURCE_UNAVAILABLE has the same status but does not.
+    `begun` says that the daemon had begun to answer. `versions` names the versions of both sides, for a call
+    that the daemon does not know. UNAVAILABLE without a reason is gRPC's own status for a broken connection.
+    So only this one, and SHUTTING_DOWN, become a DaemonUnavailableError. SOURCE_UNAVAILABLE has the same
+    status but does not.
     """
     import grpc
 
@@ -228,7 +231,7 @@ def from_rpc(
 
 
 def broken(what: str, *, load_id: str = "") -> ProtocolError:
-    """For `what` the daemon said or sent, which it must not."""
+    """The error for `what` the daemon sent against the protocol."""
     return ProtocolError(
         f"{what}: the daemon does not keep to the protocol; upgrade the older of daemon and client, or "
         "restart the daemon",
@@ -237,14 +240,14 @@ def broken(what: str, *, load_id: str = "") -> ProtocolError:
 
 
 def closed(load_id: str = "") -> LoadClosedError:
-    """For a load that was closed while it was in use."""
+    """The error for a load that was closed while it was in use."""
     return LoadClosedError(
         "the load was closed, perhaps by another thread; open another one", load_id=load_id
     )
 
 
 def forked(what: str, owner_pid: int, *, load_id: str = "") -> ForkedProcessError:
-    """Says that `what` belongs to the process `owner_pid`, and not to this child of it."""
+    """The error if `what`, which belongs to the process `owner_pid`, is used in a child of it."""
     return ForkedProcessError(
         f"{what} belongs to process {owner_pid}, and this process, {os.getpid()}, is a fork of it, where "
         "gRPC would hang: start processes that load by `spawn` or `forkserver`, or load in children alone",
@@ -253,7 +256,7 @@ def forked(what: str, owner_pid: int, *, load_id: str = "") -> ForkedProcessErro
 
 
 def unreachable(where: str, cause: object) -> DaemonUnavailableError:
-    """Says where a daemon was looked for, why there is none, and what to do."""
+    """The error if no daemon answers: where the client looked, why there is none, and what to do."""
     if isinstance(cause, FileNotFoundError) and not os.path.isdir(where):
         why = (
             "there is no such directory here. In a container, mount the one that the daemon has as its "

@@ -118,7 +118,7 @@ class Load:
 
     @property
     def stats(self) -> LoadStats:
-        """A snapshot."""
+        """A snapshot of the load's figures."""
         return self._account.stats(cache_hit=self._manifest.warm_bytes == self._manifest.total_bytes)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -185,7 +185,7 @@ class Load:
         except errors.PenstockError as error:
             error.load_id = error.load_id or self.load_id
             if not isinstance(error, errors.LoadClosedError):
-                # As text: a handler that keeps the record must not keep what the traceback refers to.
+                # As text: a log handler that keeps the record must not keep the traceback and its tensors.
                 _log.warning("load %s failed: %s", error.load_id, str(error))
             raise
         finally:

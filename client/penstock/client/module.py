@@ -5,20 +5,19 @@ fit         names, shapes and dtypes are compared with the checkpoint's before a
 place       a tensor with the right device and dtype is written in place; any other, also one on the
             meta device, is replaced: by the loaded tensor, which on the CPU may be a view of the staging
             buffer, or by a converted copy
-tied        names of one tensor: loaded once, whichever of the names the checkpoint has
+tied        names of one tensor: loaded once, by any of the names that the checkpoint has
 special     modules with loading methods or hooks of their own: their tensors are collected, and given to
             their `load_state_dict`
 """
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import Module, Parameter
+from torch.nn import Module
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -28,6 +27,7 @@ from penstock.v1 import streamer_pb2 as pb
 from . import errors
 from .rehearsal import Rehearsal
 from .ring.tensors import without_bytes
+from .targets import Targets, converts, is_old_scalar
 
 _OWN_WAYS = ("load_state_dict", "_load_from_state_dict", "get_extra_state", "set_extra_state")
 
@@ -50,9 +50,7 @@ class ModuleLoader:
 
     def __init__(self, module: Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
         self._module = module
-        # "cuda" is the same device as "cuda:0", but does not compare so.
-        self._device = None if device is None else torch.empty(0, device=device).device
-        self._dtype = dtype
+        self._targets = Targets(device, dtype)
         self._slots: dict[str, _Slot] = {}
         self._special: dict[str, Module] = {}  # by prefix
         self._walk(module, "")
@@ -66,14 +64,16 @@ class ModuleLoader:
 
     @property
     def source_device(self) -> torch.device:
-        """Where tensors are best delivered."""
-        targets = {self._target_device(slot.tensor) for slot in self._slots.values()}
-        return targets.pop() if len(targets) == 1 else self._device or torch.device("cpu")
+        """The best device to deliver tensors to."""
+        targets = {self._targets.device_of(slot.tensor) for slot in self._slots.values()}
+        return targets.pop() if len(targets) == 1 else self._targets.device or torch.device("cpu")
 
     @property
     def keeps_tensors(self) -> bool:
-        """Whether any tensor that is delivered may become the module's own."""
-        return bool(self._special) or not all(self._in_place(slot.tensor) for slot in self._slots.values())
+        """Whether a delivered tensor may become the module's own."""
+        return bool(self._special) or not all(
+            self._targets.in_place(slot.tensor) for slot in self._slots.values()
+        )
 
     def wants(self, name: str) -> bool:
         return name in self._slots or self._prefix_of(name) is not None
@@ -93,7 +93,7 @@ class ModuleLoader:
         found = set(given)
         for tied in self._ties:
             present = [name for name in tied if name in given]
-            # Should they differ, the last one wins, as it does for load_state_dict.
+            # If they differ, the last one wins, as it does for load_state_dict.
             self._ignored.update(present[:-1])
             if present:
                 found.update(tied)
@@ -128,12 +128,12 @@ class ModuleLoader:
                 self._collected[prefix][name[len(prefix) :]] = tensor
             return
         own = slot.tensor
-        if _is_old_scalar(own, tensor):
+        if is_old_scalar(own, tensor):
             tensor = tensor[0]
-        if self._in_place(own):
+        if self._targets.in_place(own):
             own.copy_(tensor)
         else:
-            setattr(slot.module, slot.name, self._replacement(own, tensor))
+            setattr(slot.module, slot.name, self._targets.replacement(own, tensor))
 
     def finish(self, strict: bool) -> _IncompatibleKeys:
         """Loads the collected tensors and ties names again. Raises RuntimeError with everything that did not
@@ -181,47 +181,22 @@ class ModuleLoader:
             names[_identity(slot.tensor)].append(name)
         return [tied for tied in names.values() if len(tied) > 1]
 
-    def _target_device(self, own: torch.Tensor) -> torch.device:
-        if self._device is not None:
-            return self._device
-        return torch.device("cpu") if own.is_meta else own.device
-
-    def _target_dtype(self, own: torch.Tensor) -> torch.dtype:
-        return self._dtype if self._dtype is not None and own.is_floating_point() else own.dtype
-
-    def _in_place(self, own: torch.Tensor) -> bool:
-        if own.is_meta:
-            return False
-        return own.device == self._target_device(own) and own.dtype == self._target_dtype(own)
-
-    def _replacement(self, own: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-        device, dtype = self._target_device(own), self._target_dtype(own)
-        if is_traceable_wrapper_subclass(own):  # made of other tensors, which only it knows how to fill
-            new = torch.empty_like(own, device=device, dtype=dtype).copy_(tensor)
-        else:
-            new = tensor.to(device, dtype)
-        if not isinstance(own, Parameter):
-            return new if type(own) is torch.Tensor else _as_same_class(own, new)
-        if type(own) is Parameter or is_traceable_wrapper_subclass(own):
-            return Parameter(new, requires_grad=own.requires_grad)
-        return _as_same_class(own, new).requires_grad_(own.requires_grad)
-
     def _load_special(self, prefix: str, special: Module) -> None:
         state = self._collected.pop(prefix, {})
         assign = False
         for name, own in special.state_dict().items():
             if not isinstance(own, torch.Tensor) or is_lazy(own):
                 continue
-            assign = assign or not self._in_place(own)
+            assign = assign or not self._targets.in_place(own)
             if name in state:
-                state[name] = state[name].to(self._target_dtype(own))
+                state[name] = state[name].to(self._targets.dtype_of(own))
         try:
             keys = special.load_state_dict(state, strict=False, assign=assign)
         except RuntimeError as error:
             self._problems.append(str(error))
             return
-        if self._device is not None:
-            special.to(self._device)
+        if self._targets.device is not None:
+            special.to(self._targets.device)
         self._missing += [prefix + name for name in keys.missing_keys]
         self._unexpected += [prefix + name for name in keys.unexpected_keys]
 
@@ -229,7 +204,7 @@ class ModuleLoader:
         for tied in self._ties:
             loaded = [name for name in tied if name in self._loaded and name not in self._ignored]
             for slot in (self._slots[name] for name in tied):
-                if loaded and not self._in_place(slot.tensor):
+                if loaded and not self._targets.in_place(slot.tensor):
                     setattr(slot.module, slot.name, self._slots[loaded[0]].tensor)
 
     def _unfillable(self) -> list[str]:
@@ -247,21 +222,21 @@ class ModuleLoader:
         ]
 
     def _misfit(self, name: str, tensor: torch.Tensor) -> Iterator[str]:
-        """What keeps a tensor of such a shape and dtype from going where it belongs. What a special module
-        takes is not known here."""
+        """The reasons why a tensor of this shape and dtype does not fit its place. None for tensors of
+        special modules: only these know what they take."""
         slot = self._slots.get(name)
         if slot is None:
             return
         own = slot.tensor
-        if own.shape != tensor.shape and not _is_old_scalar(own, tensor):
+        if own.shape != tensor.shape and not is_old_scalar(own, tensor):
             yield (
                 f"size mismatch for {name}: copying a param with shape {tensor.shape} from checkpoint, "
                 f"the shape in current model is {own.shape}."
             )
-        elif not _converts(tensor.dtype, self._target_dtype(own)):
+        elif not converts(tensor.dtype, self._targets.dtype_of(own)):
             yield (
                 f"dtype mismatch for {name}: torch cannot convert {tensor.dtype} of the checkpoint to "
-                f"{self._target_dtype(own)}."
+                f"{self._targets.dtype_of(own)}."
             )
 
     def _raise(self, problems: Sequence[str]) -> None:
@@ -274,25 +249,12 @@ class ModuleLoader:
 
 
 def _is_plain(module: Module) -> bool:
-    """Whether nothing but the module's own parameters and buffers takes part in loading it."""
+    """Whether loading the module only fills its own parameters and buffers, without hooks or other
+    methods."""
     kind = type(module)
     return not module._load_state_dict_pre_hooks and all(
         getattr(kind, name) is getattr(Module, name) for name in _OWN_WAYS
     )
-
-
-def _is_old_scalar(own: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """As very old checkpoints have them."""
-    return own.dim() == 0 and tensor.shape == (1,)
-
-
-@functools.cache
-def _converts(given: torch.dtype, wanted: torch.dtype) -> bool:
-    try:
-        torch.empty(1, dtype=wanted).copy_(torch.empty(1, dtype=given))
-    except (RuntimeError, NotImplementedError, TypeError):
-        return False
-    return True
 
 
 def _duplicate(name: str) -> errors.DuplicateTensorError:
@@ -306,12 +268,6 @@ def _identity(tensor: torch.Tensor) -> object:
     if tensor.is_meta or not tensor.numel() or is_traceable_wrapper_subclass(tensor):
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _as_same_class(own: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    same = new.as_subclass(type(own))
-    same.__dict__.update(own.__dict__)
-    return same
 
 
 def _name_problems(missing: list[str], unexpected: list[str]) -> list[str]:

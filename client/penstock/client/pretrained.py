@@ -1,9 +1,9 @@
 """A model of transformers: the files beside the weights are fetched, the weights arrive as tensors.
 
-transformers makes the model from the state dict as it does from files: dtypes, tied weights, renamed keys,
-quantization and devices are its own. It takes a state dict only without a name. So this module adds what
-transformers finds by the name: the configuration, the class behind an Auto class, and the generation
-settings.
+transformers makes the model from the state dict as it does from files: it cares for dtypes, tied weights,
+renamed keys, quantization and devices. It takes a state dict only without a name. So this module adds the
+things that transformers finds by the name: the configuration, the class behind an Auto class, and the
+generation settings.
 """
 
 from __future__ import annotations

@@ -30,19 +30,19 @@ class Outcome:
 
 
 class Rehearsal:
-    """For the parts of one module."""
+    """Rehearses loading the parts of one module."""
 
     def __init__(self, root: Module) -> None:
         self._root = root
 
     def of(self, part: Module, prefix: str, state: Mapping[str, torch.Tensor]) -> Outcome:
-        """What comes of loading `part`, whose names begin with `prefix`, with tensors on the meta device.
+        """The problems of loading `part`, whose names begin with `prefix`, with tensors on the meta device.
 
-        Finds nothing wrong where that cannot be known: in a part that cannot be copied, or looks at values.
+        Reports no problem if it cannot be known: `part` cannot be copied, or looks at values.
         """
         if _fits(part, state):
             return Outcome()
-        with contextlib.suppress(Exception):  # of code that is not ours, and will meet it again for real
+        with contextlib.suppress(Exception):  # of foreign code, which raises it again in the real load
             stand_in = copy.deepcopy(part, dict(self._without_bytes))
             try:
                 keys = stand_in.load_state_dict(dict(state), strict=False)

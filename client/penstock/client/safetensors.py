@@ -10,15 +10,8 @@ libraries read through the daemon see `penstock.client.patch_safetensors`. docs/
 
 from safetensors import SafetensorError
 
-from .adopt.safe_open import (
-    DamagedFileError,
-    MissingFileError,
-    SafeSlice,
-    UnreadableTensorError,
-    load_file,
-    load_model,
-    safe_open,
-)
+from .adopt.safe_errors import DamagedFileError, MissingFileError, UnreadableTensorError
+from .adopt.safe_open import SafeSlice, load_file, load_model, safe_open
 
 __all__ = [
     "DamagedFileError",

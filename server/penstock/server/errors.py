@@ -1,7 +1,7 @@
 """Every way a request can fail, as one tree.
 
 Each error knows the gRPC status and the reason that clients see, and whether the same request can
-succeed later. Only `service.py` turns them into gRPC answers.
+succeed later. Only `edge/statuses.py` turns them into gRPC answers.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_load_shows_a_bar_and_selects_by_globs(
 def test_load_without_a_daemon_uses_a_private_one_and_says_so(
     tmp_path: Path, socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
+    monkeypatch.setattr("penstock.client.ring.socket_dir.DEFAULT_SOCKET_DIR", str(socket_dir))
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(3), "b": torch.ones(2, 2)}, path)
     assert cli.main(["load", str(path), "--memory-limit", "4MB", "--no-progress"]) == 0
@@ -134,7 +134,7 @@ def test_a_directory_that_was_named_must_have_a_daemon(
 def test_no_private_daemon_is_started_beside_one_that_hangs(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
+    monkeypatch.setattr("penstock.client.ring.socket_dir.DEFAULT_SOCKET_DIR", str(socket_dir))
     monkeypatch.setattr("penstock.client.ring.handoff.TIMEOUT_SECONDS", 0.2)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hanging:
         hanging.bind(str(socket_dir / "handoff.sock"))
@@ -160,7 +160,7 @@ def test_globs_that_match_nothing_are_an_error(
 def test_a_missing_checkpoint_is_1_and_one_line(
     tmp_path: Path, socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("penstock.client.client.DEFAULT_SOCKET_DIR", str(socket_dir))
+    monkeypatch.setattr("penstock.client.ring.socket_dir.DEFAULT_SOCKET_DIR", str(socket_dir))
     assert cli.main(["load", str(tmp_path / "nothing"), "--no-progress"]) == 1
     announcement, error = capsys.readouterr().err.splitlines()
     assert "private" in announcement

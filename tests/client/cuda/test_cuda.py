@@ -196,16 +196,8 @@ def test_closing_from_another_thread_ends_a_waiting_loop(
     use_device(FakeDevice())
     daemon = start_daemon(TENSORS, stall_before_segment=3)
     load = StreamerClient(daemon.socket_dir).load("/x", device="cuda:0")
-
-    def close_when_stalled() -> None:
-        assert daemon.stalled.wait(30)
-        load.close()
-
-    closer = threading.Thread(target=close_when_stalled)
-    closer.start()
-    with pytest.raises(LoadClosedError):
+    with daemon.when_stalled(load.close), pytest.raises(LoadClosedError):
         list(load)
-    closer.join()
     daemon.await_leases_closed()
 
 

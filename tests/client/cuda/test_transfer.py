@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import threading
 import weakref
@@ -24,6 +25,11 @@ LAZINESS = pytest.mark.parametrize("laziness", ["lazy", "random", "eager"])
 
 def nothing() -> None:
     pass
+
+
+def fail(fails: bool) -> None:
+    if fails:
+        raise RuntimeError("no more")
 
 
 def host_tensors(count: int, elements: int = 70_000, *, seed: int = 0) -> Tensors:
@@ -204,15 +210,8 @@ def test_what_the_device_fails_with_is_raised_after_what_came_before(
 ) -> None:
     device = FakeDevice()
     transfer = transfers(device, threads=1)
-    calls = 0
-
-    def fail_the_second_time() -> None:
-        nonlocal calls
-        calls += 1
-        if calls >= 2:
-            raise RuntimeError("no more")
-
-    setattr(device, what, fail_the_second_time)
+    calls = itertools.count(1)
+    setattr(device, what, lambda: fail(next(calls) >= 2))
     batches = [[("a", torch.full((1000,), 1))], [("b", torch.full((1000,), 2))], [("c", torch.zeros(9))]]
     found: list[str] = []
     with pytest.raises(RuntimeError, match="no more"):
@@ -225,15 +224,8 @@ def test_a_copy_that_cannot_be_started_frees_its_buffer_only_behind_those_that_w
 ) -> None:
     device = FakeDevice()
     transfer = transfers(device, threads=1)
-    calls = 0
-
-    def fail_the_second_time() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise RuntimeError("no more")
-
-    device.on_copy = fail_the_second_time
+    calls = itertools.count(1)
+    device.on_copy = lambda: fail(next(calls) == 2)
     two_in_one_piece = [("a", torch.full((9000,), 1)), ("b", torch.full((40_000,), 2))]
     other = [("c", torch.full((9000,), 3))]
     transfer.submit(two_in_one_piece, nothing)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.client import errors
-from penstock.client.ring.handoff import Handoff, socket_path
+from penstock.client.ring.handoff import Handoff
 from penstock.v1 import streamer_pb2 as pb
 
 from ...e2e.support import open_fds
@@ -94,12 +94,6 @@ def test_what_is_wrong_with_the_directory_is_said(socket_dir: Path) -> None:
         errors.unreachable("/run/penstock", PermissionError(13, "Permission denied"))
     )
     assert "Too many open files" in str(errors.unreachable("/run", OSError(24, "Too many open files")))
-
-
-def test_a_socket_path_that_linux_refuses_is_named(tmp_path: Path) -> None:
-    directory = tmp_path / ("x" * 100)
-    with pytest.raises(ValueError, match="107"):
-        socket_path(directory, "handoff.sock")
 
 
 def test_a_refusal_raises_its_reason(pair: tuple[socket.socket, socket.socket]) -> None:

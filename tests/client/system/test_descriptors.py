@@ -17,7 +17,7 @@ SLABS = 60
 # For each case, in a process of its own: a load with so many descriptors to spare; then, told how many are
 # enough, one with these. The processes are forked, as importing torch in each would take seconds.
 PROGRAM = """
-import json, os, resource, sys
+import gc, json, os, resource, sys
 import penstock.client.load
 from penstock.client import PenstockError, StreamerClient
 
@@ -42,6 +42,7 @@ def loads(spare, which):
         again = attempt(int(said.split("Raise its limit to ")[1].split(":")[0]))
     print(json.dumps([said, again]), flush=True)
 
+gc.freeze()  # a child that ends would go through all modules
 for case in json.loads(sys.argv[2]):
     child = os.fork()
     if not child:

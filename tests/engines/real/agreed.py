@@ -13,3 +13,5 @@ ENVIRONMENT = {
 }
 PROMPTS = ["the answer is", "in the beginning there was"]
 TOKENS = 8
+LIBRARIES_OF_STORES = ("azure", "boto3", "botocore", "google.auth", "google.cloud", "runai_model_streamer")
+"""What an engine that loads through penstock cannot import in these tests."""

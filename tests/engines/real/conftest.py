@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from ...e2e.conftest import socket_dir, start_daemon
-from ...e2e.support import ClientProcess, DaemonProcess, Forker, Nursery, running_daemon
-from .models import MODELS, write, write_adapter
+from ...e2e.forked import Forker
+from ...e2e.support import ClientProcess, DaemonProcess, Nursery, running_daemon
+from . import shared_memory
+from .models import MODELS, write, write_adapter, write_bge_m3
 
 __all__ = ["socket_dir", "start_daemon"]
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 200.0
+Expected = Callable[[str], dict[str, Any]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +34,13 @@ class Engines(Nursery):
     def __init__(self) -> None:
         Forker.__init__(self, HERE / "programs.py")
         self._clients = []
+
+    def end_all(self) -> None:
+        """Also removes what engines leave that are killed."""
+        running = [client.pid for client in self._clients if client.exit_code() is None]
+        left = [shared_memory.of_ranks(pid) for pid in running]
+        super().end_all()
+        shared_memory.remove(set().union(*left))
 
     def launch(
         self, program: str, model: Path | str, load: dict[str, Any], options: dict[str, Any], **more: Any
@@ -76,12 +86,13 @@ def engines(warm_engines: Engines) -> Iterator[Engines]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A directory for each model, and for the adapter of "llama"."""
+    """A directory for each model, for the adapter of "llama", and for one with weights in several formats."""
     top = tmp_path_factory.mktemp("models")
     for name, model in MODELS.items():
         write(top / name, model)
     write_adapter(top / "adapter")
-    return {name: top / name for name in (*MODELS, "adapter")}
+    write_bge_m3(top / "bge-m3")
+    return {name: top / name for name in (*MODELS, "adapter", "bge-m3")}
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +108,19 @@ def daemon(session_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
         client.evict()
     yield session_daemon
     session_daemon.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def by_vllm(warm_engines: Engines, models: dict[str, Path]) -> Expected:
+    """What an engine with vLLM's own loader says and has, asked once for each model."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def ask(name: str) -> dict[str, Any]:
+        if name not in known:
+            known[name] = warm_engines.run(models[name], auto())
+        return known[name]
+
+    return ask
 
 
 def auto() -> dict[str, Any]:

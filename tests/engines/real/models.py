@@ -130,6 +130,55 @@ def write_adapter(directory: Path) -> None:
     (directory / "adapter_config.json").write_text(json.dumps(config))
 
 
+def write_bge_m3(directory: Path) -> None:
+    """A model of embeddings whose last layers are in files of their own, which are no safetensors."""
+    directory.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(4)
+    hidden, intermediate, layers, positions = 128, 256, 2, 130
+
+    def linear(outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+        weight = torch.randn(outputs, inputs, generator=generator).mul_(0.1)
+        return {"weight": weight, "bias": torch.randn(outputs, generator=generator).mul_(0.1)}
+
+    norm = {"weight": torch.ones(hidden), "bias": torch.zeros(hidden)}
+    modules = {"embeddings.LayerNorm": norm, "pooler.dense": linear(hidden, hidden)}
+    for name, rows in (("word", VOCABULARY), ("position", positions), ("token_type", 1)):
+        modules[f"embeddings.{name}_embeddings"] = {"weight": linear(rows, hidden)["weight"]}
+    for number in range(layers):
+        layer = f"encoder.layer.{number}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            modules[f"{layer}.attention.{name}"] = linear(hidden, hidden)
+        modules[f"{layer}.intermediate.dense"] = linear(intermediate, hidden)
+        modules[f"{layer}.output.dense"] = linear(hidden, intermediate)
+        for name in ("attention.output", "output"):
+            modules[f"{layer}.{name}.LayerNorm"] = norm
+    tensors = {
+        f"{module}.{name}": one.clone() for module, own in modules.items() for name, one in own.items()
+    }
+    safetensors.torch.save_file(tensors, directory / "model.safetensors")
+    torch.save(linear(1, hidden), directory / "sparse_linear.pt")
+    torch.save(linear(hidden, hidden), directory / "colbert_linear.pt")
+    config = {
+        "architectures": ["BgeM3EmbeddingModel"],
+        "model_type": "xlm-roberta",
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // HEAD,
+        "max_position_embeddings": positions,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+        "torch_dtype": "float32",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    _write_tokenizer(directory)
+
+
 def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(model.seed)
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.engines.real.agreed import ENVIRONMENT, PROMPTS, TOKENS
+from tests.engines.real import shared_memory
+from tests.engines.real.agreed import ENVIRONMENT, LIBRARIES_OF_STORES, PROMPTS, TOKENS
 
 # One process for all of an engine, and functions sent to its workers.
 os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
@@ -62,8 +63,10 @@ def program(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         try:
             result = function(**arguments)
         except Exception as error:
+            _leave_nothing()
             say("failed", kind=type(error).__name__, message=str(error))
             raise
+        _leave_nothing()
         say("done", **result)
         sys.stderr.flush()
         os._exit(0)  # vLLM's threads and groups need not end in order
@@ -75,8 +78,13 @@ def _forget_object_stores() -> None:
     """No engine needs credentials or a library for them."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "RUNAI_"))]:
         del os.environ[name]
-    for name in ("boto3", "botocore"):
+    for name in LIBRARIES_OF_STORES:
         sys.modules[name] = None  # type: ignore[assignment]  # importing it fails
+
+
+def _leave_nothing() -> None:
+    """This process does not end in order, and its ranks do not either."""
+    shared_memory.remove(shared_memory.of_ranks(os.getpid()))
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -142,6 +150,15 @@ def embed(model: str, load: dict[str, Any], options: dict[str, Any]) -> dict[str
 
 
 @program
+def pool(
+    model: str, load: dict[str, Any], options: dict[str, Any], variables: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The weights of a pooling model, whatever it can be asked for."""
+    os.environ.update(variables or {})
+    return {"weights": start(model, load, {"runner": "pooling", **options}).apply_model(digest)[0]}
+
+
+@program
 def pause_in_mid_load(
     model: str, load: dict[str, Any], options: dict[str, Any], after: int, patience_seconds: float
 ) -> dict[str, Any]:
@@ -163,11 +180,18 @@ def pause_in_mid_load(
 
 @program
 def load_as_rank(
-    rank: int, store: str, model: str, load: dict[str, Any], options: dict[str, Any], spare_experts: int = 0
+    rank: int,
+    store: str,
+    model: str,
+    load: dict[str, Any],
+    options: dict[str, Any],
+    spare_experts: int = 0,
+    pause: bool = False,
 ) -> dict[str, Any]:
     """What one of two ranks has after it loaded a model, with vLLM's own groups, models and loader.
 
-    With `spare_experts`, as if experts could be moved (EPLB), which vLLM refuses on a CPU.
+    With `spare_experts`, as if experts could be moved (EPLB), which vLLM refuses on a CPU. With `pause`, it
+    waits for the test when there are groups.
     """
     config = _configure(model, load, options)
     parallel = config.parallel_config
@@ -175,6 +199,9 @@ def load_as_rank(
         parallel.enable_eplb = True
         parallel.eplb_config.num_redundant_experts = spare_experts
     with _ranks(config, rank, 2, store):
+        if pause:
+            say("paused")
+            sys.stdin.readline()
         return {"weights": digest(get_model(vllm_config=config))}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...e2e.conftest import StartDaemon
+from . import shared_memory
 from .conftest import Engines, auto, done, penstock
 
 
@@ -48,6 +49,24 @@ def test_a_daemon_that_is_not_there_is_told_before_any_worker_starts(
     assert "penstockd" in said["message"]
     assert "init engine" not in engine.errors()
     assert "Initializing" not in engine.errors()
+
+
+def test_ranks_that_are_killed_leave_no_shared_memory_after_the_test(
+    engines: Engines, models: dict[str, Path], tmp_path: Path
+) -> None:
+    options, more = {"tensor_parallel_size": 2}, {"store": str(tmp_path / "store"), "pause": True}
+    ranks = [
+        engines.launch("load_as_rank", models["qwen2"], auto(), options, rank=rank, **more)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        done(rank, "paused")
+    paths = shared_memory.of_ranks(ranks[0].pid)
+    assert paths
+    assert paths == shared_memory.of_ranks(ranks[1].pid)
+    assert all(path.exists() for path in paths)
+    engines.end_all()
+    assert not [path for path in paths if path.exists()]
 
 
 def test_a_plugin_that_vllm_is_not_to_load_is_told_as_troubleshooting_says(

@@ -12,6 +12,7 @@ import safetensors.torch
 from ...e2e.support import DaemonProcess
 from .conftest import Engines, auto, done, penstock
 from .models import MODELS, write_config
+from .test_tokens import tensor_bytes
 
 
 @pytest.fixture
@@ -44,7 +45,16 @@ def test_a_pooling_model_gives_the_same_vectors(
     assert first != second
 
 
-def test_weights_are_reloaded_from_the_path_that_is_given_and_else_from_the_source(
+def test_layers_in_files_that_are_no_safetensors_are_loaded_by_vllm_and_the_rest_through_penstock(
+    engines: Engines, daemon: DaemonProcess, models: dict[str, Path]
+) -> None:
+    expected = engines.run(models["bge-m3"], auto(), program="pool")
+    before = daemon.read_bytes()
+    assert engines.run(models["bge-m3"], penstock(daemon), program="pool") == expected
+    assert daemon.read_bytes() - before == tensor_bytes(models["bge-m3"])
+
+
+def test_an_engine_reloads_weights_from_the_path_that_is_given_and_else_from_the_source(
     engines: Engines, daemon: DaemonProcess, models: dict[str, Path], config_only: Path
 ) -> None:
     own, other = (engines.run(models[name], auto())["tokens"] for name in ("llama", "other llama"))

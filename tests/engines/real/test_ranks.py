@@ -44,7 +44,11 @@ class Ranks:
             self._engines.launch("load_as_rank", model, load, options, rank=rank, store=store, **more)
             for rank, load in enumerate(loads if len(loads) == 2 else loads * 2)
         ]
-        return [done(rank)["weights"] for rank in ranks]
+        weights = [done(rank)["weights"] for rank in ranks]
+        assert not list(Path("/dev/shm").glob(f"{Path(store).name}*")), (
+            "what vLLM leaves, as its ranks just end"
+        )
+        return weights
 
 
 @pytest.fixture
@@ -67,6 +71,9 @@ def test_an_engine_of_two_ranks_reads_once_and_says_the_same(
     together = engines.run(models["float32 tied"], penstock(daemon), options=options)
     assert together["tokens"] == alone["tokens"]
     assert daemon.read_bytes() == sum(sizes(models["float32 tied"]).values())
+    groups = re.findall(r" opened .*\bgroup=(\S+) .*\bgroup_size=(\d+)\b", daemon.log())
+    assert len(groups) == 2
+    assert set(groups) == {(groups[0][0], "2")}, "one group of both ranks"
 
 
 @pytest.mark.parametrize("limit", ["4MiB", "128MiB"])

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ...e2e.conftest import StartDaemon
 from ...e2e.support import DaemonProcess
-from .conftest import Engines, auto, penstock
-
-Expected = Callable[[str], dict[str, Any]]
-
-
-@pytest.fixture(scope="session")
-def by_vllm(warm_engines: Engines, models: dict[str, Path]) -> Expected:
-    """What an engine with vLLM's own loader says and has, asked once for each model."""
-    known: dict[str, dict[str, Any]] = {}
-
-    def ask(name: str) -> dict[str, Any]:
-        if name not in known:
-            known[name] = warm_engines.run(models[name], auto())
-        return known[name]
-
-    return ask
+from .conftest import Engines, Expected, penstock
 
 
 def tensor_bytes(directory: Path) -> int:

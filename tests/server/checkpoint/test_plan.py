@@ -15,7 +15,7 @@ from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.headers.decode import parse_header
 from penstock.server.checkpoint.selection import Selection
 from penstock.server.checkpoint.slices import SegmentSlice, WholeSegments
-from penstock.server.edge.service import _segment_ready
+from penstock.server.edge.events import _segment_ready
 from penstock.server.errors import TooManyLoadsError
 from penstock.server.loads.load import SegmentReady
 from penstock.server.system.linux import PAGE_BYTES

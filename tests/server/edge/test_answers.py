@@ -1,20 +1,13 @@
-"""What waits for clients, and what of a caller's text is kept."""
+"""The memory of answers that wait for their clients."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
-from penstock.server.edge.allowance import Allowance
 from penstock.server.edge.answers import COPIES, Answers
-from penstock.server.edge.service import MAX_MESSAGE_BYTES, to_status
-from penstock.server.errors import CheckpointNotFoundError, InvalidRequestError
-from penstock.server.loads.names import MAX_UNPACKED_BYTES, NAME_COST_BYTES, Names
 from penstock.server.system import quota
-from penstock.server.system.shown import SHOWN_BYTES, cut, shown_sources
-from penstock.v1 import streamer_pb2 as pb
 
 from ..support import turns, until
 
@@ -92,63 +85,3 @@ async def test_a_message_that_is_cancelled_in_the_queue_leaves_its_place(answers
     await third.read()
     assert answers._quota.used == 0
     assert not second.made
-
-
-def test_an_allowance_may_be_overdrawn_and_fills_up_again() -> None:
-    allowance = Allowance(10, 20, now=0.0)
-    allowance.spend(20, 0.0)
-    assert allowance.wait_seconds(0.0) == 0
-    allowance.spend(5, 0.0)
-    assert allowance.wait_seconds(0.0) == 0.5
-    assert allowance.wait_seconds(0.25) == 0.25
-    assert not allowance.is_full(2.0)
-    assert allowance.is_full(100.0)
-    allowance.spend(21, 100.0)
-    assert allowance.wait_seconds(100.0) > 0
-
-
-def test_names_are_counted_packed_and_given_back_once() -> None:
-    held = [0]
-    names = Names(
-        lambda count: held.__setitem__(0, held[0] + count), lambda c: held.__setitem__(0, held[0] - c)
-    )
-    names.add(pb.SelectTensors(names=["a", "b"], more=True))
-    assert names.more
-    names.add(pb.SelectTensors(names=["c"]))
-    assert not names.more
-    assert list(names) == list(names) == ["a", "b", "c"]
-    assert 0 < held[0] < 20
-    names.close()
-    names.close()
-    assert held == [0]
-
-
-def test_names_that_would_be_too_many_unpacked_are_refused() -> None:
-    names = Names(lambda count: None, lambda count: None)
-    with pytest.raises(InvalidRequestError, match="more than penstockd looks up at once"):
-        names.add(pb.SelectTensors(names=[""] * (MAX_UNPACKED_BYTES // NAME_COST_BYTES)))
-
-
-@pytest.mark.parametrize("text", ["x" * 5000, "\U0001f600" * 5000, "é%" * 5000])
-@pytest.mark.parametrize("size", [len, lambda text: len(text.encode())])
-def test_a_text_is_cut_to_its_bound_with_a_mark(text: str, size: Callable[[str], int]) -> None:
-    shown = cut(text, size=size)
-    assert SHOWN_BYTES - 8 <= size(shown) <= SHOWN_BYTES
-    kept, _, mark = shown.partition("...[")
-    assert text.startswith(kept)
-    assert mark == f"{len(text) - len(kept)} more characters]"
-    assert cut("short", size=size) == "short"
-
-
-def test_sources_are_cut_together() -> None:
-    assert shown_sources(["/a"] * 20) == ["/a"] * 16
-    assert sum(map(len, shown_sources(["/" + "x" * 8000] * 20))) <= SHOWN_BYTES
-
-
-@pytest.mark.parametrize("text", ["x", "%", "\n", "é", "\U0001f600", "\udcff"])
-def test_an_error_of_any_text_fits_into_trailers(text: str) -> None:
-    error = CheckpointNotFoundError(text * 5000, **{f"key{number}": text * 5000 for number in range(20)})
-    status = to_status(error, "12345678")
-    encoded = sum(1 if 32 <= byte < 127 and byte != 37 else 3 for byte in status.message.encode())
-    assert 400 < encoded <= MAX_MESSAGE_BYTES
-    assert encoded + len(status.SerializeToString()) * 4 / 3 < 7500

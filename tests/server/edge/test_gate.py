@@ -16,14 +16,12 @@ from pathlib import Path
 import pytest
 
 from penstock.server.edge import gate as gates
-from penstock.server.edge.frames import EndedStreams
+from penstock.server.edge.frame_filter import CONTROL_AT_ONCE, MAX_CONTINUATIONS, MAX_HEADER_BLOCK_BYTES
 from penstock.server.edge.gate import CONNECTION_BYTES, Gate
-from penstock.server.edge.passage import CONTROL_AT_ONCE, MAX_CONTINUATIONS, MAX_HEADER_BLOCK_BYTES
 from penstock.server.edge.streams import (
     MAX_MESSAGE_BYTES,
     MAX_WAITING_MESSAGES,
     STREAM_BYTES,
-    UNAPPROVED_MESSAGE_BYTES,
     RequestStream,
 )
 from penstock.server.errors import ConfigError, InvalidRequestError, TooManyLoadsError
@@ -706,37 +704,3 @@ async def test_a_connection_without_a_call_is_closed_after_a_while(behind: Behin
         end.say(ping())
     for end in (behind_busy, behind_trusted):
         assert (await end.frame()).kind == Kind.PING
-
-
-# ---- parts ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 9, 10, 1000])
-def test_ended_streams_are_found_wherever_the_bytes_are_cut(size: int) -> None:
-    said = (
-        settings({1: 2})
-        + frame(Kind.HEADERS, Flag.END_HEADERS, 1, b"x" * 20)
-        + data(1, b"y" * 100)
-        + frame(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, 1, b"x" * 300)
-        + data(3, b"", Flag.END_STREAM)
-        + ping()
-        + reset(5)
-    )
-    found = EndedStreams()
-    ended = [number for at in range(0, len(said), size) for number in found.feed(said[at : at + size])]
-    assert ended == [1, 3, 5]
-    assert found.between_frames
-
-
-@pytest.mark.parametrize("size", [1, 3, 5, 6, 4096])
-def test_messages_are_admitted_whole_however_they_are_cut(size: int) -> None:
-    memory = Quota(8 * MIB)
-    stream = RequestStream(0, memory, lambda: None, lambda: None)
-    assert memory.take(0, STREAM_BYTES)
-    said = grpc_message(b"") + grpc_message(b"abc") + grpc_message(bytes(UNAPPROVED_MESSAGE_BYTES))
-    for at in range(0, len(said), size):
-        part = said[at : at + size]
-        assert stream.accept(part) == len(part)
-    assert stream.messages == 3
-    stream.end()
-    assert memory.used == 0

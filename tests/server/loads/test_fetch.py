@@ -232,8 +232,9 @@ async def test_a_file_that_changes_after_the_list_fails_the_fetch(top: Path, nam
         assert not fetch.finished
 
 
+@pytest.mark.parametrize("change", ["rewritten", "in place"])
 @on_clock_loop
-async def test_a_file_that_changes_while_it_is_read_fails_before_it_is_whole(top: Path) -> None:
+async def test_a_file_that_changes_while_it_is_read_fails_before_it_is_whole(top: Path, change: str) -> None:
     path = top / "deep" / "er" / "c"
     path.write_bytes(bytes((PARTS_AT_ONCE + 3) * PART_BYTES))
     wait_for_tick(top)
@@ -245,7 +246,11 @@ async def test_a_file_that_changes_while_it_is_read_fails_before_it_is_whole(top
             nonlocal got
             if isinstance(event, Part):
                 got += len(event.data)
-                path.write_bytes(b"x" * path.stat().st_size)
+                if change == "rewritten":
+                    path.write_bytes(b"x" * path.stat().st_size)
+                else:  # where it was read already, so that no later read meets anything odd
+                    with path.open("r+b") as file:
+                        file.write(b"x")
 
         with pytest.raises(CheckpointChangedError, match="/c was changed while it was read"):
             await fetch.run(take)

@@ -13,7 +13,7 @@ from penstock.server.checkpoint.headers.budget import Budget
 from penstock.server.checkpoint.headers.parsers import Parsers
 from penstock.server.checkpoint.headers.spool import Spools
 from penstock.server.checkpoint.opening import Descriptors, Opening
-from penstock.server.edge.service import MAX_NAME_CHARACTERS, MAX_SOURCE_BYTES, _check_sources, _variant
+from penstock.server.edge.requests import MAX_NAME_CHARACTERS, MAX_SOURCE_BYTES, _variant, check_sources
 from penstock.server.edge.streams import MAX_MESSAGE_BYTES, UNAPPROVED_MESSAGE_BYTES, RequestStream
 from penstock.server.loads.names import MAX_UNPACKED_BYTES, NAME_COST_BYTES, Names
 from penstock.server.system.failure import NoThreadError, explain
@@ -175,13 +175,13 @@ EXAMPLES = [
         "name one such as fp16",
     ),
     provoked(
-        lambda: _check_sources(["x"] * (MAX_SOURCES + 1)),
+        lambda: check_sources(["x"] * (MAX_SOURCES + 1)),
         "sources",
         "2001 are more than 2000",
         "load fewer at a time",
     ),
     provoked(
-        lambda: _check_sources(["/" + "x" * MAX_SOURCE_BYTES]),
+        lambda: check_sources(["/" + "x" * MAX_SOURCE_BYTES]),
         "sources: '/xxx",
         "has 8193 bytes, more than 8192: the path is too long",
         "name a shorter one",

@@ -106,7 +106,7 @@ EXAMPLES = [
     said("--socket-dir: /run/penstock", " cannot be used: Permission denied; ", "choose another"),
     said(
         "--http-address: 127.0.0.1:9464",
-        " cannot be had (Address already in use); ",
+        " cannot be bound (Address already in use); ",
         "choose another, port 0 for any that is free, or none",
     ),
     said(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..client import DEFAULT_SOCKET_DIR, StreamerClient
+from ..client import StreamerClient
 from ..embedded import accepts
-from ..ring.handoff import socket_path
+from ..ring.socket_dir import DEFAULT_SOCKET_DIR, socket_path
 
 _log = logging.getLogger("penstock.client")
 _lock = threading.Lock()
@@ -30,7 +30,7 @@ _told: set[str] = set()
 
 @dataclass(frozen=True)
 class S3Credentials:
-    """Where to read objects, and with which credentials. boto3's own search finds whatever is None."""
+    """The endpoint and the credentials for S3. boto3's own search finds the values that are None."""
 
     access_key_id: str | None = None
     secret_access_key: str | None = None
@@ -67,7 +67,7 @@ class S3Credentials:
             wanted.update(
                 AWS_ACCESS_KEY_ID=self.access_key_id,
                 AWS_SECRET_ACCESS_KEY=self.secret_access_key,
-                # Otherwise those of another identity would be combined with these keys.
+                # Otherwise variables of another identity would be combined with these keys.
                 AWS_SESSION_TOKEN=None,
                 AWS_PROFILE=None,
             )

@@ -1,7 +1,7 @@
-"""Which ranks of an inference engine share one pass over the storage: those that use the same daemon.
+"""Groups of ranks of an inference engine that share one pass over the storage, as they use the same daemon.
 
-Ranks can exchange requests only if all of them load the same models in the same order. Those of a
-tensor-parallel group always do. The first of them makes up the name of the load's group, so no other load has
+Ranks can exchange requests only if all of them load the same models in the same order. The ranks of a
+tensor-parallel group always do. The first rank makes up the name of the load's group, so no other load has
 it.
 """
 
@@ -29,7 +29,7 @@ def agree_on_group(socket_dir: Path, request: object, groups: Sequence[Any]) -> 
 def agree(
     socket_dir: Path, request: object, groups: Sequence[Any], word: _Word
 ) -> tuple[tuple[str, int] | None, list[_Word]]:
-    """The same, and the `word` of each rank of the group (picklable), this one's included."""
+    """As `agree_on_group`, and the `word` of each rank of the group (picklable), including this rank's."""
     mine: Said = (uuid.uuid4().hex, daemon_identity(socket_dir), repr(request))
     everybody = [(mine, word)]
     for group in groups:

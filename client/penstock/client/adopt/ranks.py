@@ -1,4 +1,4 @@
-"""Which ranks of torch.distributed may share one pass over the storage.
+"""Groups of ranks of torch.distributed that share one pass over the storage.
 
 Ranks may share if they ask the same daemon for the same tensors of the same files. In one collective every
 rank sends its request and its daemon, so all of them have to call this together. The lowest rank makes up the
@@ -15,7 +15,7 @@ from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Said = tuple[str, Hashable, Hashable]
-"""What a rank sends to the others: a name for a group, its daemon, its request."""
+"""A rank's message to the others: a name for a group, its daemon, its request."""
 
 
 def shared_group(socket_dir: Path, request: Hashable) -> tuple[str, int] | None:

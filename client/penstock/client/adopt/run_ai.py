@@ -175,9 +175,9 @@ class SafetensorsStreamer:
 
 
 def list_safetensors(path: str, s3_credentials: Any = None) -> list[str]:
-    """Every safetensors file of a directory, or of a prefix in object storage with its last slash or without,
-    sorted; not those below it. Nothing of the files is read. Empty if there are none. Web servers have no
-    lists.
+    """The safetensors files of a directory, or of a prefix in object storage with or without its last slash,
+    sorted. Files in directories below it are left out. No file is read. Empty if there are none. Web servers
+    have no lists.
 
     Credentials as in `SafetensorsStreamer.stream_files()`. Raises ValueError if the bucket or repository does
     not exist, or the daemon refuses this user.
@@ -281,8 +281,8 @@ def _distribution_wanted() -> bool:
 
 
 def _private_limit() -> int | None:
-    """The limit of a private daemon, by default as in runai_model_streamer: bounding memory is half its
-    use."""
+    """The limit of a private daemon. By default it is that of runai_model_streamer, which is used to bound
+    memory."""
     given = any(os.environ.get(name) for name in ("PENSTOCK_MEMORY_LIMIT", "RUNAI_STREAMER_MEMORY_LIMIT"))
     return None if given else _PRIVATE_LIMIT_BYTES
 

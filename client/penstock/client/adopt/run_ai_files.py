@@ -154,7 +154,7 @@ def _relative(patterns: Sequence[str], base: str) -> Iterator[str]:
         tokens = _TOKEN.findall(pattern)
         for count in range(len(tokens) + 1):
             if tokens[:count][-1:] == ["*"]:
-                continue  # with the star in that part, it matches all that it would without
+                continue  # a pattern with the star here matches all that the pattern without it would
             before, rest = "".join(tokens[:count]), tokens[count:]
             starred = rest[:1] == ["*"]
             if fnmatch.fnmatchcase(base, before + ("*" if starred else "")):

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
+from .. import errors, requests
 from ..system.sizes import Source, absolute_sources
 
 if TYPE_CHECKING:
@@ -38,13 +38,12 @@ SMALL_FILE_BYTES = 64 << 20
 BATCH_BYTES = 256 << 20
 """Bytes that are read and copied at once of a file that does not fit the staging buffer."""
 WINDOW_BYTES = 32 << 20
-"""Memory that such a batch takes of the staging buffer. Twice as fast as the least that suffices
-(measured)."""
+"""The window of such a batch in the staging buffer. Twice as fast as the smallest one (measured)."""
 _DIGITS = re.compile(r"(\d+)")
 
 
 class SafeFile:
-    """Thread-safe. Gives back what it holds when it is collected."""
+    """One open file. Thread-safe. Releases its tensors when it is garbage-collected."""
 
     def __init__(self, client: StreamerClient, source: Source) -> None:
         """Raises the error of the file or of the daemon."""
@@ -148,7 +147,7 @@ class SafeFile:
             raise
 
     def _read_batch(self, names: list[str]) -> None:
-        # A window is granted at once; a load that asks for room for all of it may have to wait.
+        # A window is granted at once. A load that asks for memory for the whole batch may have to wait.
         largest_bytes = max(self.entries[name].size_bytes for name in names)
         limit_bytes = max(WINDOW_BYTES, 2 * largest_bytes)
         with self._open(names, memory_limit=limit_bytes, owned=False) as load:
@@ -156,7 +155,7 @@ class SafeFile:
                 self._ready[name] = _copied(tensor)
 
     def _batch(self, name: str) -> list[str]:
-        """The tensor, and those that callers who count layers ask for after it."""
+        """The tensor and the next ones in the order of the layers, in which callers ask for them."""
         left = [
             known
             for known in self.entries
@@ -184,12 +183,10 @@ class SafeFile:
         """A load of these tensors; None is all. `listed` receives the file's tensors."""
         import torch
 
-        from ..selection import choice
-
         def choose(request: Any) -> Choose | None:
             request.expect_version = self._version
             if listed is None:
-                return choice(request, names)
+                return requests.choose(request, names)
             request.list_tensors = True
 
             def note(found: list[pb.Tensor]) -> list[str]:

@@ -1,15 +1,13 @@
 """`safe_open`, `load_file` and `load_model` of the safetensors library (0.8), read through a daemon.
 
-The library itself checks the arguments: it opens an empty file in memory with them. The daemon's errors about
-a file are also of the classes that the library raises.
+The library itself checks the arguments: it opens an empty file in memory with them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -23,6 +21,7 @@ missing.need("safetensors")
 import safetensors  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 
+from .safe_errors import REFUSALS, as_library  # noqa: E402
 from .safe_parts import as_numpy, numpy_part  # noqa: E402
 
 if TYPE_CHECKING:
@@ -34,38 +33,6 @@ library_open: Any = safetensors.safe_open
 """The library's own class, even while `patch_safetensors` replaces it."""
 _EMPTY_FILE = b"\x08\0\0\0\0\0\0\0{}      "
 _T = TypeVar("_T")
-
-REFUSALS = (
-    errors.AccessDeniedError,
-    errors.CheckpointNotFoundError,
-    errors.DaemonUnavailableError,
-    errors.ForkedProcessError,
-    errors.InvalidRequestError,
-    errors.MemoryLimitTooSmallError,
-    errors.SessionRequiredError,
-    errors.StagingExhaustedError,
-    errors.TooManyLoadsError,
-)
-"""Errors after which the library may still be able to read the file."""
-
-
-class DamagedFileError(errors.CheckpointInvalidError, SafetensorError):
-    """The file is no valid safetensors file."""
-
-
-class UnreadableTensorError(errors.UnsupportedDtypeError, SafetensorError):
-    """The tensor has a dtype that the installed torch does not know."""
-
-
-class MissingFileError(errors.CheckpointNotFoundError, FileNotFoundError):
-    """There is no such file where the daemon runs."""
-
-
-_AS_LIBRARY: dict[type[errors.PenstockError], type[errors.PenstockError]] = {
-    errors.CheckpointInvalidError: DamagedFileError,
-    errors.UnsupportedDtypeError: UnreadableTensorError,
-    errors.CheckpointNotFoundError: MissingFileError,
-}
 
 
 class safe_open:
@@ -195,14 +162,14 @@ class _Handle:
     ) -> None:
         self._filename, self._framework, self._device, self._rescue = filename, framework, device, rescue
         self._library: Any = None
-        with _as_library():
+        with as_library():
             self._file = SafeFile(client, filename)
 
     def through(self, ours: Callable[[SafeFile], _T], theirs: Callable[[Any], _T]) -> _T:
         """The daemon's answer; once it refused and there is a rescue, the library's."""
         if self._library is None:
             try:
-                with _as_library():
+                with as_library():
                     return ours(self._file)
             except REFUSALS as error:
                 if self._rescue is None:
@@ -312,18 +279,6 @@ def _device(device: Any) -> str:
     if device is None:
         return "cpu"
     return f"cuda:{device}" if isinstance(device, int) else str(device)
-
-
-@contextlib.contextmanager
-def _as_library() -> Iterator[None]:
-    try:
-        yield
-    except errors.PenstockError as error:
-        kind = _AS_LIBRARY.get(type(error))
-        if kind is None:
-            raise
-        message = str(Exception.__str__(error))
-        raise kind(message, reason=error.reason, load_id=error.load_id, details=error.details) from error
 
 
 def _refuse_pickling(what: str) -> NoReturn:

@@ -21,7 +21,8 @@ from typing import Any
 
 from .. import errors
 from ..client import StreamerClient
-from .safe_open import FRAMEWORKS, REFUSALS, library_open, safe_open
+from .safe_errors import REFUSALS
+from .safe_open import FRAMEWORKS, library_open, safe_open
 
 VARIABLE = "PENSTOCK_PATCH_SAFETENSORS"
 _ON, _OFF = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}

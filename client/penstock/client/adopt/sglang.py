@@ -2,7 +2,7 @@
 
 SGLang calls `register` once in each of its processes, before it reads its arguments. Nothing here imports
 SGLang before. SGLang's load formats are an enumeration, which a plugin cannot extend. But a load format may
-also be a class, so a hook puts the loader itself in the place of the word.
+also be a class, so a hook replaces the name by the loader itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STREAMS_BY_RUNAI = "sglang.srt.model_loader.weight_utils.runai_safetensors_weig
 
 
 def register() -> None:
-    """Makes `--load-format penstock` known to SGLang, and its `runai_streamer` ours when that is wanted."""
+    """Adds `--load-format penstock` to SGLang, and replaces its `runai_streamer` if the user wants that."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.server_args import LOAD_FORMAT_CHOICES, add_load_format_choices
 
@@ -33,7 +33,7 @@ def register() -> None:
 
 
 def take_our_format(verify: Callable[[Any], None], load_config: Any) -> None:
-    """Stands around SGLang's check of a load format."""
+    """Wraps SGLang's check of a load format."""
     if str(load_config.load_format).lower() != LOAD_FORMAT:
         verify(load_config)
         return
@@ -54,7 +54,8 @@ def refuse_other_loaders(name: str, *, quantized_already: bool) -> None:
 def weights_iterator(
     hf_weights_files: list[str], is_distributed: bool = False, device: str = "cpu"
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all files, on the CPU unless `is_distributed`, as in the function it stands for."""
+    """(name, tensor) of all files, on the CPU unless `is_distributed`, as in the function that it
+    replaces."""
     import torch
 
     from ..client import StreamerClient

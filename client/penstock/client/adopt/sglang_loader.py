@@ -48,8 +48,8 @@ class PenstockModelLoader(sglang_s_own.DefaultModelLoader):  # type: ignore[misc
         self._tracks = False
 
     def load_model(self, *, model_config: ModelConfig, device_config: Any) -> nn.Module:
-        """Raises ValueError where the checkpoint lacks weights of the model, and where SGLang would load the
-        model by another loader than its default one."""
+        """Raises ValueError if the checkpoint lacks weights of the model, or if SGLang would load the model
+        by another loader than its default one."""
         by = sglang_s_own.get_model_loader(self.load_config, model_config)
         refuse_other_loaders(type(by).__name__, quantized_already=_is_quantized_already(model_config))
         track = self.options.enable_weights_track
@@ -93,7 +93,7 @@ class PenstockModelLoader(sglang_s_own.DefaultModelLoader):  # type: ignore[misc
                 group = agree_on_group(client.socket_dir, source, [get_tp_group()])
         with client.load(
             source,
-            # Where SGLang's own loader has them.
+            # The device of SGLang's own loader.
             device="cpu" if self.options.device == "auto" else self.options.device,
             memory_limit=self.options.memory_limit,
             group=group,
@@ -102,8 +102,8 @@ class PenstockModelLoader(sglang_s_own.DefaultModelLoader):  # type: ignore[misc
             yield from load
 
     def _chosen_source(self, source: Any) -> str | list[str] | None:
-        """The option `source`, where it has these weights: not what a model brings along from elsewhere, and
-        not a draft model, unless that is a part of the target's checkpoint (MTP)."""
+        """The option `source`, if it has these weights. It has neither weights that a model brings along from
+        elsewhere, nor those of a draft model, unless that is a part of the target's checkpoint (MTP)."""
         model_config = source.model_config
         if model_config is None or source.model_or_path != model_config.model_path:
             return None

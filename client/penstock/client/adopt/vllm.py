@@ -15,7 +15,7 @@ LORA_VARIABLE = "PENSTOCK_LORA_BASE"
 
 
 def replaces_runai() -> bool:
-    """Whether the user wants engines to load through penstock where they would use Run:ai's streamer.
+    """Whether the user wants engines to use penstock instead of Run:ai's streamer.
 
     Raises ValueError for a value that is neither 0 nor 1.
     """
@@ -26,8 +26,8 @@ def replaces_runai() -> bool:
 
 
 def register() -> None:
-    """Makes `load_format="penstock"` known to vLLM, with models in object storage and adapters by name; makes
-    its "runai_streamer" ours when that is wanted."""
+    """Adds `load_format="penstock"` to vLLM, with models in object storage and adapters by name. Replaces its
+    "runai_streamer" if the user wants that."""
     from vllm.model_executor.model_loader import register_model_loader
 
     from . import vllm_remote
@@ -48,9 +48,9 @@ def register() -> None:
 
 
 def _check_before_workers_start(engine_args: Any) -> None:
-    """Has vLLM fail with what the daemon says, where it would start workers first, and tell that one failed.
+    """Makes vLLM fail with the daemon's error before it starts workers: later it says only that one failed.
 
-    Only where the workers are on this node.
+    Only if the workers are on this node.
     """
     make = getattr(engine_args, "create_load_config", None)
     if make is None or hasattr(make, "checks_penstock"):

@@ -21,7 +21,7 @@ _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt"
 
 
 def fetch_apart(socket_dir: str | os.PathLike[str], source: str) -> Path:
-    """`fetch_model` in another process. Raises what it raises."""
+    """`fetch_model` in another process. Raises the same errors."""
     with open(2, "wb", closefd=False) as stderr:
         process = start_module(
             __name__,
@@ -64,7 +64,7 @@ def _dense_layers(modules: Path) -> list[str]:
     """Directories of a model of sentence-transformers that hold such weights."""
     try:
         listed = json.loads(modules.read_bytes())
-    except (FileNotFoundError, ValueError):  # the second is vLLM's to tell
+    except (FileNotFoundError, ValueError):  # vLLM reports a file that cannot be parsed
         return []
     named = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     paths = [str(one.get("path", "")) for one in named if str(one.get("type", "")).endswith(".Dense")]

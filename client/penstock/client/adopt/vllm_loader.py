@@ -15,11 +15,12 @@ load from their own path, not from `source`.
 
 from __future__ import annotations
 
+import copy
 import glob
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from .. import errors
-from ..client import StreamerClient, socket_directory
+from ..client import StreamerClient
 from ..load import Load
+from ..ring.socket_dir import socket_directory
 from ..system.sizes import show_bytes
 from .engine_ranks import agree
 from .vllm_needs import EVERYTHING, Needs, mapper_of, needs_of, selection
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 _INDEX_NAME = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
+_OLD_WEIGHTS = ("*.bin", "*.pt")
+_MAX_BYTES = 1 << 62
 # On a model's configuration: the model for which `source` has been loaded. vLLM changes `model` for a reload
 # from elsewhere, and keeps the options.
 _LOADED_AS = "_penstock_loaded_as"
@@ -59,7 +63,7 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         self._loaded_bytes = self._read_bytes = 0
 
     def check(self) -> None:
-        """Raises DaemonUnavailableError, or what else the daemon refuses this user with."""
+        """Raises DaemonUnavailableError, or the error with which the daemon refuses this user."""
         from ..ring.handoff import Handoff  # without gRPC, as vLLM forks its workers later
 
         Handoff.connect(Path(socket_directory(self.options.socket_dir))).close()
@@ -87,9 +91,9 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of the model's checkpoint, then of those that its parts bring along.
+        """(name, tensor) of the model's checkpoint, then of the checkpoints of its parts.
 
-        Raises ValueError at once where `source` may or may not be meant.
+        Raises ValueError at once if it is not clear whether `source` is meant.
         """
         source = self._source(model_config, getattr(model, "allow_patterns_overrides", None))
         return self._weights(source, model_config, model, needs_of(model))
@@ -101,20 +105,41 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         unused = getattr(model, "is_unused_checkpoint_weight", None)
         yield from self._load(source, model, needs=needs, unused=unused, stages_agree=not draft)
         for part in getattr(model, "secondary_weights", ()):
-            yield from self._part(part, model)
+            yield from self._part(part, model_config, model)
 
-    def _part(self, part: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights that a model wants beside its own: through penstock where they are safetensors."""
-        patterns = part.allow_patterns_overrides
+    def _part(
+        self, part: Any, model_config: ModelConfig, model: nn.Module
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights that a model needs besides its own. Safetensors come through penstock."""
+        patterns, uri = part.allow_patterns_overrides, ""
+        if part.model_or_path == model_config.model:  # where a model in object storage has no weights
+            uri = getattr(model_config, "model_weights", "")
         if patterns is None or any(pattern.endswith(_SUFFIX) for pattern in patterns):
-            folder = os.path.join(self._folder(part.model_or_path, part.revision), part.subfolder or "")
-            source = _files(folder, patterns)
-            if source != folder or _matching(folder, f"*{_SUFFIX}"):
+            source = self._part_source(part, uri)
+            if source is not None:
                 unused = getattr(part, "is_unused_weight", None)
                 loading = self._load(source, model, needs=EVERYTHING, unused=unused, stages_agree=False)
                 yield from ((part.prefix + name, tensor) for name, tensor in loading)
                 return
+        if uri:
+            part = copy.copy(part)
+            part.model_or_path = str(self._fetch_weights(uri, part.subfolder or "", patterns or _OLD_WEIGHTS))
         yield from by_vllm(self.load_config, part)
+
+    def _part_source(self, part: Any, uri: str) -> str | list[str] | None:
+        """None where there are no safetensors."""
+        folder = os.path.join(uri or self._folder(part.model_or_path, part.revision), part.subfolder or "")
+        find = self._listed if uri else _matching
+        source = _files(folder, part.allow_patterns_overrides, find)
+        return source if source != folder or find(folder, f"*{_SUFFIX}") else None
+
+    def _fetch_weights(self, uri: str, subfolder: str, patterns: Sequence[str]) -> Path:
+        """A directory with these files of the model, for vLLM's own loader."""
+        allow = [os.path.join(subfolder, pattern) for pattern in patterns]
+        below = os.path.join(subfolder, "*/*")
+        return StreamerClient(self.options.socket_dir).fetch(
+            uri, allow=allow, ignore=below, max_bytes=_MAX_BYTES
+        )
 
     def _load(
         self,
@@ -182,21 +207,17 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         # vLLM keeps the URI of a model in object storage here, and a directory without weights in `model`.
         uri = getattr(model_config, "model_weights", "")
         if uri:
-            return self._objects(str(uri), patterns)
-        return _files(self._folder(model_config.model, model_config.revision), patterns)
+            return _files(str(uri), patterns, self._listed)
+        return _files(self._folder(model_config.model, model_config.revision), patterns, _matching)
 
-    def _objects(self, uri: str, patterns: list[str] | None) -> str | list[str]:
-        """As `_files`."""
-        for pattern in patterns or ():
-            prefix = os.path.join(uri, "")
-            found = StreamerClient(self.options.socket_dir).list_files(prefix, allow=pattern, ignore="*/*")
-            if found:
-                return [prefix + name for name in sorted(found)]
-        return uri
+    def _listed(self, uri: str, pattern: str) -> list[str]:
+        """As `_matching`."""
+        prefix = os.path.join(uri, "")
+        found = StreamerClient(self.options.socket_dir).list_files(prefix, allow=pattern, ignore="*/*")
+        return [prefix + name for name in sorted(found)]
 
     def _chosen_source(self, model_config: ModelConfig) -> str | list[str] | None:
-        """The option `source`, where it has the weights of this model, and not of the one that it was given
-        for."""
+        """The option `source`, unless it has the weights of another model than this one."""
         if getattr(model_config, "runner", None) == "draft":
             return _source_of_draft(model_config, self.load_config, self.options.source)
         if self.options.source is None:
@@ -226,10 +247,11 @@ class PenstockModelLoader(BaseModelLoader):  # type: ignore[misc]
         return str(folder)
 
 
-def _files(folder: str, patterns: list[str] | None) -> str | list[str]:
-    """The files that the model wants, else the directory, of which the daemon knows what belongs together."""
+def _files(folder: str, patterns: list[str] | None, find: Callable[[str, str], list[str]]) -> str | list[str]:
+    """The files that the model wants, else the directory: the daemon knows which of its files belong
+    together."""
     for pattern in patterns or ():
-        if found := _matching(folder, pattern):
+        if found := find(folder, pattern):
             return found
     return folder
 
@@ -241,9 +263,9 @@ def _matching(folder: str, pattern: str) -> list[str]:
 def _source_of_draft(
     model_config: ModelConfig, load_config: LoadConfig, source: str | list[str] | None
 ) -> str | list[str] | None:
-    """What stands for a draft model's own path: the source that `draft_load_config` has for it, though vLLM
-    passes that on for some methods only. The target's `source` counts where the draft's weights are a part of
-    the target's checkpoint (MTP)."""
+    """The source that replaces a draft model's own path. `draft_load_config` may have one, which vLLM passes
+    on for some methods only. The target's `source` counts if the draft's weights are a part of the target's
+    checkpoint (MTP)."""
     from vllm.config import get_current_vllm_config
 
     try:

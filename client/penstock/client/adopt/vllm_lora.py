@@ -1,7 +1,7 @@
 """LoRA adapters by name for vLLM: $PENSTOCK_LORA_BASE/NAME, in any store or directory that the daemon reads.
 
-vLLM asks resolvers for an adapter when a request names a model that it does not know. So the name comes from
-whoever may send requests: it can only be one name directly below the base, and nothing is kept of adapters
+vLLM asks resolvers for an adapter when a request names a model that it does not know. So anybody who may send
+requests chooses the name. It can only be one name directly below the base, and nothing is kept of adapters
 that do not exist.
 """
 
@@ -22,7 +22,7 @@ from ..client import StreamerClient
 _CONFIG = "adapter_config.json"
 _FILES = "adapter_*"
 _BELOW = "*/*"
-"""Not these: checkpoints of a training may lie there."""
+"""Files that are not fetched: checkpoints of a training may lie there."""
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _log: logging.Logger = init_logger("vllm.penstock")
 
@@ -41,9 +41,9 @@ class PenstockLoRAResolver(LoRAResolver):  # type: ignore[misc]
         self._client = StreamerClient()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """None for a name that is no adapter's, or is refused.
+        """The request for an adapter. None if there is no adapter of this name, or the name is refused.
 
-        Raises PenstockError for what the daemon refuses or cannot read, OSError for the cache.
+        Raises PenstockError if the daemon refuses or cannot read the files, OSError for the cache.
         """
         if _NAME.fullmatch(lora_name) is None:
             _log.warning(

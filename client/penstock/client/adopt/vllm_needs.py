@@ -1,12 +1,12 @@
-"""Which of a checkpoint's tensors a rank of vLLM has use for, so that the others are not read.
+"""The tensors of a checkpoint that a rank of vLLM needs, so that the others are not read. Not needed are:
 
-    layers of other pipeline stages     vLLM puts a placeholder where such a layer would be
+    layers of other pipeline stages     vLLM puts a placeholder in the place of such a layer
     experts of other ranks              the model's expert layers know which experts they hold
 
-Both are asked of the model that vLLM has made, and of a name only after the model's own mapper has been over
-it. Whatever does not fit together is read: a name that leads to no layer of the model, experts that are
-placed in another way than vLLM's function for skipping them assumes, experts that may be moved (EPLB).
-Embeddings and heads are always read, as models tie them to each other.
+The model that vLLM has made answers both, for names that the model's own mapper has changed. In doubt a
+tensor is read: its name leads to no layer of the model, experts are placed differently than vLLM's function
+for skipping them assumes, or experts may be moved (EPLB). Embeddings and heads are always read, as models tie
+them to each other.
 
 vLLM's own `is_pp_missing_parameter` is not called: it remembers models by their `id`, which a later model of
 the same process may have too.
@@ -31,14 +31,14 @@ MapName = Callable[[str], "str | None"]
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What one rank leaves out. Ranks send it to each other."""
+    """The tensors that one rank leaves out. Ranks send this to each other."""
 
     other_stages: tuple[str, ...] = ()
     """Prefixes of the layers that other pipeline stages have, in the model's names."""
     expert_layers: frozenset[str] = frozenset()
     """Parents of the expert layers, in the model's names."""
     experts: frozenset[int] | None = None
-    """Those that this rank has in its expert layers, and the replicas on its node; None is all."""
+    """The experts that this rank has in its expert layers, and the replicas on its node; None is all."""
     expert_count: int = 0
 
     def leaves_out(self, name: str, mapped: str | None) -> bool:
@@ -76,7 +76,7 @@ def selection(needs: Iterable[Needs], map_name: MapName) -> Callable[[str], bool
 
 
 def _merged(needs: Iterable[Needs]) -> list[Needs]:
-    """What ranks with the same layers need together."""
+    """The needs of ranks with the same layers, merged."""
     merged: dict[Needs, set[int] | None] = {}
     for one in needs:
         layers = replace(one, experts=None)
@@ -92,7 +92,7 @@ def _merged(needs: Iterable[Needs]) -> list[Needs]:
 
 
 def mapper_of(model: nn.Module) -> MapName | None:
-    """How the model renames what it finds in checkpoints; None if that cannot be known."""
+    """The function by which the model renames tensors of checkpoints. None if there is no such function."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     if mapper is None:
         return lambda name: name
@@ -101,7 +101,7 @@ def mapper_of(model: nn.Module) -> MapName | None:
 
 
 def needs_of(model: nn.Module) -> Needs:
-    """Of the model as vLLM made it for this rank, while vLLM's configuration is set."""
+    """The needs of the model that vLLM made for this rank. To be called while vLLM's configuration is set."""
     layers = _layers_of_other_stages(model)
     experts = _experts_here(model)
     return Needs(layers) if experts is None else Needs(layers, *experts)

@@ -1,4 +1,4 @@
-"""What `model_loader_extra_config` says to the load format "penstock" of vLLM (see docs/vllm.md)."""
+"""The options in `model_loader_extra_config` for vLLM's load format "penstock" (see docs/vllm.md)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class LoaderOptions:
     device: str = "auto"
     # Whether ranks that load the same share one pass over the storage.
     distributed: bool = True
-    # Whether a weight that the checkpoint lacks is an error. None is as vLLM's own loader has it: it is one,
-    # unless the model is quantized or does not tell what it loaded.
+    # Whether a weight that the checkpoint lacks is an error. None is the rule of vLLM's own loader: it is
+    # one, unless the model is quantized or does not report the weights that it loaded.
     enable_weights_track: bool | None = None
 
     @classmethod

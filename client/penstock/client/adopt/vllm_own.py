@@ -1,4 +1,4 @@
-"""What penstock's loader has vLLM's own loader do."""
+"""The work that penstock's loader leaves to vLLM's own loader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def by_vllm(load_config: LoadConfig, part: Any) -> Iterator[tuple[str, torch.Ten
 
 
 def check_complete(model: nn.Module, loaded: set[str] | None, quantized: bool) -> None:
-    """Raises ValueError that names the weights that did not come."""
+    """Raises ValueError if weights of the model were not loaded, and names them."""
     check = member(_vllm_s_own("DefaultModelLoader"), "track_weights_loading")  # uses nothing of the loader
     if "quantized" in inspect.signature(check).parameters:  # from vLLM 0.32 on
         check(None, model, loaded, quantized=quantized)
@@ -37,7 +37,7 @@ def _vllm_s_own(name: str) -> Any:
 
 
 def member(owner: Any, name: str) -> Any:
-    """Raises RuntimeError, for people, where another version of vLLM lacks it."""
+    """The attribute of `owner`. Raises RuntimeError if this version of vLLM lacks it."""
     try:
         return getattr(owner, name)
     except AttributeError:

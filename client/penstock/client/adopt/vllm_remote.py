@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from ..client import socket_directory
+from ..ring.socket_dir import socket_directory
 from .run_ai import OBJECT_SCHEMES
 from .vllm_files import fetch_apart
 from .vllm_options import LoaderOptions
@@ -30,12 +30,13 @@ _BY_VLLM = ("s3://", "gs://", "az://")
 _PULL = "maybe_pull_model_tokenizer_for_runai"
 _VERIFY = "try_verify_and_update_config"
 _socket_dir: ContextVar[str | None] = ContextVar("_socket_dir", default=None)
-"""Of the daemon from which the model that is being configured comes; None where that is not by penstock."""
+"""The socket directory of the daemon from which vLLM gets the model that it configures now; None for a model
+that penstock does not load."""
 
 
 def install(replaces_runai: Callable[[], bool], engine: Any = None) -> None:
-    """Replaces what the module names, once. `engine` is vLLM's module `engine.arg_utils`, in processes that
-    start one."""
+    """Makes the replacements that this module lists, once. `engine` is vLLM's module `engine.arg_utils`, in
+    processes that start an engine."""
     from vllm import config
 
     _replace(getattr(config, "ModelConfig", None), _PULL, _pulling)
@@ -56,7 +57,7 @@ def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
 
 
 def _check_seams(config: Any, engine: Any) -> None:
-    """Raises RuntimeError where this version of vLLM lacks something."""
+    """Raises RuntimeError if this version of vLLM lacks a function that is replaced."""
     member(member(config, "ModelConfig"), _PULL)
     member(member(config, "VllmConfig"), _VERIFY)
     member(engine, "is_cloud_storage")
@@ -79,7 +80,8 @@ def _telling(replaces_runai: Callable[[], bool], check: Callable[[], None], crea
 
 
 def _models(engine_args: Any) -> list[str]:
-    """What may be a URI: model, tokenizer and draft model. A draft may be a part of the model's weights."""
+    """The options that may be a URI: model, tokenizer and draft model. A draft may be a part of the model's
+    weights."""
     given = [
         getattr(engine_args, name, None) for name in ("model", "model_weights", "tokenizer", "spec_model")
     ]
@@ -116,7 +118,7 @@ def _pulling(pull: Any) -> Any:
 
 
 def _fetch(socket_dir: str, source: str, revision: str | None) -> str:
-    """Raises ValueError for a revision, which would be that of something else."""
+    """Raises ValueError for a revision, which would not be one of `source`."""
     if revision:
         raise ValueError(
             f"the revision {revision!r} is given apart from {source}, where it would not count; leave it "

@@ -1,9 +1,9 @@
 """Whether a model's parameters were written to while its weights were loaded.
 
-SGLang's models do not tell what they loaded, and its own loader does not ask. So each parameter is marked
-before, with a number that no weights have, in its first place. A parameter that still has the mark
-afterwards has nothing of the checkpoint. Of one that is made of several tensors (queries, keys and values)
-only the first is looked for.
+SGLang's models do not report the weights that they loaded, and its own loader does not check. So the first
+element of each parameter is set to a number that no weights have, before loading. A parameter that still has
+it afterwards has nothing of the checkpoint. Of a parameter that is made of several tensors (queries, keys and
+values) only the first one is checked.
 """
 
 from __future__ import annotations

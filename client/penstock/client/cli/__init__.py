@@ -1,4 +1,5 @@
 """The command line, `penstock`.
 
-Start with `commands`. Nothing of the client imports this.
+Start with `commands`, which runs the commands, and `arguments`, which parses them. Nothing of the client
+imports this.
 """

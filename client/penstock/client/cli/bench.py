@@ -1,8 +1,8 @@
 """`penstock bench`: how fast a source can be read here, by connections and block size.
 
-Each measurement is a private daemon with its own flags and one load through it, which is left when its share
-of the seconds or of the bytes is used up. A private daemon reads with the rights and the credentials of the
-caller, so nothing is read that the caller could not read.
+Each measurement starts a private daemon with its own flags, and one load, which ends when its share of the
+seconds or of the bytes is used up. A private daemon reads with the rights and the credentials of the caller,
+so nothing is read that the caller could not read.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MIB = 1 << 20
 CONNECTIONS = (4, 16, 32, 64)
 BLOCK_BYTES = (8 * MIB, 32 * MIB)
 ENOUGH = 0.95
-"""A setting that reaches so much of the fastest is as good, and the smallest of these is advised."""
+"""A setting that reaches so much of the fastest one is as good. The smallest such setting is advised."""
 BUSY = 0.85
-"""Of the cores: above it they are the bound."""
+"""If so much of the cores is busy, the cores are the bound."""
 STEP = 1.15
-"""So much faster with the most connections than with fewer: more would bring more."""
+"""If the most connections are so much faster than fewer, even more connections would be faster still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Row:
     read_bytes: int
     seconds: float
     cpu_seconds: float
-    """Of the daemon and of this process."""
+    """Cores that the daemon and this process kept busy."""
 
     @property
     def rate(self) -> float:
@@ -114,7 +114,7 @@ def measure(
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of that process and of this one. Raises DaemonUnavailableError."""
+    """CPU time of that process and of this one. Raises DaemonUnavailableError."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -138,7 +138,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def advice(rows: Sequence[Row], *, objects: bool, cores: int | None = None) -> str:
-    """Which flags, and what bounds it. `cores` are those that this process may use."""
+    """The flags to use, and what bounds the speed. `cores` are those that this process may use."""
     cores = cores or len(os.sched_getaffinity(0))
     best = max(rows, key=lambda row: row.rate)
     good = [row for row in rows if row.rate >= ENOUGH * best.rate]

@@ -1,6 +1,7 @@
 """`penstock load | status | health | prefetch | fetch | evict | verify | bench | warm-set check | demo`.
 
-Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted.
+`arguments.py` parses the command line. Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,33 +14,24 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .. import errors
-from ..client import StreamerClient, socket_directory
+from ..client import StreamerClient
 from ..ring.progress import QUEUE_LOG
+from ..ring.socket_dir import socket_directory, socket_path
 from ..system.missing import explained, need
-from ..system.sizes import parse_memory_limit, parse_size, show_bytes
-from ..system.version import client_version
+from ..system.sizes import parse_memory_limit, show_bytes
+from .arguments import parse
 from .status_text import show
-
-_PIN = (
-    "keep it until it is evicted; without, it stays until its memory is needed, and in a daemon without a "
-    "memory limit for as long as penstockd --trim-after says (15 minutes by default) and the node has memory "
-    "to spare"
-)
-_VARIANT = "of a directory with several, the one whose files have this in their names, such as fp16"
-
-_VERIFY = "compare files with checksums: not, where the store has a CRC, or all (default: as the daemon does)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         with _places_on_stderr():
-            options.run(options)
+            run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -55,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run(options: argparse.Namespace) -> None:
+    """Runs one command. Raises the errors of the client, and others for arguments that cannot be used."""
+    _COMMANDS[options.command](options)
+
+
 @contextlib.contextmanager
 def _places_on_stderr() -> Iterator[None]:
     """Shows on a terminal what a load waits for, and its place in the queue."""
@@ -67,148 +64,6 @@ def _places_on_stderr() -> Iterator[None]:
     finally:
         logger.setLevel(logging.NOTSET)
         logger.removeHandler(handler)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="penstock", description="Loads model checkpoints through the penstock daemon."
-    )
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help)
-        added.set_defaults(run=run)
-        if name not in ("demo", "bench", "warm-set"):  # the first two start a daemon of their own
-            added.add_argument(
-                "--socket-dir",
-                metavar="DIR",
-                help="where the daemon listens (default: $PENSTOCK_SOCKET_DIR or /run/penstock)",
-            )
-        return added
-
-    load = command("load", _load, "Loads a checkpoint and tells how fast that was.")
-    load.add_argument("source", nargs="+", metavar="SOURCE", help="file, directory, *.index.json or URI")
-    load.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    load.add_argument(
-        "--tensors", action="append", metavar="GLOB", help="only tensors whose name matches; repeatable"
-    )
-    load.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        type=_memory_limit,
-        help="staging memory for this load: -1 what the daemon allows, 0 as little as possible, 4GB, 4GiB",
-    )
-    load.add_argument("--variant", metavar="NAME", help=_VARIANT)
-    load.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
-    load.add_argument("--no-progress", action="store_true", help="no bar on stderr")
-
-    status = command("status", _status, "Shows the daemon's memory, loads and checkpoints.")
-    status.add_argument("--json", action="store_true", help="every field, as JSON")
-    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-
-    health = command("health", _health, "Exits with 0 if the daemon is ready, else with 1; for probes.")
-    health.add_argument("--live", action="store_true", help="if it does not hang, even if it is not ready")
-    health.add_argument(
-        "--timeout", type=float, default=5.0, metavar="SECONDS", help="to wait for an answer (default: 5)"
-    )
-
-    prefetch = command(
-        "prefetch", _prefetch, "Reads a checkpoint into the staging buffer ahead of its loads."
-    )
-    prefetch.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
-    prefetch.add_argument("--pin", action="store_true", help=_PIN)
-    prefetch.add_argument("--variant", metavar="NAME", help=_VARIANT)
-    prefetch.add_argument("--verify", choices=("off", "auto", "require"), help=_VERIFY)
-    prefetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
-
-    fetch = command(
-        "fetch", _fetch, "Copies the files beside the weights, and tells the directory that they are in."
-    )
-    fetch.add_argument("source", metavar="SOURCE", help="directory, or URI of a prefix")
-    fetch.add_argument(
-        "directory",
-        nargs="?",
-        metavar="DIRECTORY",
-        help="where to (default: the cache, $PENSTOCK_CACHE_DIR or ~/.cache/penstock)",
-    )
-    fetch.add_argument(
-        "--allow", action="append", metavar="GLOB", help="only these; repeatable (default: all but weights)"
-    )
-    fetch.add_argument("--ignore", action="append", metavar="GLOB", help="not these; repeatable")
-    fetch.add_argument(
-        "--max-bytes", metavar="SIZE", type=_size, help="refuse more than that (default: 1GiB)"
-    )
-    fetch.add_argument(
-        "--max-files", metavar="N", type=int, help="refuse more files than that (default: 10000)"
-    )
-    fetch.add_argument("--no-progress", action="store_true", help="no bar on a terminal")
-
-    evict = command("evict", _evict, "Gives up a staged checkpoint, or all idle ones.")
-    evict.add_argument("source", nargs="*", metavar="SOURCE", help="as in load; none means every idle one")
-
-    warm_set = command("warm-set", _check_warm_set, "Checks the file of penstockd's --warm-set.")
-    actions = warm_set.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check_help = (
-        "Exits with 0 if the file is a warm set, else with 1 and a line for each fault; needs no daemon."
-    )
-    check = actions.add_parser("check", help=check_help, description=check_help)
-    check.add_argument("file", metavar="FILE", help="as for penstockd --warm-set")
-
-    verify = command(
-        "verify", _verify, "Reads every file and compares it with its checksum; exits with 1 if one differs."
-    )
-    verify.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
-    verify.add_argument("--variant", metavar="NAME", help=_VARIANT)
-    verify.add_argument("--no-progress", action="store_true", help="no bar on stderr")
-
-    bench = command(
-        "bench", _bench, "Measures what a store and this node can do, and says which flags to use."
-    )
-    bench.add_argument("source", nargs="+", metavar="SOURCE", help="as in load; all are one checkpoint")
-    bench.add_argument(
-        "--seconds", type=float, default=60.0, metavar="N", help="for all measurements together (default: 60)"
-    )
-    bench.add_argument(
-        "--bytes", default="32GiB", metavar="SIZE", help="most that is read in all (default: 32GiB)"
-    )
-    bench.add_argument(
-        "--memory-limit",
-        default="1GiB",
-        metavar="SIZE",
-        type=_memory_limit,
-        help="of the private daemon that measures (default: 1GiB)",
-    )
-    bench.add_argument("--no-progress", action="store_true", help="no bar on stderr")
-
-    command("demo", _demo, "Loads a small real model with three memory limits and checks every byte.")
-    return parser
-
-
-class _Version(argparse.Action):
-    """Looks it up only when asked: argparse's own would have every command do so."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
-        print(f"penstock {client_version()}")
-        parser.exit()
-
-
-def _memory_limit(text: str) -> str:
-    try:
-        parse_memory_limit(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _size(text: str) -> int | None:
-    try:
-        return parse_size("--max-bytes", text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _load(options: argparse.Namespace) -> None:
@@ -260,7 +115,6 @@ def _client_or_embedded(options: argparse.Namespace) -> StreamerClient:
     """A client of the daemon that runs, else of a private one; prints which. If a directory was named, it
     must have a daemon. A daemon that hangs is not replaced by a private one."""
     from ..embedded import accepts
-    from ..ring.handoff import socket_path
 
     client = StreamerClient(options.socket_dir)
     try:
@@ -344,7 +198,7 @@ def _evict(options: argparse.Namespace) -> None:
 
 
 def _check_warm_set(options: argparse.Namespace) -> None:
-    """By a process of its own: this package knows neither the server nor YAML."""
+    """Runs the check in another process: this package knows neither the server nor YAML."""
     from ..system.interpreter import start_module
 
     sys.stdout.flush()
@@ -364,8 +218,8 @@ def _verify(options: argparse.Namespace) -> None:
         wrong = verify(client, options.source, variant=options.variant, progress=not options.no_progress)
     if wrong:
         raise RuntimeError(
-            f"{' '.join(options.source)}: {wrong} files are not as they should be, as said above; fetch or "
-            "upload them again"
+            f"{' '.join(options.source)}: {wrong} files are corrupt or could not be read, as said above; "
+            "fetch or upload them again"
         )
 
 
@@ -391,3 +245,17 @@ def _demo(options: argparse.Namespace) -> None:
 def _table(rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         print(f"{name:<20}{value}")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "load": _load,
+    "status": _status,
+    "health": _health,
+    "prefetch": _prefetch,
+    "fetch": _fetch,
+    "evict": _evict,
+    "warm-set": _check_warm_set,
+    "verify": _verify,
+    "bench": _bench,
+    "demo": _demo,
+}

@@ -16,11 +16,11 @@ import grpc
 from .. import errors
 
 _METHOD = "/grpc.health.v1.Health/Check"
-# HealthCheckRequest with no service, which is whether the daemon is ready, and with the service "live".
+# HealthCheckRequest without a service, which asks whether the daemon is ready, and with the service "live".
 _READY, _LIVE = b"", b"\x0a\x04live"
 # HealthCheckResponse with the status SERVING.
 _SERVING = b"\x08\x01"
-# Of the answer's trailing metadata: why not. Older daemons do not tell.
+# The key of the trailing metadata that has the reason. Older daemons send none.
 _REASON_KEY = "penstock-reason"
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
 

@@ -35,7 +35,7 @@ def _head(status: dict[str, Any]) -> str:
     hung = [
         f"hangs     {_plain(mount['mount_point'])}: {mount['threads']} threads wait, for "
         f"{_duration(mount['seconds'])}"
-        for mount in status.get("hung_mounts", [])  # a daemon of an earlier version tells of none
+        for mount in status.get("hung_mounts", [])  # a daemon of an earlier version sends none
     ]
     return "\n".join(
         [
@@ -58,7 +58,7 @@ def _head(status: dict[str, Any]) -> str:
 
 
 def _warm_set(status: dict[str, Any]) -> str:
-    warm_set = status.get("warm_set")  # a daemon of an earlier version tells of none
+    warm_set = status.get("warm_set")  # a daemon of an earlier version sends none
     if not warm_set or not warm_set["file"]:
         return ""
     rows = [
@@ -78,7 +78,7 @@ def _warm_set(status: dict[str, Any]) -> str:
 
 
 def _tier(status: dict[str, Any]) -> list[str]:
-    tier = status.get("tier")  # a daemon of an earlier version tells of none
+    tier = status.get("tier")  # a daemon of an earlier version sends none
     if not tier or not tier["limit_bytes"]:
         return []
     off = f"; off: {_plain(tier['off_because'])}" if tier["off_because"] else ""

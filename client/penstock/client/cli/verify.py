@@ -13,7 +13,7 @@ from ..system.sizes import show_bytes
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one file."""
+    """The result for one file."""
 
     word: str
     """ok, unverified, CORRUPT or failed."""

@@ -1,4 +1,4 @@
-"""Where the tensors of a segment lie on a device, and in which batches they get there (pure).
+"""Plans where the tensors of a segment lie on a device, and in which batches they are copied (pure).
 
 Every tensor starts at a multiple of 512 bytes, as if the device's allocator had placed it alone. A tensor of
 more than a mebibyte has an allocation of its own. Smaller tensors that follow each other share one of at most

@@ -5,10 +5,10 @@
     each batch        waits for a pinned buffer, fills it, starts its copies,
                       records an event behind them                                 copy threads, pinned.py
     the last batch    `on_read`: nothing reads the ring for these tensors any more
-    deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream
-                      wait for their events; so it is right there, and the host waited for nothing
-    close()           nothing new is started, the buffers are given back; at once, or when the threads that
-                      still fill one are done
+    deliver()         in order: waits until a tensor's copies are started, then makes the caller's stream wait
+                      for their events. So the tensor is valid on that stream, and the host does not wait
+    close()           starts nothing new, and gives the buffers back at once, or when the threads that still
+                      fill one are done
 
 Copy threads spend their time in memmove and in the driver, without the interpreter's lock. Small tensors are
 moved with the lock held: taking it again would cost more than moving them.
@@ -47,7 +47,7 @@ Tensors = list[tuple[str, torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
-    """Tensors that were submitted together, on their way."""
+    """Tensors that were submitted together and are not delivered yet."""
 
     # Name, dtype and shape of each.
     heads: list[tuple[str, torch.dtype, torch.Size, int]]
@@ -66,8 +66,8 @@ def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.
     """Delivers everything, and copies ahead of the tensor that the caller asks for.
 
     Two more submissions are taken after each one that was delivered, so that the first tensor does not wait
-    for many. An error of a later submission is raised when all before it are delivered. Then a daemon that
-    went away is asked again, and so is a device that had no memory for one more.
+    for many. An error of a later submission is raised when all before it are delivered. If the daemon went
+    away, or the device had no memory for one more, it is tried again then.
     """
     waiting: tuple[Tensors, Callable[[], None]] | None = None
     failure: Exception | None = None

@@ -22,26 +22,14 @@ from penstock.v1 import streamer_pb2 as pb
 from .. import errors
 from ..system import descriptors
 from ..system.version import client_version
+from .socket_dir import socket_path
 
 # Linux takes at most this many file descriptors in one message (SCM_MAX_FD).
 MAX_PACKET_FDS = 253
 # A frame is a few bytes; a refusal is a sentence.
 _MAX_FRAME_BYTES = 64 * 1024
-# sun_path holds 108 bytes with its NUL. gRPC refuses the paths that the kernel refuses, with a worse error.
-MAX_SOCKET_PATH_BYTES = 107
 # Everything awaited here was sent before the daemon announced it. More than a moment means that it hangs.
 TIMEOUT_SECONDS = 30.0
-
-
-def socket_path(socket_dir: Path, name: str) -> str:
-    """The path of a socket in the daemon's directory. Raises ValueError if Linux cannot connect to it."""
-    path = os.fspath(socket_dir / name)
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(
-            f"the socket path {path} has {len(os.fsencode(path))} bytes and Linux allows "
-            f"{MAX_SOCKET_PATH_BYTES}: use a shorter socket directory"
-        )
-    return path
 
 
 class Handoff:
@@ -110,13 +98,13 @@ class Handoff:
                 )
             received += len(fds)
             yield fds
-        # From here on it is only held, perhaps until the process ends with tensors alive. A socket object
-        # would then warn that nobody closed it.
+        # From here on the connection is only kept open, perhaps until the process ends with tensors alive. A
+        # socket object would then warn that nobody closed it.
         self._lease_fd = self._connection.detach()
 
     def end(self) -> None:
-        """As `close`, but forked children that have the connection too no longer hold the lease either: for
-        memory that none of them can use. In a forked child it is `close`."""
+        """As `close`, and also ends the lease for forked children, which have the connection too: for memory
+        that none of them can use. In a forked child it only closes."""
         if self._pid == os.getpid() and self._lease_fd >= 0:
             fd, self._lease_fd = self._lease_fd, -1
             with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
@@ -132,7 +120,7 @@ class Handoff:
             os.close(lease_fd)
 
     def _receive(self, fd_count: int = 0) -> tuple[pb.HandoffFrame, list[int]]:
-        """The next packet, which should carry so many file descriptors."""
+        """The next packet, which should carry `fd_count` file descriptors."""
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 _MAX_FRAME_BYTES, socket.CMSG_SPACE(MAX_PACKET_FDS * 4), socket.MSG_CMSG_CLOEXEC

@@ -21,7 +21,7 @@ class Bar:
     """A bar on stderr that counts bytes, from the first `show` to `close`."""
 
     def __init__(self, what: str) -> None:
-        """Raises ImportError that says what to install."""
+        """Raises ImportError if tqdm is missing."""
         try:
             from tqdm.auto import tqdm
         except ImportError as error:
@@ -41,7 +41,7 @@ class Bar:
 
 
 def tell_queued(queued: pb.Queued) -> None:
-    """Warns a process that waits for memory which it holds itself."""
+    """Logs the load's place in the queue. Warns a process that waits for memory which it holds itself."""
     own = leased_bytes()
     _log.log(
         logging.WARNING if own else logging.INFO,

@@ -15,7 +15,8 @@ from penstock.v1 import streamer_pb2_grpc
 from .. import errors
 from ..system import descriptors
 from ..system.version import client_version
-from .handoff import Handoff, socket_path
+from .handoff import Handoff
+from .socket_dir import socket_path
 
 _OPTIONS = (
     # A segment may hold a hundred thousand tensors, a listing more.
@@ -34,7 +35,7 @@ _grpc_pid = 0
 
 
 class Session:
-    """Open until `close()`. All calls must have ended by then.
+    """A session is open until `close()`. All calls must have ended by then.
 
     `service` has the methods of StreamerService; pass `metadata` to each. The lease of a load's slabs may
     outlive the session: `close(keep_lease=True)` leaves `handoff` to the owner of the mapping.

@@ -18,10 +18,10 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from .. import errors
-from ..selection import parts
 from . import tensors
 from .copies import CopyPool
 from .mapping import Mapping
+from .name_parts import parts
 from .progress import tell_queued
 from .rpc import Session
 

@@ -71,10 +71,9 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 def without_bytes(entry: pb.Tensor) -> torch.Tensor:
-    """The tensor on the meta device: dtype and shape of the tensor that will be delivered, ahead of its
-    bytes.
+    """The tensor on the meta device, with the dtype and shape that the delivered tensor will have.
 
-    Raises UnsupportedDtypeError, CheckpointInvalidError for a shape that torch cannot represent.
+    Raises UnsupportedDtypeError, and CheckpointInvalidError for a shape that torch cannot represent.
     """
     known = DTYPES.get(entry.dtype)
     if known is None:

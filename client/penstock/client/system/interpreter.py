@@ -72,7 +72,7 @@ def start_module(
 
 
 def import_paths() -> list[str]:
-    """Where this process imports from, absolute, without its working directory.
+    """The entries of `sys.path`, as absolute paths, without the working directory.
 
     The working directory stays if it is a part of the installation: if this package lies there, if it is a
     directory of the interpreter's, or if PYTHONPATH has it by its name.

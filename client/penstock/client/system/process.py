@@ -1,4 +1,4 @@
-"""Which process this is, without a system call: `os.getpid()` for each of 100,000 tensors took a fifteenth of
+"""The id of this process without a system call: `os.getpid()` for each of 100,000 tensors took a fifteenth of
 their load."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 pid = os.getpid()
-"""Of this process. Read it as `process.pid`: an imported copy would stay that of the parent in a child."""
+"""Read it as `process.pid`: a copy imported by name would keep the parent's id in a forked child."""
 
 
 def _renew() -> None:

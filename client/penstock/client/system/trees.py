@@ -1,7 +1,7 @@
-"""Directories that are complete or not there: written beside their place, and put there by one rename.
+"""Directories that are complete or do not exist: written beside their place, and moved there by one rename.
 
-Each has a record of its files (`RECORD`): source, names, sizes, versions and times. By it a later fetch knows
-what it need not fetch again, and what somebody changed meanwhile.
+Each has a record of its files (`RECORD`): source, names, sizes, versions and times. A later fetch reads there
+which files it need not fetch again, and which files somebody has changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import IO
 RECORD = ".penstock.json"
 _DRAFT = ".penstock-"
 _SYNCING_THREADS = 8
-"""A disk writes what several ask for at once in one go."""
+"""A disk serves several syncs at the same time by one write."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,7 +47,7 @@ class Tree:
     path: Path
     files: Mapping[str, Kept]
     whole: bool
-    """Nothing in it was changed."""
+    """No file of it was changed."""
 
     @property
     def digest(self) -> str:
@@ -55,7 +55,7 @@ class Tree:
 
 
 def digest(files: Iterable[tuple[str, int, str]]) -> str:
-    """Of names, sizes and versions."""
+    """A digest of names, sizes and versions."""
     state = hashlib.sha256()
     for one in sorted(files):
         state.update(json.dumps(one).encode())
@@ -63,7 +63,7 @@ def digest(files: Iterable[tuple[str, int, str]]) -> str:
 
 
 def read(path: Path, source: str) -> Tree | None:
-    """The tree there; None where nothing is, or what is no tree of that source."""
+    """The tree at `path`. None if there is nothing, or something else than a tree of this source."""
     try:
         record = json.loads((path / RECORD).read_bytes())
         if record["source"] != source:
@@ -91,16 +91,17 @@ def _is_unchanged(path: Path, kept: Kept) -> bool:
 
 
 def is_tree(path: Path) -> bool:
-    """Whether a fetch made it, of whatever source."""
+    """Whether a fetch made this directory, from any source."""
     return (path / RECORD).is_file()
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Others wait meanwhile, in this process and in others, where the file system has locks."""
+    """Holds the directory's lock, for which other threads and processes wait. Does nothing if the file system
+    has no locks."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # without a lock the same is fetched twice, which does no harm
+        with contextlib.suppress(OSError):  # without a lock files may be fetched twice, which does no harm
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
@@ -108,8 +109,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 class Draft:
-    """A directory that is being written, beside the place where it will be. A context manager; what was not
-    put in its place is removed."""
+    """A directory that is being written, beside its final place. A context manager, which removes the draft
+    unless `put` has moved it."""
 
     def __init__(self, parent: Path, source: str) -> None:
         """Makes nothing before the first file."""
@@ -135,7 +136,7 @@ class Draft:
 
     @property
     def path(self) -> Path:
-        """Made when it is first asked for; what processes that were killed have left beside it is removed."""
+        """Made at the first use. Also removes drafts beside it that killed processes have left."""
         if self._path is None:
             _remove_abandoned(self._parent)
         while self._path is None:
@@ -146,7 +147,7 @@ class Draft:
                 fcntl.flock(fd, fcntl.LOCK_EX)  # until it is in its place, or this process is gone
             if path.is_dir():
                 self._path, self._fd = path, fd
-            else:  # somebody took it for abandoned before it was locked
+            else:  # another process removed it as abandoned before it was locked
                 os.close(fd)
         return self._path
 
@@ -157,13 +158,13 @@ class Draft:
         return open(path, "xb")
 
     def add(self, name: str, version: str) -> None:
-        """What was created is complete. It is on its way to the disk, while others are written."""
+        """A file from `create` is complete. It is synced to the disk while others are written."""
         self._synced.append(self._syncing.submit(_sync, self.path / name))
         status = (self.path / name).stat()
         self._files[name] = Kept(status.st_size, version, status.st_mtime_ns)
 
     def copy(self, name: str, tree: Tree) -> None:
-        """A file of another tree. Raises FileNotFoundError where it is not what it was."""
+        """Copies a file of another tree. Raises FileNotFoundError if that file was changed."""
         kept = tree.files[name]
         with self.create(name) as copied, open(tree.path / name, "rb") as original:
             shutil.copyfileobj(original, copied, 1 << 20)
@@ -172,8 +173,8 @@ class Draft:
         self.add(name, kept.version)
 
     def put(self, place: Path, replaces: Callable[[Path], bool]) -> None:
-        """Makes it what is at `place`, after all of it is on the disk. What is there is replaced if
-        `replaces` says so. Raises OSError."""
+        """Moves the draft to `place` when all of it is on the disk. Replaces a directory there if `replaces`
+        allows it. Raises OSError."""
         record = {"source": self._source, "files": {name: _row(kept) for name, kept in self._files.items()}}
         (self.path / RECORD).write_text(json.dumps(record))
         self._sync()
@@ -205,7 +206,8 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Each gets the other's name, at once; where the file system cannot do that, one after the other."""
+    """Exchanges the names of two directories: in one step, or in several if the file system cannot do
+    that."""
     names = os.fsencode(new), os.fsencode(old)
     try:
         failed = _libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0
@@ -224,7 +226,7 @@ def _exchange(new: Path, old: Path) -> None:
 
 def _remove_abandoned(parent: Path) -> None:
     for path in parent.glob(f"{_DRAFT}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or gone
+        with contextlib.suppress(OSError):  # in use by another process, or gone
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

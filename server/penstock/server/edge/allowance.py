@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class Allowance:
-    """Fills at `per_second` up to `burst`. May be overdrawn: what costs is known only when it has come."""
+    """Fills at `per_second` up to `burst`. May be overdrawn: the cost of a message is known only after it
+    arrived."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")
 
@@ -19,7 +20,7 @@ class Allowance:
         self._left -= cost
 
     def wait_seconds(self, now: float) -> float:
-        """For how long nothing more may be spent; 0: there is something left."""
+        """For how long nothing more may be spent. 0: something is left."""
         self._refill(now)
         return max(0.0, -self._left / self._per_second)
 

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable
 from ..system.quota import Quota
 
 ANSWER_BYTES = 24 << 20
-"""Of all users. A user that has nothing waiting may always send one message more."""
+"""The total for all users. A user with no waiting message may always send one message more."""
 COPIES = 2
-"""Of a message, while it waits: Python's and gRPC's."""
+"""A message that waits exists twice: in Python and in gRPC."""
 
 
 class Answers:
@@ -27,7 +27,7 @@ class Answers:
     def __init__(self, total_bytes: int = ANSWER_BYTES) -> None:
         self._quota = Quota(total_bytes, newcomers=0)
         self._beyond: set[int] = set()
-        """Users that send their one message beyond what the quota allows."""
+        """Users who are sending the one message beyond their quota."""
         self._waiting: deque[tuple[int, int, asyncio.Future[bool]]] = deque()
 
     @contextlib.asynccontextmanager

@@ -22,10 +22,10 @@ from .streams import RequestStream
 FIRST_MESSAGE_SECONDS = 30.0
 """A client that has opened a call has its request ready; so has one that sends a list in parts."""
 MAX_FIELDS = 4096
-"""Fields of one message, without those of messages in it. A field that a later one replaces costs memory
-too while the message is parsed."""
+"""The most fields of one message, without fields of messages in it. A field that a later one replaces costs
+memory too while the message is parsed."""
 LARGEST_BYTES = (1 << 20) + (64 << 10)
-"""Of an answer, unless its sender says otherwise."""
+"""The largest answer, unless its sender says otherwise."""
 WRITE_TIMEOUT_SECONDS = 5.0
 """How long a call that ends early waits for a client that does not read."""
 
@@ -34,7 +34,7 @@ _M = TypeVar("_M", bound=Message)
 
 
 class Call:
-    """One call. To be used by its handler; `next` and `send` may be used at the same time."""
+    """One call, for its handler. `next` and `send` may be used at the same time."""
 
     def __init__(self, context: Context, stream: RequestStream, answers: Answers) -> None:
         self.context = context
@@ -68,7 +68,7 @@ class Call:
 
     async def send(self, make: Callable[[], bytes], *, most_bytes: int = LARGEST_BYTES) -> None:
         """Makes a message of at most so many bytes once there is room for it, and returns when gRPC has
-        passed it on. Raises what `make` raises."""
+        passed it on. Raises the errors of `make`."""
         async with self._answers.room(self.stream.uid, most_bytes) as settle:
             message = make()
             settle(len(message))
@@ -92,7 +92,7 @@ class Call:
         writing.add_done_callback(lambda write: write.cancelled() or write.exception())
         try:
             await asyncio.shield(writing)
-        except grpc.aio.InternalError:  # nobody is there any more to be told
+        except grpc.aio.InternalError:  # the client is gone
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             await asyncio.wait([writing], timeout=WRITE_TIMEOUT_SECONDS)
@@ -137,7 +137,7 @@ class Call:
 
 
 def _fields_within(raw: bytes, most: int) -> bool:
-    """Whether a message has at most so many fields. Malformed messages are left to the parser."""
+    """Whether a message has at most `most` fields. The parser refuses malformed messages."""
     position, end = 0, len(raw)
     for _ in range(most):
         if position >= end:

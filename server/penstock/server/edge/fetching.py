@@ -1,4 +1,4 @@
-"""Fetches on the wire: what a request asks for, and the events of its story."""
+"""The messages of a Fetch call: its request, and the events that answer it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..loads.fetch import MAX_BYTES, MAX_FILES, Done, Event, FetchRequest, Plan,
 from ..loads.readahead import PART_BYTES
 from ..sources import MAX_TREE_NAMES
 from .calls import Call
+from .requests import MAX_NAME_CHARACTERS, check_sources
 
 MESSAGE_BYTES = PART_BYTES + (64 << 10)
-"""Of an answer, at most: a part of a file, and what it is called."""
+"""The largest answer: a part of a file, and the file's name."""
 HELD_BYTES = 128
-"""What a file that the client has takes, as a digest in a set."""
-MAX_NAME_CHARACTERS = 200
+"""The cost of a file that the client has: a digest in a set."""
 
 
-async def opening(call: Call) -> FetchRequest:
-    """What the messages of a Fetch call ask for. Raises InvalidRequestError, and what `call.stream.keep`
-    raises."""
+async def read(call: Call) -> FetchRequest:
+    """The request of a Fetch call, from all its messages. Raises InvalidRequestError, and the errors of
+    `call.stream.keep`."""
     message = await call.only(pb.FetchRequest)
     choice = Choice(message.allow, message.ignore)
     call.stream.keep(len(message.source) + sum(map(len, (*message.allow, *message.ignore))))
@@ -41,6 +41,7 @@ async def opening(call: Call) -> FetchRequest:
             break
         del message
         message = await call.only(pb.FetchRequest)
+    check_sources([source])
     return FetchRequest(source, choice, frozenset(has), max_bytes, max_files, list_only, client_name)
 
 

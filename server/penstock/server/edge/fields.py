@@ -1,8 +1,9 @@
-"""Header blocks of HTTP/2 (RFC 7541) that gRPC for Python survives. Pure.
+"""Checks header blocks of HTTP/2 (RFC 7541) for strings that gRPC's server for Python does not survive. Pure.
 
-Its server decodes the path of a method as UTF-8 in the task that accepts calls. A path that is not UTF-8 ends
-that task, and nobody is served any more. Such a value of another header makes it log a traceback. So the gate
-checks every string of a block. That takes no dynamic table: all strings in such a table were sent before.
+The server decodes the path of a method as UTF-8 in the task that accepts calls. A path that is not UTF-8 ends
+that task, and nobody is served any more. Another header with such a value makes it log a traceback. So the
+gate checks every string of a block. It needs no dynamic table: all strings in the table were checked when
+they were sent.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def check(block: bytes) -> None:
     position, end = 0, len(block)
     while position < end:
         first = block[position]
-        if first & 0x80:  # one that a table has
+        if first & 0x80:  # a field of a table
             _, position = _integer(block, position, 7)
             continue
-        if first & 0xE0 == 0x20:  # the table's size
+        if first & 0xE0 == 0x20:  # a new size of the table
             _, position = _integer(block, position, 5)
             continue
         index, position = _integer(block, position, 6 if first & 0x40 else 4)
@@ -57,7 +58,7 @@ def check(block: bytes) -> None:
 
 
 def _integer(block: bytes, position: int, prefix_bits: int) -> tuple[int, int]:
-    """A number of section 5.1, and where it ends."""
+    """A number of section 5.1, and its end."""
     most = (1 << prefix_bits) - 1
     value, position = block[position] & most, position + 1
     if value < most:
@@ -70,7 +71,7 @@ def _integer(block: bytes, position: int, prefix_bits: int) -> tuple[int, int]:
 
 
 def _string(block: bytes, position: int, what: str, *, binary: bool = False) -> int:
-    """Where a string of section 5.2 ends."""
+    """The end of a string of section 5.2."""
     if position >= len(block):
         raise BadFieldsError("a header block is cut off")
     compressed = block[position] & 0x80
@@ -102,8 +103,9 @@ def _decodes(data: bytes) -> bool:
 
 @functools.cache
 def _decoder() -> tuple[list[list[int]], frozenset[int]]:
-    """For each state, a node of the code's tree, the next by byte, or -1; and the states in which data may
-    end. Made when it is first needed: clients that are built on gRPC's C core compress nothing."""
+    """The next state for each state and byte (-1: not printable), and the states in which data may end. A
+    state is a node of the code's tree. Made at the first use: clients that are built on gRPC's C core
+    compress nothing."""
     children: list[list[int]] = [[-1, -1]]
     for bits, code, characters in _HUFFMAN:
         for value in range(code, code + len(characters)):

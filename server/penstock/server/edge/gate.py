@@ -4,7 +4,7 @@ gRPC accepts every connection, does not learn the peer's uid, and bounds neither
 it listens where nobody else can connect, and every connection to `penstock.sock` passes this gate:
 
     accept    the connection counts for the uid that the kernel names; one too many is closed at once
-    frames    are read one by one (`passage.py`); broken HTTP/2 or a flood ends the connection
+    frames    pass one by one (`frame_filter.py`); broken HTTP/2 or a flood ends the connection
     requests  get a header, by which a handler finds its stream here (`claim`)
     messages  pass once their memory is charged to the user's share (`streams.py`)
     answers   pass as they come, no faster than the client takes them
@@ -37,23 +37,23 @@ MAX_CONNECTIONS = 1024
 CONNECTION_BYTES = 32 << 10
 """The cost of a connection to gRPC and the gate before any request: measured, 19 KiB with gRPC 1.85."""
 WORK_PER_SECOND = 10_000.0
-"""The work that all connections of one user may cause, in frames (`passage.py` has the prices). More has to
-wait. A frame costs about 20 microseconds of one core, so this is a fifth of the core."""
+"""The work that all connections of one user may cause, in frames (`frame_filter.py` has the prices). More
+work has to wait. A frame costs about 20 microseconds of one core, so this is a fifth of the core."""
 WORK_AT_ONCE = 20_000.0
 CONNECTION_WORK = 20
 WIDE_CONNECTIONS = 64
-"""Those that are passed `passage.WIDE_BYTES` of answers at once: 4 MiB together, which count in no user's
-share of memory."""
+"""How many are passed `passage.WIDE_BYTES` of answers at once: 4 MiB together, which count in no user's share
+of memory."""
 FLUSH_SECONDS = 1.0
 """How long a daemon that stops waits for its clients to receive its last answers."""
 IDLE_SECONDS = 60.0
 """A connection that never had a call with a valid token is closed after so long without any call."""
 CALLS_TO_TAKE = 16
-"""Calls of one user that were passed on and that gRPC has not given to a handler. gRPC takes the calls of all
-users in the order of their arrival, about a thousand a second, and cancels some when a thousand wait. So
-the queue has to be here, where the uid of each call is known."""
+"""The most calls of one user that were passed on and that gRPC has not given to a handler. gRPC takes the
+calls of all users in the order of their arrival, about a thousand a second, and cancels some when a thousand
+wait. So the queue has to be here, where the uid of each call is known."""
 STARVED_SECONDS = 10.0
-"""A message waits so long for memory that other requests of its user hold. Then it is refused."""
+"""A message that has waited so long for memory, which other requests of its user hold, is refused."""
 SWEEP_SECONDS = 1.0
 
 
@@ -85,13 +85,13 @@ class Gate:
         self._passages: dict[Passage, None] = {}
         self._work: dict[int, Allowance] = {}
         self._streams: dict[str, RequestStream] = {}
-        """Those that no handler has claimed, by key."""
+        """The streams that no handler has claimed, by key."""
         self._to_take: Counter[int] = Counter()
-        """How many of these each user has."""
+        """By uid: how many of these streams each user has."""
         self._queues: dict[int, dict[Passage, None]] = {}
-        """By uid: those that have a call to pass on, in order."""
+        """By uid: the connections that wait to pass on a call, in order."""
         self._starved: dict[Passage, float] = {}
-        """Since when each waits for memory; the longest first."""
+        """The connections that wait for memory, and since when; the longest first."""
         self._retrying: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
@@ -99,7 +99,7 @@ class Gate:
         self._listener: Listener | None = None
         self._inner = ""
         self._read_buffer = memoryview(bytearray(WIDE_BYTES))
-        """Shared: what was read into it is taken before the loop turns."""
+        """Shared by all connections: bytes are taken out of it before the event loop goes on."""
 
     async def start(self, inner: str) -> None:
         """Binds; `inner` is the path where gRPC listens. The caller holds the directory's lock."""
@@ -108,7 +108,7 @@ class Gate:
         self._start_task(self._sweep())
 
     async def stop(self) -> None:
-        """Once gRPC has stopped: ends every connection, after what gRPC said last."""
+        """Ends every connection, after gRPC's last bytes. To be called when gRPC has stopped."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -120,7 +120,8 @@ class Gate:
             task.cancel()
 
     def claim(self, key: str) -> RequestStream | None:
-        """The stream that has this key, once: it is its handler's from now on."""
+        """The stream with this key, which belongs to the caller from now on. None: no such key, or it was
+        claimed before."""
         stream = self._streams.get(key)
         if stream is not None:
             self._taken(stream)
@@ -134,7 +135,8 @@ class Gate:
         return self._read_buffer
 
     def may_open(self, passage: Passage) -> bool:
-        """Whether it may pass on a call now. If not, `passage.may_open` is called when it may."""
+        """Whether the connection may pass on a call now. If not, `passage.take_turn` is called when it
+        may."""
         if self._to_take[passage.uid] < CALLS_TO_TAKE:
             return True
         self._queues.setdefault(passage.uid, {})[passage] = None
@@ -146,7 +148,7 @@ class Gate:
         return self._wide.used
 
     def widen(self, passage: Passage) -> bool:
-        """Whether it may read answers in large pieces from now on."""
+        """Whether the connection may read answers in large pieces from now on."""
         return self._wide.take(passage.uid)
 
     def open_stream(self, stream: RequestStream) -> None:
@@ -159,7 +161,7 @@ class Gate:
             self._taken(stream)
 
     def starve(self, passage: Passage) -> None:
-        """It waits for memory: it is woken when some is given back."""
+        """The connection waits for memory. It is woken when some is given back."""
         self._starved.setdefault(passage, asyncio.get_running_loop().time())
 
     def memory_freed(self) -> None:
@@ -167,7 +169,7 @@ class Gate:
             self._retrying = asyncio.get_running_loop().call_soon(self._retry)
 
     def gone(self, passage: Passage, reason: str) -> None:
-        """The connection has ended. `reason`: why the gate ended it; empty if it did not."""
+        """The connection has ended. `reason` says why the gate ended it; empty if it did not."""
         del self._passages[passage]
         self._starved.pop(passage, None)
         self._queues.get(passage.uid, {}).pop(passage, None)
@@ -186,7 +188,7 @@ class Gate:
     def _begin(self, connection: socket.socket) -> None:
         _, uid = peer(connection)
         if not self._admits(uid):
-            logger.debug("uid %d was not let in: it has %d connections", uid, self._connections.used_by(uid))
+            logger.debug("uid %d was refused: it has %d connections", uid, self._connections.used_by(uid))
             connection.close()
             self._on_closed("refused")
             return
@@ -210,7 +212,7 @@ class Gate:
         return True
 
     def _taken(self, stream: RequestStream) -> None:
-        """It is gRPC's no longer: the next of its user's calls may pass."""
+        """The call does not wait in gRPC any more, so the next call of its user may pass."""
         del self._streams[stream.key]
         uid = stream.uid
         self._to_take[uid] -= 1
@@ -218,7 +220,7 @@ class Gate:
         while queue and self._to_take[uid] < CALLS_TO_TAKE:
             passage = next(iter(queue))
             del queue[passage]
-            passage.may_open()
+            passage.take_turn()
         if not queue:
             self._queues.pop(uid, None)
         if not self._to_take[uid]:

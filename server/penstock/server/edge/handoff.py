@@ -36,7 +36,8 @@ MAX_SESSIONS = 4096
 """No more than a quarter of the descriptors that this process may have: each session is one. An eighth is
 kept for privileged users."""
 MAX_SESSIONS_PER_UID = 1024
-"""Of a user who is not privileged, and no more than seven eighths of what other users leave."""
+"""The most sessions of a user who is not privileged, who also gets at most seven eighths of what other users
+leave."""
 
 
 class Session:
@@ -58,7 +59,8 @@ class Session:
         self._writable: asyncio.Future[None] | None = None
 
     def on_close(self, release: Callable[[], None]) -> Callable[[], object]:
-        """Runs `release` when the connection ends; at once if it has. Returns what takes that back."""
+        """Runs `release` when the connection ends; at once if it has. Returns a function that withdraws
+        it."""
         number = next(self._numbers)
         if self.closed:
             release()
@@ -81,7 +83,7 @@ class Session:
             ) from error
 
     def send_now(self, frame: pb.HandoffFrame) -> None:
-        """For the first packet, which always finds room. Raises OSError if the client is gone."""
+        """Sends the first packet, which always finds room. Raises OSError if the client is gone."""
         self._connection.send(frame.SerializeToString())
 
     def close(self) -> None:

@@ -26,27 +26,28 @@ from ..system.quota import Quota
 from ..watch.health import Health
 from .answers import Answers
 from .calls import Call, Context
+from .frame_filter import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
 from .gate import Gate
-from .passage import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
-from .service import StreamerService, abort
+from .service import StreamerService
+from .statuses import abort
 from .streams import MAX_MESSAGE_BYTES
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
 LIVENESS_NAME = "live"
 """The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it is ready."""
 REASON_KEY = "penstock-reason"
-"""In the trailing metadata of an answer that it is not: why, in words."""
+"""The trailing metadata that says why the daemon is not live, or not ready."""
 MAX_CALLS_PER_CONNECTION = 16
 REQUEST_BYTES = 48 << 20
 """Memory that the requests of all users may hold, from an incomplete frame to names that wait to be looked
 up. An eighth is kept for privileged users."""
 REQUEST_BYTES_PER_USER = 32 << 20
 METADATA_BYTES = 8 << 10
-"""Of a request's headers, when they are unpacked."""
+"""The largest headers of a request, uncompressed."""
 IDLE_SECONDS = 600
-"""A connection without calls is closed after so long, in the way that its client just connects again."""
+"""gRPC closes a connection that had no call for so long. The next call of its client connects again."""
 LOOK_SECONDS = 1.0
-"""How often gRPC's server is checked: it does not report that it ended by a fault."""
+"""How often gRPC's server is checked: it does not report that a fault ended it."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
@@ -61,7 +62,7 @@ _OPTIONS = (
 
 _STREAM_KEY = STREAM_HEADER.decode()
 _Methods = Mapping[str, tuple[Callable[[Call], Awaitable[None]], Callable[[Any], bytes] | None]]
-"""How each method is answered, and how what it writes by itself becomes bytes."""
+"""By method: its handler, and the serializer of messages that it writes without `Call.send`."""
 
 
 class RpcServer:
@@ -97,7 +98,7 @@ class RpcServer:
         await self._gate.start(f"/proc/self/fd/{self._inner_fd}")
 
     async def stop(self) -> None:
-        """Cuts off what still runs."""
+        """Ends all calls."""
         if self._server is not None:
             await self._server.stop(None)
         await self._gate.stop()
@@ -117,7 +118,7 @@ class RpcServer:
         return "it was stopped"
 
     async def _listen(self, server: grpc.aio.Server) -> None:
-        """gRPC listens on a path, and when it stops it removes whatever file is there, even another daemon's.
+        """gRPC listens on a path. When it stops it removes the file at this path, even another daemon's.
         So the path is removed as soon as gRPC listens. From then on only this process's descriptor leads
         there."""
         path = self._directory / f".{secrets.token_hex(4)}"
@@ -182,7 +183,8 @@ class RpcServer:
 
 
 class _HealthService(health_service.aio.HealthServicer):  # type: ignore[misc]
-    """Says why, too, for which grpc.health.v1 has no field. Clients that do not know of it pass over it."""
+    """Adds the reason as trailing metadata, since grpc.health.v1 has no field for it. Clients that do not
+    know it ignore it."""
 
     def __init__(self, health: Health) -> None:
         super().__init__()

@@ -22,10 +22,10 @@ from ..system.quota import Quota
 
 MAX_MESSAGE_BYTES = 1 << 20
 UNAPPROVED_MESSAGE_BYTES = 4096
-"""Of a call without a token: health checks and reflection never need more."""
+"""The largest message of a call without a token: health checks and reflection never need more."""
 UNAPPROVED_MESSAGES = 4
 MAX_WAITING_MESSAGES = 16
-"""Messages that passed and that the handler has not taken."""
+"""The most messages that have passed and that the handler has not taken."""
 STREAM_BYTES = 16 << 10
 """The cost of a call to gRPC and Python: measured, 15 KiB with gRPC 1.85."""
 MESSAGE_OVERHEAD_BYTES = 512
@@ -42,24 +42,24 @@ class RequestStream:
         memory was given back."""
         self.uid = uid
         self.key = secrets.token_hex(16)
-        """By this the handler finds the stream. Nobody else knows it."""
+        """By this key the handler finds the stream. Nobody else knows it."""
         self.approved = False
         self.taken_up = False
-        """gRPC has given the call to its handler. Until then the client can neither end nor reset it: gRPC
-        would keep the rest of it in its queue, and not report when it is gone."""
+        """gRPC has given the call to its handler. Until then the gate passes on no reset and no end of the
+        connection: gRPC would keep the rest of the call in its queue, and not report when it is gone."""
         self.ended = False
         self.refusal: PenstockError | None = None
         self.starved = False
-        """It waits for memory that other requests of the user hold."""
+        """A message waits for memory that other requests of the user hold."""
         self.messages = 0
-        """All that were ever admitted."""
+        """How many messages have been admitted so far."""
         self.on_refused: Callable[[], None] | None = None
         self._memory = memory
         self._wake = wake
         self._freed = freed
         self._small = False
         self._waiting: deque[int] = deque()
-        """What each message that passes, or passed and was not taken, costs; oldest first."""
+        """The cost of each message that is passing, or has passed and is not taken yet; oldest first."""
         self._in_hand = 0
         self._kept = 0
         self._prefix = b""
@@ -80,7 +80,8 @@ class RequestStream:
                 continue
             prefix = self._prefix + payload[passed : passed + _PREFIX_BYTES - len(self._prefix)]
             if len(prefix) == _PREFIX_BYTES:
-                # Not before: gRPC would have a message of no bytes whole.
+                # The prefix passes only when the message is admitted: an empty message is nothing but its
+                # prefix.
                 if not self._admit_message(prefix[0], int.from_bytes(prefix[1:], "big")):
                     break
                 passed += _PREFIX_BYTES - len(self._prefix)
@@ -117,7 +118,7 @@ class RequestStream:
         self._wake()
 
     def stay_small(self) -> None:
-        """The call needs no token, and no messages that a call without one may not send."""
+        """The call needs no token, so larger messages are refused instead of held."""
         self._small = True
         self._wake()
 
@@ -196,7 +197,7 @@ class RequestStream:
         return True
 
     def _charge_frame(self) -> bool:
-        """One more frame of a message that has begun."""
+        """Charges one more frame of a message that has begun. False: the message is refused."""
         if self.refusal is not None:
             return False
         if not self._memory.take(self.uid, FRAME_OVERHEAD_BYTES):

@@ -1,4 +1,4 @@
-"""Unix sockets that every user may connect to, and who did."""
+"""Unix sockets that every user may connect to, and the identity of a process that did."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _PEER = struct.Struct("iII")
 _SO_PEERGROUPS = 59
 """Not in `socket`."""
 _MOST_GROUPS_BYTES = 1024
-"""Of 256 groups: Python asks for no more."""
+"""The size of 256 groups. Python's `getsockopt` takes no larger buffer."""
 
 
 class Listener:
-    """Listens at `path`, in place of a socket that nobody listens on any more. The mode lets everybody
-    connect; the caller decides whom to serve. Lives on the event loop."""
+    """Listens at `path`, and replaces a socket on which nobody listens any more. The mode lets everybody
+    connect. The caller decides whom to serve. Lives on the event loop."""
 
     def __init__(
         self, path: Path, kind: socket.SocketKind, on_connection: Callable[[socket.socket], None]
     ) -> None:
-        """`on_connection` gets each connection, which is its own from then on and does not block. Raises
-        ConfigError where somebody listens already."""
+        """`on_connection` gets each connection, non-blocking, and owns it from then on. Raises ConfigError if
+        somebody listens already."""
         self._path = path
         self._on_connection = on_connection
         self._closed = False
@@ -62,7 +62,7 @@ class Listener:
         self._closed = True
         asyncio.get_running_loop().remove_reader(self.socket)
         unlink_own(self._path, self._id)
-        self.socket.close()  # only now: once it is closed the inode's number may be another's
+        self.socket.close()  # last: once it is closed, another file may get the inode's number
 
     def _listen(self) -> None:
         if not self._closed:
@@ -77,7 +77,7 @@ class Listener:
             except OSError as error:  # out of descriptors: the clients wait in the backlog
                 logger.warning("a connection to %s could not be accepted: %s", self._path, error)
                 loop = asyncio.get_running_loop()
-                loop.remove_reader(self.socket)  # else the loop would turn for nothing but this
+                loop.remove_reader(self.socket)  # or the event loop would do nothing else
                 loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen)
                 return
             connection.setblocking(False)
@@ -92,7 +92,7 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def peer_groups(connection: socket.socket) -> frozenset[int]:
-    """The groups of who is at the other end; of those who are in very many the first alone."""
+    """The groups of the process at the other end. If it is in more than 256, only its primary group."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     gid: int = _PEER.unpack(raw)[2]
     try:

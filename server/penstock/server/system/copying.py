@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def _address(view: memoryview) -> int:
-    """Of a view that can be written."""
+    """The address of a writable view."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def copy(parts: Sequence[memoryview], target: memoryview) -> None:
-    """The parts, one after the other, to the start of the target, which is long enough."""
+    """Copies the parts, one after the other, to the start of the target, which must be long enough."""
     at = 0
     for part in parts:
         _copy(part, target[at : at + len(part)])
@@ -20,7 +20,7 @@ def copy(parts: Sequence[memoryview], target: memoryview) -> None:
 
 
 def spread(data: memoryview, targets: Sequence[memoryview]) -> None:
-    """The data into the targets, one after the other, which together have at least as many bytes."""
+    """Copies the data into the targets, one after the other. Together they must be long enough."""
     at = 0
     for target in targets:
         count = min(len(target), len(data) - at)
@@ -33,4 +33,4 @@ def _copy(source: memoryview, target: memoryview) -> None:
     if source.readonly or len(source) < 4096:
         target[:] = source
     else:
-        ctypes.memmove(_address(target), _address(source), len(source))  # ctypes lets go of the lock
+        ctypes.memmove(_address(target), _address(source), len(source))  # ctypes releases the lock

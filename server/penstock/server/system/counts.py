@@ -17,7 +17,7 @@ CLOSED_REASONS = ("refused", "protocol", "flood", "memory", "idle")
 RETRY_REASONS = ("timeout", "connection", "throttled", "server_error", "short_body", "bad_response")
 LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 TIER_COUNTS = ("read_bytes", "written_bytes", "failed_reads", "evictions")
-"""What the tier counts since its start."""
+"""The counters of the tier."""
 READ_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -38,13 +38,13 @@ class Distribution:
             self._sum += value
 
     def cumulated(self) -> tuple[list[int], float]:
-        """For each bound, and at last without one, how many values do not exceed it; and the sum of all."""
+        """How many values do not exceed each bound, last the number of all, and the sum of all."""
         with self._lock:
             return list(itertools.accumulate(self._counts)), self._sum
 
 
 class Totals:
-    """Changed on the event loop only, but for the distributions."""
+    """Changed on the event loop only, except for the distributions."""
 
     def __init__(self, sources: Sequence[str]) -> None:
         """`sources` are the kinds of storage."""
@@ -55,9 +55,9 @@ class Totals:
         self.fetched_bytes = dict.fromkeys(sources, 0)
         self.source_bytes = dict.fromkeys(sources, 0)
         self.retries: dict[str, Callable[[], Mapping[str, int]]] = {}
-        """For a source that tries again: how often it did, by reason."""
+        """By source that repeats requests: how often it did, by reason."""
         self.tier: Mapping[str, int] = dict.fromkeys(TIER_COUNTS, 0)
-        """Of `TIER_COUNTS`; the tier's own, if there is one."""
+        """By name of `TIER_COUNTS`. The tier replaces these by its own, if there is one."""
         self.rejected = dict.fromkeys(reasons(), 0)
         self.connections_closed = dict.fromkeys(CLOSED_REASONS, 0)
         self.delivered_bytes = 0
@@ -81,7 +81,7 @@ class Totals:
         return sum(self.source_bytes.values())
 
     def loads_that(self, result: str) -> int:
-        """How many ended so."""
+        """How many loads ended with this result."""
         return sum(count for (_, ended), count in self.loads.items() if ended == result)
 
     def summary(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""Notices by inotify that the names in a directory changed, as where a file is replaced or written.
+"""Notices by inotify that a file in a directory was written, replaced or removed.
 
-A ConfigMap is a directory whose link `..data` is replaced by another: no event is of the file itself. So the
-directory is watched. What inotify does not tell of, such as writes of another machine, the caller has to look
-for now and then.
+The directory is watched and not the file: in a ConfigMap only the link `..data` is replaced, so no event
+names the file. inotify does not report some changes, such as writes by another machine. The caller has to
+look for these from time to time.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class DirectoryEvents:
         self._fd: int = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
 
     def fileno(self) -> int:
-        """-1 where there is no inotify: a seccomp profile, or too many instances of the user."""
+        """-1 without inotify: a seccomp profile forbids it, or the user has too many instances."""
         return self._fd
 
     def watch(self) -> bool:
-        """From now on, until the directory is removed or unmounted; again after it came back. False where it
-        cannot be watched. May block as long as the directory's mount hangs."""
+        """Watches the directory until it is removed or unmounted. Call it again when the directory is back.
+        Returns False if it cannot be watched. May block as long as the directory's mount hangs."""
         mask = _IN_CLOSE_WRITE | _IN_MOVED | _IN_DELETE | _IN_ONLYDIR
         return self._fd >= 0 and _libc.inotify_add_watch(self._fd, self._directory, mask) >= 0
 
     def clear(self) -> None:
-        """Until something happens again, it is not readable."""
+        """Takes all events, so that the descriptor is not readable until the next one."""
         try:
             while os.read(self._fd, _BUFFER_BYTES):
                 continue

@@ -1,7 +1,7 @@
 """Any exception as an error of the tree.
 
-Threads, descriptors and memory run out as RuntimeError, OSError and MemoryError, which do not say what to do.
-Any other unexpected exception becomes INTERNAL, and its traceback goes to the log.
+If threads, descriptors or memory run out, Python raises RuntimeError, OSError or MemoryError, which do not
+say what to do. Any other unexpected exception becomes INTERNAL, and its traceback goes to the log.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class NoThreadError(RuntimeError):
-    """No thread could be started, and there is none that could serve the call later."""
+    """No thread could be started, and no other thread could serve the call later."""
 
 
 def explain(error: BaseException, doing: str) -> PenstockError:
-    """The error for a client when `error` ended what penstockd was `doing`, such as "making 4 slabs"."""
+    """The error for a client if `error` ended something that penstockd was `doing`, such as "making 4
+    slabs"."""
     if isinstance(error, PenstockError):
         return error
     code = error.errno if isinstance(error, OSError) else None

@@ -35,11 +35,11 @@ class FairExecutor:
         self._wake = threading.Condition()
         self._quota = Quota(count)
         self._queues: dict[int, deque[_Call]] = {}
-        """Of users with calls that wait."""
+        """By user with calls that wait."""
         self._served_seconds: dict[int, float] = {}
-        """Of users with calls that wait or are under way."""
+        """By user with calls that wait or are under way."""
         self._level_seconds = 0.0
-        """The seconds that the user who was served last had been served before."""
+        """The seconds for which the user served last had been served before that call."""
         self._began: dict[int, float] = {}
         """By thread with a call under way: when that began, by the monotonic clock."""
         self._threads = 0
@@ -125,7 +125,7 @@ class FairExecutor:
             try:
                 call.run()
             finally:
-                del taken, call  # else an idle thread would keep what it was called with
+                del taken, call  # or an idle thread would keep the arguments of its last call
                 with self._wake:
                     self._quota.release(uid)
                     began = self._began.pop(threading.get_ident())
@@ -136,7 +136,7 @@ class FairExecutor:
 
 
 class UserExecutor(Executor):
-    """A fair executor as one user sees it."""
+    """A fair executor for the calls of one user."""
 
     def __init__(self, executor: FairExecutor, uid: int) -> None:
         self._executor = executor

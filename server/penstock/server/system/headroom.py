@@ -5,10 +5,11 @@ died while clients held its slabs. These stay charged until the clients unmap th
 more would be killed. In a container that is started anew the kernel does not show older charges. There the
 container's limit has to be large enough (docs/deploy.md).
 
-And how much of it has to go back. Without a limit the buffer keeps what is warm as long as the machine and
-each cgroup have `SPARE_SHARE` of their memory left. Where processes stall for memory they must have
-`SPARE_SHARE_UNDER_PRESSURE`. Stalls alone say too little: the kernel reports those of a neighbour in a tight
-cgroup of its own as the machine's too, and no memory of ours helps that one.
+Also, how much of the buffer has to be given back. Without a limit the buffer keeps warm checkpoints as long
+as the machine and each cgroup have `SPARE_SHARE` of their memory left. If processes stall for memory there,
+the share is `SPARE_SHARE_UNDER_PRESSURE`. Stalls alone do not count: the kernel also reports those of a
+neighbour in a tight cgroup of its own as the machine's, and memory of the daemon does not help that
+neighbour.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from .limits import OVERHEAD_BYTES, cgroup_limits, memory_bound, proc_sizes
 _ROOT = Path("/")
 
 SPARE_SHARE = 1 / 16
-"""Of the memory of the machine, and of each cgroup's limit. At 0.25 s a look (`staging/memory/upkeep.py`) a
-process may take 16 GB/s of a node with 64 GB, and finds memory left."""
+"""The share of the machine's memory, and of each cgroup's limit, that has to be left. At 0.25 s a look
+(`staging/memory/upkeep.py`) a process may take 16 GB/s of a node with 64 GB, and finds memory left."""
 SPARE_SHARE_UNDER_PRESSURE = 1 / 4
 PRESSURE_PERCENT = 10.0
-"""Of the last ten seconds, in which at least one process waited for memory: `some avg10` of PSI."""
+"""The share of the last ten seconds in which a process waited for memory: `some avg10` of PSI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +38,23 @@ class Level:
     limit_bytes: int
     left_bytes: int
     stalled_percent: float
-    """Of the last ten seconds; 0 where the kernel does not say."""
+    """The share of the last ten seconds in which a process waited for memory. 0 if the kernel does not
+    say."""
 
     @property
     def spare_bytes(self) -> int:
-        """Beyond the share that it has to have left; negative where some of that is missing."""
+        """Memory left beyond the share that has to be left. Negative if some of the share is missing."""
         pressed = self.stalled_percent >= PRESSURE_PERCENT
         share = SPARE_SHARE_UNDER_PRESSURE if pressed else SPARE_SHARE
         return self.left_bytes - math.ceil(self.limit_bytes * share)
 
 
 def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
-    """Bytes of a buffer of `capacity_bytes` that can exist, those included that do. Blocks for a moment."""
+    """How many bytes of a buffer of `capacity_bytes` can exist, including those that exist. Blocks for a
+    moment."""
     own = proc_sizes(root / "proc/self/status")
     beside_bytes = max(0, memory_bound(root).limit_bytes - capacity_bytes)
-    # Memory that the daemon may need for itself, as far as the limits have any beside the buffer.
+    # The memory that the daemon may need besides the buffer, if the limits leave any.
     reserve_bytes = min(OVERHEAD_BYTES, beside_bytes) * 3 // 4 - own.get("RssAnon", 0)
     left = min(level.left_bytes for level in levels(root))
     room_bytes = left + own.get("RssShmem", 0) - max(0, reserve_bytes)
@@ -59,8 +62,8 @@ def buffer_headroom(capacity_bytes: int, root: Path = _ROOT) -> int:
 
 
 def spare_bytes(root: Path = _ROOT) -> int:
-    """How much more memory may be kept so that every level has its share left. Negative: so much has to go
-    back. Blocks for a moment."""
+    """How much more memory may be kept so that every level has its share left. Negative: so much has to be
+    given back. Blocks for a moment."""
     return min(level.spare_bytes for level in levels(root))
 
 

@@ -10,15 +10,15 @@ OVERHEAD_BYTES = 256 << 20
 """Kept free for the interpreter, gRPC and buffers when the limit follows from the container's."""
 
 MAX_FILE_DESCRIPTORS = 65_536
-"""Of the files of all loads together, however many the system allows."""
+"""The most descriptors for the files of all loads together, however many the system allows."""
 MOMENTARY_DESCRIPTORS = 256
-"""What is open for a moment, to list a directory or start a process, or for ever: the log, connections to
-S3."""
+"""Descriptors that are open for a moment, to list a directory or start a process, and a few that stay open:
+the log, connections to S3."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBound:
-    """The tightest limit that applies to this process, and whose it is, for messages."""
+    """The tightest limit of memory that applies to this process, and its origin, for messages."""
 
     limit_bytes: int
     origin: str
@@ -45,8 +45,8 @@ def proc_sizes(path: Path) -> dict[str, int]:
 
 
 def cgroup_limits(root: Path) -> list[tuple[Path, str]]:
-    """Every (directory, file) that may hold a limit. In a container the cgroup's own path may not be
-    visible; its mount point then shows it as the root, and is looked at too."""
+    """Every (directory, file) that may hold a limit. In a container the cgroup's own path may not be visible:
+    the mount point shows the cgroup as the root then, so it is looked at too."""
     found: list[tuple[Path, str]] = []
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -83,10 +83,11 @@ def raise_open_files() -> int:
 
 
 def file_descriptors(*, slabs: int, sessions: int, connections: int) -> int:
-    """How many descriptors the files of checkpoints may take: what the limit of open files leaves beside
-    slabs (twice, as clients may hold some that were given up), sessions and connections (three each), all at
-    their most, and `MOMENTARY_DESCRIPTORS`. At least an eighth of the limit, since all of these are rarely at
-    their most.
+    """How many descriptors the files of checkpoints may take.
+
+    That is the limit of open files, less the most that others take: two for each slab (clients may hold slabs
+    that the daemon has given up), one for each session, three for each connection, and
+    `MOMENTARY_DESCRIPTORS`. At least an eighth of the limit, since the others rarely take the most.
     """
     import resource
 
@@ -105,7 +106,7 @@ def shmem_huge_pages() -> str:
 
 
 def user_share(count: int) -> int:
-    """How much of `count` one user may take who is not privileged: never all, so that another can go on."""
+    """How much of `count` a user who is not privileged may take: never all, so that others can go on."""
     return max(1, count * 7 // 8)
 
 

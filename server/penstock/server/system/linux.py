@@ -8,7 +8,7 @@ import mmap
 import os
 
 PAGE_BYTES = max(4096, os.sysconf("SC_PAGE_SIZE"))
-"""What the kernel maps, and what direct reads are aligned to. 64 KiB on some arm64 machines."""
+"""The size of a page, and the alignment of direct reads. 64 KiB on some arm64 machines."""
 HUGE_PAGE_BYTES = 2 << 20
 
 F_SEAL_SEAL = 0x0001
@@ -131,8 +131,8 @@ class _CacheCounts(ctypes.Structure):
 
 
 def page_is_cached(fd: int, offset: int) -> bool | None:
-    """Whether the page cache holds the page at `offset`, without asking for it. None where the kernel does
-    not say: before Linux 6.5, behind some seccomp profiles, and since 6.13 for files of another user."""
+    """Whether the page cache holds the page at `offset`. Does not read the page. None if the kernel does not
+    say: before Linux 6.5, behind some seccomp profiles, and since 6.13 for files of another user."""
     page, counts = _CacheRange(offset, PAGE_BYTES), _CacheCounts()
     if _libc.syscall(_SYS_CACHESTAT, fd, ctypes.byref(page), ctypes.byref(counts), 0) != 0:
         return None
@@ -140,8 +140,8 @@ def page_is_cached(fd: int, offset: int) -> bool | None:
 
 
 def pages_are_cached(fd: int, offset: int, size_bytes: int) -> bool:
-    """Whether the page cache holds all of a range. The kernel says so of any range where this process neither
-    owns the file nor may write it."""
+    """Whether the page cache holds all of a range. For a file that this process neither owns nor may write,
+    the kernel says so of any range."""
     start = offset // PAGE_BYTES * PAGE_BYTES
     length = offset + size_bytes - start
     address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, start)

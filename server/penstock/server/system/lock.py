@@ -1,4 +1,4 @@
-"""One daemon a directory: gRPC would silently take a live socket's place."""
+"""The lock of a socket directory, so that one daemon serves it: gRPC would silently replace a live socket."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .own_files import FileId, file_id, unlink_own
 
 @contextlib.contextmanager
 def locked(directory: Path, *, private: bool) -> Iterator[None]:
-    """Makes the directory and holds its lock. A `private` one is removed at the end: its owner may be gone
-    without cleaning up. Raises ConfigError."""
+    """Makes the directory and holds its lock. Removes a `private` directory at the end, since its owner may
+    have died without doing so. Raises ConfigError."""
     path = directory / "penstockd.lock"
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)

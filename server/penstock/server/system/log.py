@@ -1,4 +1,4 @@
-"""One line an event: what happened, then its fields. As text or as JSON."""
+"""The log: one line for each event, its name and then its fields, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Formatter(logging.Formatter):
 
 
 def _text(value: Any) -> str:
-    """Quoted where it could be taken for more than one field: what clients chose must not forge lines."""
+    """Quoted if it could be taken for more than one field: text that clients chose must not forge lines."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(" \"'=") and text else json.dumps(text)
 

@@ -1,5 +1,4 @@
-"""Files that this process made: removed at the end only if they are still the same inode, as others may have
-put theirs in the place."""
+"""Removes files that this process made, unless another file has taken their place meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ FileId = tuple[int, int]
 
 
 def file_id(path: Path) -> FileId | None:
-    """None: there is nothing."""
+    """None: there is no such file."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How a read tells those who watch its thread that bytes still come, or that it begins to wait for them."""
+"""Signals of a read to the watcher of its thread: bytes still arrive, or it begins to wait for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Heartbeat:
-    """When bytes of the read on one thread last came, by the monotonic clock."""
+    """When bytes last arrived for the read on one thread, by the monotonic clock."""
 
     __slots__ = ("at",)
 
@@ -26,7 +26,7 @@ def watch(heartbeat: Heartbeat, on_wait: Callable[[Heartbeat], None]) -> None:
 
 
 def beat() -> None:
-    """Bytes came. Cheap; does nothing on threads that nobody watches."""
+    """Bytes have arrived. Cheap. Does nothing on threads that nobody watches."""
     heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
     if heartbeat is not None:
         heartbeat.at = time.monotonic()

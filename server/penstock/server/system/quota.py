@@ -1,5 +1,5 @@
-"""How much of a bounded thing each user may have: the one rule for sessions, connections, loads, descriptors
-and the memory of requests.
+"""How much of a bounded resource each user may have: the one rule for sessions, connections, loads,
+descriptors and the memory of requests.
 
     total = a reserve that only privileged users may use + first units + what the others share
 
@@ -9,7 +9,7 @@ before left. So an eighth is set aside for first units: each of the first `NEWCO
 few of its own, whatever the others hold. Root and the daemon's own user may have all that is left, and the
 reserve is theirs alone, so nobody can keep them out.
 
-It counts and decides. It neither waits nor raises: the caller says what a refusal means.
+It counts and decides. It neither waits nor raises: the caller decides what follows from a refusal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESERVED_PART = 8
 FIRST_PART = 8
 """One part in so many of the rest is set aside for first units."""
 NEWCOMERS = 8
-"""So many users, at least, find first units, if there are as many of these."""
+"""At least so many users find first units, if there are as many units."""
 
 
 class Shares:
@@ -41,13 +41,13 @@ class Shares:
         self._most_per_user = total if most_per_user is None else most_per_user
 
     def most(self, uid: int) -> int:
-        """What the user may have when there is no other."""
+        """How many units the user may have if there is no other user."""
         if is_privileged(uid):
             return self.total
         return min(min(self._first_per_user, self._first) + user_share(self._shared), self._most_per_user)
 
     def left(self, uid: int, used: Counter[int]) -> int:
-        """What the user may take now, beyond what it has, if all have what is `used`."""
+        """How many more units the user may take now. `used` has the units of every user."""
         own = used.get(uid, 0)
         unused = self.total - used.total()
         if is_privileged(uid):
@@ -56,11 +56,12 @@ class Shares:
         others = [count for user, count in used.items() if user != uid and not is_privileged(user)]
         first_used = min(self._first, sum(min(count, self._first_per_user) for count in others))
         first = min(self._first_per_user, self._first - first_used)
-        # What privileged users have beyond their reserve is of the shared part, as long as that lasts.
+        # Units that privileged users have beyond their reserve come from the shared part, as long as it
+        # lasts.
         shared_used = sum(others) - first_used + max(0, privileged - self._reserve)
         shared = user_share(self._shared - shared_used) if shared_used < self._shared else 0
         allowed = min(first + shared, self._most_per_user)
-        # What privileged users have of the reserve leaves the rest of it to them.
+        # The rest of the reserve stays free for privileged users.
         free = unused - max(0, self._reserve - privileged)
         return max(0, min(allowed - own, free))
 
@@ -77,7 +78,7 @@ class Quota:
 
     @property
     def used(self) -> int:
-        """By all users."""
+        """The units of all users."""
         with self._lock:
             return self._used.total()
 
@@ -86,11 +87,11 @@ class Quota:
             return self._used[uid]
 
     def most(self, uid: int) -> int:
-        """What the user may have when there is no other."""
+        """How many units the user may have if there is no other user."""
         return self._shares.most(uid)
 
     def left(self, uid: int) -> int:
-        """How much more the user may take now."""
+        """How many more units the user may take now."""
         with self._lock:
             return self._shares.left(uid, self._used)
 

@@ -1,7 +1,7 @@
-"""What the kernel knows of an open file, with the identity of the mount that it was opened through.
+"""The status of an open file, with its birth and the mount that it was opened through.
 
-Python's `os.fstat` has neither birth times nor mounts, and network file systems answer it from what they
-knew some seconds ago.
+Python's `os.fstat` has neither birth times nor mounts, and network file systems answer it from a cache that
+may be some seconds old.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LAYOUT = struct.Struct("=IIQIIIHHQQQQ qII qII qII qII IIII Q")
 _STATX_BYTES = 256
 
 _NO_STATX = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
-"""From old kernels, and seccomp profiles that do not know it."""
+"""Errors of old kernels, and of seccomp profiles that do not know the call."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -46,7 +46,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """Of one file at one moment."""
+    """The status of one file at one moment."""
 
     device: tuple[int, int]
     """Major and minor number."""
@@ -64,7 +64,7 @@ class FileStatus:
 
 
 def file_status(fd: int) -> FileStatus:
-    """What the file's server says of it now. Raises OSError."""
+    """The status that the file's server reports now. Raises OSError."""
     if _statx is not None:
         answer = ctypes.create_string_buffer(_STATX_BYTES)
         flags = _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC
@@ -144,7 +144,7 @@ def _plain_status(fd: int) -> FileStatus:
 
 
 def _mount_of(fd: int) -> int:
-    """By /proc; 0 where that is not mounted."""
+    """The id of the file's mount, from /proc. 0 if that is not mounted."""
     try:
         with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
             return next((int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:")), 0)

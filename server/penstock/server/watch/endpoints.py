@@ -52,7 +52,7 @@ class Endpoints:
         self._status = _Asked(loop, lambda: status.message(None))
         self._last_gauges = Gauges()
         self._rendered: dict[str, tuple[float, bytes]] = {}
-        """By content type: when, and what."""
+        """The last answer by content type, and when it was made."""
         self._page = _page()
 
     async def respond(self, path: str, accept: str) -> Answer:
@@ -95,7 +95,7 @@ class Endpoints:
 
 
 class _Asked(Generic[_T]):
-    """One question to the main event loop, asked once however many wait for the answer."""
+    """One question to the main event loop. It is asked once, however many clients wait for the answer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, question: Callable[[], _T]) -> None:
         self._main_loop = loop
@@ -103,7 +103,7 @@ class _Asked(Generic[_T]):
         self._pending: asyncio.Future[_T | None] | None = None
 
     async def get(self, health: Health) -> _T | None:
-        """None: it did not answer in time. Asks again only when it has answered."""
+        """The answer; None if the loop did not answer in time. Asks again only after an answer."""
         if self._pending is None:
             here = asyncio.get_running_loop()
             self._pending = here.create_future()
@@ -126,7 +126,7 @@ class _Asked(Generic[_T]):
         try:
             answer = self._question()
         except Exception:
-            logger.exception("status could not be told")
+            logger.exception("status could not be collected")
         with contextlib.suppress(RuntimeError):  # the HTTP thread ended meanwhile
             loop.call_soon_threadsafe(pending.set_result, answer)
 
@@ -136,7 +136,7 @@ def _verdict(trouble: str) -> Answer:
 
 
 def _page() -> dict[str, Answer]:
-    """The files of the page, which are few and small, by path."""
+    """The files of the page by path. They are few and small."""
     answers = {}
     for file in resources.files(__package__).joinpath("page").iterdir():
         content_type = _TYPES.get(PurePath(file.name).suffix)

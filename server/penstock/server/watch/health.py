@@ -3,13 +3,12 @@
     starting -> serving -> draining      what the daemon does; `ready` only while serving
     live                                 the event loop turns, and what can be read is read
 
-A mount that hangs is reported (`penstock_hung_mounts`, status, the log), however many threads wait for it,
-and does not make the daemon hang: it costs its own loads, storage may come back, and a restart would throw
-away everything that is warm. The daemon is not live, and has to be restarted, when the event loop hangs, as
-nobody is answered then; or when a block waits that may be read, and no thread is left to begin it, though
-none ends one either.
+A mount that hangs is reported (`penstock_hung_mounts`, status, the log). The daemon stays live, however many
+threads wait for the mount: only loads that read from it wait, storage may come back, and a restart would lose
+everything that is warm. The daemon is not live, and has to be restarted, in two cases. The event loop hangs,
+so nobody is answered. Or a block could be read and waits, while no thread begins or ends a read.
 
-Everything here may be asked from any thread, above all while the event loop hangs.
+Every thread may ask, also while the event loop hangs.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class HungMount:
 
     mount_point: str
     threads: int
-    """Of readers and others that have waited for it for too long."""
+    """Threads, readers and others, that have waited for it for too long."""
     seconds: float
-    """For how long the first of them has."""
+    """The longest of these waits."""
 
 
 class Health:
@@ -55,11 +54,11 @@ class Health:
         stall_seconds: float,
         on_change: Callable[[], None],
     ) -> None:
-        """`readers` are those whose reads may hang. `asked_since` tells, for each thread that waits for a
-        mount, which one and since when by the monotonic clock. `on_change` is called on the event loop when
-        `ready` or `live` may be different."""
+        """`readers` are the pools whose reads may hang. `asked_since` has a mount for each thread that waits
+        for one, and since when it waits, by the monotonic clock. `on_change` is called on the event loop when
+        `ready` or `live` may have changed."""
         self.waits_for = "penstockd is starting"
-        """What keeps a daemon that is not hung from being ready, in words; empty when nothing does."""
+        """Why a daemon that does not hang is not ready, in words. Empty if it is ready."""
         self.draining = False
         self._readers = readers
         self._asked_since = asked_since
@@ -68,7 +67,7 @@ class Health:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._asked: float | None = None
-        """Since when the loop has been asked for a turn that it has not made."""
+        """When the event loop was asked to call back. None: it has called back."""
         self._told: set[str] = set()
         self._told_mounts: set[str] = set()
         self._end = threading.Event()
@@ -81,7 +80,7 @@ class Health:
         return sum(since < limit for readers in self._readers for since in readers.reads_since())
 
     def hung_mounts(self) -> list[HungMount]:
-        """Those that threads have waited for for too long, the longest first."""
+        """The mounts that threads have waited for too long, the longest wait first."""
         now = time.monotonic()
         late = [(mount, now - since) for mount, since in self._asked_since()]
         late = [(mount, seconds) for mount, seconds in late if seconds > self._stall_seconds]
@@ -92,8 +91,8 @@ class Health:
 
     @property
     def readers_stalled(self) -> bool:
-        """A block that may be read has waited for too long, and no thread begins or ends any."""
-        # No sooner than a spare thread takes the place of one that hangs.
+        """A block that could be read has waited for too long, and no thread has begun or ended a read."""
+        # Not before a spare thread can have taken the place of one that hangs.
         limit = time.monotonic() - max(self._stall_seconds, 4 * STALL_SECONDS)
         waits = [readers.idle_since() for readers in self._readers]
         return any(since is not None and since < limit for since in waits)
@@ -111,7 +110,7 @@ class Health:
 
     @property
     def hang(self) -> str:
-        """Why the daemon is not live, in words; empty when it is."""
+        """Why the daemon is not live, in words. Empty if it is live."""
         if self.loop_stalled:
             return f"the event loop has made no progress for {self._stall_seconds:g} s"
         if self.readers_stalled:
@@ -126,7 +125,7 @@ class Health:
 
     @property
     def reason(self) -> str:
-        """Why the daemon is not ready, in words; empty when it is."""
+        """Why the daemon is not ready, in words. Empty if it is ready."""
         return self.hang or self.waits_for
 
     @property
@@ -186,7 +185,7 @@ class Health:
         self._told_mounts = set(hung)
 
     def _where(self) -> str:
-        """The calls that the event loop is in, innermost last."""
+        """The calls that the event loop is executing, innermost last."""
         frame = sys._current_frames().get(self._loop_thread)
         calls = traceback.extract_stack(frame)[-5:] if frame else []
         return " > ".join(f"{call.name} ({call.filename.rpartition('/')[2]}:{call.lineno})" for call in calls)

@@ -15,7 +15,7 @@ from ..system.shown import cut, encodable, shown_sources
 INTERVAL_SECONDS = 1.0
 SAMPLES = 300
 RATE_SAMPLES = 5
-"""A rate is over so many intervals: one is too nervous to read."""
+"""Intervals of a rate: the rate of one interval changes too fast to be read."""
 ERRORS = 50
 
 
@@ -43,7 +43,7 @@ class History:
         self._delivered: dict[Running, deque[int]] = {}
 
     def sample(self, read_bytes: int, delivered_bytes: int, loads: Collection[Running]) -> None:
-        """Once an interval, with the totals since the start and the loads of the moment."""
+        """To be called once an interval, with the totals since the start and the loads that run."""
         self.read_bytes.append(read_bytes - self._last[0])
         self.delivered_bytes.append(delivered_bytes - self._last[1])
         self._last = read_bytes, delivered_bytes
@@ -58,7 +58,7 @@ class History:
         return sum(latest) / (len(latest) * INTERVAL_SECONDS) if latest else 0.0
 
     def load_rate(self, load: Running) -> float:
-        """Bytes a second that a load delivered lately; over its whole life while it is younger than that."""
+        """Bytes a second that a load delivered in the last intervals, or since it began."""
         samples = self._delivered.get(load)
         if samples is None or len(samples) <= RATE_SAMPLES:
             age = asyncio.get_running_loop().time() - load.began

@@ -1,10 +1,10 @@
 """Read-only HTTP in a thread and an event loop of its own.
 
-So a daemon whose event loop hangs can still be told from one that works, and a slow or hostile client takes
-nothing from loads. What it may take here is bounded: connections (when there are too many, the one that has
-waited longest gives way to the newest, so that probes get through), header bytes, and the seconds in which a
-request must be complete and an answer taken. Requests with a body are refused. h11 reads the protocol, this
-file moves the bytes, `endpoints.py` answers.
+So it answers even if the daemon's event loop hangs, and a slow or hostile client takes nothing from loads.
+Connections are bounded: when there are too many, the one that has waited longest is closed in favour of the
+newest, so that probes get through. Headers are bounded in bytes. A request must be complete, and its answer
+received, within some seconds. Requests with a body are refused. h11 reads the protocol, this file moves the
+bytes, `endpoints.py` answers.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ Respond = Callable[[str, str], Awaitable[Answer]]
 
 
 class HttpServer:
-    """Listens from when it is made; answers from `start` to `stop`."""
+    """Listens as soon as it is made. Answers from `start` to `stop`."""
 
     def __init__(self, address: HttpAddress) -> None:
-        """Raises ConfigError when the address cannot be had."""
+        """Raises ConfigError when the address cannot be bound."""
         self._listener = _bind(address)
         host, port = self._listener.getsockname()[:2]
         self.address = HttpAddress(host, port)
         self._any_host = not ipaddress.ip_address(host.partition("%")[0]).is_loopback
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[asyncio.Task[None], None] = {}
-        """The one that has waited longest comes first."""
+        """The connection that has waited longest comes first."""
         self._thread: threading.Thread | None = None
 
     def start(self, respond: Respond) -> None:
@@ -116,7 +116,7 @@ class HttpServer:
             task = loop.create_task(self._converse(connection, respond))
             self._connections[task] = None
             task.add_done_callback(lambda task: self._connections.pop(task, None))
-            await asyncio.sleep(0)  # a crowd must not keep those from their turn who are here
+            await asyncio.sleep(0)  # or a crowd that connects would keep open connections from their turn
 
     async def _converse(self, connection: socket.socket, respond: Respond) -> None:
         """One connection, request after request."""
@@ -133,7 +133,7 @@ class HttpServer:
                         return
                     protocol.start_next_cycle()
                     self._renew()
-                    await asyncio.sleep(0)  # whoever pipelines takes turns with the others
+                    await asyncio.sleep(0)  # a client that pipelines takes turns with the others
             except h11.RemoteProtocolError as error:
                 answer = Answer(error.error_status_hint, b"this is not a request that penstockd answers\n")
                 await _refuse(connection, protocol, answer)
@@ -141,7 +141,7 @@ class HttpServer:
                 logger.debug("HTTP connection: %r", error)
 
     def _renew(self) -> None:
-        """The current connection made progress: others give way before it."""
+        """The current connection made progress, so others are closed before it."""
         task = asyncio.current_task()
         if task in self._connections:
             del self._connections[task]
@@ -249,7 +249,7 @@ def _bind(address: HttpAddress) -> socket.socket:
             raise
     except OSError as error:
         raise ConfigError(
-            f"--http-address: {address} cannot be had ({error.strerror}); choose another, port 0 for any "
+            f"--http-address: {address} cannot be bound ({error.strerror}); choose another, port 0 for any "
             "that is free, or none"
         ) from error
     return listener

@@ -1,7 +1,7 @@
-"""What `GetStatus` and `/status` say, and what metrics show of the present, from the daemon's state.
+"""The answer of `GetStatus` and `/status`, and the gauges of the metrics, from the daemon's state.
 
-Over gRPC a caller that is not privileged sees only what is its own. No token, no credential and no byte of a
-tensor is ever in it.
+Over gRPC a caller who is not privileged sees only its own loads, entries and errors. No token, credential or
+byte of a tensor is ever shown.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ from .history import INTERVAL_SECONDS, Failure, History
 from .metrics import Gauges
 
 SHOWN_HOLDERS = 1024
-"""In one answer, which gRPC clients take up to 4 MiB of: every session that is open may hold something."""
+"""The most holders in one answer. Every open session may be one, and gRPC clients take answers of up to 4
+MiB."""
 SHOWN_HOLDERS_OF_A_STAGE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The parts of a daemon that status is made of. Used on the event loop, of whose clock `began` is."""
+    """The parts of a daemon that status shows. Used on the event loop. `began` is a time of the loop's
+    clock."""
 
     config: Config
     version: str
@@ -78,7 +80,7 @@ class Status:
         )
 
     def message(self, only_uid: int | None) -> pb.GetStatusResponse:
-        """None: everything."""
+        """The answer for one user; None is for a privileged user, who sees everything."""
         now = asyncio.get_running_loop().time()
         all_of_it = only_uid is None
         answer = pb.GetStatusResponse(
@@ -195,7 +197,7 @@ class Status:
 
 
 def effective(config: Config) -> dict[str, str]:
-    """Every value that the daemon runs with, as text."""
+    """Every value of the configuration, as text."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     values.update(values.pop("store_options"))
     return {name: _text(value) for name, value in values.items()}

@@ -11,7 +11,7 @@ import pytest
 from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.checkpoint.selection import select
-from penstock.server.edge.service import (
+from penstock.server.edge.events import (
     LISTING_BYTES,
     LISTING_TENSORS,
     MANIFEST_BYTES,
