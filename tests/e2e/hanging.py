@@ -72,7 +72,7 @@ async def serve(pipe: str, part: str, flags: list[str]) -> None:
     elif part == "open":
         paths.open_path = hanging_in_shm(paths.open_path, pipe)
     elif part == "list":
-        os.listdir = hanging_in_shm(os.listdir, pipe)
+        os.scandir = hanging_in_shm(os.scandir, pipe)
     elif part == "stat":
         statx.file_status = hanging_in_shm(statx.file_status, pipe)
     elif part in ("read", "no-spares"):
