@@ -13,7 +13,7 @@ import torch
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from penstock.client import CheckpointCorruptError, StreamerClient
+from penstock.client import CheckpointCorruptError, StreamerClient, delivery
 from penstock.client.cuda import device as cuda
 from penstock.client.load import Load
 from penstock.client.ring.handoff import Handoff
@@ -26,6 +26,12 @@ from .samples import FULL_AND_WINDOW, TENSORS, assert_equal
 
 OWNED = pytest.mark.parametrize("owned", [True, False])
 DEVICE = pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+
+
+@pytest.fixture(autouse=True)
+def looks_before_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No millisecond passes between two of these tensors."""
+    monkeypatch.setattr(delivery, "CHECK_SECONDS", 0.0)
 
 
 def failed() -> pb.HandoffFrame:

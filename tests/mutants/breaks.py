@@ -100,15 +100,15 @@ BREAKS = (
     Break(
         "the client looks whether its files are intact before it yields a tensor",
         f"{_CLIENT}/delivery.py",
-        "                        stream.check_intact()\n",
-        "                        pass\n",
+        "                            stream.check_intact()\n",
+        "                            pass\n",
         "test_nothing_more_is_yielded_though_it_was_announced_and_copied",
     ),
     Break(
         "it looks before a tensor that was copied ahead too",
         f"{_CLIENT}/delivery.py",
-        "                    segments.stream.check_intact()\n",
-        "                    pass\n",
+        "                        segments.stream.check_intact()\n",
+        "                        pass\n",
         "test_nothing_more_is_yielded_though_it_was_announced_and_copied",
     ),
     Break(
