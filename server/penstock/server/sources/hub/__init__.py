@@ -8,7 +8,6 @@ api       questions to the Hub: commits, trees, where the bytes of a file are
 service   where requests for bytes go: to signed addresses, which expire
 answers   the meaning of error answers (pure)
 cache     repositories that huggingface_hub has fetched
-memo      remembers answers for a while
 
 A branch is looked up once a load. The load reads the commit that the branch is at then. The tree of a commit
 has all that opening a file needs. So a warm load sends one request to the Hub, and a cold one sends one more

@@ -16,6 +16,7 @@ from ..looking import ListingCost
 from ..objects import reach
 from ..objects.faults import Transient
 from ..objects.listing import list_tree
+from ..objects.memo import Memo
 from ..objects.redirects import Redirects
 from ..objects.requests import Requests
 from ..objects.service import Answer, Ask, ObjectSettings, ObjectState, Page, Signed
@@ -23,7 +24,6 @@ from ..objects.trust import tls_context
 from . import tree
 from .answers import failure, other_content
 from .location import Location
-from .memo import Memo
 from .settings import HubSettings
 from .tree import HubFile, Tree
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from ...errors import CheckpointChangedError, PenstockError
 from ..objects import reach
 from ..objects.faults import Transient
+from ..objects.memo import Memo
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed
 from .answers import storage_failure
 from .api import HubApi, Target, state_of, until
 from .location import Location
-from .memo import Memo
 
 REMEMBERED_BYTES = 8 << 20
 """Of all remembered addresses together: some 5000 of the usual length."""

@@ -11,6 +11,7 @@ listing     the objects below a prefix
 object      one version of one object as a SourceFile
 keys        which keys are valid, and who may read below them (pure)
 meaning     the meaning of error answers that stores word alike (pure)
+memo        remembers answers, as many as their weight allows
 tokens      bearer tokens, renewed before they end
 trust       the authorities that TLS trusts
 source      the Source of an object store

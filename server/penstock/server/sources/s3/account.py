@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import ssl
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote_plus
@@ -24,6 +24,7 @@ from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.connection import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.markup import is_costly
+from ..objects.memo import Memo
 from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from ..replies import StoreUnreachableError
 from .answers import EXPIRED, Said, failure, whole_checksums
@@ -36,8 +37,10 @@ MAX_REGIONS, MAX_BUCKETS = 64, 10_000
 """Most regions that have a client, and buckets of which the region is remembered: a store could name any."""
 MAX_RENEWALS = 2
 """How often one request may get new credentials: a store may call all of them expired."""
-MAX_URLS = 1024
-"""Remembered; a key has at most 1,024 bytes, so they take a few megabytes at most."""
+REMEMBERED_BYTES = 4 << 20
+"""Of the URLs of objects that are remembered, with what they are remembered by."""
+_ENTRY_BYTES = 500
+"""What one takes besides its texts."""
 _USER = re.compile(r"//\S*@")
 """The user and password in a URL, or in a text that should be one."""
 
@@ -56,7 +59,7 @@ class Account:
         self._settings = settings
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}
-        self._urls: OrderedDict[tuple[str | None, Location], str] = OrderedDict()
+        self._urls = _urls()
         """The URLs of the last objects that were asked for, by region and location: botocore takes longer to
         find one than to sign it."""
         self._regions: dict[str, str] = {}
@@ -146,20 +149,13 @@ class Account:
     # ---- inside ---------------------------------------------------------------------------------
 
     def _object_url(self, location: Location) -> str:
-        known = self._regions.get(location.bucket), location
-        with self._lock:
-            if (url := self._urls.get(known)) is not None:
-                self._urls.move_to_end(known)
-                return url
         parameters = {"Bucket": location.bucket, "Key": location.key}
         if location.version_id is not None:
             parameters["VersionId"] = location.version_id
-        url = self._url("get_object", parameters, location)
-        with self._lock:
-            self._urls[known] = url
-            if len(self._urls) > MAX_URLS:
-                self._urls.popitem(last=False)
-        return url
+        region = self._regions.get(location.bucket)
+        return self._urls.get(
+            (region, location), lambda: (self._url("get_object", parameters, location), math.inf)
+        )
 
     def _list_url(self, ask: Ask[Location]) -> str:
         """The URL of a page of the list below a key that ends in `/` or is empty."""
@@ -230,7 +226,7 @@ class Account:
             self._session.set_config_variable("region", os.environ["AWS_REGION"])
         self._began = time.monotonic()
         self._clients.clear()
-        self._urls.clear()
+        self._urls = _urls()
 
     def _client(self, region: str | None) -> Any:
         """A client that knows endpoints and shapes, and sends nothing."""
@@ -269,6 +265,10 @@ class Account:
             ) from error
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def _urls() -> Memo[tuple[str | None, Location], str]:
+    return Memo(REMEMBERED_BYTES, lambda url: _ENTRY_BYTES + 2 * len(url))
 
 
 def _bare(etag: str) -> str:

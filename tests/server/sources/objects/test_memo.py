@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from penstock.server.sources.hub.memo import Memo
+from penstock.server.sources.objects.memo import Memo
 
 FOR_EVER = float("inf")
 
