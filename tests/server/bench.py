@@ -37,6 +37,7 @@ from .support import (
     WatchedExecutor,
     close_leftovers,
     make_config,
+    more_fds,
     no_objects,
     open_fds,
     open_slabs,
@@ -157,7 +158,7 @@ class Bench:
         self._read: dict[str, tuple[str, bytes]] = {}
         self.looks = 0
         """How often the system's memory was looked at."""
-        self.fds = len(open_fds())
+        self.fds = open_fds()
         self.config = make_config(**config)
         self.workers = WatchedExecutor(3)
         self.headers = ThreadPoolExecutor(1)
@@ -253,6 +254,11 @@ class Bench:
         assert usage.peak_bytes <= limit
         assert self.workers.most_slabs * SLAB_BYTES <= limit
 
+    def open_files(self) -> list[str]:
+        """Checkpoints that were opened since this buffer was made, and not closed. Others may be open too: a
+        test that failed before leaves its own."""
+        return [target for target in more_fds(self.fds).values() if target.endswith(".safetensors")]
+
     def assert_nothing_is_left(self) -> None:
         """No entry, nobody in the queue, no reservation, no file: only free slabs."""
         assert not self.staging.entries
@@ -261,14 +267,16 @@ class Bench:
         assert pool.available == pool.max_slabs
         assert pool.free_slabs == pool.existing_slabs == open_slabs()
         assert self.readers.busy == 0
-        assert not [name for name in open_fds().values() if name.endswith(".safetensors")]
+        assert not self.open_files()
 
     async def close(self) -> None:
         def emptied() -> bool:
             self.staging.evict(lambda entry: True)
             # A read whose file is being checked writes into no slab, and ends all the same.
             usage = self.staging.usage()
-            return not (self.staging.entries or usage.stuck_bytes or self.readers.busy)
+            if self.staging.entries or usage.stuck_bytes or self.readers.busy:
+                return False
+            return not self.open_files()
 
         await until(emptied)
         await turns()
@@ -297,4 +305,4 @@ async def running(**config: Any) -> AsyncIterator[Bench]:
         bench.workers.shutdown()
         bench.headers.shutdown()
         bench.catalog.shutdown()
-    assert len(open_fds()) <= bench.fds + 1  # the loop's own executor may have made a pipe
+    assert len(open_fds()) <= len(bench.fds) + 1  # the loop's own executor may have made a pipe

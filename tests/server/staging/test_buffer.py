@@ -31,7 +31,6 @@ from ..support import (
     advance,
     bytes_in,
     on_clock_loop,
-    open_fds,
     open_slabs,
     turns,
     until,
@@ -285,7 +284,7 @@ async def test_a_checkpoint_that_has_been_read_keeps_no_file_open(make: Callable
     async with running() as bench:
         visit = bench.enter(make("a", 2))
         await visit.entry.wait_complete()
-        assert not [name for name in open_fds().values() if name.endswith(".safetensors")]
+        assert not bench.open_files()
         visit.leave()
 
 
