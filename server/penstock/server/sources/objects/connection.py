@@ -31,6 +31,10 @@ MAX_ERROR_BODY_BYTES = 64 << 10
 BUFFER_BYTES = 64 << 10
 """The HTTP parser reads less than this ahead."""
 BURST_BYTES = 1 << 20
+"""Most bytes that are decrypted in one turn."""
+LOW_WATER_BYTES = 256 << 10
+"""The kernel wakes a thread that waits for bytes of a body when so many are there. Woken for each packet, the
+thread and the sender both took a quarter more processor time (`benchmarks/stores.py`)."""
 TURN_SECONDS = 0.25
 """A read tells at least so often that bytes come: well within `schedule.STALL_SECONDS`."""
 _TURN = struct.pack("ll", 0, int(TURN_SECONDS * 1e6))
@@ -206,7 +210,7 @@ class Exchange:
             if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
                 count = _read_burst(self.connection.sock, view)
             elif self._drained and isinstance(self.connection.sock, socket.socket):
-                count = _receive(self.connection.sock, view[:BURST_BYTES])
+                count = _receive(self.connection.sock, view, self._left)
             else:
                 # Not the response's own readinto: an error would lose the bytes that came before it.
                 count = self._response.fp.readinto1(view) if view else 0
@@ -255,14 +259,18 @@ class Exchange:
         return bytes(body)
 
 
-def _receive(connection: socket.socket, view: memoryview) -> int:
+def _receive(connection: socket.socket, view: memoryview, left_bytes: int) -> int:
     """Fills the view with one call of the kernel, or as much of it as comes in `TURN_SECONDS`; 0 at the end.
 
     With a timeout of its own Python would ask the kernel twice for every few packets, each time with a turn
-    of the interpreter's lock. Raises OSError, of which TimeoutError after the connection's timeout.
+    of the interpreter's lock. `left_bytes` of the body are still to come: the kernel must not wait for more.
+    Raises OSError, of which TimeoutError after the connection's timeout.
     """
     timeout_seconds = connection.gettimeout()
     until = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+    low_water_bytes = LOW_WATER_BYTES if left_bytes > 2 * LOW_WATER_BYTES else 1
+    view = view[: left_bytes - low_water_bytes + 1]
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TURN)
     connection.settimeout(None)
     try:
