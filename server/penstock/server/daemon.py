@@ -84,6 +84,7 @@ class Daemon:
             hashers=self._hashers,
             totals=self.totals,
             writers=tier,
+            on_corrupt=self._forget,
         )
         self._tier = tier
         if tier is not None:
@@ -106,7 +107,7 @@ class Daemon:
             cpu_pool=self._cpu_pool,
             selector=self._selector,
             verify=config.verify,
-            drop_kept=lambda error: _drop(tier, error),
+            on_corrupt=self._forget,
         )
         self.history = History()
         fetching = FetchContext(
@@ -364,6 +365,13 @@ class Daemon:
             "hold its other end open for as long as it shall run"
         )
 
+    def _forget(self, error: CheckpointCorruptError) -> None:
+        """Bytes of a file arrived damaged: what is kept of it may be damaged too."""
+        self._catalog.forget(error.version)
+        if self._tier is not None:
+            # A digest that a user gave may be wrong: it costs others nothing that they have pinned.
+            self._tier.drop(error.uri, error.version, although_pinned=not error.given)
+
     def _stdin_readable(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
@@ -377,12 +385,6 @@ def _tiered(source: Source, tier: Tier | None, files: TierFiles) -> Source:
     return (
         TieredSource(source, tier) if isinstance(source, Remote) else TieredSource(source, tier, files.cover)
     )
-
-
-def _drop(tier: Tier | None, error: CheckpointCorruptError) -> None:
-    """A digest that a user gave may be wrong: it costs others nothing that they have pinned."""
-    if tier is not None:
-        tier.drop(error.uri, error.version, although_pinned=not error.given)
 
 
 def _readers(reading: Reading) -> ReaderPool:
