@@ -55,6 +55,8 @@ class Copy:
         command = [str(self.python), "-m", "pytest", *options, test]
         # In CI a test that is skipped fails: so one that cannot run here is found before its rule is broken.
         environment = {**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        # Programs that came with packages, such as SeaweedFS, lie beside the interpreter that has these.
+        environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), environment.get("PATH", "")])
         with subprocess.Popen(
             command,
             cwd=self.path,

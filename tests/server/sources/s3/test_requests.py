@@ -116,12 +116,12 @@ def test_a_signature_serves_all_blocks_of_an_object_that_are_read_within_a_minut
     server.put("other", CONTENT)
     source = sources()
     files = [source.open(f"s3://bucket/{key}", ROOT) for key in ("k", "other")]
-    for count in (2, 4):
+    for signatures in (2, 4):
         for file in files:
             for start in range(FIRST_BYTES, len(CONTENT), 1000):
                 end = min(start + 1000, len(CONTENT))
                 assert read(file, start, end) == CONTENT[start:end]
-        assert len(made) == count
+        assert len(made) == signatures
         minute[0] += 1
     for asked in server.asked:
         assert asked.headers["authorization"] == signature_of(asked, server.url)
