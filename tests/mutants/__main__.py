@@ -42,6 +42,8 @@ class Copy:
             if (ROOT / name).is_file():  # else it was removed, and that is not committed yet
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, path / name)
+        if (ROOT / ".cache").is_dir():  # programs that `.ci/run` installed
+            (path / ".cache").symlink_to(ROOT / ".cache")
         venv.create(path / ".venv", symlinks=True)
         self.python = path / ".venv/bin/python"
         (site,) = (path / ".venv/lib").glob("python*/site-packages")
