@@ -1,16 +1,18 @@
 """Measures how long the daemon holds Python's interpreter lock (GIL) while it reads objects, over HTTP and
 HTTPS. Computes what the lock would let one process read on more cores.
 
-    python -m benchmarks.gil [--size 1GB] [--rounds 5] [--threads 1 2 4 8] [--cores 16]
+    python -m benchmarks.gil [--size 1GB] [--rounds 5] [--threads 1 2 4 8] [--cores 16] [--realtime]
 
 nginx on the loopback serves a checkpoint. Daemons with different numbers of reader threads stage it in turns
 (`prefetch`), into memory that was written to before. Their locks are sampled from outside
 (`interpreter_lock.py`). At last two daemons stage it at once, with the most threads shared between them: two
 processes have two locks.
 
-A process that holds its lock for s seconds a GB reads at most 1/s GB/s, on any number of cores. A thread that
-holds the lock and waits for a core counts too. With more threads than cores there is more of this, so the row
-with one thread shows the work itself best. CPU is the daemons', without the server's.
+A process that holds its lock for s seconds a GB reads at most 1/s GB/s, on any number of cores. Time counts
+too in which a thread holds the lock and waits for a core: behind other threads, the server, or whatever else
+the machine does. With `--realtime`, as root, there is none: all processes of the benchmark get `SCHED_FIFO`,
+and under this policy a thread that runs goes on until it waits. The rest of the machine stands still then.
+CPU is the daemons', without the server's.
 """
 
 from __future__ import annotations
@@ -211,7 +213,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--cores", type=int, default=16, metavar="N", help="for which the limit is computed (16)"
     )
+    parser.add_argument(
+        "--realtime", action="store_true", help="no thread waits for a core while it holds the lock; as root"
+    )
     options = parser.parse_args(arguments)
+    if options.realtime:  # the server and the daemons inherit it
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(interpreter_lock.PRIORITY))
     all_readers = [Readers(1, threads) for threads in sorted(set(options.threads))]
     if all_readers[-1].threads % 2 == 0:
         all_readers.append(Readers(2, all_readers[-1].threads // 2))

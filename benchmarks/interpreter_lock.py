@@ -6,25 +6,32 @@
 CPython has this flag in `_PyRuntime`, at a place that depends on its version. So the place is found by trial:
 one word there is 1 whenever the child holds the lock, and 0 whenever it does not. Reading it neither stops
 the process nor takes the lock. The kernel lets a process read its children, and root read all.
+
+As a program, this file is a sampler (`Sampler`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
+import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+if not __package__:  # run as a file: modules are found as with -m in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 MEAN_SECONDS = 0.0005
 """Between two samples. A sample takes some 10 µs of a core."""
+PRIORITY = 1
+"""Of what is watched with `SCHED_FIFO`; a sampler has the next higher one."""
 _RUNTIME_BYTES = 1 << 20
 """More than any version's `_PyRuntime` has."""
 _TURNS = 8
@@ -100,7 +107,7 @@ class Child:
 
 def find() -> Place:
     """Raises LockNotFoundError, and OSError if the kernel does not let this process read its children."""
-    with closing(Child()) as child:
+    with contextlib.closing(Child()) as child:
         mappings = _mappings(child.pid)
         path = next(path for begin, end, path in mappings if begin <= child.runtime < end)
         runtime_bytes = _following_bytes(mappings, child.runtime)
@@ -125,47 +132,69 @@ class Watch:
 
     def __init__(self, pid: int, place: Place) -> None:
         """Raises OSError if the kernel does not let this process read that one."""
-        self._address = _base(_mappings(pid), place.path) + place.offset
-        self._fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+        self.address = _base(_mappings(pid), place.path) + place.offset
+        self.fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+        """What was opened once may be read by children too."""
 
     def is_held(self) -> bool:
-        return any(os.pread(self._fd, _WORD_BYTES, self._address))
+        return is_held(self.fd, self.address)
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
+
+
+def is_held(fd: int, address: int) -> bool:
+    return any(os.pread(fd, _WORD_BYTES, address))
 
 
 class Sampler:
-    """Reads the flags at random times until the context ends."""
+    """Reads the flags at random times until the context ends. It is a process of its own, so that it waits
+    for no other thread of this one."""
 
     def __init__(self, watches: Sequence[Watch]) -> None:
         self._watches = watches
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
         self.count = 0
         self.held = 0
         """In how many samples a lock was held, of each process."""
 
     def __enter__(self) -> Sampler:
-        self._thread.start()
+        fds = [watch.fd for watch in self._watches]
+        where = [f"{watch.fd}:{watch.address}" for watch in self._watches]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *where],
+            pass_fds=fds,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it has begun
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        answer, _ = self._process.communicate()
+        self.count, self.held = map(int, answer.split())
 
     @property
     def share(self) -> float:
         """Of the time in which a process held its lock, on average."""
         return self.held / self.count / len(self._watches)
 
-    def _sample(self) -> None:
-        while not self._stop.is_set() or not self.count:
-            self.count += 1
-            self.held += sum(watch.is_held() for watch in self._watches)
-            time.sleep(random.expovariate(1 / MEAN_SECONDS))
+
+def main(arguments: Sequence[str]) -> None:
+    """The process of `Sampler`: samples until its input ends. An argument is a descriptor and an address."""
+    with contextlib.suppress(PermissionError):
+        # Else it would run when the watched threads wait, and see what they do then.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY + 1))
+    places = [(int(fd), int(address)) for fd, _, address in (each.partition(":") for each in arguments)]
+    count = held = 0
+    print("begun", flush=True)
+    while not select.select([sys.stdin], [], [], random.expovariate(1 / MEAN_SECONDS))[0] or not count:
+        count += 1
+        held += sum(is_held(*place) for place in places)
+    print(count, held)
 
 
 _Mapping = tuple[int, int, str]
@@ -192,3 +221,7 @@ def _following_bytes(mappings: Sequence[_Mapping], address: int) -> int:
         if begin <= reached < end:
             reached = end
     return min(reached - address, _RUNTIME_BYTES) // mmap.PAGESIZE * mmap.PAGESIZE
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
