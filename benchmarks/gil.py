@@ -5,14 +5,13 @@ HTTPS. Computes what the lock would let one process read on more cores.
 
 nginx on the loopback serves a checkpoint. Daemons with different numbers of reader threads stage it in turns
 (`prefetch`), into memory that was written to before. Their locks are sampled from outside
-(`interpreter_lock.py`). At last two daemons stage it at once, with the most threads shared between them: two
-processes have two locks.
+(`interpreter_lock.py`). In the last row two daemons, with half of the most threads each, stage it at the same
+time: two processes have two locks. CPU is the daemons', without the server's.
 
-A process that holds its lock for s seconds a GB reads at most 1/s GB/s, on any number of cores. Time counts
-too in which a thread holds the lock and waits for a core: behind other threads, the server, or whatever else
-the machine does. With `--realtime`, as root, there is none: all processes of the benchmark get `SCHED_FIFO`,
-and under this policy a thread that runs goes on until it waits. The rest of the machine stands still then.
-CPU is the daemons', without the server's.
+A process that holds its lock for s seconds a GB reads at most 1/s GB/s, however many cores there are. These
+seconds include time in which the holder waits for a core, behind other threads, the server and the rest of
+the machine. With `--realtime`, for root, they do not: all processes of the benchmark get `SCHED_FIFO`, under
+which a thread that runs is never stopped for another. Meanwhile the rest of the machine hardly runs.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ class Readers:
     threads: int
 
     def __str__(self) -> str:
-        count = f"{self.daemons} daemons" if self.daemons > 1 else "1 daemon"
-        threads = f"{self.threads} threads" if self.threads > 1 else "1 thread"
-        return f"{count}, {threads} each" if self.daemons > 1 else f"{count}, {threads}"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"1 daemon, {threads}" if self.daemons == 1 else f"{self.daemons} daemons, {threads} each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +215,11 @@ def main(arguments: Sequence[str]) -> None:
         "--realtime", action="store_true", help="no thread waits for a core while it holds the lock; as root"
     )
     options = parser.parse_args(arguments)
-    if options.realtime:  # the server and the daemons inherit it
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(interpreter_lock.PRIORITY))
+    if options.realtime:
+        try:  # the server and the daemons inherit it
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(interpreter_lock.PRIORITY))
+        except PermissionError:
+            parser.error("--realtime is not permitted to this user; run it as root, or without --realtime")
     all_readers = [Readers(1, threads) for threads in sorted(set(options.threads))]
     if all_readers[-1].threads % 2 == 0:
         all_readers.append(Readers(2, all_readers[-1].threads // 2))
