@@ -171,7 +171,7 @@ class Connections:
         return proxies.Forwarded(proxy, timeout=self._timeout_seconds)
 
     def _https(self, host: str, port: int | None) -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection(host, port, timeout=self._timeout_seconds, context=self._tls)
+        return Encrypted(host, port, timeout=self._timeout_seconds, context=self._tls)
 
 
 class Plain(http.client.HTTPConnection):
@@ -179,6 +179,13 @@ class Plain(http.client.HTTPConnection):
 
     low_water_bytes = LOW_WATER_BYTES
     """From how many bytes on a thread that waits for a body is woken; 1 once the connection was slow."""
+
+
+class Encrypted(http.client.HTTPSConnection):
+    """A connection with TLS, perhaps through a proxy's tunnel."""
+
+    low_water_bytes = LOW_WATER_BYTES
+    """As `Plain` has it. The bytes are encrypted ones."""
 
 
 class Exchange:
@@ -217,9 +224,7 @@ class Exchange:
             view[:count] = some
         else:
             view = view[: self._left]
-            if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
-                count = _read_burst(self.connection.sock, view)
-            elif self._drained and isinstance(self.connection.sock, socket.socket):
+            if self._drained and isinstance(self.connection.sock, socket.socket):
                 count = self._receive(self.connection.sock, view)
             else:
                 # Not the response's own readinto: an error would lose the bytes that came before it.
@@ -236,11 +241,15 @@ class Exchange:
         """Reads some bytes of the body, which is in the socket as far as it has come."""
         connection, left_bytes = self.connection, self._left or 0
         low_water_bytes = 1
-        if isinstance(connection, Plain) and left_bytes > 2 * LOW_WATER_BYTES:
+        if isinstance(connection, (Plain, Encrypted)) and left_bytes > 2 * LOW_WATER_BYTES:
             low_water_bytes = connection.low_water_bytes
             view = view[: left_bytes - low_water_bytes]  # or the kernel would wait for more than still comes
-        count = _receive(sock, view, low_water_bytes)
-        if isinstance(connection, Plain) and count < min(len(view), SLOW_TURN_BYTES):
+        if isinstance(sock, ssl.SSLSocket):
+            count, slow = _read_burst(sock, view, low_water_bytes)
+        else:
+            count = _receive(sock, view, low_water_bytes)
+            slow = count < min(len(view), SLOW_TURN_BYTES)
+        if slow and isinstance(connection, (Plain, Encrypted)):
             connection.low_water_bytes = 1
         return count
 
@@ -303,20 +312,28 @@ def _receive(sock: socket.socket, view: memoryview, low_water_bytes: int) -> int
         sock.settimeout(timeout_seconds)
 
 
-def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
-    """Reads the bytes that have come, at most a burst. Waits for the first. Returns 0 at the end. Raises
-    OSError."""
-    timeout_seconds = connection.gettimeout()
-    connection.settimeout(0)
+def _read_burst(sock: ssl.SSLSocket, view: memoryview, low_water_bytes: int) -> tuple[int, bool]:
+    """Reads the bytes that have come, at most a burst; 0 at the end. If none have, waits until there are
+    `low_water_bytes`, or for `TURN_SECONDS` and then for any. Returns also whether it waited for so long.
+    Raises OSError, of which TimeoutError after the connection's timeout."""
+    timeout_seconds = sock.gettimeout()
+    until = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+    slow = False
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
+    sock.settimeout(0)
     try:
         while True:
             try:
                 with _decrypting:
-                    return _read_ready(connection, view[:BURST_BYTES])
+                    return _read_ready(sock, view[:BURST_BYTES]), slow
             except ssl.SSLWantReadError:
-                _wait_readable(connection, timeout_seconds)
+                if not _wait_readable(sock, min(TURN_SECONDS, until - time.monotonic())):
+                    if time.monotonic() >= until:
+                        raise TimeoutError from None
+                    slow = True
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     finally:
-        connection.settimeout(timeout_seconds)
+        sock.settimeout(timeout_seconds)
 
 
 def _read_ready(connection: ssl.SSLSocket, view: memoryview) -> int:
@@ -335,11 +352,11 @@ def _read_ready(connection: ssl.SSLSocket, view: memoryview) -> int:
     return total
 
 
-def _wait_readable(connection: socket.socket, timeout_seconds: float | None) -> None:
+def _wait_readable(sock: socket.socket, seconds: float) -> bool:
+    """Whether there is something to be read, as far as the socket's low-water mark counts it."""
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    if not poll.poll(None if timeout_seconds is None else timeout_seconds * 1000):
-        raise TimeoutError
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 def _send(
@@ -368,9 +385,7 @@ def _readable(connection: http.client.HTTPConnection) -> bool:
     step."""
     if connection.sock is None:
         return True
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return _wait_readable(connection.sock, 0)
 
 
 @contextlib.contextmanager
