@@ -5,8 +5,10 @@ HTTPS. Computes what the lock would let one process read on more cores.
 
 nginx on the loopback serves a checkpoint. Daemons with different numbers of reader threads stage it in turns
 (`prefetch`), into memory that was written to before. Their locks are sampled from outside
-(`interpreter_lock.py`). In the last row two daemons, with half of the most threads each, stage it at the same
-time: two processes have two locks. CPU is the daemons', without the server's.
+(`interpreter_lock.py`). In one row two daemons, with half of the most threads each, stage it at the same
+time: two processes have two locks. Last, a daemon with the most threads reads over HTTPS from a server whose
+connections are slower than a core decrypts, as those of distant storage are: then threads wait for bytes much
+more often. CPU is the daemons', without the server's.
 
 A process that holds its lock for s seconds a GB reads at most 1/s GB/s, however many cores there are. These
 seconds include time in which the holder waits for a core, behind other threads, the server and the rest of
@@ -36,6 +38,8 @@ from benchmarks.daemons import Daemon
 from benchmarks.interpreter_lock import Place, Sampler, Watch
 from benchmarks.runner import warm_up
 
+SLOW_RATE_BYTES = 90_000_000
+"""A second, of one connection to distant storage."""
 RECORD_BYTES = 16 << 10
 """The most that a record of TLS has, and that one call of OpenSSL returns."""
 
@@ -229,6 +233,10 @@ def main(arguments: Sequence[str]) -> None:
     for protocol, tls in (("HTTP", False), ("HTTPS", True)):
         with objects.Near(tls=tls) as server:
             staged[protocol] = measure(server, path, all_readers, options.rounds)
+    with objects.Far(delay_seconds=0, rate_bytes=SLOW_RATE_BYTES, tls=True) as far:
+        most = Readers(1, max(options.threads))
+        protocol = f"HTTPS at {SLOW_RATE_BYTES // 10**6} MB/s a connection"
+        staged[protocol] = measure(far, path, [most], options.rounds)
     print("\n".join([*system.describe(), "", *table(staged), "", *conclusions(staged, options.cores)]))
 
 
