@@ -1060,7 +1060,7 @@ BREAKS = (
     ),
     Break(
         "loads of several mounts are resolved on threads of their own",
-        f"{_SERVER}/daemon.py",
+        f"{_SERVER}/sources/resolvers.py",
         "        if len(places) != 1:",
         "        if not places:",
         "test_loads_from_several_mounts_of_which_one_hangs_stop_no_load_from_another",

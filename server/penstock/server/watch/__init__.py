@@ -2,7 +2,8 @@
 
 It shows and never decides: nothing in `loads` or below knows of it. The logic counts in `system/counts`.
 
-Start with `endpoints`, which answers `/metrics`, `/status` and `/healthz`. `metrics` declares every metric.
+Start with `endpoints`, which answers `/metrics`, `/status` and `/healthz`. `metrics` declares every metric,
+`exposition` writes their values out.
 
 May import: loads, and what lies below it.
 """
