@@ -134,7 +134,7 @@ BREAKS = (
     ),
     Break(
         "a checkpoint whose mount is gone is given up",
-        f"{_SERVER}/sources/file/source.py",
+        f"{_SERVER}/sources/file/local_file.py",
         "return mounts is not None and mounts.is_gone(self._seen.status.mount, self.mount)",
         "return False",
         "test_a_mount_can_be_unmounted_while_its_checkpoint_is_warm_which_then_is_given_up",

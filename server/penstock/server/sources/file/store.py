@@ -13,8 +13,9 @@ from ...config.options import StoreFlags
 from ...config.settings import Config
 from ...config.values import Locators
 from ..store import Events, Reading, Store
+from .local_file import FileContext
 from .mounts import MountEvents, MountTable, MountThreads
-from .source import FileContext, FileSource
+from .source import FileSource
 from .watches import Watches
 
 logger = logging.getLogger(__name__)
