@@ -348,8 +348,9 @@ class StreamerClient:
         """Evicts the staged checkpoint `source`, pinned or not; None evicts every idle one."""
         from .operations import evict
 
+        request = requests.evict(source)
         with self._calls.session() as session:
-            return evict(session, source)
+            return evict(session, request)
 
     def status(self) -> dict[str, Any]:
         """The daemon's state: GetStatusResponse as dicts, lists, numbers and strings.

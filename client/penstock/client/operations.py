@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from penstock.v1.plain import to_plain
 
 from .ring.handoff import TIMEOUT_SECONDS
 from .ring.rpc import Session
-from .system.sizes import Source, absolute_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +22,8 @@ class Evicted:
     leased_bytes: int
 
 
-def evict(session: Session, source: Source | Iterable[Source] | None) -> Evicted:
+def evict(session: Session, request: pb.EvictRequest) -> Evicted:
     """See `StreamerClient.evict`."""
-    request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
     response = session.service.Evict(request, metadata=session.metadata)
     return Evicted(freed_bytes=response.freed_bytes, leased_bytes=response.leased_bytes)
 
