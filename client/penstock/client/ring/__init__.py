@@ -2,7 +2,7 @@
 it.
 
 calls       the calls of one client: start here. `reconnect` repeats them at the next daemon
-rpc         a session: gRPC's channel, and `handoff` for the token and the slabs; `socket_dir` has both sockets
+rpc         a session: gRPC's channel, and `handoff` for token and slabs; `socket_dir` has both sockets
 stream      the messages of one load; `name_parts` cuts long lists of names
 mapping     the slabs in this process's memory; `written` says which pages it wrote to
 tensors     the tensors in them; `copies` is memory for those that are copied
