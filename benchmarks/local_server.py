@@ -47,7 +47,7 @@ class LocalServer:
             self.port = probe.getsockname()[1]
         self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
         try:
-            wait_until(self._listens, f"{self._process.args} to listen", timeout_seconds=LISTENING_SECONDS)
+            wait_until(self._listens, f"{self._process.args!r} to listen", timeout_seconds=LISTENING_SECONDS)
         except BaseException:
             self._stop()
             raise
@@ -70,7 +70,7 @@ class LocalServer:
     def _listens(self) -> bool:
         if self._process.poll() is not None:
             raise RuntimeError(
-                f"{self._process.args} ended with {self._process.returncode}; read its messages above"
+                f"{self._process.args!r} ended with {self._process.returncode}; read its messages above"
             )
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
