@@ -78,17 +78,24 @@ BREAKS = (
     ),
     Break(
         "the header of a corrupt file is forgotten",
-        f"{_SERVER}/loads/control.py",
-        "self._context.catalog.forget(error.version)",
+        f"{_SERVER}/daemon.py",
+        "self._catalog.forget(error.version)",
         "pass",
         "test_a_flipped_bit_of_the_header_is_found_and_the_header_is_not_kept",
     ),
     Break(
         "what the tier keeps of a corrupt file is dropped",
-        f"{_SERVER}/loads/control.py",
-        "self._context.drop_kept(error)",
+        f"{_SERVER}/daemon.py",
+        "self._tier.drop(error.uri, error.version, although_pinned=not error.given)",
         "pass",
         "test_damage_that_was_kept_before_it_was_found_is_not_given_again",
+    ),
+    Break(
+        "what is kept of a corrupt file is forgotten before its loads hear of it",
+        f"{_SERVER}/staging/entry.py",
+        "self._context.on_corrupt(error)",
+        "self._loop.call_soon(self._context.on_corrupt, error)",
+        "test_what_is_kept_of_a_damaged_file_is_forgotten_before_its_loads_hear_of_it",
     ),
     Break(
         "clients are told at once that a file is corrupt",

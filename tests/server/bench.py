@@ -16,6 +16,7 @@ from penstock.server.checkpoint.catalog import Catalog
 from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.checkpoint.selection import Selection, select
 from penstock.server.checkpoint.selection import skip as without
+from penstock.server.errors import CheckpointCorruptError
 from penstock.server.sources import Source, SourceFile
 from penstock.server.sources.file.local_file import FileContext
 from penstock.server.sources.file.source import FileSource
@@ -166,6 +167,8 @@ class Bench:
         self.readers = ReaderPool(self.config.concurrency, block_bytes=self.config.block_bytes)
         self.totals = Totals(KINDS)
         self.gates: list[GatedFile] = []
+        self.told: list[tuple[object, CheckpointCorruptError]] = []
+        """Of files whose bytes are wrong: who was told, the buffer's owner or a visit."""
         self.has_tier = tier is not None
         self.tier_files = TierFiles(())
         files: Source = FileSource(lambda path, uid: self.headers, FileContext(settled_seconds=0))
@@ -180,6 +183,7 @@ class Bench:
             totals=self.totals,
             spare=self._spare,
             writers=tier,
+            on_corrupt=lambda error: self.told.append((self.staging, error)),
         )
 
     def _spare(self) -> int:
@@ -224,7 +228,13 @@ class Bench:
             selection,
             demand,
             key=visit,
-            holder=Holder(uid, 1, "test", asyncio.get_running_loop().time()),
+            holder=Holder(
+                uid,
+                1,
+                "test",
+                asyncio.get_running_loop().time(),
+                on_corrupt=lambda error: self.told.append((visit, error)),
+            ),
             group=group,
             owner_uid=None if pin or prefetch else uid,
             made_for=made_for,

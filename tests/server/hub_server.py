@@ -12,16 +12,17 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
+
+from .http_server import Server
 
 STORAGE_HOST = "127.0.0.2"
 LARGE_BYTES = 100_000
@@ -272,9 +273,7 @@ def _directories(files: Mapping[str, bytes]) -> list[dict[str, object]]:
     ]
 
 
-def _serve(
-    host: str, answer: Callable[[Call], None], asked: list[Call], hooks: list[Hook]
-) -> ThreadingHTTPServer:
+def _serve(host: str, answer: Callable[[Call], None], asked: list[Call], hooks: list[Hook]) -> Server:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -289,14 +288,6 @@ def _serve(
 
         def log_message(self, *_: object) -> None:
             """Nothing."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """Clients may go before they have read an answer."""
-            if not isinstance(sys.exc_info()[1], ConnectionError):
-                super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     server = Server((host, 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -80,6 +80,7 @@ class Daemon:
             hashers=self._hashers,
             totals=self.totals,
             writers=tier,
+            on_corrupt=self._forget,
         )
         self._tier = tier
         if tier is not None:
@@ -102,7 +103,7 @@ class Daemon:
             cpu_pool=self._cpu_pool,
             selector=self._selector,
             verify=config.verify,
-            drop_kept=lambda error: _drop(tier, error),
+            on_corrupt=self._forget,
         )
         self.history = History()
         fetching = FetchContext(
@@ -172,6 +173,13 @@ class Daemon:
 
     def _tell_status(self, session: Session) -> pb.GetStatusResponse:
         return self.status.message(None if is_privileged(session.uid) else session.uid)
+
+    def _forget(self, error: CheckpointCorruptError) -> None:
+        """Bytes of a file arrived damaged: what is kept of it may be damaged too."""
+        self._catalog.forget(error.version)
+        if self._tier is not None:
+            # A digest that a user gave may be wrong: it costs others nothing that they have pinned.
+            self._tier.drop(error.uri, error.version, although_pinned=not error.given)
 
     # ---- its life -------------------------------------------------------------------------------
 
@@ -310,12 +318,6 @@ def _tiered(source: Source, tier: Tier | None, files: TierFiles) -> Source:
     return (
         TieredSource(source, tier) if isinstance(source, Remote) else TieredSource(source, tier, files.cover)
     )
-
-
-def _drop(tier: Tier | None, error: CheckpointCorruptError) -> None:
-    """A digest that a user gave may be wrong: it costs others nothing that they have pinned."""
-    if tier is not None:
-        tier.drop(error.uri, error.version, although_pinned=not error.given)
 
 
 def _readers(reading: Reading) -> ReaderPool:

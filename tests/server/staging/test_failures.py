@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 
 from penstock.server.checkpoint import plan
-from penstock.server.errors import PenstockError, StagingExhaustedError, TooManyLoadsError
+from penstock.server.errors import (
+    CheckpointCorruptError,
+    PenstockError,
+    StagingExhaustedError,
+    TooManyLoadsError,
+)
 from penstock.server.staging import entry
 from penstock.server.staging.pool import SlabPool
 from penstock.server.staging.reading import pipeline
@@ -190,3 +195,20 @@ def test_every_shortage_is_told_with_what_failed_and_its_remedy(
     assert remedy in told.message
     assert "secret" not in told.message
     assert ("ZeroDivisionError: secret" in caplog.text) == (kind is PenstockError)
+
+
+@on_clock_loop
+async def test_what_is_kept_of_a_damaged_file_is_forgotten_before_its_loads_hear_of_it(
+    make: Callable[..., Path],
+) -> None:
+    """A client that hears of it may end its load at once, and load the file again."""
+    path = make("a", 4)
+    async with running() as bench:
+        visits = [bench.enter(path, gated=True), bench.enter(path)]
+        await visits[0].entry.wait_started()
+        error = CheckpointCorruptError("its bytes are wrong; load it again")
+        visits[0].entry.fail(error)
+        assert bench.told == [(who, error) for who in (bench.staging, *visits)]
+        visits[0].open_gates()
+        for visit in visits:
+            visit.leave()

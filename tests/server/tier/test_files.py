@@ -181,7 +181,9 @@ def test_a_file_that_was_written_a_moment_ago_is_read_and_not_kept(tier: Tier, p
 
 def test_only_files_below_a_prefix_are_kept(source: FileSource, tier: Tier, path: Path) -> None:
     files = TierFiles([f"{path.parent}/"])
-    assert isinstance(TieredSource(source, tier, files.cover).open(str(path), ROOT), TieredFile)
+    kept = TieredSource(source, tier, files.cover).open(str(path), ROOT)
+    assert isinstance(kept, TieredFile)
+    kept.close()
     other = TieredSource(source, tier, TierFiles([f"{path.parent}x", "/nothing"]).cover)
     plain = other.open(str(path), ROOT)
     assert isinstance(plain, LocalFile)

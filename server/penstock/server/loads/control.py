@@ -164,8 +164,7 @@ class Control:
         except Exception as caught:
             error = failure.explain(caught, f"{load.kind} {load.id}")
             if isinstance(error, CheckpointCorruptError):
-                self._context.catalog.forget(error.version)
-                self._context.drop_kept(error)
+                self._context.on_corrupt(error)  # of a header; of its segments the entry has told
             outcome, result = error.reason, "failed"
             self.refused(error, load.caller, load.id, load.request.sources)
             try:

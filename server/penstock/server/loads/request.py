@@ -92,5 +92,5 @@ class LoadContext:
     """Looks up names, for one request at a time: this takes many times the memory of the names."""
     verify: str = AUTO
     """off, auto or require."""
-    drop_kept: Callable[[CheckpointCorruptError], object] = lambda error: None
-    """Drops what a local disk keeps of a file that turned out to be damaged, as the damage may be there."""
+    on_corrupt: Callable[[CheckpointCorruptError], object] = lambda error: None
+    """Has everything forgotten that is known of a file whose bytes turned out to be wrong."""

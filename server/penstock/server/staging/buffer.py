@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.selection import Selection
 from ..config.settings import Config
+from ..errors import CheckpointCorruptError
 from ..sources.kept import Writers
 from ..system.counts import Totals
 from ..system.headroom import spare_bytes
@@ -43,10 +44,12 @@ class StagingBuffer:
         totals: Totals,
         writers: Writers | None = None,
         spare: Callable[[], int] = spare_bytes,
+        on_corrupt: Callable[[CheckpointCorruptError], object] = lambda error: None,
     ) -> None:
         """`readers` has the reader threads for each kind of source, `hashers` the threads on which SHA-256
         follows the reading. `writers` write the copies that files keep of it. `spare` says how much memory
-        the system has to spare, as `spare_bytes` does."""
+        the system has to spare, as `spare_bytes` does. `on_corrupt` is told of files whose bytes are wrong,
+        before their loads are."""
         self._config = config
         self._readers = readers
         self._totals = totals
@@ -57,6 +60,7 @@ class StagingBuffer:
             self._allocator,
             PipelineContext(readers, hashers, Keeper(writers), totals),
             patience_seconds=max(config.queue_timeout_seconds, PATIENCE_SECONDS),
+            on_corrupt=on_corrupt,
         )
         self._upkeep = Upkeep(
             config,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,9 @@ class EntryContext:
     pipeline: PipelineContext
     patience_seconds: float
     """For how long other loads of a window may keep a load waiting."""
+    on_corrupt: Callable[[CheckpointCorruptError], object]
+    """Told that bytes of a file are wrong, before anybody who holds the entry is: these may be gone with the
+    next step."""
 
 
 class CacheEntry:
@@ -305,6 +308,7 @@ class CacheEntry:
             self.phase = moved(self.phase, Phase.FAILED)
             self.error = error
             if isinstance(error, CheckpointCorruptError):
+                self._context.on_corrupt(error)
                 for holder in self.holders.values():
                     if holder.on_corrupt is not None:
                         holder.on_corrupt(error)

@@ -31,6 +31,13 @@ MAX_ERROR_BODY_BYTES = 64 << 10
 BUFFER_BYTES = 64 << 10
 """The HTTP parser reads less than this ahead."""
 BURST_BYTES = 1 << 20
+"""Most bytes that are decrypted in one turn."""
+LOW_WATER_BYTES = 256 << 10
+"""The kernel wakes a thread that waits for bytes of a body when so many are there. Woken for each packet, the
+thread and the sender both took a quarter more processor time (`benchmarks/stores.py`)."""
+SLOW_TURN_BYTES = 4 * LOW_WATER_BYTES
+"""A connection that brings less in `TURN_SECONDS` is slow: its thread may be woken for each packet. Or its
+sender waits, because the window is too small for so many bytes."""
 TURN_SECONDS = 0.25
 """A read tells at least so often that bytes come: well within `schedule.STALL_SECONDS`."""
 _TURN = struct.pack("ll", 0, int(TURN_SECONDS * 1e6))
@@ -156,7 +163,7 @@ class Connections:
         if proxy is None:
             if parts.scheme == "https":
                 return self._https(host, port)
-            return http.client.HTTPConnection(host, port, timeout=self._timeout_seconds)
+            return Plain(host, port, timeout=self._timeout_seconds)
         if parts.scheme == "https":
             connection = self._https(proxy.hostname or "", proxy.port or 80)
             connection.set_tunnel(host, port, proxies.headers(proxy))
@@ -165,6 +172,13 @@ class Connections:
 
     def _https(self, host: str, port: int | None) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(host, port, timeout=self._timeout_seconds, context=self._tls)
+
+
+class Plain(http.client.HTTPConnection):
+    """A connection without TLS and without a proxy."""
+
+    low_water_bytes = LOW_WATER_BYTES
+    """From how many bytes on a thread that waits for a body is woken; 1 once the connection was slow."""
 
 
 class Exchange:
@@ -206,7 +220,7 @@ class Exchange:
             if self._drained and isinstance(self.connection.sock, ssl.SSLSocket):
                 count = _read_burst(self.connection.sock, view)
             elif self._drained and isinstance(self.connection.sock, socket.socket):
-                count = _receive(self.connection.sock, view[:BURST_BYTES])
+                count = self._receive(self.connection.sock, view)
             else:
                 # Not the response's own readinto: an error would lose the bytes that came before it.
                 count = self._response.fp.readinto1(view) if view else 0
@@ -216,6 +230,18 @@ class Exchange:
                 self._response.close()
         if count:
             beat()
+        return count
+
+    def _receive(self, sock: socket.socket, view: memoryview) -> int:
+        """Reads some bytes of the body, which is in the socket as far as it has come."""
+        connection, left_bytes = self.connection, self._left or 0
+        low_water_bytes = 1
+        if isinstance(connection, Plain) and left_bytes > 2 * LOW_WATER_BYTES:
+            low_water_bytes = connection.low_water_bytes
+            view = view[: left_bytes - low_water_bytes]  # or the kernel would wait for more than still comes
+        count = _receive(sock, view, low_water_bytes)
+        if isinstance(connection, Plain) and count < min(len(view), SLOW_TURN_BYTES):
+            connection.low_water_bytes = 1
         return count
 
     def finish(self) -> None:
@@ -255,25 +281,26 @@ class Exchange:
         return bytes(body)
 
 
-def _receive(connection: socket.socket, view: memoryview) -> int:
+def _receive(sock: socket.socket, view: memoryview, low_water_bytes: int) -> int:
     """Fills the view with one call of the kernel, or as much of it as comes in `TURN_SECONDS`; 0 at the end.
 
     With a timeout of its own Python would ask the kernel twice for every few packets, each time with a turn
     of the interpreter's lock. Raises OSError, of which TimeoutError after the connection's timeout.
     """
-    timeout_seconds = connection.gettimeout()
+    timeout_seconds = sock.gettimeout()
     until = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TURN)
-    connection.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TURN)
+    sock.settimeout(None)
     try:
         while True:
             try:
-                return connection.recv_into(view, 0, socket.MSG_WAITALL)
+                return sock.recv_into(view, 0, socket.MSG_WAITALL)
             except BlockingIOError:
                 if time.monotonic() >= until:
                     raise TimeoutError from None
     finally:
-        connection.settimeout(timeout_seconds)
+        sock.settimeout(timeout_seconds)
 
 
 def _read_burst(connection: ssl.SSLSocket, view: memoryview) -> int:
