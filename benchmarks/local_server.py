@@ -45,7 +45,11 @@ class LocalServer:
         # nginx cannot choose a free port itself.
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
+        try:
+            self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
+        except BaseException:
+            shutil.rmtree(self._directory)
+            raise
         try:
             wait_until(self._listens, f"{self._process.args!r} to listen", timeout_seconds=LISTENING_SECONDS)
         except BaseException:
@@ -59,7 +63,7 @@ class LocalServer:
         self._stop()
 
     def _command(self) -> list[str]:
-        """Starts it on `port`, in the directory."""
+        """The command that serves on `port`. It runs in the directory."""
         raise NotImplementedError
 
     def _stop(self) -> None:
