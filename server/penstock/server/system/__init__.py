@@ -2,7 +2,7 @@
 log.
 
 linux      system calls that Python lacks; `statx` is the status of a file, `copying` copies memory
-directory  notices changes in a directory; `stdin` notices its end
+directory  notices changes in a directory; `stdin` notices the end of standard input
 lock       the lock of a socket directory; `own_files` removes files that this process made
 limits     what the machine and the container allow; `headroom` is the memory that is left now
 quota      how much each user may have of a bounded resource; `fair` has threads that serve users in turn
