@@ -42,6 +42,8 @@ class Copy:
             if (ROOT / name).is_file():  # else it was removed, and that is not committed yet
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, path / name)
+        if (ROOT / ".cache").is_dir():  # programs that `.ci/run` installed
+            (path / ".cache").symlink_to(ROOT / ".cache")
         venv.create(path / ".venv", symlinks=True)
         self.python = path / ".venv/bin/python"
         (site,) = (path / ".venv/lib").glob("python*/site-packages")
@@ -55,6 +57,8 @@ class Copy:
         command = [str(self.python), "-m", "pytest", *options, test]
         # In CI a test that is skipped fails: so one that cannot run here is found before its rule is broken.
         environment = {**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        # Programs that came with packages, such as SeaweedFS, lie beside the interpreter that has these.
+        environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), environment.get("PATH", "")])
         with subprocess.Popen(
             command,
             cwd=self.path,

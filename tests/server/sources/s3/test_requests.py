@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+
+from penstock.server.sources.objects.object import FIRST_BYTES
+from penstock.server.sources.s3 import account
 
 from ...objects import Asked, ObjectServer
 from ...support import ROOT
@@ -93,3 +98,30 @@ def test_keys_are_taken_as_they_are_from_a_store_that_encodes_none(
 ) -> None:
     server.hooks.append(always(lambda asked: asked.answer(200, page("m/a+b%20", "m/c"))))
     assert sources().list("s3://bucket/m/", ROOT) == ["a+b%20", "c"]
+
+
+def test_a_signature_serves_all_blocks_of_an_object_that_are_read_within_a_minute(
+    server: ObjectServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    sign, minute = account._signature, [1.0]
+
+    def count(covered: account._Covered) -> dict[str, str]:
+        made.append(covered)
+        return sign(covered)
+
+    monkeypatch.setattr(account, "_signature", count)
+    monkeypatch.setattr(time, "time", lambda: minute[0] * 60)
+    server.put("k", CONTENT)
+    server.put("other", CONTENT)
+    source = sources()
+    files = [source.open(f"s3://bucket/{key}", ROOT) for key in ("k", "other")]
+    for signatures in (2, 4):
+        for file in files:
+            for start in range(FIRST_BYTES, len(CONTENT), 1000):
+                end = min(start + 1000, len(CONTENT))
+                assert read(file, start, end) == CONTENT[start:end]
+        assert len(made) == signatures
+        minute[0] += 1
+    for asked in server.asked:
+        assert asked.headers["authorization"] == signature_of(asked, server.url)

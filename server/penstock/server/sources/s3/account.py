@@ -1,9 +1,10 @@
 """boto3's part: credentials, endpoints, regions, signatures, and the parsing of lists. Imported when first
 needed, since the import takes longer than everything else at the daemon's start.
 
-Requests for bytes are signed in their headers, each one anew with the present credentials. A presigned URL
-takes twice as long to make (benchmarks/s3_signing.py). It is also a secret that servers and proxies write to
-their logs.
+Requests for bytes are signed in their headers, with the present credentials. A presigned URL takes twice as
+long to make (benchmarks/s3_signing.py). It is also a secret that servers and proxies write to their logs. The
+signature covers the object and not the range, as that of a presigned URL: so it serves for all blocks that
+are read within a minute. S3 accepts it for 15.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote_plus
 
 from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
@@ -41,6 +42,9 @@ REMEMBERED_BYTES = 4 << 20
 """Of the URLs of objects that are remembered, with what they are remembered by."""
 _ENTRY_BYTES = 500
 """What one takes besides its texts."""
+_SIGNED_SECONDS = 60
+_SIGNATURE_BYTES = 3000
+"""What the headers of a signature take, besides the token and the URL."""
 _USER = re.compile(r"//\S*@")
 """The user and password in a URL, or in a text that should be one."""
 
@@ -62,6 +66,8 @@ class Account:
         self._urls = _urls()
         """The URLs of the last objects that were asked for, by region and location: botocore takes longer to
         find one than to sign it."""
+        self._signatures = _signatures()
+        """The headers that authenticate the last requests, by all that they cover."""
         self._regions: dict[str, str] = {}
         """The regions of buckets that turned out to be in another region."""
         with _botocore_errors("S3"):
@@ -74,21 +80,27 @@ class Account:
     def sign(self, ask: Ask[Location]) -> Signed:
         """The URL, by botocore's rules for endpoints and addressing, and the headers that authenticate the
         daemon."""
-        location, headers = ask.location, dict(ask.headers)
+        location = ask.location
         url = self._list_url(ask) if ask.is_list else self._object_url(location)
+        # Amazon's own headers must be signed (Signature Version 4), and the others need not be.
+        headers = {name: value for name, value in ask.headers.items() if not _is_amazons(name)}
+        amazons = {name: value for name, value in ask.headers.items() if _is_amazons(name)}
         if self._settings.requester_pays:
-            headers["x-amz-request-payer"] = "requester"
+            amazons["x-amz-request-payer"] = "requester"
         region = self._region(location.bucket)
         if self._settings.unsigned:
-            return Signed(url, headers, (region, "", ""))
+            return Signed(url, headers | amazons, (region, "", ""))
         with _botocore_errors(location.uri):
-            from botocore.auth import S3SigV4Auth
-            from botocore.awsrequest import AWSRequest
-
-            request = AWSRequest(method=ask.method, url=url, headers=headers)
             frozen = self._credentials(location)
-            S3SigV4Auth(frozen, "s3", region).add_auth(request)
-            return Signed(url, dict(request.headers.items()), (region, *_identity(frozen)))
+            covered = _Covered(
+                ask.method, url, tuple(amazons.items()), region, frozen, int(time.time()) // _SIGNED_SECONDS
+            )
+            signed = (
+                _signature(covered)
+                if ask.is_list
+                else self._signatures.get(covered, lambda: (_signature(covered), math.inf))
+            )
+            return Signed(url, headers | signed, (region, *_identity(frozen)))
 
     def changed(self, ask: Ask[Location], answer: Answer, tried: Sequence[Signed]) -> bool:
         """Whether to ask again: once in another region if the bucket turns out to be there, and once with new
@@ -269,6 +281,39 @@ class Account:
 
 def _urls() -> Memo[tuple[str | None, Location], str]:
     return Memo(REMEMBERED_BYTES, lambda url: _ENTRY_BYTES + 2 * len(url))
+
+
+class _Covered(NamedTuple):
+    """What a signature depends on."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    region: str
+    credentials: Any
+    """botocore's frozen ones."""
+    minute: int
+    """Of the clock, as the time is signed too: also after the machine was suspended it is that of today."""
+
+
+def _signature(covered: _Covered) -> dict[str, str]:
+    """The signed headers, and those that say so."""
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+
+    request = AWSRequest(method=covered.method, url=covered.url, headers=dict(covered.headers))
+    S3SigV4Auth(covered.credentials, "s3", covered.region).add_auth(request)
+    return dict(request.headers.items())
+
+
+def _signatures() -> Memo[_Covered, dict[str, str]]:
+    return Memo(
+        REMEMBERED_BYTES, lambda signed: _SIGNATURE_BYTES + 4 * sum(len(value) for value in signed.values())
+    )
+
+
+def _is_amazons(header: str) -> bool:
+    return header.lower().startswith("x-amz-")
 
 
 def _bare(etag: str) -> str:
