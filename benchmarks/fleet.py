@@ -29,7 +29,7 @@ from pathlib import Path
 if not __package__:  # run as a file: modules are found as with -m in the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import fleet_cache, fleet_formulas, fleet_store, make_checkpoint, report, system
+from benchmarks import fleet_cache, fleet_formulas, fleet_store, local_server, make_checkpoint, report, system
 from benchmarks.fleet_nodes import Fleet, Scenario
 from benchmarks.fleet_store import LIST, FleetStore, Request
 
@@ -150,7 +150,7 @@ def refusals(fleet: Fleet) -> None:
 
 
 def cache(fleet: Fleet) -> None:
-    if fleet_cache.program() is None:
+    if local_server.nginx() is None:
         print("  cache is left out: there is no nginx; install Debian's nginx-light", file=sys.stderr)
         return
     opened = fleet_formulas.opened(fleet.checkpoint).times(fleet.nodes)

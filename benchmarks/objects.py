@@ -13,18 +13,15 @@ import argparse
 import http.client
 import os
 import re
-import shutil
 import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
@@ -32,6 +29,7 @@ from xml.sax.saxutils import escape
 if not __package__:  # run as a file: modules are found as with -m in the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.local_server import LocalServer, nginx_command
 from benchmarks.make_checkpoint import DATA_DIR
 
 BUCKET = "bench"
@@ -41,13 +39,10 @@ _SO_MAX_PACING_RATE = 47
 _PART_BYTES = 1 << 20
 
 
-class ObjectServer:
-    """A server over `benchmarks/.data`; it and its directory are gone when the context ends."""
+class ObjectServer(LocalServer):
+    """A server over `benchmarks/.data`."""
 
     scheme = "http"
-
-    def __init__(self) -> None:
-        self.port = 0
 
     @property
     def endpoint(self) -> str:
@@ -79,45 +74,6 @@ class ObjectServer:
         """The address of the object with that URI."""
         return f"{self.endpoint}/{uri.removeprefix('s3://')}"
 
-    def __enter__(self) -> "ObjectServer":
-        self._directory = Path(tempfile.mkdtemp(prefix="penstock-objects-"))
-        # nginx cannot choose a free port itself.
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self._process = subprocess.Popen(self._command(), cwd=self._directory, stdin=subprocess.DEVNULL)
-        try:
-            self._wait_until_listening()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=20)
-        shutil.rmtree(self._directory)
-
-    def _wait_until_listening(self) -> None:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"{self._command()} does not listen; read its messages above"
-                    ) from None
-                time.sleep(0.01)
-
-    def _command(self) -> list[str]:
-        raise NotImplementedError
-
     def _make_certificate(self) -> None:
         """A certificate that is its own authority, for AWS_CA_BUNDLE."""
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
@@ -132,26 +88,13 @@ class Near(ObjectServer):
         self.scheme = "https" if tls else "http"
 
     def _command(self) -> list[str]:
-        program = shutil.which("nginx")
-        if program is None:
-            raise RuntimeError("this scenario needs nginx; install Debian's nginx-light")
         tls = certificate = ""
         if self.scheme == "https":
             self._make_certificate()
             tls, certificate = "ssl", "ssl_certificate certificate.pem; ssl_certificate_key key.pem;"
-        temporary = " ".join(
-            f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        (self._directory / "nginx.conf").write_text(f"""
-daemon off;
-{"user root;" if os.geteuid() == 0 else ""}
-worker_processes {os.cpu_count()};
-pid nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    {temporary}
+        return nginx_command(
+            self._directory,
+            f"""
     default_type application/octet-stream;
     sendfile on;
     tcp_nopush on;
@@ -162,9 +105,8 @@ http {{
         listen 127.0.0.1:{self.port} {tls} backlog=1024;
         location /{BUCKET}/ {{ alias {DATA_DIR}/; }}
     }}
-}}
-""")
-        return [program, "-p", str(self._directory), "-c", "nginx.conf", "-e", "stderr"]
+""",
+        )
 
 
 class Far(ObjectServer):

@@ -21,7 +21,7 @@ from penstock.server import daemon
 from penstock.server.config.settings import load_config
 from penstock.server.edge import handoff
 from penstock.server.sources.file import paths
-from penstock.server.sources.file import source as file
+from penstock.server.sources.file.local_file import LocalFile
 from penstock.server.sources.stores import FLAGS
 from penstock.server.staging.reading import reader
 from penstock.server.system import log, statx
@@ -76,10 +76,10 @@ async def serve(pipe: str, part: str, flags: list[str]) -> None:
     elif part == "stat":
         statx.file_status = hanging_in_shm(statx.file_status, pipe)
     elif part in ("read", "no-spares"):
-        file.LocalFile._read_cached = hanging_in_shm(file.LocalFile._read_cached, pipe)  # type: ignore[method-assign]
+        LocalFile._read_cached = hanging_in_shm(LocalFile._read_cached, pipe)  # type: ignore[method-assign]
     else:
         assert part == "readers"
-        file.LocalFile._read_cached = hanging_first(file.LocalFile._read_cached, pipe, "reader-")  # type: ignore[method-assign]
+        LocalFile._read_cached = hanging_first(LocalFile._read_cached, pipe, "reader-")  # type: ignore[method-assign]
     if part == "no-spares":
         start = reader.ReaderPool._add_threads
         reader.ReaderPool._add_threads = lambda self: None if self.threads else start(self)  # type: ignore[method-assign]

@@ -141,7 +141,7 @@ BREAKS = (
     ),
     Break(
         "a checkpoint whose mount is gone is given up",
-        f"{_SERVER}/sources/file/source.py",
+        f"{_SERVER}/sources/file/local_file.py",
         "return mounts is not None and mounts.is_gone(self._seen.status.mount, self.mount)",
         "return False",
         "test_a_mount_can_be_unmounted_while_its_checkpoint_is_warm_which_then_is_given_up",
@@ -1067,7 +1067,7 @@ BREAKS = (
     ),
     Break(
         "loads of several mounts are resolved on threads of their own",
-        f"{_SERVER}/daemon.py",
+        f"{_SERVER}/sources/resolvers.py",
         "        if len(places) != 1:",
         "        if not places:",
         "test_loads_from_several_mounts_of_which_one_hangs_stop_no_load_from_another",

@@ -18,7 +18,8 @@ from penstock.server.checkpoint.selection import Selection, select
 from penstock.server.checkpoint.selection import skip as without
 from penstock.server.errors import CheckpointCorruptError
 from penstock.server.sources import Source, SourceFile
-from penstock.server.sources.file.source import FileContext, FileSource
+from penstock.server.sources.file.local_file import FileContext
+from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.stores import KINDS
 from penstock.server.staging.buffer import StagingBuffer
 from penstock.server.staging.entry import CacheEntry

@@ -98,7 +98,7 @@ class StoreTests:
 
     def test_it_says_how_it_is_read(self, storage: Storage) -> None:
         reading = storage.store.reading
-        assert min(reading.threads, reading.spare_threads, storage.store.resolver_threads) > 0
+        assert min(reading.threads, reading.spare_threads) > 0
         assert reading.block_bytes % 4096 == 0
         assert set(storage.store.retries()) <= set(RETRY_REASONS)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .adopt.run_ai_files import pull_files as pull_files
     from .adopt.safe_patch import SafetensorsPatch as SafetensorsPatch
     from .adopt.safe_patch import patch_safetensors as patch_safetensors
-    from .client import Evicted as Evicted
     from .client import StreamerClient as StreamerClient
     from .errors import AccessDeniedError as AccessDeniedError
     from .errors import CheckpointChangedError as CheckpointChangedError
@@ -49,13 +48,14 @@ if TYPE_CHECKING:
     from .errors import TooManyLoadsError as TooManyLoadsError
     from .errors import UnsupportedDtypeError as UnsupportedDtypeError
     from .load import Load as Load
+    from .operations import Evicted as Evicted
     from .prefetch import Prefetched as Prefetched
     from .summary import LoadedFile as LoadedFile
     from .summary import LoadStats as LoadStats
 
 _HOMES = {
     "StreamerClient": "client",
-    "Evicted": "client",
+    "Evicted": "operations",
     "Load": "load",
     "LoadStats": "summary",
     "LoadedFile": "summary",

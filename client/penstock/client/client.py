@@ -6,7 +6,6 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +15,7 @@ from .requests import Selection
 from .ring.calls import Calls
 from .ring.socket_dir import socket_directory
 from .system import descriptors
-from .system.sizes import Source, absolute_sources
+from .system.sizes import Source
 
 if TYPE_CHECKING:
     import torch
@@ -26,22 +25,11 @@ if TYPE_CHECKING:
 
     from .embedded import EmbeddedDaemon
     from .load import Load
+    from .operations import Evicted
     from .prefetch import Prefetched
-    from .ring.progress import Bar
-    from .ring.rpc import Session
     from .ring.stream import Choose
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Evicted:
-    """The result of `evict()`."""
-
-    # Freed at once.
-    freed_bytes: int
-    # Still in use. Freed when the last client releases them.
-    leased_bytes: int
 
 
 class StreamerClient:
@@ -221,31 +209,20 @@ class StreamerClient:
         """
         import torch
 
-        from .module import ModuleLoader
+        from .module import fill
 
-        with torch.no_grad():
-            loader = ModuleLoader(module, None if device is None else torch.device(device), dtype)
-
-            def choose_by_module(request: OpenLoad) -> Choose:
-                request.list_tensors = True
-                return lambda listed: loader.choose(listed, strict)
-
-            with self._open_load(
-                source,
-                choose_by_module,
-                device=loader.source_device,
-                memory_limit=memory_limit,
-                owned=loader.keeps_tensors,
-                group=group,
-                variant=variant,
-                verify=verify,
-                digests=digests,
-                progress=progress,
-            ) as load:
-                for name, tensor in load:
-                    loader.take(name, tensor)
-                    del tensor
-            return loader.finish(strict)
+        open_load = functools.partial(
+            self._open_load,
+            source,
+            memory_limit=memory_limit,
+            group=group,
+            variant=variant,
+            verify=verify,
+            digests=digests,
+            progress=progress,
+        )
+        target = None if device is None else torch.device(device)
+        return fill(module, open_load, device=target, dtype=dtype, strict=strict)
 
     def prefetch(
         self,
@@ -301,15 +278,14 @@ class StreamerClient:
         from .fetch import to_cache, to_place
 
         request = requests.fetch(source, allow=allow, ignore=ignore, max_bytes=max_bytes, max_files=max_files)
-
-        def attempt(session: Session, bar: Bar | None) -> Path:
-            # A new request for each attempt: the cache may have other versions by then.
-            fresh = type(request).FromString(request.SerializeToString())
-            if directory is None:
-                return to_cache(session, fresh, bar)
-            return to_place(session, fresh, Path(directory), bar)
-
-        return self._calls.persist(attempt, "fetch" if progress else None)
+        return self._calls.persist(
+            lambda session, bar: (
+                to_cache(session, request, bar)
+                if directory is None
+                else to_place(session, request, Path(directory), bar)
+            ),
+            "fetch" if progress else None,
+        )
 
     def fetch_into(
         self,
@@ -370,12 +346,11 @@ class StreamerClient:
 
     def evict(self, source: Source | Iterable[Source] | None = None) -> Evicted:
         """Evicts the staged checkpoint `source`, pinned or not; None evicts every idle one."""
-        from penstock.v1 import streamer_pb2 as pb
+        from .operations import evict
 
-        request = pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
+        request = requests.evict(source)
         with self._calls.session() as session:
-            response = session.service.Evict(request, metadata=session.metadata)
-        return Evicted(freed_bytes=response.freed_bytes, leased_bytes=response.leased_bytes)
+            return evict(session, request)
 
     def status(self) -> dict[str, Any]:
         """The daemon's state: GetStatusResponse as dicts, lists, numbers and strings.
@@ -383,16 +358,10 @@ class StreamerClient:
         Every field of the message has its name in streamer.proto. An optional field that is absent, such as
         `staging.limit_bytes` of an unlimited daemon, is None.
         """
-        from penstock.v1 import streamer_pb2 as pb
-        from penstock.v1.plain import to_plain
-
-        from .ring.handoff import TIMEOUT_SECONDS
+        from .operations import status
 
         with self._calls.session() as session:
-            response = session.service.GetStatus(
-                pb.GetStatusRequest(), metadata=session.metadata, timeout=TIMEOUT_SECONDS
-            )
-        return to_plain(response)
+            return status(session)
 
     def close(self) -> None:
         """Ends the loads that run, and the daemon that `embedded()` started. May be called again."""

@@ -204,8 +204,11 @@ def _responses(session: Session, requests: Sequence[pb.FetchRequest]) -> Iterato
 
 
 def _in_parts(request: pb.FetchRequest, have: Sequence[tuple[str, str]]) -> list[pb.FetchRequest]:
-    """The request with the versions that the client has, in as many messages as needed."""
-    parts, size_bytes = [request], 0
+    """The request with the versions that the client has, in as many messages as needed. `request` stays as it
+    is: a later attempt may have other versions."""
+    first = pb.FetchRequest()
+    first.CopyFrom(request)
+    parts, size_bytes = [first], 0
     for name, version in have:
         file = pb.FetchedFile(name=name, version=version)
         size_bytes += file.ByteSize() + 8

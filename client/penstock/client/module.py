@@ -13,8 +13,9 @@ special     modules with loading methods or hooks of their own: their tensors ar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import Module
@@ -25,7 +26,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from penstock.v1 import streamer_pb2 as pb
 
 from . import errors
+from .load import Load
 from .rehearsal import Rehearsal
+from .ring.stream import Choose
 from .ring.tensors import without_bytes
 from .targets import Targets, converts, is_old_scalar
 
@@ -43,6 +46,37 @@ class _Slot:
     def tensor(self) -> torch.Tensor:
         found: torch.Tensor = getattr(self.module, self.name)
         return found
+
+
+class OpenLoad(Protocol):
+    """`StreamerClient._open_load` with the arguments that the module does not decide."""
+
+    def __call__(
+        self, choose: Callable[[pb.OpenLoad], Choose], *, device: torch.device, owned: bool
+    ) -> Load: ...
+
+
+@torch.no_grad()
+def fill(
+    module: Module,
+    open_load: OpenLoad,
+    *,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    strict: bool,
+) -> _IncompatibleKeys:
+    """See `StreamerClient.load_into`."""
+    loader = ModuleLoader(module, device, dtype)
+
+    def choose(request: pb.OpenLoad) -> Choose:
+        request.list_tensors = True
+        return lambda listed: loader.choose(listed, strict)
+
+    with open_load(choose, device=loader.source_device, owned=loader.keeps_tensors) as load:
+        for name, tensor in load:
+            loader.take(name, tensor)
+            del tensor
+    return loader.finish(strict)
 
 
 class ModuleLoader:

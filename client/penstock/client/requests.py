@@ -108,6 +108,13 @@ def fetch(
     )
 
 
+def evict(source: Source | Iterable[Source] | None) -> pb.EvictRequest:
+    """The request to evict a checkpoint, or every idle one. Raises TypeError and ValueError."""
+    from penstock.v1 import streamer_pb2 as pb
+
+    return pb.EvictRequest(sources=[] if source is None else absolute_sources(source))
+
+
 def _client_name() -> str:
     """The name of this process in the daemon's log and status."""
     return Path(sys.argv[0] if sys.argv else "").name[:200]

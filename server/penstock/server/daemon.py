@@ -7,9 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator
 
 from penstock.v1 import streamer_pb2 as pb
 
@@ -19,46 +17,44 @@ from .edge.gate import MAX_CONNECTIONS
 from .edge.handoff import MAX_SESSIONS, HandoffServer, Session
 from .edge.rpc import RpcServer
 from .edge.service import StreamerService
-from .errors import CheckpointCorruptError, ConfigError
+from .errors import CheckpointCorruptError
 from .loads import at_start
 from .loads.control import Control
 from .loads.fetch import BUFFER_BYTES, FetchContext
 from .loads.request import LoadContext
 from .loads.warm.warm_set import WarmSet
-from .sources import Source, choose
+from .sources import Source
 from .sources.kept import Remote
-from .sources.store import Events, Reading, Store
+from .sources.resolvers import Resolvers
+from .sources.store import Reading
 from .sources.stores import FLAGS, STORES
+from .staging import unmounted
 from .staging.buffer import StagingBuffer
 from .staging.reading.reader import ReaderPool
+from .system import stdin
 from .system.counts import Totals
 from .system.fair import FairExecutor
-from .system.limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
+from .system.limits import file_descriptors, huge_pages_fields, is_privileged, raise_open_files
 from .system.lock import locked
 from .system.log import event
 from .system.quota import Quota
 from .system.version import distribution_version
 from .tier.files import TierFiles
-from .tier.opening import open_tier
+from .tier.opening import open_in_time
 from .tier.replies import DiskReplies
 from .tier.source import TieredSource
 from .tier.tier import Tier
 from .watch.endpoints import Endpoints
+from .watch.exposition import Exposition
 from .watch.health import Health
 from .watch.history import INTERVAL_SECONDS, History
 from .watch.http import HttpServer
-from .watch.metrics import Exposition
 from .watch.status import Status, effective
 
 logger = logging.getLogger(__name__)
 
 CPU_THREADS = 4
-MIXED_RESOLVERS = 64
-MOST_PLACED = 64
-"""Of so many sources it is looked up where they are. More count as of several mounts."""
 SLAB_WORKERS = 4
-TIER_OPENING_SECONDS = 60
-"""Looking at ten thousand files of a healthy disk takes less than one."""
 
 
 class Daemon:
@@ -74,7 +70,7 @@ class Daemon:
         self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
         self._cpu_pool = FairExecutor(CPU_THREADS, "cpu")
         self._selector = FairExecutor(1, "selector")
-        self._mixed_resolvers = FairExecutor(MIXED_RESOLVERS, "mixed-resolver")
+        self._resolvers = Resolvers(self.stores)
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self._hashers = FairExecutor(max(2, len(os.sched_getaffinity(0))), "hasher")
         self.staging = StagingBuffer(
@@ -103,7 +99,7 @@ class Daemon:
             catalog=self._catalog,
             staging=self.staging,
             totals=self.totals,
-            resolvers=self._resolvers,
+            resolvers=self._resolvers.of,
             cpu_pool=self._cpu_pool,
             selector=self._selector,
             verify=config.verify,
@@ -112,7 +108,7 @@ class Daemon:
         self.history = History()
         fetching = FetchContext(
             self._sources,
-            self._resolvers,
+            self._resolvers.of,
             self.totals,
             self._catalog.keep.budget,
             self._catalog.descriptors,
@@ -175,24 +171,15 @@ class Daemon:
             name_tier_files=self._tier_files.name if self._tier is not None else None,
         )
 
-    # ---- for its parts --------------------------------------------------------------------------
-
-    def _resolvers(self, sources: Sequence[str], uid: int) -> Executor:
-        """Those of the mount or the store that all sources are of. Sources of several have threads of their
-        own: what hangs of one must not hold up the loads of another. Raises InvalidRequestError for what is
-        no source."""
-        places: dict[str, tuple[Store, str]] = {}
-        if len(sources) <= MOST_PLACED:  # this runs on the event loop
-            for source in sources:
-                store = self.stores[choose(self._sources, source).kind]
-                places.setdefault(store.place(source), (store, source))
-        if len(places) != 1:
-            return self._mixed_resolvers.of(uid)
-        store, source = next(iter(places.values()))
-        return store.resolvers(store.source.location(source), uid)
-
     def _tell_status(self, session: Session) -> pb.GetStatusResponse:
         return self.status.message(None if is_privileged(session.uid) else session.uid)
+
+    def _forget(self, error: CheckpointCorruptError) -> None:
+        """Bytes of a file arrived damaged: what is kept of it may be damaged too."""
+        self._catalog.forget(error.version)
+        if self._tier is not None:
+            # A digest that a user gave may be wrong: it costs others nothing that they have pinned.
+            self._tier.drop(error.uri, error.version, although_pinned=not error.given)
 
     # ---- its life -------------------------------------------------------------------------------
 
@@ -200,20 +187,20 @@ class Daemon:
         """Serves until told to stop; False: until it could not go on, which the log explains. Raises
         ConfigError when it cannot begin."""
         if self.config.exit_with_stdin:
-            self._watch_stdin()
+            stdin.watch(self.ask_to_stop)  # before anything is made
         # A daemon that ends with its standard input has a directory for itself.
         lock = locked(self.config.socket_dir, private=self.config.exit_with_stdin)
         with lock, self._http() as address:
             await self._serve()
             started = {"version": self.version, "http": address, **effective(self.config)}
             warm = {"warm_for": self.config.warm_for}
-            event(logger, "serving", {**started, **warm, **_huge_pages()})
+            event(logger, "serving", {**started, **warm, **huge_pages_fields()})
             keeping = [
                 asyncio.create_task(self.staging.keep()),
                 asyncio.create_task(self._sample()),
                 asyncio.create_task(self._watch_rpc()),
             ]
-            unwatch = self._watch_stores()
+            unwatch = unmounted.watch(self.stores.values(), self.staging)
             staging = [asyncio.create_task(self._prefetch_all())]
             if self._warm_set is not None:
                 staging.append(asyncio.create_task(self._warm_set.run()))
@@ -226,28 +213,7 @@ class Daemon:
                 unwatch()
                 for task in (*keeping, *staging):
                     task.cancel()
-                self._handoff.stop()
-                await self._rpc.stop()
-                for store in self.stores.values():
-                    store.stop()  # first, so that what waits for it has ended when the loop does
-                await self.staging.stop()
-                for pool in self.readers.values():
-                    pool.stop()
-                for store in self.stores.values():
-                    store.shutdown()
-                self._catalog.shutdown()
-                if self._tier is not None:
-                    self._tier.stop()
-                for executor in (
-                    self._cpu_pool,
-                    self._selector,
-                    self._mixed_resolvers,
-                    self._slab_workers,
-                    self._hashers,
-                ):
-                    executor.shutdown()
-                self.health.stop()
-                event(logger, "stopped", self.totals.summary())
+                await self._stop()
         return not self._broken
 
     @contextlib.contextmanager
@@ -303,6 +269,25 @@ class Daemon:
         if self._control.running:
             event(logger, "loads cut off", {"loads": len(self._control.running)}, level=logging.WARNING)
 
+    async def _stop(self) -> None:
+        self._handoff.stop()
+        await self._rpc.stop()
+        for store in self.stores.values():
+            store.stop()  # first, so that what waits for it has ended when the loop does
+        await self.staging.stop()
+        for pool in self.readers.values():
+            pool.stop()
+        for store in self.stores.values():
+            store.shutdown()
+        self._catalog.shutdown()
+        if self._tier is not None:
+            self._tier.stop()
+        for executor in (self._cpu_pool, self._selector, self._slab_workers, self._hashers):
+            executor.shutdown()
+        self._resolvers.shutdown()
+        self.health.stop()
+        event(logger, "stopped", self.totals.summary())
+
     async def _sample(self) -> None:
         """Records throughput and rates for the history, for as long as the daemon runs."""
         while True:
@@ -325,58 +310,6 @@ class Daemon:
         self._control.stop_waiting()
         self.ask_to_stop()
 
-    def _watch_stores(self) -> Callable[[], None]:
-        """Gives up warm checkpoints whose files are gone, as after an unmount. Returns a function that ends
-        it."""
-        loop = asyncio.get_running_loop()
-        watched = [events for store in self.stores.values() if (events := store.gone_events()) is not None]
-        for events in watched:
-            loop.add_reader(events.fileno(), self._files_gone, events)
-
-        def unwatch() -> None:
-            for events in watched:
-                loop.remove_reader(events.fileno())
-                events.close()
-
-        return unwatch
-
-    def _files_gone(self, events: Events) -> None:
-        events.clear()
-        gone = {
-            entry
-            for entry in self.staging.entries.values()
-            if any(file.unmounted() for file in entry.checkpoint.files)
-        }
-        if gone:
-            event(logger, "unmounted", {"stages": len(gone)})
-            self.staging.evict(lambda entry: entry in gone)
-
-    def _watch_stdin(self) -> None:
-        """Before anything is made: what has no end to wait for, such as /dev/null or a file, is refused."""
-        why = "it is closed"
-        if sys.stdin is not None:  # None where the descriptor was closed, whose number others may have now
-            try:
-                asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._stdin_readable)
-                return
-            except PermissionError:
-                why = "it is a file or /dev/null"
-        raise ConfigError(
-            f"--exit-with-stdin: standard input cannot be watched, as {why}; give penstockd a pipe, and "
-            "hold its other end open for as long as it shall run"
-        )
-
-    def _forget(self, error: CheckpointCorruptError) -> None:
-        """Bytes of a file arrived damaged: what is kept of it may be damaged too."""
-        self._catalog.forget(error.version)
-        if self._tier is not None:
-            # A digest that a user gave may be wrong: it costs others nothing that they have pinned.
-            self._tier.drop(error.uri, error.version, although_pinned=not error.given)
-
-    def _stdin_readable(self) -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
-            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-            self.ask_to_stop()
-
 
 def _tiered(source: Source, tier: Tier | None, files: TierFiles) -> Source:
     """With what comes over a network kept on the disk, if there is a tier."""
@@ -397,37 +330,7 @@ def _readers(reading: Reading) -> ReaderPool:
     )
 
 
-def _huge_pages() -> dict[str, str]:
-    setting = shmem_huge_pages()
-    if setting in ("always", "within_size", "advise", "force"):
-        return {"huge_pages": setting}
-    return {
-        "huge_pages": f"no ({setting})",
-        "hint": "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled makes clients faster",
-    }
-
-
 async def serve(config: Config) -> bool:
     """Runs one daemon to its end, and says whether that was asked for."""
     raise_open_files()
-    return await Daemon(config, await _open_tier(config)).run()
-
-
-async def _open_tier(config: Config) -> Tier | None:
-    """None: there is none. Raises ConfigError."""
-    if config.tier_dir is None:
-        return None
-    opener = FairExecutor(1, "tier-opener")  # of its own, as it may hang
-    opening = opener.submit(os.geteuid(), open_tier, config.tier_dir, config.tier_limit_bytes)
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(opening), TIER_OPENING_SECONDS)
-    except asyncio.TimeoutError:
-        why = {
-            "directory": str(config.tier_dir),
-            "why": f"its disk did not answer for {TIER_OPENING_SECONDS} s",
-        }
-        hint = {"hint": "penstockd runs without it; see to the disk, and start penstockd again"}
-        event(logger, "no tier", {**why, **hint}, level=logging.WARNING)
-        return None
-    finally:
-        opener.shutdown()
+    return await Daemon(config, await open_in_time(config.tier_dir, config.tier_limit_bytes)).run()

@@ -24,7 +24,8 @@ from penstock.server.errors import (
     TooManyLoadsError,
 )
 from penstock.server.sources import Access
-from penstock.server.sources.file.source import FileSource, LocalFile, open_file
+from penstock.server.sources.file.local_file import LocalFile, open_file
+from penstock.server.sources.file.source import FileSource
 from penstock.server.system.fair import FairExecutor
 from penstock.server.system.quota import Quota
 

@@ -33,7 +33,8 @@ from penstock.server.loads.fetch import (
 )
 from penstock.server.loads.readahead import PART_BYTES, PARTS_AT_ONCE, SMALL_PART_BYTES, Part
 from penstock.server.sources import Access, Listed, Wanted
-from penstock.server.sources.file.source import FileSource, LocalFile
+from penstock.server.sources.file.local_file import LocalFile
+from penstock.server.sources.file.source import FileSource
 from penstock.server.system.counts import Totals
 from penstock.server.system.fair import FairExecutor
 from penstock.server.system.quota import Quota

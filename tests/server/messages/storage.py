@@ -20,8 +20,8 @@ from botocore.exceptions import (
 )
 
 from penstock.server.sources import Access, too_slow
+from penstock.server.sources.file.local_file import open_file
 from penstock.server.sources.file.paths import local_path
-from penstock.server.sources.file.source import open_file
 from penstock.server.sources.file.tree import walk
 from penstock.server.sources.looking import too_many_names
 from penstock.server.sources.objects.keys import check_access

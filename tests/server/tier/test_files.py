@@ -14,8 +14,9 @@ import pytest
 from penstock.server.errors import CheckpointChangedError
 from penstock.server.sources import RetryingReader
 from penstock.server.sources.file.identity import lasting_version, portable_version
+from penstock.server.sources.file.local_file import FileContext, LocalFile
 from penstock.server.sources.file.mounts import MountPoint, MountTable
-from penstock.server.sources.file.source import FileContext, FileSource, LocalFile
+from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.file.watches import Watches
 from penstock.server.sources.resuming import Place, same_place
 from penstock.server.system.linux import PAGE_BYTES

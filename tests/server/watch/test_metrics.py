@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.server.sources.stores import KINDS
 from penstock.server.system.counts import RETRY_REASONS, Distribution, Totals
-from penstock.server.watch.metrics import METRICS, Exposition, Gauges, Metric
+from penstock.server.watch.exposition import Exposition, Gauges
+from penstock.server.watch.metrics import METRICS, Metric
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -1,5 +1,7 @@
 """The command line, `penstock`.
 
-Start with `commands`, which runs the commands, and `arguments`, which parses them. Nothing of the client
-imports this.
+arguments  parses the command line
+commands   runs the commands: start here. `bench`, `demo`, `health`, `verify`, `status_text` are longer
+
+Nothing of the client imports this.
 """

@@ -1,4 +1,12 @@
-"""Plain helpers of the client: sizes, versions, the interpreter, the limit on open files, bars.
+"""Plain helpers of the client.
+
+sizes        sizes and sources as people write them
+descriptors  the limit on open files
+process      the id of this process; `interpreter` starts another one
+trees        directories that are complete or do not exist
+missing      says which package to install
+printable    text for a terminal
+version      this distribution's version
 
 May import: nothing of the client but errors.
 """

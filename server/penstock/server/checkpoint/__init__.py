@@ -6,6 +6,7 @@ shards       opens files and has their headers read, within the bounds of `openi
 headers/     headers and indexes, parsed within bounds
 consistency  whether files agree with their index; `duplicates` are tensors in two files (pure)
 sums         lists of SHA-256 beside the files
+stale        a checkpoint whose store cannot be asked
 selection    which tensors are wanted (pure)
 plan         which bytes are read for them, and how they are cut (pure); `slices` is what another load gets of
              a segment (pure)

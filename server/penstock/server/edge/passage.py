@@ -1,7 +1,7 @@
 """One connection through the gate, in both directions.
 
-    client -> _ClientEnd -> Passage: frames that the filter lets pass -> gRPC
-    client <- Passage: looks which streams end <- _ServerEnd <- gRPC
+    client -> ClientEnd -> Passage: frames that the filter lets pass -> gRPC
+    client <- Passage: looks which streams end <- ServerEnd <- gRPC
 
 The client's bytes are held until a frame is complete. They are held longer if the filter says that the frame
 has to wait (`frame_filter.py`), or if gRPC reads nothing. The connection is not read meanwhile. So at most
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..system.quota import Quota
 from . import frames
 from .allowance import Allowance
+from .ends import ClientEnd, ServerEnd
 from .frame_filter import STREAM, TURN, WORK, FrameFilter, Violation
 from .streams import RequestStream
 
@@ -69,8 +70,8 @@ class Passage:
     async def run(self, connection: socket.socket, inner: str) -> None:
         """Connects the two ends. Takes `connection`."""
         try:
-            await self._loop.create_unix_connection(lambda: _ServerEnd(self), inner)
-            await self._loop.connect_accepted_socket(lambda: _ClientEnd(self), connection)
+            await self._loop.create_unix_connection(lambda: ServerEnd(self), inner)
+            await self._loop.connect_accepted_socket(lambda: ClientEnd(self), connection)
         except OSError as error:
             logger.warning("a connection could not be passed on to gRPC: %s", error)
         finally:
@@ -280,50 +281,3 @@ class Passage:
         if client is not None:
             client.abort()
         self._lost()
-
-
-class _End(asyncio.BufferedProtocol):
-    def __init__(self, passage: Passage) -> None:
-        self._passage = passage
-
-
-class _ClientEnd(_End):
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._passage.client_buffer()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._passage.client_made(transport)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._passage.client_said(nbytes)
-
-    def pause_writing(self) -> None:
-        self._passage.client_full(True)
-
-    def resume_writing(self) -> None:
-        self._passage.client_full(False)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._passage.client_lost()
-
-
-class _ServerEnd(_End):
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._passage.server_buffer()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._passage.server_made(transport)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._passage.server_said(nbytes)
-
-    def pause_writing(self) -> None:
-        self._passage.server_full(True)
-
-    def resume_writing(self) -> None:
-        self._passage.server_full(False)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._passage.server_lost()

@@ -1,4 +1,18 @@
-"""Sources of checkpoints: the protocols that every kind of storage implements."""
+"""Sources of checkpoints: where bytes come from. This module has the protocols that every kind of storage
+implements.
+
+stores        the list of stores: start here. A `store` is a source with its threads
+file/         local files and mounts
+objects/      the engine of all object stores; `s3/`, `gcs/`, `azure/`, `hub/` and `web/` are such stores
+resolvers     which threads resolve the sources of a request
+checksums     checksums of whole files; `verification` decides which one counts
+looking       what listing costs a request
+replies       what stores reply to a load, for when they cannot be asked
+resuming      whether a load may go on at another daemon
+kept          protocols of files that keep their bytes on a local disk
+
+May import: config, system.
+"""
 
 from __future__ import annotations
 

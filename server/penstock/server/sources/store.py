@@ -52,7 +52,6 @@ class Store(ABC):
     """The schemes of its URIs, without `://`."""
     flags: ClassVar[StoreFlags]
     """Its own flags, and how its locations are written."""
-    resolver_threads: ClassVar[int]
     source: Source
     """Has locations, access, lists and open files."""
     reading: Reading

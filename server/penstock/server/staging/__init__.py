@@ -8,6 +8,7 @@ phase      the states of an entry's life; `contents` is what it holds, `members`
 ring       where its segments lie, what state each is in, who still needs it (pure)
 reading/   the reads that fill the ring: threads, fair between users, and what is done with the bytes
 pool       the slabs that exist; `slab` is one of them
+unmounted  gives up warm checkpoints whose files are gone
 
 All of it runs on the event loop. Reading and making slabs run on threads. Imports run in this order, which
 `make lint` checks.

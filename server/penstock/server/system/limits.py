@@ -105,6 +105,17 @@ def shmem_huge_pages() -> str:
     return text[text.find("[") + 1 : text.find("]")]
 
 
+def huge_pages_fields() -> dict[str, str]:
+    """The setting, for the log, with a hint if clients would be faster with another."""
+    setting = shmem_huge_pages()
+    if setting in ("always", "within_size", "advise", "force"):
+        return {"huge_pages": setting}
+    return {
+        "huge_pages": f"no ({setting})",
+        "hint": "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled makes clients faster",
+    }
+
+
 def user_share(count: int) -> int:
     """How much of `count` a user who is not privileged may take: never all, so that others can go on."""
     return max(1, count * 7 // 8)

@@ -22,9 +22,9 @@ from prometheus_client.exposition import choose_encoder
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1.plain import to_plain
 
+from .exposition import Exposition, Gauges
 from .health import Health
 from .http import Answer
-from .metrics import Exposition, Gauges
 from .status import Status
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,9 @@ from ..staging.reading.reader import ReaderPool
 from ..system.counts import Totals
 from ..system.shown import encodable, shown_sources
 from ..tier.tier import Tier
+from .exposition import Gauges
 from .health import Health
 from .history import INTERVAL_SECONDS, Failure, History
-from .metrics import Gauges
 
 SHOWN_HOLDERS = 1024
 """The most holders in one answer. Every open session may be one, and gRPC clients take answers of up to 4

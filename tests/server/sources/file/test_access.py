@@ -15,8 +15,8 @@ from penstock.server.errors import (
     PenstockError,
 )
 from penstock.server.sources import Access
+from penstock.server.sources.file.local_file import open_file
 from penstock.server.sources.file.paths import list_directory, open_path
-from penstock.server.sources.file.source import open_file
 
 from ...support import ROOT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.server.sources.file.source import FileContext
+from penstock.server.sources.file.local_file import FileContext
 from penstock.server.sources.hub.source import HubSource
 from penstock.server.sources.objects import ObjectSettings, faults
 

@@ -13,13 +13,15 @@ from ...config.options import StoreFlags
 from ...config.settings import Config
 from ...config.values import Locators
 from ..store import Events, Reading, Store
+from .local_file import FileContext
 from .mounts import MountEvents, MountTable, MountThreads
-from .source import FileContext, FileSource
+from .source import FileSource
 from .watches import Watches
 
 logger = logging.getLogger(__name__)
 
 HEADER_READERS = 16
+RESOLVERS = 8
 HUNG_MOUNTS = 4
 """How many mounts may hang without taking threads from the others."""
 CLOSED_MOUNTS = 1024
@@ -35,7 +37,6 @@ class FileStore(Store):
     kind = FileSource.kind
     schemes = FileSource.schemes
     flags = StoreFlags(Locators(("/", "file:///"), "an absolute path", _prefix))
-    resolver_threads = 8
 
     def __init__(self, config: Config) -> None:
         # HUNG_MOUNTS mounts may hang, each with as many reads as there are threads, and take none from
@@ -49,7 +50,7 @@ class FileStore(Store):
         )
         self._mounts = MountTable()
         self._openers = MountThreads(HEADER_READERS, "header", self._mounts)
-        self._resolvers = MountThreads(self.resolver_threads, "resolver", self._mounts)
+        self._resolvers = MountThreads(RESOLVERS, "resolver", self._mounts)
         self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
         self.context = FileContext(
             self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)

@@ -5,6 +5,7 @@ source    its files and directories, and those of the local cache
 location  hf:// URIs, and who may read them (pure)
 settings  the environment's variables: endpoint, token, cache
 api       questions to the Hub: commits, trees, where the bytes of a file are
+tree      the files of a commit, as the Hub lists them
 service   where requests for bytes go: to signed addresses, which expire
 answers   the meaning of error answers (pure)
 cache     repositories that huggingface_hub has fetched

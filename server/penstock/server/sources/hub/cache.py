@@ -20,7 +20,7 @@ from ...errors import CheckpointNotFoundError
 from .. import Access, Listed, Wanted
 from ..checksums import sha256_checksum
 from ..file import paths
-from ..file.source import FileContext, LocalFile
+from ..file.local_file import FileContext, LocalFile
 from ..file.tree import walk
 from ..objects.object import listed_version
 from .location import Location, is_commit

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ...errors import AccessDeniedError, CheckpointInvalidError, CheckpointNotFoundError, PenstockError
 from .. import Access, Listed, Wanted
-from ..file.source import FileContext
+from ..file.local_file import FileContext
 from ..objects import ObjectFile, ObjectSettings, ObjectSource
 from ..objects.faults import Transient
 from ..objects.object import listed_version

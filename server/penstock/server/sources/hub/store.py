@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...config.options import StoreFlags
 from ...config.settings import Config
 from ...config.values import Locators
-from ..file.source import FileContext
+from ..file.local_file import FileContext
 from ..file.store import FileStore
 from ..objects import ObjectSettings
 from ..objects.store import ObjectStore

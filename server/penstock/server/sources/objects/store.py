@@ -16,6 +16,8 @@ from .service import ObjectSettings
 from .source import ObjectSource
 
 HEADER_READERS = 32
+RESOLVERS = 64
+"""More than for files, because each may have to wait for a store that does not answer."""
 SPARE_READERS = 64
 """Few are enough: a request that stalls has a timeout, so it leaves its thread sooner or later."""
 
@@ -23,8 +25,6 @@ SPARE_READERS = 64
 class ObjectStore(Store):
     """A subclass has the store's name, and makes its source."""
 
-    resolver_threads = 64
-    """More than for files, because each may have to wait for a store that does not answer."""
     source: ObjectSource[Any]
 
     def __init__(self, config: Config) -> None:
@@ -36,7 +36,7 @@ class ObjectStore(Store):
             thread_name=f"{self.kind}-reader",
         )
         self._openers = FairExecutor(HEADER_READERS, f"{self.kind}-header")
-        self._resolvers = FairExecutor(self.resolver_threads, f"{self.kind}-resolver")
+        self._resolvers = FairExecutor(RESOLVERS, f"{self.kind}-resolver")
         self._retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
         self.source = self.make_source(
             config,

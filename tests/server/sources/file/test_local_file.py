@@ -1,4 +1,4 @@
-"""The file source with real files, on a disk and on tmpfs."""
+"""Open files, on a disk and on tmpfs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.server.errors import CheckpointChangedError, SourceUnavailableError
-from penstock.server.sources.file.source import FileContext, LocalFile, open_file
+from penstock.server.sources.file.local_file import FileContext, LocalFile, open_file
 from penstock.server.sources.file.watches import Watches
 from penstock.server.system import linux, statx
 
@@ -202,7 +202,7 @@ def test_the_status_of_a_file_is_asked_of_its_server(tmp_path: Path) -> None:
 
 READ_FROM_AN_OVERLAY = """
 import mmap, os, resource, subprocess, sys
-from penstock.server.sources.file.source import LocalFile
+from penstock.server.sources.file.local_file import LocalFile
 top, state = sys.argv[1:]
 layers = f"lowerdir={top}/a,upperdir={top}/b,workdir={top}/c"
 subprocess.run(["mount", "-t", "overlay", "penstock", "-o", layers, f"{top}/d"], check=True)
@@ -239,7 +239,7 @@ def test_an_overlay_is_read_right_and_from_the_page_cache_if_it_is_there(tmp_pat
 
 READ_AS_ANOTHER_USER = """
 import mmap, os, sys
-from penstock.server.sources.file.source import LocalFile
+from penstock.server.sources.file.local_file import LocalFile
 os.setresuid(65534, 65534, 65534)
 file = LocalFile(sys.argv[2], int(sys.argv[1]))
 buffer = memoryview(mmap.mmap(-1, file.size_bytes))
