@@ -94,8 +94,8 @@ def ceiling(lock_seconds_a_gb: float, cpu_seconds_a_gb: float, cores: int) -> st
         )
     return (
         f"the lock, at {lock:.1f} GB/s: {cores} cores could read {processor:.1f} GB/s, and "
-        f"{cpu_seconds_a_gb / lock_seconds_a_gb:.0f} cores are enough to keep one lock busy. "
-        f"{-(-processor // lock):.0f} processes would use them all"
+        f"{cpu_seconds_a_gb / lock_seconds_a_gb:.1f} of them keep one lock busy. {-(-processor // lock):.0f} "
+        "processes would use them all"
     )
 
 

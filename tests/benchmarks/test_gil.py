@@ -52,9 +52,9 @@ def test_a_share_is_that_of_all_watched_processes(place: interpreter_lock.Place,
         (
             0.2,
             1.6,
-            ("the lock, at 5.0 GB/s", "16 cores could read 10.0", "8 cores are enough", "2 processes"),
+            ("the lock, at 5.0 GB/s", "16 cores could read 10.0", "8.0 of them keep", "2 processes"),
         ),
-        (0.3, 1.6, ("the lock, at 3.3 GB/s", "5 cores are enough", "3 processes")),
+        (0.3, 1.6, ("the lock, at 3.3 GB/s", "5.3 of them keep", "3 processes")),
     ],
 )
 def test_the_limit_is_the_lock_or_the_cores_whichever_allows_less(
