@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from tests.s3.authority import Authority
 
-from penstock.server.sources.objects.connection import LOW_WATER_BYTES, Connections, Encrypted, Plain
+from penstock.server.sources.objects.connection import Connections
+from penstock.server.sources.objects.exchange import LOW_WATER_BYTES, Encrypted, Plain
 
 BODY = bytes(range(251)) * ((4 << 20) // 251)
 PATIENCE_SECONDS = 60
