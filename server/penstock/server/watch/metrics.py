@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from ..errors import reasons
-from ..loads.warm.keeper import STATES
+from ..loads.warm.standing import STATES
 from ..sources.stores import KINDS
 from ..system.counts import (
     CACHES,
