@@ -382,7 +382,7 @@ def _tiered(source: Source, tier: Tier | None, files: TierFiles) -> Source:
 def _drop(tier: Tier | None, error: CheckpointCorruptError) -> None:
     """A digest that a user gave may be wrong: it costs others nothing that they have pinned."""
     if tier is not None:
-        tier.drop(error.uri, error.version, although_pinned=not error.given)
+        tier.drop(error.uri, error.kept_version, although_pinned=not error.given)
 
 
 def _readers(reading: Reading) -> ReaderPool:

@@ -45,6 +45,13 @@ class Replies:
     """What was not there, with the error."""
     partial: bool = False
     """Something was replied that cannot be replied again."""
+    refused: bool = False
+    """A store refused something, and not just the prefixes of the caller."""
+
+    @property
+    def answered(self) -> bool:
+        """A store said what is there, or that something is not."""
+        return bool(self.missing or self.lists or self.files)
 
     def names(self, location: str) -> list[str] | None:
         """What `Source.list` returned. Raises as that did, and StoreUnreachableError if it was not asked."""
@@ -90,6 +97,9 @@ class ReplyKeeper(Protocol):
 
     def keep(self, name: str, replies: Replies, uid: int) -> None:
         """They are those that count from now on."""
+
+    def forget(self, name: str, uid: int) -> None:
+        """None count until some are kept again."""
 
     def find(self, name: str, uid: int) -> tuple[Replies, float] | None:
         """Those that were kept last, and how many seconds ago. None: they may not be given again."""

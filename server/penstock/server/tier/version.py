@@ -40,6 +40,28 @@ class RottenError(Exception):
 class Version:
     """Every thread may use it. Methods that wait for the disk say so."""
 
+    __slots__ = (
+        "_blocks_bytes",
+        "_directory",
+        "_disk",
+        "_head_crc",
+        "_identity",
+        "_lock",
+        "_no_room",
+        "_number",
+        "_pieces",
+        "_records_bytes",
+        "_under_way",
+        "allocated_bytes",
+        "dropped",
+        "key",
+        "pins",
+        "place",
+        "stem",
+        "used_at",
+        "users",
+    )
+
     def __init__(self, directory: Directory, key: str, stem: str | None = None) -> None:
         """`stem` names its files; None: there are none yet."""
         self.key = key
@@ -135,11 +157,11 @@ class Version:
             return self._identity if self._pieces is not None and self.stem is not None else None
 
     def outdate(self) -> None:
-        """After a restart too, every other version of the same counts as later. Waits for the disk; raises
-        OSError."""
+        """After a restart and a loss of power too, every other version of the same counts as later. Waits for
+        the disk; raises OSError."""
         with self._disk:
             if self.stem is not None:
-                self._directory.touch(self.stem + RECORDS, at=0)
+                self._directory.outdate(self.stem + RECORDS)
 
     def close(self) -> None:
         """Nobody uses it: what is known of it is read again the next time."""
@@ -227,7 +249,7 @@ class Version:
             blocks = log.blocks if log is not None and not self.dropped else ()
             self._pieces, self._no_room = Pieces(blocks), self.dropped
             self._number = len(log.blocks) if log is not None else 0
-        if log is not None:
+        if log is not None and log.torn:
             # What follows would stand before the next record, which nobody would find then.
             self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
         return log is not None
