@@ -162,7 +162,7 @@ class Versions:
         with self._making_room:  # until the files are gone: others must not count on their room before
             victims = None
             while not self._reserve_now(size_bytes):
-                victims = iter(self._idle()) if victims is None else victims
+                victims = iter(self._in_order()) if victims is None else victims
                 victim = next(victims, None)
                 if victim is None:
                     return False
@@ -193,16 +193,16 @@ class Versions:
                 return True
             return False
 
-    def _idle(self) -> list[Version]:
-        """Those that may go, in this order."""
+    def _in_order(self) -> list[Version]:
+        """Those with files, in the order in which they go."""
         with self._lock:
             every = [version for some in self._by_object.values() for version in some.values()]
-            idle = [version for version in every if version.stem and not version.users]
-        return sorted(idle, key=lambda version: (version.pins > 0, version.used_at))
+        kept = (version for version in every if version.stem)
+        return sorted(kept, key=lambda version: (version.pins > 0, version.used_at))
 
     def _evict(self, victim: Version) -> None:
         with self._lock:
-            if victim.users or self._get(victim.key) is not victim:  # since it was found idle
+            if victim.users or self._get(victim.key) is not victim:  # in use, or dropped meanwhile
                 return
             self._discard(victim)
         victim.remove()

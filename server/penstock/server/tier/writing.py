@@ -81,8 +81,7 @@ class WriterThreads:
         done: Callable[[], object],
     ) -> None:
         """Begins to write what `Version.missing` gave."""
-        with self._lock:
-            self._writes += 1
+        self._begin()
         self._owner.take(version)
         version.begin_write(start, end)
 
@@ -129,10 +128,8 @@ class WriterThreads:
         self.write(version, start, start + size_bytes, [held], lambda: None, done)
 
     def call(self, work: Callable[[], None]) -> None:
-        """Has one of the threads do something else that waits for the disk, unless they have been stopped. It
-        counts as a write, since a write that began meanwhile might have to wait for it."""
-        with self._lock:
-            self._writes += 1
+        """Has one of the threads do something else that waits for the disk, unless they have been stopped."""
+        self._begin()  # else a write might begin that has to wait for it
 
         def run() -> None:
             try:
@@ -153,6 +150,10 @@ class WriterThreads:
     def shutdown(self) -> None:
         """Begins nothing more. Does not wait."""
         self._executor.shutdown()
+
+    def _begin(self) -> None:
+        with self._lock:
+            self._writes += 1
 
     def _ended(self, version: Version, done: Callable[[], object]) -> None:
         self._owner.give_back(version)
