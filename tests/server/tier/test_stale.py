@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from penstock.server.errors import AccessDeniedError, CheckpointNotFoundError, S
 from penstock.server.sources import Access, ListingDeniedError, join
 from penstock.server.sources.checksums import crc_checksum
 from penstock.server.sources.file.source import FileSource
-from penstock.server.sources.replies import StoreUnreachableError
+from penstock.server.sources.replies import Replies, StoreUnreachableError
 from penstock.server.sources.verification import AUTO, REQUIRE, Wish
 from penstock.server.tier.directory import BLOCKS, RECORDS, Directory
 from penstock.server.tier.replies import SILENT_SECONDS, DiskReplies
@@ -80,7 +81,7 @@ class Shelf:
     def open(self, location: str, access: Access) -> Stored:
         self._ask(location, access)
         if location not in self.things:
-            raise CheckpointNotFoundError(f"{location} does not exist")
+            raise CheckpointNotFoundError(f"{location} does not exist (request id {self.asked})")
         stored = Stored(self.things[location])
         stored.checksums = (crc_checksum("CRC32C", 0),)
         return stored
@@ -306,6 +307,20 @@ def test_what_the_store_refused_or_had_not_any_more_is_not_given_when_it_cannot_
                 node.load()
             node.start()
         node.shelf.down = False
+
+
+def test_that_something_is_not_there_is_the_same_reply_each_time(node: Node) -> None:
+    source = TieredSource(node.shelf, node.tier)  # type: ignore[arg-type]
+    encoded = []
+    for _ in range(2):
+        replies = Replies()
+        with pytest.raises(CheckpointNotFoundError):
+            source.open(TOP + "nothing.safetensors", replace(ROOT, replies=replies))
+        encoded.append(replies.encode())
+    assert encoded[0] == encoded[1]
+    again = Replies.decode(encoded[0])
+    with pytest.raises(CheckpointNotFoundError, match="had nothing there when it was last asked"):
+        source.open(TOP + "nothing.safetensors", replace(ROOT, replies=again))
 
 
 def test_who_may_not_ask_the_store_takes_nothing_from_others(node: Node) -> None:

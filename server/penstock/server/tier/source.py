@@ -66,8 +66,8 @@ class TieredSource:
             return replies.names(location)
         try:
             names = self._source.list(location, access)
-        except CheckpointNotFoundError as error:
-            replies.missing[location] = error.message
+        except CheckpointNotFoundError:
+            replies.missing.add(location)
             raise
         except AccessDeniedError:
             self._note_refusal(replies, location, access)
@@ -101,9 +101,9 @@ class TieredSource:
             remote.remember(location)
         try:
             file = self._source.open(location, access)
-        except CheckpointNotFoundError as error:
+        except CheckpointNotFoundError:
             if replies is not None:
-                replies.missing[location] = error.message
+                replies.missing.add(location)
             raise
         except AccessDeniedError:
             if replies is not None:
