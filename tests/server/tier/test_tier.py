@@ -241,6 +241,19 @@ def test_the_order_of_use_outlives_a_restart(path: Path) -> None:
         assert second.kept(tier) == 0
 
 
+def test_what_is_outdated_stays_so_although_more_of_it_is_written(path: Path) -> None:
+    thing = Thing(2 * MIB)
+    with tier_in(path) as tier, held(tier, thing) as hold:
+        for end in (MIB, 2 * MIB):
+            assert thing.keep_by(hold, (0, end)) == MIB
+            tier.outdate(thing.identity.uri, 0)
+    (records,) = files(path, RECORDS)
+    assert records.stat().st_mtime == 0
+    with tier_in(path) as tier:
+        assert thing.kept(tier) == 2 * MIB
+        assert tier.is_latest(thing.identity)
+
+
 def test_a_limit_that_was_lowered_holds_from_the_start(path: Path) -> None:
     with tier_in(path) as tier:
         for number in range(4):

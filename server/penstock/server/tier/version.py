@@ -69,7 +69,7 @@ class Version:
         self.users = self.pins = 0
         self.used_at = 0.0
         self.allocated_bytes = 0
-        """All four are the tier's, by its lock."""
+        """All four are the tier's, by its lock. `used_at` is 0 of one that is outdated."""
         self.dropped = False
         """Nothing of it is given or kept any more."""
         self._directory = directory
@@ -294,6 +294,8 @@ class Version:
             self._directory.sync(fd)
             self._records_bytes += len(record)
             self._number += 1
+            if not self.used_at:  # it was outdated meanwhile, and this write made it the latest
+                self._directory.outdate(stem + RECORDS)
             return self._directory.allocated_bytes(fd)
         finally:
             os.close(fd)
