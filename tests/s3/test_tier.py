@@ -13,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.client import errors
 from penstock.client.cli.status_text import show
+from penstock.server.sources.file.local_file import FileContext
 from penstock.server.sources.file.mounts import MountTable
-from penstock.server.sources.file.source import FileContext, FileSource
+from penstock.server.sources.file.source import FileSource
 from penstock.server.tier.source import TieredFile, TieredSource
 
 from ..e2e.conftest import StartDaemon
