@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib.util
 import os
 import re
 import shutil
@@ -52,6 +53,23 @@ MAY_SKIP_IN_CI = (
 """Patterns of reasons for which a test may be skipped in CI, where every other skipped test is a failure."""
 
 
+def _judge_examples_by_outcome() -> None:
+    """Hypothesis gives the same examples each time, and takes no slow machine for a fault. (Tests of engines
+    run where it is not installed.)"""
+    if importlib.util.find_spec("hypothesis") is None:
+        return
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "penstock",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("penstock")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests, and every process that they start, get nothing by chance from the shell that runs them: whether
     it ignores signals (as for a job in the background), its umask, its descriptors, its locale, TMPDIR."""
@@ -61,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it; what it starts gets the default
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
+    _judge_examples_by_outcome()
     _keep_descriptors_from_children()
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
     for name in ("LANG", "LANGUAGE", "PYTHONWARNINGS", "PYTHONPATH", "TMP", "TEMP"):
