@@ -727,6 +727,27 @@ BREAKS = (
         "test_messages_that_nobody_reads_hold_up_their_user_and_no_other",
     ),
     Break(
+        "metrics come in two formats, whatever a client makes up",
+        f"{_SERVER}/watch/metrics.py",
+        'return choose_encoder(_OPENMETRICS if _OPENMETRICS in named else "")[1]',
+        "return choose_encoder(accept)[1] if named else str()",
+        "test_a_format_that_a_client_makes_up_is_answered_in_one_of_two",
+    ),
+    Break(
+        "a watcher of the health is told of each state, whatever other watchers do",
+        f"{_SERVER}/edge/health.py",
+        "        self._changed.set()\n",
+        "",
+        "test_who_watches_the_health_and_takes_nothing_or_goes_keeps_it_from_nobody",
+    ),
+    Break(
+        "however a path is spelled, it is of the same mount",
+        f"{_SERVER}/sources/file/mounts.py",
+        '        path = "/" + os.path.normpath(path).lstrip("/")\n',
+        "",
+        "test_a_path_is_of_the_same_mount_however_it_is_spelled",
+    ),
+    Break(
         "of too many HTTP connections the one that waited longest gives way",
         f"{_SERVER}/watch/http.py",
         "            if len(self._connections) >= MAX_CONNECTIONS:",

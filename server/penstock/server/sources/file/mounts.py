@@ -87,7 +87,9 @@ class MountTable:
 
     def point(self, path: str) -> MountPoint:
         """The mount point of the file system that holds `path`, by names alone. Asking the file system might
-        hang. So a symbolic link counts as a file where it lies."""
+        hang. So a symbolic link counts as a file where it lies. However a path is spelled (`//`, `/./`,
+        `/../`), it is of the same mount: a user could hang the threads of another one otherwise."""
+        path = "/" + os.path.normpath(path).lstrip("/")
         with self._lock:
             self._look()
             points = self._points
