@@ -32,7 +32,7 @@ from .sources.stores import FLAGS, STORES
 from .staging.buffer import StagingBuffer
 from .staging.reading.reader import ReaderPool
 from .system.counts import Totals
-from .system.fair import FairExecutor
+from .system.fair import FIRST_CALLS, FairExecutor
 from .system.limits import file_descriptors, is_privileged, raise_open_files, shmem_huge_pages
 from .system.lock import locked
 from .system.log import event
@@ -74,7 +74,7 @@ class Daemon:
         self.readers = {kind: _readers(store.reading) for kind, store in self.stores.items()}
         self._cpu_pool = FairExecutor(CPU_THREADS, "cpu")
         self._selector = FairExecutor(1, "selector")
-        self._mixed_resolvers = FairExecutor(MIXED_RESOLVERS, "mixed-resolver")
+        self._mixed_resolvers = FairExecutor(MIXED_RESOLVERS, "mixed-resolver", first_calls=FIRST_CALLS)
         self._slab_workers = FairExecutor(SLAB_WORKERS, "slab")
         self._hashers = FairExecutor(max(2, len(os.sched_getaffinity(0))), "hasher")
         self.staging = StagingBuffer(

@@ -19,7 +19,7 @@ from .watches import Watches
 
 logger = logging.getLogger(__name__)
 
-HEADER_READERS = 16
+HEADER_READERS = 24
 HUNG_MOUNTS = 4
 """How many mounts may hang without taking threads from the others."""
 CLOSED_MOUNTS = 1024
@@ -35,7 +35,7 @@ class FileStore(Store):
     kind = FileSource.kind
     schemes = FileSource.schemes
     flags = StoreFlags(Locators(("/", "file:///"), "an absolute path", _prefix))
-    resolver_threads = 8
+    resolver_threads = 20
 
     def __init__(self, config: Config) -> None:
         # HUNG_MOUNTS mounts may hang, each with as many reads as there are threads, and take none from

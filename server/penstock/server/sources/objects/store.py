@@ -10,12 +10,12 @@ from typing import Any
 
 from ...config.settings import Config
 from ...system.counts import RETRY_REASONS
-from ...system.fair import FairExecutor
+from ...system.fair import FIRST_CALLS, FairExecutor
 from ..store import Reading, Store
 from .service import ObjectSettings
 from .source import ObjectSource
 
-HEADER_READERS = 32
+HEADER_READERS = 36
 SPARE_READERS = 64
 """Few are enough: a request that stalls has a timeout, so it leaves its thread sooner or later."""
 
@@ -35,8 +35,10 @@ class ObjectStore(Store):
             may_hang=False,
             thread_name=f"{self.kind}-reader",
         )
-        self._openers = FairExecutor(HEADER_READERS, f"{self.kind}-header")
-        self._resolvers = FairExecutor(self.resolver_threads, f"{self.kind}-resolver")
+        self._openers = FairExecutor(HEADER_READERS, f"{self.kind}-header", first_calls=FIRST_CALLS)
+        self._resolvers = FairExecutor(
+            self.resolver_threads, f"{self.kind}-resolver", first_calls=FIRST_CALLS
+        )
         self._retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
         self.source = self.make_source(
             config,
