@@ -213,3 +213,30 @@ def http_without_end(place: Place) -> None:
         with contextlib.suppress(socket.timeout):
             while True:
                 connection.sendall(request * 100)
+
+
+@attack
+def http_formats_without_end(place: Place) -> None:
+    """Metrics in ever new formats, of which each would be kept."""
+    numbers = itertools.count()
+    with place.connect_http() as connection:
+        end = time.monotonic() + ROUND_SECONDS
+        while time.monotonic() < end:
+            accept = f"application/openmetrics-text; version=1.0.{next(numbers)}"
+            request = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
+            connection.sendall(request.encode())
+            connection.recv(1 << 20)
+
+
+@attack
+def health_watches_nobody_reads(place: Place) -> None:
+    """Watches of the daemon's health by clients without a window, some of which go."""
+    with contextlib.ExitStack() as held:
+        for _ in range(10):
+            connection = held.enter_context(place.connect(settings_sent={Setting.INITIAL_WINDOW_SIZE: 0}))
+            for number in range(STREAMS_PER_CONNECTION):
+                stream = connection.open_stream("/grpc.health.v1.Health/Watch")
+                connection.send_message(stream, b"", end=True)
+                if number % 2:
+                    connection.send(reset(stream))
+        time.sleep(ROUND_SECONDS / 2)

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,17 +16,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 from penstock.client import StreamerClient, errors
 from penstock.v1 import streamer_pb2 as pb
 
 from ..e2e.programs import await_go, say
-from ..e2e.support import MIB, Checkpoint, Checkpoints, DaemonProcess, Nursery, RawLoad, wait_until
+from ..e2e.support import (
+    DEADLINE_SECONDS,
+    MIB,
+    Checkpoint,
+    Checkpoints,
+    DaemonProcess,
+    Nursery,
+    RawLoad,
+    wait_until,
+)
 from .conftest import StartTarget
 from .http2 import Closed, Connection, frame, grpc_message, ping, reset, settings, window_update
 from .support import MEMORY_BOUND_BYTES, RawHandoff, TargetDaemon
 
 ANNE, BERT, CARL, DORA = 1201, 1202, 1203, 1204
+HEALTH_SERVICES = ("", "penstock.v1.StreamerService", "live")
 
 
 @pytest.fixture
@@ -165,6 +177,34 @@ def deaf_loads(socket_dir: str, source: str, count: int) -> None:
         await_go()
 
 
+def watch_health(socket_dir: str) -> None:
+    """Watches the health of each service: by a client that takes nothing, and by one that goes when told."""
+    with (
+        Connection(Path(socket_dir) / "penstock.sock", settings_sent={4: 0}) as deaf,
+        connect(socket_dir) as fickle,
+    ):
+        _, watches = [
+            [open_watch(connection, service) for service in HEALTH_SERVICES] for connection in (deaf, fickle)
+        ]
+        fickle.wait(lambda: all(fickle.messages(one) for one in watches), "an answer of each")
+        say("watching")
+        await_go()
+        fickle.close()
+        say("gone")
+        await_go()
+
+
+def open_watch(connection: Connection, service: str) -> int:
+    stream = connection.open_stream("/grpc.health.v1.Health/Watch")
+    request = health_pb2.HealthCheckRequest(service=service)
+    connection.send_message(stream, request.SerializeToString(), end=True)
+    return stream
+
+
+def watched_states(connection: Connection, stream: int) -> list[int]:
+    return [health_pb2.HealthCheckResponse.FromString(raw).status for raw in connection.messages(stream)]
+
+
 # ---- sessions and connections --------------------------------------------------------------------
 
 
@@ -240,6 +280,27 @@ def test_releases_without_end_hold_up_their_sender(
         flooder.kill()
     watch.assert_bounded(before.anonymous_bytes + 32 * MIB)
     daemon.assert_comes_back(before)
+
+
+def test_who_watches_the_health_and_takes_nothing_or_goes_keeps_it_from_nobody(
+    daemon: TargetDaemon, attackers: Nursery, checkpoint: Checkpoint
+) -> None:
+    serving, not_serving = (
+        health_pb2.HealthCheckResponse.SERVING,
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+    )
+    stranger = attackers.start(watch_health, uid=ANNE, socket_dir=daemon.socket_dir)
+    stranger.hear("watching")
+    with daemon.connect() as connection, RawLoad(daemon, checkpoint[0], list_tensors=True) as load:
+        load.next("listing")
+        watches = [open_watch(connection, service) for service in HEALTH_SERVICES[:2]]
+        connection.wait(lambda: all(watched_states(connection, one) for one in watches), "the state")
+        stranger.go()
+        stranger.hear("gone")
+        daemon.process.send_signal(signal.SIGTERM)
+        connection.wait(lambda: all(len(watched_states(connection, one)) == 2 for one in watches), "another")
+        assert [watched_states(connection, one) for one in watches] == [[serving, not_serving]] * 2
+    assert daemon.process.wait(DEADLINE_SECONDS) == 0
 
 
 # ---- clients that do not read --------------------------------------------------------------------

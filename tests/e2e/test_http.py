@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import http.client
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from penstock.server.watch.http import HEADER_SECONDS, MAX_CONNECTIONS, MAX_HEAD
 
 from .conftest import StartDaemon
 from .support import (
+    DEADLINE_SECONDS,
     DaemonProcess,
     random_tensors,
     running_daemon,
@@ -188,6 +190,34 @@ def test_metrics_come_in_the_format_that_is_asked_for(daemon: DaemonProcess) -> 
     plain = daemon.http("/metrics", accept="text/plain")[1].decode()
     assert "# EOF" not in plain
     assert 'penstock_loads_total{result="ok",source="file"} ' in plain
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=9.9.9; escaping=dots",
+        "application/openmetrics-text; version=no number",
+        "text/plain; version=1.0.0, application/openmetrics-text; version=1." + "0" * 5000,
+        "text/plain; version=\xb2",
+        "text/plain; version=2.0.0; escaping=values",
+    ],
+    ids=lambda accept: accept[:60],
+)
+def test_a_format_that_a_client_makes_up_is_answered_in_one_of_two(
+    accept: str, daemon: DaemonProcess
+) -> None:
+    """Answers are kept by their format: of one that a client may choose there would be no end."""
+    host, _, port = daemon.http_address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=DEADLINE_SECONDS)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers={"Accept": accept})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] in (
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            "text/plain; version=0.0.4; charset=utf-8",
+        )
+        assert b"penstock_loads_total" in answer.read()
 
 
 def test_one_connection_serves_any_number_of_requests(daemon: DaemonProcess) -> None:

@@ -135,7 +135,7 @@ class Daemon:
             [self.readers[kind] for kind, store in self.stores.items() if store.reading.may_hang],
             lambda: [asked for store in self.stores.values() for asked in store.asked_since()],
             stall_seconds=config.stall_timeout_seconds,
-            on_change=lambda: self._rpc.publish_health_soon(),
+            on_change=lambda: self._rpc.health_changed(),
         )
         self._rpc = RpcServer(
             config.socket_dir,
@@ -245,7 +245,7 @@ class Daemon:
         self.health.waits_for = ""
         if self.config.ready_after_prefetch:
             self.health.waits_for = "what --prefetch names is not staged yet"
-        await self._rpc.publish_health()
+        self._rpc.health_changed()
         self.health.start()
 
     async def _prefetch_all(self) -> None:
@@ -253,12 +253,12 @@ class Daemon:
         await at_start.stage_all(self.config.prefetch, self._context, self._control.run)
         if not self.health.draining:
             self.health.waits_for = ""
-            await self._rpc.publish_health()
+            self._rpc.health_changed()
 
     async def _drain(self) -> None:
         self._control.draining = self.health.draining = True
         self.health.waits_for = "penstockd drains and will stop"
-        await self._rpc.publish_health()
+        self._rpc.health_changed()
         event(
             logger,
             "draining",

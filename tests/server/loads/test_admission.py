@@ -22,6 +22,7 @@ from penstock.server.loads.selecting import CHOICE_SECONDS
 from penstock.server.sources import Access
 from penstock.server.sources.verification import Wish
 from penstock.server.system.failure import NoThreadError
+from penstock.server.system.fair import FairExecutor
 
 from ..support import ROOT, advance, on_clock_loop, open_fds, turns
 from .context import load_context
@@ -210,3 +211,22 @@ async def test_a_load_that_finds_no_thread_leaves_nothing(
         await load(client, context, path).run(client.hear)
         assert client.fds
         client.go()
+
+
+@on_clock_loop
+async def test_a_load_of_all_tensors_does_not_wait_while_others_names_are_looked_up(
+    make: Callable[..., Path],
+) -> None:
+    async with load_context() as (_, context):
+        selector, go_on = FairExecutor(1, "selector"), threading.Event()
+        looking_up = selector.submit(70001, go_on.wait, 60)
+        try:
+            one = Client()
+            context = dataclasses.replace(context, selector=selector)
+            await load(one, context, make("a", 1)).run(one.hear)
+            assert one.fds
+            assert not looking_up.done()
+            one.go()
+        finally:
+            go_on.set()
+            selector.shutdown()

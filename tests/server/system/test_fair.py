@@ -10,7 +10,14 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from penstock.server.system.fair import FairExecutor
+from penstock.server.sources.file.store import HEADER_READERS as FILE_READERS
+from penstock.server.sources.file.store import RESOLVERS as FILE_RESOLVERS
+from penstock.server.sources.objects.store import HEADER_READERS as OBJECT_READERS
+from penstock.server.sources.objects.store import RESOLVERS as OBJECT_RESOLVERS
+from penstock.server.sources.resolvers import MIXED_RESOLVERS
+from penstock.server.system.fair import FIRST_CALLS, FairExecutor
+
+from ..support import until_true
 
 GREEDY, SECOND, MODEST = 70001, 70002, 70003
 PATIENCE_SECONDS = 60
@@ -41,6 +48,24 @@ def test_calls_of_one_user_that_hang_leave_threads_to_others_and_one_to_root(exe
         assert executor.submit(0, str, "root").result(PATIENCE_SECONDS) == "root"
     finally:
         hung.set()
+
+
+@pytest.mark.parametrize(
+    "count", [FILE_READERS, FILE_RESOLVERS, OBJECT_READERS, OBJECT_RESOLVERS, MIXED_RESOLVERS]
+)
+def test_whatever_seven_users_have_waiting_for_storage_an_eighth_finds_a_thread(count: int) -> None:
+    executor, hung = FairExecutor(count, "test", first_calls=FIRST_CALLS), threading.Event()
+    try:
+        for uid in range(70001, 70008):
+            for _ in range(count):
+                executor.submit(uid, hung.wait)
+            # Each takes all that it can get before the next one comes.
+            until_true(lambda: not executor._quota.left(uid))  # noqa: B023
+        assert executor.submit(70008, str, "served").result(PATIENCE_SECONDS) == "served"
+        assert executor.submit(0, str, "root").result(PATIENCE_SECONDS) == "root"
+    finally:
+        hung.set()
+        executor.shutdown()
 
 
 def test_a_user_s_first_call_does_not_wait_for_all_that_others_have_queued() -> None:

@@ -12,6 +12,7 @@ rpc           the gRPC server behind the gate
 service       the methods of the service: start here. `calls` takes their messages and sends their answers,
               `answers` bounds what clients have not received
 requests      messages as requests of `loads`; `events` are events as messages, `fetching` both of a fetch
+health        gRPC's health service
 statuses      errors as statuses of gRPC
 
 May import: watch, loads, and what lies below them.

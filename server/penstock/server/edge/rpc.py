@@ -5,7 +5,6 @@ gRPC's own bounds are set here. The gate has all others (`gate.py`).
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,12 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 import grpc.aio
-from grpc_health.v1 import health as health_service
-from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import _async as reflection_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-
-from penstock.v1 import streamer_pb2 as pb
 
 from ..errors import InvalidRequestError, PenstockError
 from ..system.quota import Quota
@@ -28,15 +23,11 @@ from .answers import Answers
 from .calls import Call, Context
 from .frame_filter import MAX_HEADER_BLOCK_BYTES, STREAM_HEADER
 from .gate import Gate
+from .health import HEALTH_NAME, SERVICE_NAME, HealthService
 from .service import StreamerService
 from .statuses import abort
 from .streams import MAX_MESSAGE_BYTES
 
-SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamerService"].full_name
-LIVENESS_NAME = "live"
-"""The service of grpc.health.v1 that says whether the daemon hangs; the others say whether it is ready."""
-REASON_KEY = "penstock-reason"
-"""The trailing metadata that says why the daemon is not live, or not ready."""
 MAX_CALLS_PER_CONNECTION = 16
 REQUEST_BYTES = 48 << 20
 """Memory that the requests of all users may hold, from an incomplete frame to names that wait to be looked
@@ -61,8 +52,8 @@ _OPTIONS = (
 )
 
 _STREAM_KEY = STREAM_HEADER.decode()
-_Methods = Mapping[str, tuple[Callable[[Call], Awaitable[None]], Callable[[Any], bytes] | None]]
-"""By method: its handler, and the serializer of messages that it writes without `Call.send`."""
+_Handlers = Mapping[str, Callable[[Call], Awaitable[None]]]
+"""By method."""
 
 
 class RpcServer:
@@ -82,18 +73,16 @@ class RpcServer:
         memory = Quota(REQUEST_BYTES, most_per_user=REQUEST_BYTES_PER_USER)
         self._gate = Gate(socket_dir / "penstock.sock", memory=memory, allows=allows, on_closed=on_closed)
         self._answers = Answers()
-        self._health = health
-        self._health_service = _HealthService(health)
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._health = HealthService(health)
         self._server: grpc.aio.Server | None = None
         self._inner_fd = -1
 
     async def start(self, service: StreamerService) -> None:
         """Binds. The caller holds the directory's lock."""
         self._server = server = grpc.aio.server(options=_OPTIONS)
-        self._add(server, SERVICE_NAME, {name: (handle, None) for name, handle in service.methods.items()})
-        self._add(server, health_service.SERVICE_NAME, self._health_methods())
-        self._add(server, reflection.SERVICE_NAME, {"ServerReflectionInfo": (_reflect, None)})
+        self._add(server, SERVICE_NAME, service.methods)
+        self._add(server, HEALTH_NAME, {"Check": self._health.check, "Watch": self._health.watch})
+        self._add(server, reflection.SERVICE_NAME, {"ServerReflectionInfo": _reflect})
         await self._listen(server)
         await self._gate.start(f"/proc/self/fd/{self._inner_fd}")
 
@@ -132,10 +121,10 @@ class RpcServer:
         path.unlink()
         await server.start()
 
-    def _add(self, server: grpc.aio.Server, service: str, methods: _Methods) -> None:
+    def _add(self, server: grpc.aio.Server, service: str, methods: _Handlers) -> None:
         handlers: dict[str, Any] = {
-            name: grpc.stream_stream_rpc_method_handler(self._handler(handle), None, serialize)
-            for name, (handle, serialize) in methods.items()
+            name: grpc.stream_stream_rpc_method_handler(self._handler(handle))
+            for name, handle in methods.items()
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
@@ -154,51 +143,9 @@ class RpcServer:
 
         return answer
 
-    def _health_methods(self) -> _Methods:
-        async def check(call: Call) -> None:
-            call.stream.stay_small()
-            request = await call.only(health_pb2.HealthCheckRequest)
-            answer = await self._health_service.Check(request, call.context)
-            await call.send(answer.SerializeToString)
-
-        async def watch(call: Call) -> None:
-            call.stream.stay_small()
-            request = await call.only(health_pb2.HealthCheckRequest)
-            await self._health_service.Watch(request, call.context)
-
-        answer = health_pb2.HealthCheckResponse.SerializeToString
-        return {"Check": (check, None), "Watch": (watch, answer)}
-
-    def publish_health_soon(self) -> None:
-        task = asyncio.create_task(self.publish_health())
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
-
-    async def publish_health(self) -> None:
-        """Sends the present state to the watchers of grpc.health.v1."""
-        answer = health_pb2.HealthCheckResponse
-        ready, live = self._health.ready, self._health.live
-        for name, good in (("", ready), (SERVICE_NAME, ready), (LIVENESS_NAME, live)):
-            await self._health_service.set(name, answer.SERVING if good else answer.NOT_SERVING)
-
-
-class _HealthService(health_service.aio.HealthServicer):  # type: ignore[misc]
-    """Adds the reason as trailing metadata, since grpc.health.v1 has no field for it. Clients that do not
-    know it ignore it."""
-
-    def __init__(self, health: Health) -> None:
-        super().__init__()
-        self._health = health
-
-    async def Check(
-        self,
-        request: health_pb2.HealthCheckRequest,
-        context: grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse],
-    ) -> Any:
-        reason = self._health.hang if request.service == LIVENESS_NAME else self._health.reason
-        if reason:
-            context.set_trailing_metadata(((REASON_KEY, reason),))
-        return await super().Check(request, context)
+    def health_changed(self) -> None:
+        """Tells the watchers of grpc.health.v1."""
+        self._health.changed()
 
 
 async def _reflect(call: Call) -> None:
@@ -208,7 +155,7 @@ async def _reflect(call: Call) -> None:
         while (request := await call.next(reflection_pb2.ServerReflectionRequest)) is not None:
             yield request
 
-    names = (SERVICE_NAME, health_service.SERVICE_NAME, reflection.SERVICE_NAME)
+    names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
     servicer = reflection_aio.ReflectionServicer(names)
     async for answer in servicer.ServerReflectionInfo(requests(), call.context):
         await call.send(answer.SerializeToString)

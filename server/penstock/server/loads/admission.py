@@ -144,6 +144,9 @@ class Admission:
         if self.request.list_tensors:
             everything = select(checkpoint.tables, None, checkpoint.delivered).files
             names = await self._choice.ask(Listing(checkpoint.tables, everything), emit)
+        if names is None and not self.request.patterns:
+            # It need not wait for others' names to be looked up.
+            return await self._in_thread(left_to_load, self.request, checkpoint, None)
         selecting = self._context.selector.of(self.caller.uid)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(selecting, left_to_load, self.request, checkpoint, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
-from ..system.fair import FairExecutor
+from ..system.fair import FIRST_CALLS, FairExecutor
 from . import choose
 from .store import Store
 
@@ -21,7 +21,7 @@ class Resolvers:
         """The stores by kind, the one that has the paths first. Their threads remain theirs."""
         self._stores = stores
         self._sources = [store.source for store in stores.values()]
-        self._mixed = FairExecutor(MIXED_RESOLVERS, "mixed-resolver")
+        self._mixed = FairExecutor(MIXED_RESOLVERS, "mixed-resolver", first_calls=FIRST_CALLS)
 
     def of(self, sources: Sequence[str], uid: int) -> Executor:
         """Those of the mount or the store that all sources are of. Sources of several have threads of their

@@ -20,20 +20,26 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from .failure import NoThreadError
-from .quota import Quota
+from .quota import NEWCOMERS, Quota
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+FIRST_CALLS = NEWCOMERS
+"""For threads that may wait for storage, or for others' costly headers: each of eight users finds one,
+whatever the others do."""
 
 
 class FairExecutor:
     """At most `count` threads, started as they are needed. Every thread may submit."""
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, *, first_calls: int = 0) -> None:
+        """At least so many of the threads are set aside for users' first calls: where calls may take long, a
+        new user would wait for one of others to end."""
         self._count = count
         self._name = name
         self._wake = threading.Condition()
-        self._quota = Quota(count)
+        self._quota = Quota(count, first_units=first_calls)
         self._queues: dict[int, deque[_Call]] = {}
         """By user with calls that wait."""
         self._served_seconds: dict[int, float] = {}

@@ -30,12 +30,21 @@ NEWCOMERS = 8
 class Shares:
     """The rule by which `total` units are shared. Counts nothing; `Quota` does."""
 
-    def __init__(self, total: int, *, most_per_user: int | None = None, newcomers: int = NEWCOMERS) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        most_per_user: int | None = None,
+        newcomers: int = NEWCOMERS,
+        first_units: int = 0,
+    ) -> None:
         """`most_per_user` bounds one user who is not privileged, besides the share. With 0 `newcomers`
-        nothing is set aside for them. With a total of 1 there is no reserve."""
+        nothing is set aside for them, else at least `first_units` if half of what is no reserve has so many.
+        With a total of 1 there is no reserve."""
         self.total = total
         self._reserve = min(max(1, total // RESERVED_PART), total - 1)
-        self._first = (total - self._reserve) // FIRST_PART if newcomers else 0
+        rest = total - self._reserve
+        self._first = max(rest // FIRST_PART, min(first_units, rest // 2)) if newcomers else 0
         self._first_per_user = max(1, self._first // max(1, newcomers))
         self._shared = total - self._reserve - self._first
         self._most_per_user = total if most_per_user is None else most_per_user
@@ -69,10 +78,19 @@ class Shares:
 class Quota:
     """`total` units, shared. Every thread may use it."""
 
-    def __init__(self, total: int, *, most_per_user: int | None = None, newcomers: int = NEWCOMERS) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        most_per_user: int | None = None,
+        newcomers: int = NEWCOMERS,
+        first_units: int = 0,
+    ) -> None:
         """As `Shares`."""
         self.total = total
-        self._shares = Shares(total, most_per_user=most_per_user, newcomers=newcomers)
+        self._shares = Shares(
+            total, most_per_user=most_per_user, newcomers=newcomers, first_units=first_units
+        )
         self._lock = threading.Lock()
         self._used: Counter[int] = Counter()
 

@@ -17,12 +17,10 @@ from importlib import resources
 from pathlib import PurePath
 from typing import Generic, TypeVar
 
-from prometheus_client.exposition import choose_encoder
-
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1.plain import to_plain
 
-from .exposition import Exposition, Gauges
+from .exposition import Exposition, Gauges, content_type_for
 from .health import Health
 from .http import Answer
 from .status import Status
@@ -52,7 +50,7 @@ class Endpoints:
         self._status = _Asked(loop, lambda: status.message(None))
         self._last_gauges = Gauges()
         self._rendered: dict[str, tuple[float, bytes]] = {}
-        """The last answer by content type, and when it was made."""
+        """The last answer by content type, of which there are three, and when it was made."""
         self._page = _page()
 
     async def respond(self, path: str, accept: str) -> Answer:
@@ -67,12 +65,12 @@ class Endpoints:
         return self._page.get(path) or Answer(404, b"nothing is here\n")
 
     async def _metrics(self, accept: str) -> Answer:
-        content_type = choose_encoder(accept)[1]
+        content_type = content_type_for(accept)
         when, text = self._rendered.get(content_type, (0.0, b""))
         if time.monotonic() - when > GOOD_FOR_SECONDS:
             self._last_gauges = await self._gauges.get(self._health) or self._last_gauges
             text = self._exposition.render(
-                accept,
+                content_type,
                 self._last_gauges,
                 ready=self._health.ready,
                 stalled=self._health.stalled,

@@ -60,6 +60,16 @@ class Gauges:
     tier_off: int = 0
 
 
+_OPENMETRICS = "application/openmetrics-text"
+
+
+def content_type_for(accept: str) -> str:
+    """The format that the header Accept asks for: one of two. Nothing else of the header counts. The library
+    would write a version that the client made up into its content type, and could not compare it."""
+    named = {kind.partition(";")[0].strip() for kind in accept.split(",")}
+    return choose_encoder(_OPENMETRICS if _OPENMETRICS in named else "")[1]
+
+
 class Exposition(Collector):
     """Writes all metrics out. Used by one thread at a time."""
 
@@ -72,10 +82,10 @@ class Exposition(Collector):
         ProcessCollector(registry=self._registry)
 
     def render(
-        self, accept: str, gauges: Gauges, *, ready: bool, stalled: set[str], hung: Mapping[str, int]
+        self, content_type: str, gauges: Gauges, *, ready: bool, stalled: set[str], hung: Mapping[str, int]
     ) -> bytes:
-        """The text, in the format that the header Accept prefers. `hung` has, for each mount that hangs, how
-        many threads wait for it."""
+        """The text, in a format of `content_type_for`. `hung` has, for each mount that hangs, how many
+        threads wait for it."""
         self._present = {
             **_present(gauges),
             "ready": {(): float(ready)},
@@ -84,7 +94,7 @@ class Exposition(Collector):
             "hung_threads": {(): float(sum(hung.values()))},
             "resident_bytes": {(): float(proc_sizes(Path("/proc/self/status"))["RssAnon"])},
         }
-        encode, _ = choose_encoder(accept)
+        encode, _ = choose_encoder(content_type.partition(";")[0])
         return encode(self._registry)
 
     def describe(self) -> list[Family]:

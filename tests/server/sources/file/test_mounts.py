@@ -40,6 +40,13 @@ def test_a_path_is_of_the_innermost_mount_that_holds_it(path: str, table: MountT
         inner = inner.parent
 
 
+@pytest.mark.parametrize(
+    "path", ["//proc/self", "/proc//self", "/./proc/self", "/dev/../proc/self", "///proc/.", "/proc/"]
+)
+def test_a_path_is_of_the_same_mount_however_it_is_spelled(path: str, table: MountTable) -> None:
+    assert table.point(path).path == "/proc"
+
+
 def test_what_only_begins_like_a_mount_is_not_of_it(table: MountTable) -> None:
     assert table.point("/proc").path == "/proc"
     assert table.point("/proc").kind == "proc"

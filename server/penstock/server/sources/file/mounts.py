@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from ...errors import SourceUnavailableError
-from ...system.fair import FairExecutor
+from ...system.fair import FIRST_CALLS, FairExecutor
 from ...system.quota import Quota
 from ...system.statx import Mount, is_mounted
 
@@ -87,7 +87,9 @@ class MountTable:
 
     def point(self, path: str) -> MountPoint:
         """The mount point of the file system that holds `path`, by names alone. Asking the file system might
-        hang. So a symbolic link counts as a file where it lies."""
+        hang. So a symbolic link counts as a file where it lies. However a path is spelled (`//`, `/./`,
+        `/../`), it is of the same mount: a user could hang the threads of another one otherwise."""
+        path = "/" + os.path.normpath(path).lstrip("/")
         with self._lock:
             self._look()
             points = self._points
@@ -196,7 +198,9 @@ class MountThreads:
                 raise RuntimeError("the threads have been stopped")
             if mount not in self._executors:
                 self._make_room(mount, uid)
-                self._executors[mount] = FairExecutor(self._count, f"{self._name}:{mount}")
+                self._executors[mount] = FairExecutor(
+                    self._count, f"{self._name}:{mount}", first_calls=FIRST_CALLS
+                )
                 self._counted[mount] = uid
             return self._executors[mount].submit(uid, call, *arguments, **named)
 

@@ -20,8 +20,8 @@ from .watches import Watches
 
 logger = logging.getLogger(__name__)
 
-HEADER_READERS = 16
-RESOLVERS = 8
+HEADER_READERS = 24
+RESOLVERS = 20
 HUNG_MOUNTS = 4
 """How many mounts may hang without taking threads from the others."""
 CLOSED_MOUNTS = 1024

@@ -10,12 +10,12 @@ from typing import Any
 
 from ...config.settings import Config
 from ...system.counts import RETRY_REASONS
-from ...system.fair import FairExecutor
+from ...system.fair import FIRST_CALLS, FairExecutor
 from ..store import Reading, Store
 from .service import ObjectSettings
 from .source import ObjectSource
 
-HEADER_READERS = 32
+HEADER_READERS = 36
 RESOLVERS = 64
 """More than for files, because each may have to wait for a store that does not answer."""
 SPARE_READERS = 64
@@ -35,8 +35,8 @@ class ObjectStore(Store):
             may_hang=False,
             thread_name=f"{self.kind}-reader",
         )
-        self._openers = FairExecutor(HEADER_READERS, f"{self.kind}-header")
-        self._resolvers = FairExecutor(RESOLVERS, f"{self.kind}-resolver")
+        self._openers = FairExecutor(HEADER_READERS, f"{self.kind}-header", first_calls=FIRST_CALLS)
+        self._resolvers = FairExecutor(RESOLVERS, f"{self.kind}-resolver", first_calls=FIRST_CALLS)
         self._retries = Counter(dict.fromkeys(RETRY_REASONS, 0))
         self.source = self.make_source(
             config,
