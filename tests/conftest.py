@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -38,6 +38,13 @@ LONGEST_FIRST = (
     "tests/s3/",
 )
 """Files and directories whose tests run before all others: they start processes and wait for them."""
+
+TOGETHER = (
+    "tests/e2e/test_patched_",
+    "tests/e2e/test_transformers.py",
+    "tests/e2e/test_from_pretrained.py",
+)
+"""How the files begin that one process runs, as they import the same libraries, which takes seconds."""
 
 MAY_SKIP_IN_CI = (
     # CI machines have no GPU. `pytest -m gpu` on one that has shows them all.
@@ -98,6 +105,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return min(ranks, default=len(LONGEST_FIRST)), -tests[item.path], name
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadfile`: a file's tests run in one process, and so do those of `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduling = LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+    scheduling._split_scope = lambda test: TOGETHER[0] if test.startswith(TOGETHER) else file_of(test)
+    return scheduling
 
 
 def pytest_collection_finish() -> None:
