@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .e2e import forked
+
 # Before another conftest imports torch, which reads it once. Tests run side by side, and threads of OpenMP
 # spin while they wait for each other, on cores that other tests need.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -82,6 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir
     os.chmod(tempfile.tempdir, 0o1777)  # for tests that become other users
     config.add_cleanup(functools.partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
+    forked.ENVIRONMENT.update(os.environ)
 
 
 def _keep_descriptors_from_children() -> None:
