@@ -14,6 +14,7 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -34,6 +35,8 @@ from benchmarks.make_checkpoint import DATA_DIR
 BUCKET = "bench"
 # In <asm/socket.h>; not in Python's socket module.
 _SO_MAX_PACING_RATE = 47
+# A whole number of TLS records of 16 KiB.
+_PART_BYTES = 1 << 20
 
 
 class ObjectServer(LocalServer):
@@ -71,6 +74,13 @@ class ObjectServer(LocalServer):
         """The address of the object with that URI."""
         return f"{self.endpoint}/{uri.removeprefix('s3://')}"
 
+    def _make_certificate(self) -> None:
+        """A certificate that is its own authority, for AWS_CA_BUNDLE."""
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        command += ["-subj", "/CN=penstock benchmarks", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command += ["-keyout", "key.pem", "-out", "certificate.pem"]
+        subprocess.run(command, cwd=self._directory, check=True, capture_output=True)
+
 
 class Near(ObjectServer):
     def __init__(self, *, tls: bool = False) -> None:
@@ -98,25 +108,22 @@ class Near(ObjectServer):
 """,
         )
 
-    def _make_certificate(self) -> None:
-        """A certificate that is its own authority, for AWS_CA_BUNDLE."""
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        command += ["-subj", "/CN=penstock benchmarks", "-addext", "subjectAltName=IP:127.0.0.1"]
-        command += ["-keyout", "key.pem", "-out", "certificate.pem"]
-        subprocess.run(command, cwd=self._directory, check=True, capture_output=True)
-
 
 class Far(ObjectServer):
     """Each answer is `delay_seconds` late, and each connection carries `rate_bytes` a second."""
 
-    def __init__(self, *, delay_seconds: float, rate_bytes: int) -> None:
+    def __init__(self, *, delay_seconds: float, rate_bytes: int, tls: bool = False) -> None:
         super().__init__()
+        self.scheme = "https" if tls else "http"
         self._delay_seconds = delay_seconds
         self._rate_bytes = rate_bytes
 
     def _command(self) -> list[str]:
-        figures = [str(self.port), str(self._delay_seconds), str(self._rate_bytes)]
-        return [sys.executable, __file__, *figures]
+        command = [sys.executable, __file__, str(self.port), str(self._delay_seconds), str(self._rate_bytes)]
+        if self.scheme == "https":
+            self._make_certificate()
+            command += ["--certificate", "certificate.pem", "--key", "key.pem"]
+        return command
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +191,19 @@ def file_of(target: str) -> Path:
     return DATA_DIR / target.partition("?")[0].removeprefix(f"/{BUCKET}/")
 
 
-def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> None:
+def _serve(
+    connection: socket.socket, delay_seconds: float, rate_bytes: int, tls: ssl.SSLContext | None
+) -> None:
     connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate_bytes)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Where BBR is the default, it takes a late answer on the loopback for congestion, for seconds.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    if tls is not None:
+        try:
+            connection = tls.wrap_socket(connection, server_side=True)
+        except OSError:  # whoever only looked whether the port is open
+            connection.close()
+            return
     with connection, connection.makefile("rb") as requests:
         while request := read_request(requests):
             method, target, headers = request
@@ -203,7 +218,16 @@ def _serve(connection: socket.socket, delay_seconds: float, rate_bytes: int) -> 
                 connection.sendall(answered.head)
                 at = answered.start
                 while at < answered.end:
-                    at += os.sendfile(connection.fileno(), file.fileno(), at, answered.end - at)
+                    at += _send(connection, file.fileno(), at, answered.end - at)
+
+
+def _send(connection: socket.socket, fd: int, start: int, count: int) -> int:
+    """Sends some bytes of the file. Returns how many."""
+    if not isinstance(connection, ssl.SSLSocket):
+        return os.sendfile(connection.fileno(), fd, start, count)
+    part = os.pread(fd, min(count, _PART_BYTES), start)
+    connection.sendall(part)
+    return len(part)
 
 
 def main(arguments: list[str]) -> None:
@@ -211,11 +235,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("delay_seconds", type=float)
     parser.add_argument("rate_bytes", type=int)
+    parser.add_argument("--certificate")
+    parser.add_argument("--key")
     options = parser.parse_args(arguments)
+    tls = None
+    if options.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(options.certificate, options.key)
     with socket.create_server(("127.0.0.1", options.port), backlog=1024) as listener:
         while True:
             connection, _ = listener.accept()
-            figures = (connection, options.delay_seconds, options.rate_bytes)
+            figures = (connection, options.delay_seconds, options.rate_bytes, tls)
             threading.Thread(target=_serve, args=figures, daemon=True).start()
 
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from penstock.server.sources.objects import response
-from penstock.server.sources.objects.connection import Connections, Exchange
+from penstock.server.sources.objects.connection import Connections
+from penstock.server.sources.objects.exchange import Exchange
 from penstock.server.sources.objects.faults import Transient
 
 from ..e2e.support import DEADLINE_SECONDS, wait_until

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from penstock.server.sources.objects import ObjectSettings, connection, faults, response
+from penstock.server.sources.objects import ObjectSettings, exchange, faults, response
 from penstock.server.sources.objects import object as object_module
 from penstock.server.sources.s3.settings import S3Settings
 from penstock.server.sources.s3.source import S3Source
@@ -90,4 +90,4 @@ def a_second_for_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_module, "time", clock)
     monkeypatch.setattr(response, "time", clock)
     monkeypatch.setattr(response._Timed, "readinto", readinto)
-    monkeypatch.setattr(connection, "beat", tick)  # what goes past the parser's buffer
+    monkeypatch.setattr(exchange, "beat", tick)  # what goes past the parser's buffer

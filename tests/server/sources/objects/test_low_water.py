@@ -9,46 +9,67 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.s3.authority import Authority
 
-from penstock.server.sources.objects.connection import LOW_WATER_BYTES, Connections, Plain
+from penstock.server.sources.objects.connection import Connections
+from penstock.server.sources.objects.exchange import LOW_WATER_BYTES, Encrypted, Plain
 
 BODY = bytes(range(251)) * ((4 << 20) // 251)
 PATIENCE_SECONDS = 60
 
 
+Send = Callable[[socket.socket, bytes], None]
+Serving = Callable[[Send], contextlib.AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
 @pytest.fixture
-def connections() -> Iterator[Connections]:
-    found = Connections(timeout_seconds=PATIENCE_SECONDS, idle=1, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+def connections(authority: Authority) -> Iterator[Connections]:
+    tls = ssl.create_default_context(cafile=str(authority.bundle))
+    found = Connections(timeout_seconds=PATIENCE_SECONDS, idle=1, tls=tls)
     yield found
     found.close()
 
 
-@contextlib.contextmanager
-def serving(send: Callable[[socket.socket, bytes], None]) -> Iterator[str]:
-    """A server of one connection; gives its URL. `send` is called with the whole answer to each request."""
+@pytest.fixture(params=["http", "https"])
+def serving(request: pytest.FixtureRequest, authority: Authority) -> Serving:
+    """A server of one connection, as a context that gives its URL. `send` is called with the whole answer to
+    each request."""
+    scheme: str = request.param
+    tls = authority.server("127.0.0.1") if scheme == "https" else None
     answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY
 
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            while connection.recv(65536):
-                send(connection, answer)
+    @contextlib.contextmanager
+    def serving(send: Send) -> Iterator[str]:
+        def serve() -> None:
+            connection, _ = listener.accept()
+            if tls is not None:
+                connection = tls.wrap_socket(connection, server_side=True)
+            with connection:
+                while connection.recv(65536):
+                    send(connection, answer)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE_SECONDS)
-    assert not thread.is_alive()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/x"
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+                thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+    return serving
 
 
 def test_a_thread_sleeps_until_many_bytes_are_there_and_at_the_end_of_the_body_no_longer(
-    connections: Connections,
+    connections: Connections, serving: Serving
 ) -> None:
-    with serving(socket.socket.sendall) as url:
+    with serving(lambda connection, answer: connection.sendall(answer)) as url:
         for _ in range(2):
             found, marks = bytearray(len(BODY)), []
             with connections.exchange("x", "GET", url, {}) as exchange:
@@ -64,7 +85,9 @@ def test_a_thread_sleeps_until_many_bytes_are_there_and_at_the_end_of_the_body_n
         connections.close()
 
 
-def test_bytes_of_a_sender_that_waits_are_read_as_far_as_they_came(connections: Connections) -> None:
+def test_bytes_of_a_sender_that_waits_are_read_as_far_as_they_came(
+    connections: Connections, serving: Serving
+) -> None:
     """It would wait for ever if they were only read once there are enough."""
     some = 100 << 10
     assert some < LOW_WATER_BYTES
@@ -87,7 +110,7 @@ def test_bytes_of_a_sender_that_waits_are_read_as_far_as_they_came(connections: 
             for number, event in enumerate(reached, 1):
                 if len(BODY) - len(view) >= number * some:
                     event.set()
-        assert isinstance(exchange.connection, Plain)
+        assert isinstance(exchange.connection, (Plain, Encrypted))
         assert exchange.connection.low_water_bytes == 1, "it would wait so long each time"
         connections.close()
     assert found == BODY

@@ -2,7 +2,8 @@
 
 service     the protocol of a store: addresses, signatures, versions, the meaning of its answers
 faults      failures after which a request is repeated, and the delay before that (pure)
-connection  keep-alive HTTP connections that read into the caller's memory
+connection  keep-alive HTTP connections, and requests on them
+exchange    an answer, whose body is read into the caller's memory
 addresses   which addresses are public, and connections to these alone
 proxies     proxies, and the errors when they refuse
 response    answers that must come within a time limit, and whose headers are few

@@ -14,7 +14,7 @@ from typing import Generic
 
 from ...errors import CheckpointChangedError, SourceUnavailableError
 from .. import RetryLater, without
-from .connection import Exchange
+from .exchange import Exchange
 from .faults import Transient
 from .requests import Requests
 from .service import Ask, L, ObjectState

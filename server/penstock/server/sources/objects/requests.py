@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 
 from ...errors import PenstockError, ShuttingDownError
 from ..replies import StoreUnreachableError
-from .connection import Connections, Exchange
+from .connection import Connections
+from .exchange import Exchange
 from .faults import Transient, delay_seconds
 from .service import Answer, Ask, L, ObjectService, ObjectSettings, Signed
 

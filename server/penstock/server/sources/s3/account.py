@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote_plus
 
 from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
-from ..objects.connection import MAX_ERROR_BODY_BYTES
+from ..objects.exchange import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.markup import is_costly
 from ..objects.memo import Memo
