@@ -155,6 +155,12 @@ def test_every_panel_asks_the_chosen_data_source_and_says_what_it_shows() -> Non
                 assert "$instance" in target["expr"]
 
 
+def test_the_dashboard_shows_where_bytes_came_from_and_every_metric_of_the_tier() -> None:
+    shown = {str(selector.name) for _, query, _ in dashboard_queries() for selector in selectors(query)}
+    tier = {metric.full_name for metric in METRICS if metric.name.startswith("tier_")}
+    assert {*tier, "penstock_delivered_from_bytes_total"} <= shown
+
+
 def test_the_operator_gets_the_same_rules() -> None:
     made = yaml.safe_load((MONITORING / "prometheus-rule.yaml").read_text())
     assert made["spec"] == yaml.safe_load((MONITORING / "rules.yaml").read_text()), (

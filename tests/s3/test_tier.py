@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.client import errors
 from penstock.client.cli.status_text import show
+from penstock.server.sources.file.local_file import FileContext
+from penstock.server.sources.file.mounts import MountTable
+from penstock.server.sources.file.source import FileSource
+from penstock.server.tier.source import TieredFile, TieredSource
 
 from ..e2e.conftest import StartDaemon
 from ..e2e.support import DaemonProcess, random_tensors, same, wait_until, write_checkpoint
+from ..server.support import ROOT
+from ..server.tier.bench import tier_in
 from . import faults
 from .proxy import FaultProxy, asks
 from .support import FLAGS, MIB, Bucket, assert_no_secret, environment, load_and_compare, refused
@@ -225,6 +234,35 @@ def test_files_of_a_prefix_come_from_the_disk_after_a_restart(
     with second.client() as client, client.load(str(path)) as load:
         same(load, tensors)
     assert load.stats.tier_bytes == load.stats.read_bytes == 4 * MIB
+
+
+def test_damage_that_was_kept_of_a_local_file_is_not_given_again(
+    start: Start, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """As if the file's server had once sent it damaged."""
+    tensors = random_tensors(16, MIB // 16)
+    (tmp_path / "files").mkdir()
+    path = write_checkpoint(tmp_path / "files/one.safetensors", tensors)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    mounts = MountTable()
+    with (
+        contextlib.closing(mounts),
+        ThreadPoolExecutor(1) as threads,
+        tier_in(tmp_path / "tier", 64 * MIB) as tier,
+    ):
+        source = FileSource(lambda path, uid: threads, FileContext(mounts, settled_seconds=0))
+        file = TieredSource(source, tier).open(str(path), ROOT)
+        assert isinstance(file, TieredFile)
+        file.keep_bytes(0, [memoryview(damaged)])
+        wait_until(lambda: file.has(0, file.size_bytes), "the damage to be kept")
+        file.close()
+    daemon = start("--tier-files", str(path.parent))
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    corrupt(daemon, str(path), digests=digests)
+    with daemon.client() as client, client.load(str(path), digests=digests) as load:
+        same(load, tensors)
+    assert load.stats.verified_bytes == 4 * MIB
 
 
 def test_evicting_a_checkpoint_that_is_being_written_leaves_its_memory_free(

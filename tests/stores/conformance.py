@@ -402,7 +402,7 @@ class ObjectStoreTests(StoreTests):
                         buffer = bytearray(file.size_bytes)
                         RetryingReader(file).read_into(0, [memoryview(buffer)])
                         assert buffer == contents[file.uri]
-                until_true(lambda: not tier._waiting_bytes)
+                until_true(lambda: not tier.waiting_bytes)
                 return checkpoint.stale_seconds
 
             assert load() is None

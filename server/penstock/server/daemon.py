@@ -179,7 +179,7 @@ class Daemon:
         self._catalog.forget(error.version)
         if self._tier is not None:
             # A digest that a user gave may be wrong: it costs others nothing that they have pinned.
-            self._tier.drop(error.uri, error.version, although_pinned=not error.given)
+            self._tier.drop(error.uri, error.kept_version, although_pinned=not error.given)
 
     # ---- its life -------------------------------------------------------------------------------
 

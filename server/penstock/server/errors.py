@@ -58,12 +58,14 @@ class CheckpointChangedError(PenstockError):
 
 class CheckpointCorruptError(PenstockError):
     """The bytes of a file are not those that its checksum is of. `uri` and `version` are the file's, as
-    sources say them. `given`: the checksum is a user's, who may be wrong."""
+    sources say them, and `kept_version` as the tier does. `given`: the checksum is a user's, who may be
+    wrong."""
 
     reason = "CHECKPOINT_CORRUPT"
     status = "DATA_LOSS"
     uri = ""
     version = ""
+    kept_version = ""
     given = False
 
 

@@ -282,4 +282,9 @@ EXAMPLES = [
         ": its store cannot be asked, and the tier's disk has no bytes from 9 on; ",
         "load it again when the store answers",
     ),
+    said(
+        "s3://b/k",
+        ": its store had nothing there when it was last asked, and does not answer now; ",
+        "check the URI, and load it again when the store answers",
+    ),
 ]

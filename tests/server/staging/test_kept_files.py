@@ -31,9 +31,9 @@ async def test_every_byte_that_is_kept_of_a_local_file_is_the_file_s(
             for _ in range(50):
                 visit = bench.enter(path)
                 await visit.read()
-                await until(lambda: not tier._writing)
+                await until(lambda: not tier.writes)
                 visit.leave()
-                await until(lambda: not tier._writing)
+                await until(lambda: not tier.writes)
                 bench.staging.evict(lambda _: True)
                 if tier.counts["written_bytes"] >= size_bytes:
                     break

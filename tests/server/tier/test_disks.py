@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +18,15 @@ from penstock.server.sources import Access, Source
 from penstock.server.sources.checksums import Checksum
 from penstock.server.tier.directory import BLOCKS, Directory
 from penstock.server.tier.opening import open_tier
+from penstock.server.tier.records import PAGE_BYTES, Identity
 from penstock.server.tier.source import TieredFile, TieredSource
+from penstock.server.tier.threads import Ticket
 from penstock.server.tier.tier import Tier
 
 from ...attacks.fuse import FuseFileSystem
 from ...e2e.support import wait_until
 from ..support import ROOT
-from .bench import MIB, PATIENCE_SECONDS, Thing, held, tier_in
+from .bench import MIB, PATIENCE_SECONDS, Thing, disk_bytes, held, tier_in
 from .conftest import Mount
 
 
@@ -70,7 +74,8 @@ class Stored:
 def opened(tier: Tier, thing: Thing) -> tuple[TieredFile, Stored]:
     """The file as a load has it, and the store's."""
     stored = Stored(thing)
-    return TieredFile(stored, tier, tier.hold(thing.identity, 0), 0), stored  # type: ignore[arg-type]
+    hold = tier.hold(thing.identity, 0)
+    return TieredFile(stored, tier, thing.identity, hold, 0), stored  # type: ignore[arg-type]
 
 
 def load(file: TieredFile, start: int, end: int) -> bytes:
@@ -91,6 +96,20 @@ def test_what_the_disk_has_is_not_asked_of_the_store(tmp_path: Path) -> None:
         assert load(file, MIB + 1, 2 * MIB - 1) == thing.data[MIB + 1 : 2 * MIB - 1]
         assert len(stored.reads) == 2
         assert tier.counts["read_bytes"] == 4 * MIB - 2
+        file.close()
+
+
+def test_bytes_that_are_read_again_count_as_what_they_came_from_last(tmp_path: Path) -> None:
+    thing = Thing(2 * MIB)
+    with tier_in(tmp_path / "tier") as tier:
+        thing.keep(tier)
+        file, _ = opened(tier, thing)
+        for _ in range(2):
+            load(file, 0, 2 * MIB)
+        tier.drop(thing.identity.uri, thing.identity.version, although_pinned=True)
+        load(file, MIB, 2 * MIB)
+        assert file.take_disk_bytes(0, 2 * MIB) == MIB
+        assert file.take_disk_bytes(0, 2 * MIB) == 0
         file.close()
 
 
@@ -132,6 +151,20 @@ def test_a_disk_that_becomes_read_only_turns_the_tier_off(small: Path, mount: Mo
         assert second.keep(tier) == 0
         assert tier.off_because == os.strerror(errno.EROFS)
         assert first.kept(tier) == MIB
+
+
+def test_the_first_load_does_not_wait_for_fresh_memory(tmp_path: Path) -> None:
+    tier = open_tier(tmp_path / "tier", MIB)
+    assert tier is not None
+
+    def faults(_: Ticket) -> int:
+        buffer, before = tier.threads.buffer(), resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        for at in range(0, len(buffer), PAGE_BYTES):
+            buffer[at] = 1
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    assert tier.threads.call(0, faults) < 4 * MIB // PAGE_BYTES // 8
+    tier.close()
 
 
 def test_on_a_read_only_disk_there_is_no_tier(
@@ -263,6 +296,29 @@ def test_a_disk_that_hangs_in_writing_takes_its_threads_and_no_memory_of_loads(t
         assert tier.free
 
 
+def test_no_write_begins_that_would_wait_for_a_removal_on_a_disk_that_hangs(tmp_path: Path) -> None:
+    """A segment would be held until then."""
+
+    class Hanging(Directory):
+        def remove(self, name: str) -> None:
+            assert released.wait(PATIENCE_SECONDS)
+            super().remove(name)
+
+    released, freed = threading.Event(), threading.Event()
+    things = [Thing(MIB, uri=f"s3://b/{number}") for number in range(2)]
+    with tier_in(Hanging(tmp_path / "tier")) as tier:
+        tier.call_when_free(freed.set)
+        for thing in things:
+            thing.keep(tier)
+            assert tier.free
+            tier.drop(thing.identity.uri, thing.identity.version, although_pinned=True)
+        assert not tier.free
+        assert not freed.is_set()
+        released.set()
+        assert freed.wait(PATIENCE_SECONDS)
+        wait_until(lambda: tier.free and tier.used_bytes == 0, "both removals to end")
+
+
 def test_headers_that_wait_for_a_disk_that_hangs_are_bounded(tmp_path: Path) -> None:
     class Hanging(Directory):
         def sync(self, fd: int) -> None:
@@ -282,6 +338,63 @@ def test_headers_that_wait_for_a_disk_that_hangs_are_bounded(tmp_path: Path) -> 
         assert freed.wait(PATIENCE_SECONDS)
         wait_until(lambda: tier.free, "all that waited to be written")
         assert sum(thing.kept(tier) for thing in things) == 4 * 4 * MIB  # what WAITING_BYTES allow
+
+
+def test_very_short_ones_that_wait_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Directory):
+        def sync(self, fd: int) -> None:
+            assert released.wait(PATIENCE_SECONDS)
+            super().sync(fd)
+
+    monkeypatch.setattr("penstock.server.tier.writing.WAITING_BYTES", 64 << 10)
+    released = threading.Event()
+    things = [Thing(1, uri=f"s3://b/{number}") for number in range(8)]
+    with tier_in(Hanging(tmp_path / "tier")) as tier:
+        for thing in things:
+            file, _ = opened(tier, thing)
+            file.keep_bytes(0, [memoryview(thing.data)])
+            file.close()
+        released.set()
+        wait_until(lambda: tier.free, "all that waited to be written")
+        assert sum(thing.kept(tier) for thing in things) == 4
+
+
+@pytest.mark.parametrize("kept_before", [True, False])
+def test_what_was_opened_while_the_disk_hung_gets_nothing_of_another_mount(
+    tmp_path: Path, *, kept_before: bool
+) -> None:
+    """Two files in one place, of two mounts; the first was opened when nothing of it could be looked up."""
+
+    class Hanging(Directory):
+        hangs = False
+
+        def read_all(self, name: str) -> bytes:
+            assert not self.hangs or released.wait(PATIENCE_SECONDS)
+            return super().read_all(name)
+
+    thing, released = Thing(MIB), threading.Event()
+
+    def on(mount: str) -> Identity:
+        return replace(thing.identity, place=f"boot.1/{mount}")
+
+    if kept_before:
+        with tier_in(tmp_path / "tier") as tier:
+            thing.identity = on("a")
+            thing.keep(tier)
+    directory = Hanging(tmp_path / "tier")
+    with tier_in(directory, hang_seconds=0.5) as tier:
+        directory.hangs = True
+        first = tier.hold(on("a"), 0)
+        assert (first.missing(0, MIB) is None) is kept_before
+        released.set()
+        wait_until(lambda: not tier.threads.hang, "the disk to answer again")
+        thing.identity = on("b")
+        with held(tier, thing) as second:
+            thing.keep_by(second)
+            assert first.version.span(0, MIB).block is None
+            assert second.version.span(0, MIB).block is None or kept_before
+        first.release()
+        wait_until(lambda: tier.used_bytes == disk_bytes(tmp_path / "tier"), "the count to be right again")
 
 
 class Kept:

@@ -80,7 +80,7 @@ def read(file: TieredFile, start: int = 0, end: int = SIZE) -> bytes:
 def keep(file: TieredFile, tier: Tier, start: int = 0, end: int = SIZE) -> None:
     data = memoryview(bytearray(read(file, start, end)))
     file.keep_bytes(start, [data])
-    wait_until(lambda: not tier._waiting_bytes, "all to be written")
+    wait_until(lambda: not tier.waiting_bytes, "all to be written")
 
 
 def disk_bytes(file: TieredFile) -> int:
@@ -177,6 +177,16 @@ def test_a_file_that_was_written_a_moment_ago_is_read_and_not_kept(tier: Tier, p
         assert file.keep() is None
         assert tier.counts["written_bytes"] == 0
         file.close()
+
+
+def test_a_name_that_is_not_utf_8_is_a_name_like_others(source: FileSource, tier: Tier, path: Path) -> None:
+    odd = path.with_name(os.fsdecode(b"\xff.safetensors"))
+    path.rename(odd)
+    file = opened(source, tier, odd)
+    keep(file, tier)
+    assert read(file) == odd.read_bytes()
+    assert disk_bytes(file) == SIZE
+    file.close()
 
 
 def test_only_files_below_a_prefix_are_kept(source: FileSource, tier: Tier, path: Path) -> None:

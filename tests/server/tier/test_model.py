@@ -17,6 +17,7 @@ from penstock.server.tier.hold import Hold
 from penstock.server.tier.threads import DiskThreads
 from penstock.server.tier.tier import Tier
 from penstock.server.tier.version import RottenError
+from penstock.server.tier.versions import key_of
 
 from .bench import PATIENCE_SECONDS, Thing, disk_bytes
 
@@ -175,8 +176,6 @@ class TierMachine(RuleBasedStateMachine):
         return any(self.path.glob(f"{key}*.records"))
 
     def _key(self, number: int) -> str:
-        from penstock.server.tier.tier import key_of
-
         return key_of(self.things[number].identity)
 
     def _may_lose(self, file: Path) -> None:

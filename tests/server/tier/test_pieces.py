@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.server.tier.pieces import Pieces
+from penstock.server.tier.pieces import Pieces, Ranges
 from penstock.server.tier.records import Block
 
 SIZE = 40
@@ -37,3 +39,20 @@ def test_the_last_block_that_was_added_has_each_byte_that_was_not_removed_since(
         position = span.end
     assert found == model
     assert pieces.kept_bytes == sum(block is not None for block in model)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), RANGES), max_size=12))
+def test_ranges_have_what_was_added_and_not_removed_since_once(
+    steps: list[tuple[bool, tuple[int, int]]],
+) -> None:
+    model = [False] * SIZE
+    ranges = Ranges()
+    for adds, (start, end) in steps:
+        if adds:
+            ranges.add(start, end)
+        else:
+            assert ranges.remove(start, end) == sum(model[start:end])
+        model[start:end] = [adds] * (end - start)
+        assert len(ranges) == sum(there and not before for before, there in pairwise([False, *model]))
+    assert ranges.remove(0, SIZE) == sum(model)

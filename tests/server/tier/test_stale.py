@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from penstock.server.errors import AccessDeniedError, CheckpointNotFoundError, S
 from penstock.server.sources import Access, ListingDeniedError, join
 from penstock.server.sources.checksums import crc_checksum
 from penstock.server.sources.file.source import FileSource
-from penstock.server.sources.replies import StoreUnreachableError
+from penstock.server.sources.replies import Replies, StoreUnreachableError
 from penstock.server.sources.verification import AUTO, REQUIRE, Wish
 from penstock.server.tier.directory import BLOCKS, RECORDS, Directory
 from penstock.server.tier.replies import SILENT_SECONDS, DiskReplies
 from penstock.server.tier.source import TieredSource
-from penstock.server.tier.tier import Tier, key_of
+from penstock.server.tier.tier import Tier
+from penstock.server.tier.versions import key_of
 
 from ...e2e.support import wait_until
 from ..support import ROOT, checkpoint_bytes
@@ -79,7 +81,7 @@ class Shelf:
     def open(self, location: str, access: Access) -> Stored:
         self._ask(location, access)
         if location not in self.things:
-            raise CheckpointNotFoundError(f"{location} does not exist")
+            raise CheckpointNotFoundError(f"{location} does not exist (request id {self.asked})")
         stored = Stored(self.things[location])
         stored.checksums = (crc_checksum("CRC32C", 0),)
         return stored
@@ -134,7 +136,7 @@ class Node:
         return checkpoint
 
     def _wait(self) -> None:
-        wait_until(lambda: not self.tier._waiting_bytes, "all to be written")
+        wait_until(lambda: not self.tier.waiting_bytes, "all to be written")
 
     def load(self, source: str = TOP) -> float | None:
         """Reads and compares every byte of it, and has it kept. For how long the store has not been asked."""
@@ -240,20 +242,41 @@ def test_files_that_were_never_current_together_are_not_loaded_together(node: No
         node.start()
 
 
-def test_newer_replies_that_could_not_be_kept_are_not_hidden_by_older_ones(node: Node) -> None:
+@pytest.mark.parametrize("stale_seconds", [DAY, 1e12])
+def test_newer_replies_that_could_not_be_kept_are_not_hidden_by_older_ones(
+    tmp_path: Path, stale_seconds: float
+) -> None:
     class Full(Directory):
         def write(self, fd: int, data: bytes | memoryview, position: int) -> None:
             raise OSError(28, "No space left on device")
 
+    with made(tmp_path / "tier", stale_seconds) as node:
+        node.load()
+        node.replace("b.safetensors", 3)
+        node.start(Full)
+        node.load()
+        node.shelf.down = True
+        for _ in range(2):
+            with pytest.raises(SourceUnavailableError, match="it does not answer"):
+                node.load()
+            node.start()
+
+
+def test_that_replies_are_outdated_is_synced_before_newer_ones_are_kept(node: Node) -> None:
+    synced: list[float] = []
+
+    class Noting(Directory):
+        def sync_times(self, fd: int) -> None:
+            super().sync_times(fd)
+            synced.append(os.fstat(fd).st_mtime)
+
     node.load()
+    node.start(Noting)
+    node.load()
+    assert synced == []
     node.replace("b.safetensors", 3)
-    node.start(Full)
     node.load()
-    node.shelf.down = True
-    for _ in range(2):
-        with pytest.raises(SourceUnavailableError, match="it does not answer"):
-            node.load()
-        node.start()
+    assert synced == [0.0]
 
 
 def test_a_store_that_refuses_is_not_called_silent(node: Node) -> None:
@@ -261,6 +284,53 @@ def test_a_store_that_refuses_is_not_called_silent(node: Node) -> None:
     node.shelf.refuses = True
     with pytest.raises(AccessDeniedError, match="refused"):
         node.load()
+
+
+def test_what_the_store_refused_or_had_not_any_more_is_not_given_when_it_cannot_be_asked(node: Node) -> None:
+    things = dict(node.shelf.things)
+
+    def removed() -> None:
+        node.shelf.things.clear()
+
+    def refuses() -> None:
+        node.shelf.refuses = True
+
+    for change in (removed, refuses):
+        node.shelf.things.update(things)
+        node.load()
+        change()
+        with pytest.raises((AccessDeniedError, CheckpointNotFoundError)):
+            node.load()
+        node.shelf.refuses, node.shelf.down = False, True
+        for _ in range(2):
+            with pytest.raises(SourceUnavailableError, match="it does not answer"):
+                node.load()
+            node.start()
+        node.shelf.down = False
+
+
+def test_that_something_is_not_there_is_the_same_reply_each_time(node: Node) -> None:
+    source = TieredSource(node.shelf, node.tier)  # type: ignore[arg-type]
+    encoded = []
+    for _ in range(2):
+        replies = Replies()
+        with pytest.raises(CheckpointNotFoundError):
+            source.open(TOP + "nothing.safetensors", replace(ROOT, replies=replies))
+        encoded.append(replies.encode())
+    assert encoded[0] == encoded[1]
+    again = Replies.decode(encoded[0])
+    with pytest.raises(CheckpointNotFoundError, match="had nothing there when it was last asked"):
+        source.open(TOP + "nothing.safetensors", replace(ROOT, replies=again))
+
+
+def test_who_may_not_ask_the_store_takes_nothing_from_others(node: Node) -> None:
+    node.resolve(access=USER)
+    node.load()
+    stranger = Access(uid=1001, privileged=False, prefixes=("s3://other",))
+    with pytest.raises(AccessDeniedError, match="no prefix"):
+        node.resolve(access=stranger)
+    node.shelf.down = True
+    assert node.resolve(access=USER).stale_seconds is not None
 
 
 def test_a_user_gets_stale_what_a_user_got_and_nothing_without_a_prefix(node: Node) -> None:

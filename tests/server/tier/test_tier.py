@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from penstock.server.errors import ConfigError
+from penstock.server.sources.replies import StoreUnreachableError
 from penstock.server.tier.directory import BLOCKS, RECORDS, Directory, LockedError
 from penstock.server.tier.opening import open_tier
 from penstock.server.tier.records import BLOCK_BYTES, MIN_BLOCKS
+from penstock.server.tier.source import StoredFile, TieredFile
 from penstock.server.tier.tier import Tier
 
 from ..support import until_true
@@ -238,6 +241,19 @@ def test_the_order_of_use_outlives_a_restart(path: Path) -> None:
         assert second.kept(tier) == 0
 
 
+def test_what_is_outdated_stays_so_although_more_of_it_is_written(path: Path) -> None:
+    thing = Thing(2 * MIB)
+    with tier_in(path) as tier, held(tier, thing) as hold:
+        for end in (MIB, 2 * MIB):
+            assert thing.keep_by(hold, (0, end)) == MIB
+            tier.outdate(thing.identity.uri, 0)
+    (records,) = files(path, RECORDS)
+    assert records.stat().st_mtime == 0
+    with tier_in(path) as tier:
+        assert thing.kept(tier) == 2 * MIB
+        assert tier.is_latest(thing.identity)
+
+
 def test_a_limit_that_was_lowered_holds_from_the_start(path: Path) -> None:
     with tier_in(path) as tier:
         for number in range(4):
@@ -275,6 +291,57 @@ def test_pinned_versions_go_last(path: Path) -> None:
         hold.release()
         Thing(3 * MIB, uri="s3://bucket/another").keep(tier)
         assert pinned.kept(tier) == 0, "the pin outlived its hold"
+
+
+def test_no_more_versions_are_kept_than_the_daemon_can_remember(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    things = [Thing(100, uri=f"s3://bucket/{number}") for number in range(6)]
+    with tier_in(path) as tier:
+        things[0].keep(tier)
+        monkeypatch.setattr("penstock.server.tier.versions.MAX_VERSIONS", 3)
+        for thing in things[1:5]:
+            assert thing.keep(tier) == 100
+        assert [tier.has(thing.identity.uri) for thing in things[:5]] == [False, False, True, True, True]
+        holds = [tier.hold(thing.identity, 0) for thing in things[2:5]]
+        assert things[5].keep(tier) == 0, "all others are in use"
+        for hold in holds:
+            hold.release()
+    monkeypatch.setattr("penstock.server.tier.versions.MAX_VERSIONS", 2)
+    with tier_in(path) as tier:
+        assert tier.version_count == 2
+        assert tier.used_bytes == disk_bytes(path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("suffix", [BLOCKS, RECORDS])
+def test_a_daemon_that_lacks_descriptors_for_a_moment_goes_on_with_its_tier(
+    path: Path, suffix: str, number: int
+) -> None:
+    class Lacking(Directory):
+        lacks = False
+
+        def open(self, name: str, flags: int, *, direct: bool = False) -> int:
+            if self.lacks and name.endswith(suffix):
+                raise OSError(number, os.strerror(number))
+            return super().open(name, flags, direct=direct)
+
+    thing, directory = Thing(2 * MIB), Lacking(path)
+    with tier_in(directory) as tier, held(tier, thing) as hold:
+        assert thing.keep_by(hold, (0, MIB)) == MIB
+        directory.lacks = True
+        assert thing.keep_by(hold) == 0
+        file = TieredFile(StoredFile("s3", thing.identity), tier, thing.identity, hold.again(), 0)
+        if suffix == BLOCKS:
+            with pytest.raises(StoreUnreachableError):  # this time
+                file.read_into(0, [memoryview(bytearray(MIB))])
+        assert disk_bytes(path) <= tier.used_bytes
+        directory.lacks = False
+        assert (tier.off_because, tier.counts["failed_reads"]) == ("", 0)
+        assert thing.keep_by(hold) == MIB
+        assert thing.compare(hold) == 2 * MIB
+        assert disk_bytes(path) <= tier.used_bytes
+        file.close()
 
 
 def test_thousands_of_versions(path: Path) -> None:

@@ -2,6 +2,8 @@
 
     ask --> the replies are kept, as a whole --> the checkpoint
      |
+     +-- the store refuses, or has nothing there --> nothing is kept any more, and the load fails
+     |
      +-- the store cannot be asked --> the replies of the last load that asked, if they are young enough
 
 What replies are is in `sources/replies.py`. Runs on the threads of `Catalog.resolve`.
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointInvalidError
+from ..errors import AccessDeniedError, CheckpointInvalidError, CheckpointNotFoundError
 from ..sources import Access
 from ..sources.replies import Replies, ReplyKeeper, StoreUnreachableError
 from ..system.shown import shown_source
@@ -47,6 +49,10 @@ def resolve(keeper: ReplyKeeper, name: str, access: Access, resolve_now: Resolve
         if found is None:
             raise
         return found
+    except (AccessDeniedError, CheckpointNotFoundError) as error:
+        if replies.refused or (isinstance(error, CheckpointNotFoundError) and replies.answered):
+            keeper.forget(name, access.uid)  # this answer counts, also when the store cannot be asked later
+        raise
     if replies.files:
         try:
             keeper.keep(name, replies, access.uid)

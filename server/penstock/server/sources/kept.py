@@ -44,6 +44,10 @@ class Keep(Protocol):
 class KeptFile(Protocol):
     """An open file that keeps the bytes that are read from it."""
 
+    @property
+    def kept_version(self) -> str:
+        """What its version is called where its bytes are kept."""
+
     def take_disk_bytes(self, start: int, end: int) -> int:
         """How many bytes of that range came from the local disk, and not from the store, since this was asked
         last."""
@@ -70,8 +74,8 @@ class Writers(Protocol):
         """Whether a write that begins now need not wait for another."""
 
     def call_when_free(self, call: Callable[[], object]) -> None:
-        """From now on `call` is called, on another thread, when a write of `keep_bytes` has ended. The caller
-        of `Keep.write` does not learn of these otherwise."""
+        """From now on `call` is called, on another thread, when a write of `keep_bytes` or a removal has
+        ended. The caller of `Keep.write` does not learn of these otherwise."""
 
 
 @runtime_checkable
@@ -106,6 +110,11 @@ class LocalVersion(Protocol):
     @property
     def place(self) -> str:
         """The mount that it was opened through, as `resuming.Place` has it."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """An open file whose version may be made of a time that counts in steps."""
 
     @property
     def settled(self) -> bool:

@@ -41,10 +41,17 @@ class Replies:
     """They are given again: nothing is asked of any store."""
     lists: dict[str, list[str] | None] = field(default_factory=dict)
     files: dict[str, FileReply] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    """What was not there, with the error."""
+    missing: set[str] = field(default_factory=set)
+    """What was not there. The errors have ids of requests: equal replies would be kept as others."""
     partial: bool = False
     """Something was replied that cannot be replied again."""
+    refused: bool = False
+    """A store refused something, and not just the prefixes of the caller."""
+
+    @property
+    def answered(self) -> bool:
+        """A store said what is there, or that something is not."""
+        return bool(self.missing or self.lists or self.files)
 
     def names(self, location: str) -> list[str] | None:
         """What `Source.list` returned. Raises as that did, and StoreUnreachableError if it was not asked."""
@@ -60,7 +67,11 @@ class Replies:
         if location in known:
             return
         if location in self.missing:
-            raise CheckpointNotFoundError(self.missing[location], file=location)
+            raise CheckpointNotFoundError(
+                f"{location}: its store had nothing there when it was last asked, and does not answer now; "
+                "check the URI, and load it again when the store answers",
+                file=location,
+            )
         raise StoreUnreachableError(
             f"{location}: its store cannot be asked, and no earlier load asked for it; load it again when "
             "the store answers",
@@ -69,14 +80,14 @@ class Replies:
 
     def encode(self) -> bytes:
         files = {at: asdict(file) for at, file in self.files.items()}
-        return json.dumps([self.lists, files, self.missing], sort_keys=True).encode()
+        return json.dumps([self.lists, files, sorted(self.missing)], sort_keys=True).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Replies | None:
         """To be given again. None: another version of this program wrote it."""
         try:
             lists, files, missing = json.loads(data)
-            return cls(True, lists, {at: _file_reply(**file) for at, file in files.items()}, missing)
+            return cls(True, lists, {at: _file_reply(**file) for at, file in files.items()}, set(missing))
         except (TypeError, ValueError, AttributeError):
             return None
 
@@ -90,6 +101,9 @@ class ReplyKeeper(Protocol):
 
     def keep(self, name: str, replies: Replies, uid: int) -> None:
         """They are those that count from now on."""
+
+    def forget(self, name: str, uid: int) -> None:
+        """None count until some are kept again."""
 
     def find(self, name: str, uid: int) -> tuple[Replies, float] | None:
         """Those that were kept last, and how many seconds ago. None: they may not be given again."""

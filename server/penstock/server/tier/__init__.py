@@ -5,10 +5,12 @@ source     wraps a Source: its files read from the disk what is there, and the r
 files      which local files are kept
 replies    what stores said to whole loads, for when they cannot be asked
 opening    the tier of a daemon, or why it has none
-tier       the versions that are kept, the limit, and which of them goes first
+tier       what is kept, for those who read and write
 hold       a hold on one version, for an open file and for who has its bytes
+versions   the versions that are kept, the limit, and which of them goes first
 version    one version of one object: which of its bytes are kept, and their reading and writing
-threads    the threads that wait for the disk, and giving up on a disk that hangs
+threads    the threads that read from the disk, and giving up on a disk that hangs
+writing    the threads that write to the disk
 records    what is written beside the bytes, so that nothing else is believed (pure)
 pieces     which bytes of a file are where (pure)
 directory  the directory and its files: whose they are, the lock, system calls

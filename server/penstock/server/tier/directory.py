@@ -23,10 +23,16 @@ BLOCKS = ".blocks"
 _BLOCK_OF_STATUS = 512
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class LockedError(Exception):
     """Another daemon has the directory."""
+
+
+def is_momentary(error: OSError) -> bool:
+    """The daemon, or the machine, is short of descriptors or memory: that says nothing of the disk."""
+    return error.errno in _SHORT_OF
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +127,25 @@ class Directory:
         finally:
             os.close(fd)
 
-    def touch(self, name: str, *, at: float | None = None) -> None:
-        """It is used now, or was used then, in seconds since 1970: after a restart the order of use is that
-        of these times. A file that was removed stays so."""
+    def touch(self, name: str) -> None:
+        """It is used now: after a restart the order of use is that of these times. A file that was removed
+        stays so."""
         with contextlib.suppress(FileNotFoundError):
-            os.utime(name, None if at is None else (at, at), dir_fd=self.fd, follow_symlinks=False)
+            os.utime(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def outdate(self, name: str) -> None:
+        """It counts as used before everything else, and that is synced. A file that was removed stays so."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = self.open(name, os.O_RDONLY)
+            try:
+                os.utime(fd, (0, 0))
+                self.sync_times(fd)
+            finally:
+                os.close(fd)
+
+    def sync_times(self, fd: int) -> None:
+        """`sync` leaves these out."""
+        os.fsync(fd)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
-"""Which bytes of a file are in which block. Pure."""
+"""Which bytes of a file are where. Pure."""
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,5 +72,41 @@ class Pieces:
         return index - 1 if index and self._pieces[index - 1].end > position else index
 
 
+class Ranges:
+    """Ranges of bytes that neither overlap nor touch."""
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+
+    def add(self, start: int, end: int) -> None:
+        first = bisect_left(self._ranges, start, key=_second)
+        last = bisect_right(self._ranges, end, key=_first)
+        if first < last:
+            start = min(start, self._ranges[first][0])
+            end = max(end, self._ranges[last - 1][1])
+        self._ranges[first:last] = [(start, end)]
+
+    def remove(self, start: int, end: int) -> int:
+        """How many bytes of that range there were."""
+        first = bisect_right(self._ranges, start, key=_second)
+        last = bisect_left(self._ranges, end, key=_first)
+        touched = self._ranges[first:last]
+        left = [(begin, start) for begin, _ in touched if begin < start]
+        left += [(end, finish) for _, finish in touched if finish > end]
+        self._ranges[first:last] = left
+        return sum(min(finish, end) - max(begin, start) for begin, finish in touched)
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+
 def _start(piece: Piece) -> int:
     return piece.start
+
+
+def _first(pair: tuple[int, int]) -> int:
+    return pair[0]
+
+
+def _second(pair: tuple[int, int]) -> int:
+    return pair[1]

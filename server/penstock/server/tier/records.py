@@ -140,9 +140,11 @@ class Log:
 
     blocks: tuple[Block, ...]
     size_bytes: int
-    """How far that goes. What follows was not written whole, or is rotten."""
+    """How far that goes."""
     head_crc: int
     """What the CRC of each record begins with."""
+    torn: bool
+    """Something follows that was not written whole, or is rotten."""
 
     def is_wasted(self, identity: Identity) -> bool:
         """It has as many blocks as may be, and less than half of the object: it is better kept anew."""
@@ -172,7 +174,7 @@ def decode(data: bytes, identity: Identity, blocks_bytes: int) -> Log | None:
             break
         blocks.append(block)
         at += _record_bytes(block.size_bytes)
-    return Log(tuple(blocks), at, crc)
+    return Log(tuple(blocks), at, crc, at < len(data))
 
 
 def _record_bytes(size_bytes: int) -> int:

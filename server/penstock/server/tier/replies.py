@@ -57,12 +57,15 @@ class DiskReplies:
         finally:
             hold.release()
 
+    def forget(self, name: str, uid: int) -> None:
+        self._tier.outdate(_uri(name), uid)
+
     def find(self, name: str, uid: int) -> tuple[Replies, float] | None:
         found = self._tier.latest(_uri(name), uid)
         if found is None:
             return None
         identity, hold, kept_at = found
-        file = TieredFile(StoredFile("tier", identity), self._tier, hold, uid)
+        file = TieredFile(StoredFile("tier", identity), self._tier, identity, hold, uid)
         try:
             seconds = time.time() - kept_at
             if not 0 <= seconds <= self._stale_seconds:  # before 0: the clock was set back

@@ -8,6 +8,7 @@ Local files are opened and checked for changes where they lie, and only read fro
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,13 @@ from concurrent.futures import Executor
 from ..errors import AccessDeniedError, CheckpointNotFoundError
 from ..sources import Access, Listed, Source, SourceFile, Wanted, without
 from ..sources.checksums import Checksum
-from ..sources.kept import HasFirstBytes, Keep, LocalVersion, Remote
-from ..sources.replies import FileReply, StoreUnreachableError
+from ..sources.kept import HasFirstBytes, Keep, LocalVersion, Remote, Settling
+from ..sources.replies import FileReply, Replies, StoreUnreachableError
 from ..system.copying import spread
 from ..system.progress import beat
+from .directory import is_momentary
 from .hold import Hold
-from .pieces import Span
+from .pieces import Ranges, Span
 from .records import Identity
 from .threads import Ticket, UnavailableError
 from .tier import Tier
@@ -64,11 +66,11 @@ class TieredSource:
             return replies.names(location)
         try:
             names = self._source.list(location, access)
-        except CheckpointNotFoundError as error:
-            replies.missing[location] = error.message
+        except CheckpointNotFoundError:
+            replies.missing.add(location)
             raise
         except AccessDeniedError:
-            replies.partial = True
+            self._note_refusal(replies, location, access)
             raise
         replies.lists[location] = names
         return names
@@ -99,13 +101,13 @@ class TieredSource:
             remote.remember(location)
         try:
             file = self._source.open(location, access)
-        except CheckpointNotFoundError as error:
+        except CheckpointNotFoundError:
             if replies is not None:
-                replies.missing[location] = error.message
+                replies.missing.add(location)
             raise
         except AccessDeniedError:
             if replies is not None:
-                replies.partial = True
+                self._note_refusal(replies, location, access)
             raise
         if replies is not None:
             replies.files[location] = FileReply(
@@ -118,22 +120,31 @@ class TieredSource:
         version, place = file.version, ""
         if isinstance(file, LocalVersion):
             version, place = file.lasting_version, file.place
+        identity = Identity(file.uri, version, file.size_bytes, place)
         try:
-            hold = self._tier.hold(Identity(file.uri, version, file.size_bytes, place), access.uid)
+            hold = self._tier.hold(identity, access.uid)
         except BaseException:
             file.close()
             raise
-        return TieredFile(file, self._tier, hold, access.uid)
+        return TieredFile(file, self._tier, identity, hold, access.uid)
 
     def _permit(self, location: str, access: Access) -> None:
         assert self._remote is not None
         self._remote.permit(location, access)
 
+    def _note_refusal(self, replies: Replies, location: str, access: Access) -> None:
+        """Of the store, unless it was not even asked for that caller."""
+        replies.partial = True
+        with contextlib.suppress(AccessDeniedError):
+            self._permit(location, access)
+            replies.refused = True
+
 
 class TieredFile:
     """See `SourceFile` and `KeptFile`. Owns the store's file and a hold on what is kept."""
 
-    def __init__(self, file: SourceFile, tier: Tier, hold: Hold, uid: int) -> None:
+    def __init__(self, file: SourceFile, tier: Tier, identity: Identity, hold: Hold, uid: int) -> None:
+        """`identity` is what `hold` is of."""
         self.kind = file.kind
         self.uri = file.uri
         self.version = file.version
@@ -144,14 +155,15 @@ class TieredFile:
         self.size_bytes = file.size_bytes
         self.alignment = file.alignment
         self.checksums = file.checksums
+        self.kept_version = identity.version
         self._file = file
         self._tier = tier
         self._hold = hold
         self._uid = uid
-        self._writes = file.settled if isinstance(file, LocalVersion) else True
+        self._writes = file.settled if isinstance(file, Settling) else True
         self._lock = threading.Lock()
-        self._from_disk: list[tuple[int, int]] = []
-        """Ranges that came from the disk, until somebody asks."""
+        self._from_disk = Ranges()
+        """What came from the disk, until somebody asks."""
 
     @property
     def give_up_at(self) -> float:
@@ -170,6 +182,8 @@ class TieredFile:
             if reached == position:
                 self._read_stored(offset, position, min(end, span.end), views)
                 reached = span.end
+                with self._lock:  # it may have come from the disk when it was read before
+                    self._from_disk.remove(position, reached)
             position = reached
 
     def _read_stored(self, offset: int, position: int, end: int, views: Sequence[memoryview]) -> None:
@@ -185,14 +199,8 @@ class TieredFile:
         return self._file.unmounted()
 
     def take_disk_bytes(self, start: int, end: int) -> int:
-        total, left = 0, []
         with self._lock:
-            for first, last in self._from_disk:
-                total += max(0, min(last, end) - max(first, start))
-                parts = (first, min(last, start)), (max(first, end), last)
-                left += [part for part in parts if part[0] < part[1]]
-            self._from_disk = left
-        return total
+            return self._from_disk.remove(start, end)
 
     def has(self, start: int, end: int) -> bool:
         while start < end:
@@ -240,12 +248,14 @@ class TieredFile:
             count = self._tier.threads.call(self._uid, read)
         except UnavailableError:
             return 0
-        except (OSError, RottenError):
+        except (OSError, RottenError) as error:
+            if isinstance(error, OSError) and is_momentary(error):
+                return 0
             self._tier.count("failed_reads", 1)
             version.forget(position, span.end)
             return 0
         with self._lock:
-            self._from_disk.append((position, position + count))
+            self._from_disk.add(position, position + count)
         self._tier.count("read_bytes", count)
         beat()
         return count

@@ -1,59 +1,32 @@
-"""What is kept on the disk, how much that may be, and which version goes first.
+"""What is kept on the disk, for files that are open and for what is read of them.
 
-    limit >= what all files have (allocated) + what writes under way may need (reserved)
+    open a file --hold--> a version (versions.py) --reads--> threads.py
+                                                 --writes--> writing.py, where there is room (versions.py)
 
-Room is reserved before a byte is written. Where there is too little, whole versions go, least recently used
-first, pinned ones last. A version that is being read or written stays: if only such are left, the block is
-not kept.
+A disk that fails is written to no more.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import mmap
-import os
-import queue
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from ..system.copying import copy
 from ..system.counts import TIER_COUNTS
-from ..system.fair import FairExecutor
 from ..system.log import event
-from .directory import BLOCKS, RECORDS, Directory
+from .directory import Directory, is_momentary
 from .hold import Hold
-from .records import BLOCK_BYTES, Identity, padded
+from .records import Identity, padded
 from .threads import DiskThreads, UnavailableError
 from .version import RECORD_ROOM_BYTES, Version
+from .versions import Versions, key_of
+from .writing import WRITERS, WriterThreads
 
 logger = logging.getLogger(__name__)
 
-WRITERS = 2
-"""With a block of memory each."""
-WAITING_BYTES = 16 << 20
-"""Of headers that wait to be written."""
-
-
-def key_of(identity: Identity) -> str:
-    """What the names of its files begin with."""
-    return f"{_object_of(identity.uri)}-{_digest(identity.version)[:32]}"
-
-
-def _object_of(uri: str) -> str:
-    return _digest(uri)[:24]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _outdate(versions: Sequence[Version]) -> None:
-    for version in versions:
-        version.outdate()
+_T = TypeVar("_T")
 
 
 class Tier:
@@ -65,40 +38,37 @@ class Tier:
         self.threads = threads or DiskThreads()
         self.counts = Counter(dict.fromkeys(TIER_COUNTS, 0))
         self._directory = directory
-        self._writers = FairExecutor(WRITERS, "tier-writer")
-        self._buffers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for _ in range(WRITERS):
-            self._buffers.put(memoryview(mmap.mmap(-1, BLOCK_BYTES)))
         self._lock = threading.Lock()
-        self._making_room = threading.Lock()
-        self._versions: dict[str, Version] = {}
-        self._objects: Counter[str] = Counter()
-        """How many of these versions each URI has, by what their keys begin with."""
-        self._used_bytes = 0
-        self._writing = 0
-        self._waiting_bytes = 0
-        self._when_free: Callable[[], object] = lambda: None
+        self._versions = Versions(directory, limit_bytes, on_evicted=lambda: self.count("evictions", 1))
+        self._writers = WriterThreads(self)
         self.off_because = ""
         """Why nothing is written any more; empty while all is well."""
-        self._find()
-        self._make_room(0)
 
     @property
     def used_bytes(self) -> int:
-        return self._used_bytes
+        return self._versions.used_bytes
 
     @property
     def version_count(self) -> int:
-        with self._lock:
-            return sum(version.stem is not None for version in self._versions.values())
+        return self._versions.count
 
     @property
     def free(self) -> bool:
         """A write that begins now need not wait for another."""
-        return not self.off_because and self._writing < WRITERS
+        return not self.off_because and self.writes < WRITERS
+
+    @property
+    def writes(self) -> int:
+        """How many wait or are under way."""
+        return self._writers.writes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Copies of bytes that wait to be written."""
+        return self._writers.waiting_bytes
 
     def call_when_free(self, call: Callable[[], object]) -> None:
-        self._when_free = call
+        self._writers.when_free = call
 
     def count(self, what: str, amount: int) -> None:
         with self._lock:
@@ -106,51 +76,29 @@ class Tier:
 
     def has(self, uri: str) -> bool:
         """Some version of it may be kept."""
-        with self._lock:
-            return self._objects[_object_of(uri)] > 0
+        return self._versions.has(uri)
 
     def hold(self, identity: Identity, uid: int) -> Hold:
         """A hold on that version, with what is kept of it read from the disk, if that answers."""
-        key = key_of(identity)
-        with self._lock:
-            if key not in self._versions:
-                self._add(Version(self._directory, key))
-            version = self._versions[key]
-            version.users += 1
-            version.used_at = time.time()
+        version = self._versions.use(identity)
         if not version.is_open:
-            try:
-                self.threads.call(uid, lambda ticket: version.open(identity))
-            except OSError as error:
-                self.turn_off(error)
-            except UnavailableError:
-                pass  # the store has it all
-            self._forget_removed(version)
-        if version.is_open and version.place != identity.place:
-            # Another file system is mounted where the file was, and that one is still in use: keep nothing.
+            self._ask(uid, version, lambda: version.open(identity))
+        if not version.is_open or version.place != identity.place:
+            # The disk does not answer; or another file system is mounted where the file was, and that one is
+            # still in use. Keep nothing, also when others open that version later.
             self.give_back(version)
-            version = Version(self._directory, key)
+            version = Version(self._directory, key_of(identity))
             version.users = 1
         return Hold(self, version)
 
     def latest(self, uri: str, uid: int) -> tuple[Identity, Hold, float] | None:
         """The version of it that was held last, a hold on it, and when that was, in seconds since 1970: this
         counts as no use. None: there is none on the disk, or that does not answer."""
-        with self._lock:
-            kept = [version for version in self._of(uri) if version.stem is not None]
-            if not kept:
-                return None
-            version = max(kept, key=lambda version: version.used_at)
-            version.users += 1
-            used_at = version.used_at
-        identity = None
-        try:
-            identity = self.threads.call(uid, lambda ticket: version.open_unused())
-        except OSError as error:
-            self.turn_off(error)
-        except UnavailableError:
-            pass  # as if there were none
-        self._forget_removed(version)
+        found = self._versions.use_latest(uri)
+        if found is None:
+            return None
+        version, used_at = found
+        identity = self._ask(uid, version, version.open_unused)
         hold = Hold(self, version)
         if identity is None or identity.uri != uri or key_of(identity) != version.key:
             hold.release()
@@ -159,47 +107,25 @@ class Tier:
 
     def is_latest(self, identity: Identity) -> bool:
         """No other version of the same was held later."""
-        key = key_of(identity)
-        with self._lock:
-            versions = {version.key: version.used_at for version in self._of(identity.uri)}
-        used_at = versions.pop(key, 0.0)
-        return all(used_at >= other for other in versions.values())
+        return self._versions.is_latest(identity)
 
     def outdate(self, uri: str, uid: int, *, but: Identity | None = None) -> None:
         """The other versions of it are not the latest, whatever happens to that one."""
-        kept = key_of(but) if but is not None else ""
-        with self._lock:
-            outdated = [version for version in self._of(uri) if version.key != kept and version.used_at]
-            for version in outdated:
-                version.used_at = 0.0
-        if outdated:
-            try:
-                self.threads.call(uid, lambda ticket: _outdate(outdated))
-            except OSError as error:
-                self.turn_off(error)
-            except UnavailableError:
-                pass  # until the daemon ends they are outdated all the same
-
-    def _of(self, uri: str) -> list[Version]:
-        start = f"{_object_of(uri)}-"
-        return [version for key, version in self._versions.items() if key.startswith(start)]
+        for version in self._versions.outdate(uri, but=but):
+            # If the disk does not answer, it is outdated all the same until the daemon ends.
+            self._ask(uid, version, version.outdate)
 
     def drop(self, uri: str, version: str, *, although_pinned: bool) -> None:
         """Forgets what is kept of a version, as its bytes turned out to be wrong: they were so when they
         came. Those who use it get no more of it, and its files are removed after them. Does not wait."""
-        key = key_of(Identity(uri, version, 0))
-        with self._lock:
-            dropped = self._versions.get(key)
-            if dropped is None or (dropped.pins and not although_pinned):
-                return
-            self._discard(dropped)
-            dropped.drop()
-            unused = not dropped.users
-        if unused:
-            self._remove(dropped)
+        unused = self._versions.drop(uri, version, although_pinned=although_pinned)
+        if unused is not None:
+            self._remove(unused)
 
     def turn_off(self, error: OSError) -> None:
         """Nothing is written any more. What is there is still read."""
+        if is_momentary(error):
+            return
         with self._lock:
             if self.off_because:
                 return
@@ -229,20 +155,63 @@ class Tier:
     # ---- for holds ------------------------------------------------------------------------------
 
     def take(self, version: Version) -> None:
-        with self._lock:
-            version.users += 1
+        self._versions.take(version)
 
     def give_back(self, version: Version) -> None:
-        with self._lock:
-            version.users -= 1
-            if version.users:
-                return
-            version.close()
-            if version.stem is None and self._versions.get(version.key) is version:
-                self._discard(version)
-            dropped = version.dropped  # under the lock: else `drop` might remove it too
-        if dropped:
+        if self._versions.leave(version):
             self._remove(version)
+
+    def pin(self, version: Version, step: int) -> None:
+        self._versions.pin(version, step)
+
+    def write(
+        self,
+        version: Version,
+        start: int,
+        end: int,
+        views: Sequence[memoryview],
+        copied: Callable[[], object],
+        done: Callable[[], object],
+    ) -> None:
+        self._writers.write(version, start, end, views, copied, done)
+
+    def write_copy(self, version: Version, start: int, views: Sequence[memoryview]) -> None:
+        self._writers.write_copy(version, start, views)
+
+    # ---- for writers ----------------------------------------------------------------------------
+
+    def keep(self, version: Version, start: int, size_bytes: int, buffer: memoryview) -> bool:
+        reserved_bytes = padded(size_bytes) + RECORD_ROOM_BYTES
+        if self.off_because:
+            return True
+        if not self._versions.reserve(reserved_bytes):
+            return False
+        allocated_bytes = None
+        try:
+            allocated_bytes = version.write(start, size_bytes, buffer)
+            self.count("written_bytes", size_bytes)
+        finally:
+            self._versions.settle(version, reserved_bytes, allocated_bytes)
+        return True
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _ask(self, uid: int, version: Version, work: Callable[[], _T]) -> _T | None:
+        """Has one of the disk's threads do something to a version. None: the disk does not answer."""
+
+        def run() -> _T:
+            try:
+                return work()
+            finally:
+                self._versions.opened(version)
+
+        try:
+            return self.threads.call(uid, lambda ticket: run())
+        except OSError as error:
+            self.turn_off(error)
+        except UnavailableError:
+            pass  # the store has it all
+        return None
 
     def _remove(self, version: Version) -> None:
         """Removes the files of a version that was dropped and that nobody uses. Does not wait. If the daemon
@@ -254,159 +223,6 @@ class Tier:
             except OSError as error:
                 self.turn_off(error)
                 return
-            with self._lock:
-                self._used_bytes -= version.allocated_bytes
-                version.allocated_bytes = 0
+            self._versions.removed(version)
 
-        with contextlib.suppress(RuntimeError):  # penstockd stops, or there is no thread
-            self._writers.submit(os.geteuid(), run)
-
-    def pin(self, version: Version, step: int) -> None:
-        with self._lock:
-            version.pins += step
-
-    def write(
-        self,
-        version: Version,
-        start: int,
-        end: int,
-        views: Sequence[memoryview],
-        copied: Callable[[], object],
-        done: Callable[[], object],
-    ) -> None:
-        """Begins to write what `Version.missing` gave."""
-        with self._lock:
-            self._writing += 1
-            version.users += 1
-        version.begin_write(start, end)
-
-        def run() -> None:
-            room = True
-            try:
-                buffer = self._buffers.get()
-                try:
-                    copy(views, buffer)
-                    copied()
-                    room = self._keep(version, start, end - start, buffer)
-                finally:
-                    self._buffers.put(buffer)
-            except OSError as error:
-                self.turn_off(error)
-            except Exception:  # a fault of the program's own costs no load
-                logger.exception("keeping a block failed unexpectedly")
-            finally:
-                version.end_write(start, end, room=room)
-                self.give_back(version)
-                with self._lock:
-                    self._writing -= 1
-                done()
-
-        try:
-            self._writers.submit(os.geteuid(), run)
-        except RuntimeError:  # penstockd stops, or there is no thread
-            version.end_write(start, end)
-            self.give_back(version)
-            with self._lock:
-                self._writing -= 1
-            copied()
-            done()
-
-    def write_copy(self, version: Version, start: int, views: Sequence[memoryview]) -> None:
-        """The same for bytes that are gone when this returns, unless too many wait already."""
-        size_bytes = sum(map(len, views))
-        with self._lock:
-            if self._waiting_bytes + size_bytes > WAITING_BYTES:
-                return
-            self._waiting_bytes += size_bytes
-
-        def done() -> None:
-            with self._lock:
-                self._waiting_bytes -= size_bytes
-            self._when_free()
-
-        held = memoryview(b"".join(views))
-        self.write(version, start, start + size_bytes, [held], lambda: None, done)
-
-    def _keep(self, version: Version, start: int, size_bytes: int, buffer: memoryview) -> bool:
-        """Whether there was room."""
-        reserved_bytes = padded(size_bytes) + RECORD_ROOM_BYTES
-        if self.off_because:
-            return True
-        if not self._make_room(reserved_bytes):
-            return False
-        allocated_bytes = version.allocated_bytes
-        try:
-            allocated_bytes = version.write(start, size_bytes, buffer)
-            self.count("written_bytes", size_bytes)
-        finally:
-            with self._lock:
-                # Of two that write at once, the earlier may have been the later to look.
-                grown_bytes = max(0, allocated_bytes - version.allocated_bytes)
-                version.allocated_bytes += grown_bytes
-                self._used_bytes += grown_bytes - reserved_bytes
-        return True
-
-    def _make_room(self, size_bytes: int) -> bool:
-        """Reserves so much, if it can be had. Waits for the disk; raises OSError."""
-        with self._making_room:  # until the files are gone: others must not count on their room before
-            while True:
-                with self._lock:
-                    if self._used_bytes + size_bytes <= self.limit_bytes:
-                        self._used_bytes += size_bytes
-                        return True
-                    victim = self._victim()
-                    if victim is None:
-                        return False
-                    self._discard(victim)
-                victim.remove()
-                with self._lock:
-                    self._used_bytes -= victim.allocated_bytes
-                self.count("evictions", 1)
-
-    def _add(self, version: Version) -> None:
-        self._versions[version.key] = version
-        self._objects[version.key.partition("-")[0]] += 1
-
-    def _discard(self, version: Version) -> None:
-        del self._versions[version.key]
-        self._objects[version.key.partition("-")[0]] -= 1
-
-    def _forget_removed(self, version: Version) -> None:
-        """Its files were of no use, and are gone."""
-        with self._lock:
-            if version.is_open and version.stem is None:
-                self._used_bytes -= version.allocated_bytes
-                version.allocated_bytes = 0
-
-    def _victim(self) -> Version | None:
-        idle = [version for version in self._versions.values() if version.stem and not version.users]
-        return min(idle, key=lambda version: (version.pins > 0, version.used_at), default=None)
-
-    # ---- at the start ---------------------------------------------------------------------------
-
-    def _find(self) -> None:
-        """What earlier daemons left. Of two pairs of files of one version the later counts."""
-        files = {found.name: found for found in self._directory.found}
-        pairs = sorted(
-            (found for name, found in files.items() if name.endswith(RECORDS)),
-            key=lambda found: found.used_at,
-        )
-        kept: set[str] = set()
-        for records in pairs:
-            stem = records.name.removesuffix(RECORDS)
-            blocks = files.get(stem + BLOCKS)
-            key = stem.rpartition("-")[0]
-            if blocks is None or not key:
-                continue
-            version = Version(self._directory, key, stem)
-            version.used_at = records.used_at
-            version.allocated_bytes = records.allocated_bytes + blocks.allocated_bytes
-            older = self._versions.get(key)
-            if older is not None and older.stem is not None:
-                kept -= {older.stem + RECORDS, older.stem + BLOCKS}
-                self._discard(older)
-            self._add(version)
-            kept |= {stem + RECORDS, stem + BLOCKS}
-        for name in sorted(files.keys() - kept, reverse=True):  # records before blocks
-            self._directory.remove(name)
-        self._used_bytes = sum(version.allocated_bytes for version in self._versions.values())
+        self._writers.call(run)

@@ -40,6 +40,28 @@ class RottenError(Exception):
 class Version:
     """Every thread may use it. Methods that wait for the disk say so."""
 
+    __slots__ = (
+        "_blocks_bytes",
+        "_directory",
+        "_disk",
+        "_head_crc",
+        "_identity",
+        "_lock",
+        "_no_room",
+        "_number",
+        "_pieces",
+        "_records_bytes",
+        "_under_way",
+        "allocated_bytes",
+        "dropped",
+        "key",
+        "pins",
+        "place",
+        "stem",
+        "used_at",
+        "users",
+    )
+
     def __init__(self, directory: Directory, key: str, stem: str | None = None) -> None:
         """`stem` names its files; None: there are none yet."""
         self.key = key
@@ -47,7 +69,7 @@ class Version:
         self.users = self.pins = 0
         self.used_at = 0.0
         self.allocated_bytes = 0
-        """All four are the tier's, by its lock."""
+        """All four are the tier's, by its lock. `used_at` is 0 of one that is outdated."""
         self.dropped = False
         """Nothing of it is given or kept any more."""
         self._directory = directory
@@ -135,11 +157,11 @@ class Version:
             return self._identity if self._pieces is not None and self.stem is not None else None
 
     def outdate(self) -> None:
-        """After a restart too, every other version of the same counts as later. Waits for the disk; raises
-        OSError."""
+        """After a restart and a loss of power too, every other version of the same counts as later. Waits for
+        the disk; raises OSError."""
         with self._disk:
             if self.stem is not None:
-                self._directory.touch(self.stem + RECORDS, at=0)
+                self._directory.outdate(self.stem + RECORDS)
 
     def close(self) -> None:
         """Nobody uses it: what is known of it is read again the next time."""
@@ -227,7 +249,7 @@ class Version:
             blocks = log.blocks if log is not None and not self.dropped else ()
             self._pieces, self._no_room = Pieces(blocks), self.dropped
             self._number = len(log.blocks) if log is not None else 0
-        if log is not None:
+        if log is not None and log.torn:
             # What follows would stand before the next record, which nobody would find then.
             self._directory.truncate(f"{self.stem}{RECORDS}", log.size_bytes)
         return log is not None
@@ -272,6 +294,8 @@ class Version:
             self._directory.sync(fd)
             self._records_bytes += len(record)
             self._number += 1
+            if not self.used_at:  # it was outdated meanwhile, and this write made it the latest
+                self._directory.outdate(stem + RECORDS)
             return self._directory.allocated_bytes(fd)
         finally:
             os.close(fd)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import reasons
-from ..loads.warm.keeper import STATES
+from ..loads.warm.standing import STATES
 from ..sources.stores import KINDS
 from ..system.counts import (
     CACHES,

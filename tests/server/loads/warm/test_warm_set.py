@@ -25,6 +25,7 @@ from penstock.server.loads.warm import keeper as keeper_module
 from penstock.server.loads.warm.features import EXPIRY_SECONDS, REFRESH_SECONDS, replace_file, text
 from penstock.server.loads.warm.keeper import Keeper
 from penstock.server.loads.warm.warm_set import WarmSet
+from penstock.server.loads.warm.warm_up import WarmUp
 from penstock.server.sources import Access, SourceFile
 from penstock.server.sources.stores import FLAGS
 from penstock.server.staging.entry import CacheEntry
@@ -436,7 +437,7 @@ async def test_an_entry_that_asks_for_it_is_copied_to_the_local_disk_and_goes_th
             size_bytes = asked.stat().st_size
             await until(lambda: tier.counts["written_bytes"] >= size_bytes)
             assert tier.version_count == 1, "the other entry did not ask for it"
-            await until(lambda: not tier._writing)
+            await until(lambda: not tier.writes)
             for number in range(2):
                 Thing(3 * MIB, uri=f"s3://bucket/{number}").keep(tier)
             assert tier.has(str(asked)), "it went before what nobody asked for"
@@ -508,6 +509,50 @@ async def test_an_entry_that_asks_for_a_disk_where_there_is_none_is_warm_and_say
         warm.write({"name": "one", "source": str(make("one", 2)), "tier": True})
         await warm.until_states(one="warm")
         assert warm.keeper("one").reason.startswith("nothing of it is kept on a local disk: give penstockd")
+
+
+@on_clock_loop
+async def test_an_entry_that_leaves_the_set_in_the_moment_when_it_is_staged_is_pinned_by_nothing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged: list[CacheEntry] = []
+    keep = WarmUp._keep
+
+    def leaves(self: WarmUp, entry: CacheEntry) -> None:
+        warm.set._reconcile([])
+        keep(self, entry)
+        staged.append(entry)
+
+    monkeypatch.setattr(WarmUp, "_keep", leaves)
+    path = make("one", 2)
+    with tier_in(tmp_path / "tier", 8 * MIB) as tier:
+        async with node(tmp_path, tier=tier) as warm:
+            warm.write({"name": "one", "source": str(path), "pin": True, "tier": True})
+            await until(lambda: staged)
+            await turns(50)
+            assert not staged[0].closed
+            assert (staged[0].pinned, staged[0].wanted) == (False, False)
+            await until(lambda: tier.counts["written_bytes"] >= path.stat().st_size and not tier.writes)
+            for number in range(3):
+                Thing(3 * MIB, uri=f"s3://bucket/{number}").keep(tier)
+            assert not tier.has(str(path)), "its pin outlived its entry"
+
+
+@on_clock_loop
+async def test_a_pin_that_is_asked_for_while_an_entry_is_staged_counts(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = WarmUp._keep
+
+    def meanwhile(self: WarmUp, entry: CacheEntry) -> None:
+        warm.set._reconcile([replace(warm.keeper("one").wish, pin=True)])
+        keep(self, entry)
+
+    monkeypatch.setattr(WarmUp, "_keep", meanwhile)
+    async with node(tmp_path) as warm:
+        warm.write({"name": "one", "source": str(make("one", 2))})
+        await warm.until_states(one="warm")
+        assert warm.entry("one").pinned
 
 
 @on_clock_loop

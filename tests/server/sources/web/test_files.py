@@ -9,6 +9,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +28,13 @@ from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.objects import ObjectSettings, faults
 from penstock.server.sources.web.logins import Logins
 from penstock.server.sources.web.source import WebSource
+from penstock.server.tier.source import TieredFile, TieredSource
 
 from ....s3.authority import Authority
 from ....s3.proxy import Answer, Exchange, FaultProxy
 from ...nginx import nginx
-from ...support import checkpoint_bytes
+from ...support import checkpoint_bytes, until_true
+from ...tier.bench import tier_in
 
 CONTENT = random.Random(3).randbytes(400_000)
 ROOT = Access(uid=0, privileged=True, prefixes=())
@@ -198,6 +201,23 @@ def test_a_server_without_ranges_is_refused_at_once_with_what_to_do(
     with pytest.raises(SourceUnavailableError, match=r"gives no parts of a file.*such as nginx"):
         source.open(f"{site.endpoint}/no-ranges/x", ROOT)
     assert len(site.requests()) == 1
+
+
+@pytest.mark.parametrize("path", ["x", "no-etag/x"])
+def test_a_file_that_a_server_changed_a_moment_ago_is_read_and_not_kept(
+    path: str, site: FaultProxy, source: WebSource, files: Path, tmp_path: Path
+) -> None:
+    """The ETag of nginx has seconds: another write within this one would not give it another."""
+    now = time.time()
+    with tier_in(tmp_path / "tier") as tier:
+        tiered = TieredSource(source, tier)
+        for age, kept in ((-60, False), (60, True)):
+            os.utime(files / "x", (now - age, now - age))
+            with contextlib.closing(tiered.open(f"{site.endpoint}/{path}", ROOT)) as file:
+                assert isinstance(file, TieredFile)
+                assert read(file) == CONTENT
+                until_true(lambda: not tier.waiting_bytes)
+                assert file.has(0, file.size_bytes) is kept
 
 
 def test_python_s_own_server_is_one_without_ranges(source: WebSource, files: Path) -> None:

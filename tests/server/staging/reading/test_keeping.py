@@ -47,11 +47,13 @@ class Kept:
         self.writes = writes
         self.kept_until = 0
         self.state = "held"
+        self.rests = 0
 
     def take_disk_bytes(self, start: int, end: int) -> int:
         return 0
 
     keeps_more = True
+    kept_version = "one"
 
     def has(self, start: int, end: int) -> bool:
         return end <= self.kept_until
@@ -85,6 +87,7 @@ class Kept:
 
     def rest(self) -> None:
         self.state = "resting"
+        self.rests += 1
 
     def release(self) -> None:
         self.state = "released"
@@ -181,7 +184,8 @@ async def test_nothing_is_copied_before_it_may_be_and_then_all_of_it() -> None:
         bench.writes.end()
         await turns()
     assert sum(end - start for start, end in bench.writes.begun) == COUNT * PAGE_BYTES
-    assert bench.file.state == "resting"
+    bench.keeper.pump()
+    assert (bench.file.state, bench.file.rests) == ("resting", 1)
     bench.keeping.close()
     assert bench.file.state == "released"
 

@@ -21,13 +21,16 @@ PATIENCE_SECONDS = 60.0
 
 
 class Pins:
-    """What is kept of an entry's files goes after everything else."""
+    """What is kept of an entry's files goes after everything else, until `close`."""
 
     def __init__(self) -> None:
         self._keeps: tuple[Keep, ...] = ()
+        self._closed = False
 
     def hold(self, files: Iterable[SourceFile]) -> None:
-        """Those of these files, instead of those before."""
+        """Those of these files, instead of those before. After `close` none."""
+        if self._closed:
+            return
         keeps = [file.keep() for file in set(files) if isinstance(file, KeptFile)]
         before, self._keeps = self._keeps, tuple(keep for keep in keeps if keep is not None)
         for keep in self._keeps:
@@ -35,6 +38,10 @@ class Pins:
             keep.rest()
         for keep in before:
             keep.release()
+
+    def close(self) -> None:
+        self.hold(())
+        self._closed = True
 
 
 class ToDisk(Prefetch):

@@ -12,30 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import random
-from dataclasses import dataclass, field
 
 from ...checkpoint.files import Checkpoint
-from ...config.units import show_size
 from ...errors import PenstockError, StagingExhaustedError
 from ...sources import Access
 from ...staging.entry import CacheEntry
 from ...system import failure
-from ...system.log import event
-from ...system.shown import encodable
 from ..admission import resolve
-from ..at_start import DaemonItself, Run
+from ..at_start import DaemonItself
 from ..prefetch import Prefetch, Progress
-from ..request import LoadContext, Queued, Request
+from ..request import Queued, Request
 from .disk import Pins, ToDisk
+from .shared import SLOT_SECONDS, Shared, Turn
+from .standing import Standing
 from .survey import Survey, measure
+from .warm_up import WarmUp
 from .wishes import Wish
 
-logger = logging.getLogger(__name__)
-
-STATES = ("waiting", "reading", "warm", "on_disk", "failed", "does_not_fit")
 LOOK_SECONDS = 1.0
 """Between two looks whether it was evicted."""
 ROOM_SECONDS = 5.0
@@ -44,59 +39,18 @@ RETRY_SECONDS = 1.0
 RETRY_MAX_SECONDS = 300.0
 JITTER = 0.2
 """Of the interval, so that the nodes of a fleet do not ask a store at the same moment."""
-AT_ONCE = 4
-"""Checkpoints staged at a time: the first of the file are warm first."""
-SLOT_SECONDS = 60.0
-"""Then the next one begins beside it: a mount that hangs holds up only its own checkpoints."""
 
 
-@dataclass(slots=True)
-class Shared:
-    """What the keepers of one set have in common."""
-
-    context: LoadContext
-    run: Run
-    interval_seconds: float
-    has_tier: bool
-    """There is a local disk that keeps what is read."""
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
-    disk: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the one whose checkpoint passes to the local disk."""
-    staging: set[Keeper] = field(default_factory=set)
-    """Those that stage their checkpoint, and may have no memory for it yet."""
-
-
-class _WarmUp(Prefetch):
-    """A prefetch that leaves its entry to a keeper."""
-
-    def __init__(self, wish: Wish, keeper: Keeper, shared: Shared, *, keep_old: bool) -> None:
-        super().__init__(keeper.request, keeper.caller, keeper.access(), shared.context, pin=False)
-        self._warm_as = wish
-        self._keeps_old = keep_old
-
-    def _keep(self, entry: CacheEntry) -> None:
-        entry.want(self._warm_as.name, self._warm_as.sources, pin=self._warm_as.pin)
-
-
-class Keeper:
-    """Of one wish. `run` it once; `release` it when the wish is gone. The fields are for status."""
+class Keeper(Standing):
+    """Of one wish. `run` it once; `release` it when the wish is gone."""
 
     def __init__(self, wish: Wish, shared: Shared, ahead: Keeper | None) -> None:
         """`ahead` stands before it in the file, and may take memory first."""
-        self.wish = wish
-        self.state = "waiting"
-        self.reason = ""
-        """Why it is not warm, or why it may not be the newest version."""
-        self.needed_bytes = self.left_bytes = 0
-        """What it takes, and what it can have; told where it does not fit."""
-        self.checked_at: float | None = None
-        """When storage was last asked which version it has."""
+        super().__init__(wish)
         self.request = Request(wish.sources, variant=wish.variant, patterns=wish.tensors)
         self.caller = DaemonItself(os.geteuid(), os.getpid())
         self._shared = shared
-        self._ahead = ahead
-        self._decided = asyncio.Event()
-        """It has taken its memory, or can have none for now."""
+        self.turn: Turn = Turn(ahead.turn if ahead is not None else None)
         self._entry: CacheEntry | None = None
         self._pins = Pins()
         self._on_disk = False
@@ -104,8 +58,7 @@ class Keeper:
         """The version that passed to the local disk, as far as that took it."""
         self._prefetch: Prefetch | None = None
         self._loop = asyncio.get_running_loop()
-        self.since = self._loop.time()
-        """When it came into its state."""
+        self._released = False
         self._free_only_until = 0.0
         """It was evicted for others: until then it takes only memory that is free."""
 
@@ -132,7 +85,7 @@ class Keeper:
         try:
             await self._run()
         finally:
-            self._decided.set()
+            self.turn.decide()
 
     async def _run(self) -> None:
         failures = 0
@@ -145,20 +98,26 @@ class Keeper:
                 self._fail(failure.explain(caught, f"keeping {self.wish.name} warm"))
                 pause = min(RETRY_SECONDS * 2**failures, RETRY_MAX_SECONDS) * random.uniform(0.5, 1)
                 failures = min(failures + 1, 32)
-            self._decided.set()
+            self.turn.decide()
             await self._rest(pause)
 
     def change_pin(self, wish: Wish) -> None:
         """The wish is another only in whether it pins."""
         self.wish = wish
         if self.entry is not None and self.entry.wanted_as(wish.name):
-            self.entry.want(wish.name, wish.sources, pin=wish.pin)
+            self._want(self.entry)
 
     def release(self) -> None:
         """The wish is gone: what is warm is so as after a load."""
+        self._released = True
         if self._entry is not None:
             self._entry.unwant(self.wish.name)
-        self._pins.hold(())
+        self._pins.close()
+
+    def _want(self, entry: CacheEntry) -> None:
+        """The entry stays warm, unless the wish went in this very moment."""
+        if not self._released:
+            entry.want(self.wish.name, self.wish.sources, pin=self.wish.pin)
 
     async def _round(self) -> None:
         checkpoint = await resolve(self._shared.context, self.request, self.access())
@@ -170,21 +129,21 @@ class Keeper:
             held = self.entry
             stale_seconds = checkpoint.stale_seconds
             if held is not None and (held.version == checkpoint.version or stale_seconds is not None):
-                held.want(self.wish.name, self.wish.sources, pin=self.wish.pin)
-                self._become("warm", self._doubts(stale_seconds))
+                self._want(held)
+                self.become("warm", self._doubts(stale_seconds))
                 return
             survey = await self._measure(checkpoint)
         finally:
             checkpoint.close()
-        if not self._lacks_memory:
-            self._become("waiting")
-        await self._wait_for_turn()
+        if not self.lacks_memory:
+            self.become("waiting")
+        await self.turn.wait()
         async with self._shared.slots:
             room = await self._room(survey)
             staging = asyncio.ensure_future(self._get(survey, room))
             if room is not None:
                 self._shared.staging.add(self)
-            self._decided.set()
+            self.turn.decide()
             try:
                 await asyncio.wait([staging], timeout=SLOT_SECONDS if room is not None else 0)
             except asyncio.CancelledError:
@@ -204,16 +163,6 @@ class Keeper:
             await self._stage(keep_old=room)
         else:
             await self._copy_to_disk(survey)
-
-    async def _wait_for_turn(self) -> None:
-        """Memory is given in the order of the file. A mount that hangs delays others for a while only."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            deciding = asyncio.ensure_future(ahead._decided.wait())
-            try:
-                await asyncio.wait([deciding], timeout=SLOT_SECONDS)
-            finally:
-                deciding.cancel()
 
     async def _measure(self, checkpoint: Checkpoint) -> Survey:
         context, uid = self._shared.context, self.caller.uid
@@ -235,7 +184,7 @@ class Keeper:
         if survey.fits and survey.needed_bytes <= left_bytes + old_bytes:
             return False
         self._on_disk = survey.on_disk
-        self._become(self._without_memory, self._numbers())
+        self.become(self._without_memory, self.numbers())
         return None
 
     async def _copy_to_disk(self, survey: Survey) -> None:
@@ -259,11 +208,7 @@ class Keeper:
         if copy.entry is not None:
             self._pins.hold(copy.entry.checkpoint.files)
         self._on_disk = copy.complete
-        self._become(self._without_memory, self._numbers())
-
-    @property
-    def _lacks_memory(self) -> bool:
-        return self.state in ("does_not_fit", "on_disk")
+        self.become(self._without_memory, self.numbers())
 
     @property
     def _without_memory(self) -> str:
@@ -271,26 +216,19 @@ class Keeper:
 
     async def _left_bytes(self) -> int:
         free_only = not self.wish.pin and self._loop.time() < self._free_only_until
-        spare_bytes = await self._shared.context.staging.spare_bytes(
-            evicting=not free_only, evicting_wanted=self.wish.pin
-        )
-        return spare_bytes - sum(keeper._promised_bytes for keeper in self._shared.staging)
+        return await self._shared.left_bytes(free_only=free_only, pin=self.wish.pin)
 
     @property
-    def _promised_bytes(self) -> int:
-        """What it is about to take, as long as it has not taken it."""
+    def promised_bytes(self) -> int:
+        """See `Promise`."""
         entry = self._prefetch.entry if self._prefetch is not None else None
         return 0 if entry is not None and entry.slab_count else self.needed_bytes
 
-    def _numbers(self) -> str:
-        return (
-            f"it needs {show_size(self.needed_bytes)}, and {show_size(self.left_bytes)} can be had beside "
-            "what is in use or kept warm already; raise --memory-limit, or keep less warm"
-        )
-
     async def _stage(self, *, keep_old: bool) -> None:
         shared, old, began = self._shared, self.entry, self._loop.time()
-        self._prefetch = prefetch = _WarmUp(self.wish, self, shared, keep_old=keep_old)
+        self._prefetch = prefetch = WarmUp(
+            self.request, self.caller, self.access(), shared.context, keep=self._want, keep_old=keep_old
+        )
         try:
             await shared.run(prefetch, self._hear)
             self._entry = prefetch.entry
@@ -307,7 +245,7 @@ class Keeper:
             shared.context.staging.evict_old_versions(entry.checkpoint, began)
         if self.wish.tier:
             self._pins.hold(entry.checkpoint.files)
-        self._become("warm", self._doubts(prefetch.stale_seconds))
+        self.become("warm", self._doubts(prefetch.stale_seconds))
 
     def _doubts(self, stale_seconds: float | None) -> str:
         """Why what is warm may not be what the file asks for."""
@@ -319,9 +257,9 @@ class Keeper:
 
     async def _hear(self, told: object) -> None:
         if isinstance(told, Progress):
-            self._become("reading")
+            self.become("reading")
         elif isinstance(told, Queued):
-            self._become("waiting", told.reason)
+            self.become("waiting", told.reason)
 
     # ---- between rounds -------------------------------------------------------------------------
 
@@ -332,12 +270,12 @@ class Keeper:
         while (now := self._loop.time()) < ends:
             if self._lost():
                 return
-            if self._lacks_memory and now >= looked + ROOM_SECONDS:
+            if self.lacks_memory and now >= looked + ROOM_SECONDS:
                 looked = now
                 self.left_bytes = max(0, await self._left_bytes())
                 if self.needed_bytes <= self.left_bytes:
                     return
-                self._become(self._without_memory, self._numbers())
+                self.become(self._without_memory, self.numbers())
             await asyncio.sleep(min(LOOK_SECONDS, max(0.0, ends - now)))
 
     def _lost(self) -> bool:
@@ -347,24 +285,13 @@ class Keeper:
         if self.entry is None:
             self._entry = None
             self._free_only_until = self._loop.time() + self._shared.interval_seconds
-        self._become("waiting", "it was evicted")
+        self.become("waiting", "it was evicted")
         return True
 
     def _fail(self, error: PenstockError) -> None:
         if self.entry is not None and error.retryable:
-            self._become("warm", f"whether it is the newest version could not be asked: {error.message}")
+            self.become("warm", f"whether it is the newest version could not be asked: {error.message}")
         elif isinstance(error, StagingExhaustedError):
-            self._become(self._without_memory, error.message)
+            self.become(self._without_memory, error.message)
         else:
-            self._become("waiting" if error.reason == "TOO_MANY_LOADS" else "failed", error.message)
-
-    def _become(self, state: str, reason: str = "") -> None:
-        reason = encodable(reason)
-        if state != self.state:
-            self.since = self._loop.time()
-        numbers_moved = state == self.state and self._lacks_memory
-        if (state, reason) != (self.state, self.reason) and not numbers_moved:
-            trouble = state in ("failed", "does_not_fit") or (state == "warm" and reason)
-            fields = {"name": self.wish.name, "state": state, **({"why": reason} if reason else {})}
-            event(logger, "warm set", fields, level=logging.WARNING if trouble else logging.INFO)
-        self.state, self.reason = state, reason
+            self.become("waiting" if error.reason == "TOO_MANY_LOADS" else "failed", error.message)

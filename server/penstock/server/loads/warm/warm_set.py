@@ -26,7 +26,9 @@ from ...system.log import event
 from ..at_start import Run
 from ..request import LoadContext
 from .features import DISK_PREFIX, WARM_PREFIX, Features
-from .keeper import STATES, Keeper, Shared
+from .keeper import Keeper
+from .shared import Shared
+from .standing import STATES
 from .wishes import MAX_FILE_BYTES, Wish, WishesError, parse
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,6 @@
-"""The meaning of error answers that stores have in common: which are repeated, and which are final. Pure.
+"""The meaning of answers that stores have in common. Pure.
+
+Of errors: which are repeated, and which are final.
 
 transient  throttled, timeout, server_error
 final      401, 403, 404, 412, and every other answer that would be the same again
@@ -7,8 +9,10 @@ final      401, 403, 404, 412, and every other answer that would be the same aga
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from ...errors import (
     AccessDeniedError,
@@ -21,6 +25,8 @@ from .. import ListingDeniedError
 from .faults import Transient
 from .service import Location
 
+SETTLED_SECONDS = 5.0
+"""As for files (`file/source.py`): HTTP tells times in seconds, and servers may round them."""
 _PLAIN_ID = re.compile(r"[A-Za-z0-9+/=_.:-]{1,200}")
 
 
@@ -99,3 +105,21 @@ def first(pattern: re.Pattern[str], text: str) -> str:
 def plain_id(text: str) -> str:
     """A store's id of a request, if the text looks like one; else an empty text."""
     return text if _PLAIN_ID.fullmatch(text) else ""
+
+
+def settled(headers: Mapping[str, str]) -> bool:
+    """Whether another write of the object would give it another Last-Modified: the present one is some
+    seconds old by the clock of the server, or there is none."""
+    modified = headers.get("last-modified", "")
+    if not modified:
+        return True
+    changed_at, now = _seconds(modified), _seconds(headers.get("date", ""))
+    return changed_at is not None and (time.time() if now is None else now) - changed_at >= SETTLED_SECONDS
+
+
+def _seconds(date: str) -> float | None:
+    """Since 1970. None for what is no date."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None

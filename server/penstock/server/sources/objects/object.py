@@ -109,6 +109,7 @@ class ObjectFile(Generic[L]):
         self.give_up_at = math.inf
         self.size_bytes = state.size_bytes
         self.checksums = state.checksums
+        self.settled = state.settled
         self.version = f"{kind}:{self.uri}:{state.version}"
         self.portable_version = self.version
         self.listed_version = listed_version(state.listed, state.size_bytes)

@@ -105,6 +105,8 @@ class ObjectState:
     """The version in lists (`Entry.version`); empty if lists have none."""
     checksums: tuple[Checksum, ...] = ()
     """The store's checksums of the whole content, the cheapest to check first."""
+    settled: bool = True
+    """Another write would certainly give it another version."""
 
     @property
     def version(self) -> str:

@@ -25,6 +25,7 @@ from ...errors import InvalidRequestError, PenstockError, SourceUnavailableError
 from ..objects.exchange import MAX_ERROR_BODY_BYTES
 from ..objects.faults import Transient
 from ..objects.markup import is_costly
+from ..objects.meaning import settled
 from ..objects.memo import Memo
 from ..objects.service import Answer, Ask, Entry, ObjectState, Page, Signed
 from ..replies import StoreUnreachableError
@@ -136,7 +137,12 @@ class Account:
                 file=location.uri,
             )
         return ObjectState(
-            size_bytes, identity, conditions, _bare(identity["etag"]), whole_checksums(headers)
+            size_bytes,
+            identity,
+            conditions,
+            _bare(identity["etag"]),
+            whole_checksums(headers),
+            settled="If-Match" in conditions or settled(headers),
         )
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:

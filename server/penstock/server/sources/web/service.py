@@ -12,6 +12,7 @@ from ...errors import PenstockError
 from ...system.version import distribution_version
 from ..objects import reach
 from ..objects.faults import Transient
+from ..objects.meaning import settled
 from ..objects.redirects import Redirects
 from ..objects.service import Answer, Ask, ObjectState, Page, Signed
 from ..objects.trust import tls_context
@@ -66,11 +67,15 @@ class WebService:
     def state(self, location: Location, headers: Mapping[str, str], size_bytes: int) -> ObjectState:
         etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
         if etag and not etag.startswith("W/"):  # a weak one never matches (RFC 9110)
-            return ObjectState(size_bytes, {"etag": etag}, {"If-Match": etag})
+            # That of nginx is made of size and Last-Modified.
+            return ObjectState(size_bytes, {"etag": etag}, {"If-Match": etag}, settled=settled(headers))
         if not modified:
             raise no_version(location.uri)
         return ObjectState(
-            size_bytes, {"last-modified": modified, "etag": etag}, {"If-Unmodified-Since": modified}
+            size_bytes,
+            {"last-modified": modified, "etag": etag},
+            {"If-Unmodified-Since": modified},
+            settled=settled(headers),
         )
 
     def page(self, ask: Ask[Location], headers: Mapping[str, str], body: bytes) -> Page:

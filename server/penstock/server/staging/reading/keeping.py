@@ -88,6 +88,8 @@ class Keeping:
         self._left: deque[tuple[int, int]] = deque()
         """Segments that may have something to be kept, and from which byte of the file on."""
         self._copying: dict[object, list[Slab]] = {}
+        self._rests = False
+        """Everything was offered to its files, and nothing more will come."""
 
     @property
     def slabs_in_use(self) -> list[Slab]:
@@ -129,7 +131,8 @@ class Keeping:
             self._left[0] = (index, end)
             self._copy(keep, index, start, end)
             return True
-        if not self._left and self._ring.complete:
+        if not self._left and self._ring.complete and not self._rests:
+            self._rests = True
             for keep in self._keeps:
                 if keep is not None:
                     keep.rest()

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 from ...checkpoint.files import Checkpoint
 from ...checkpoint.plan import Segment
 from ...errors import CheckpointCorruptError
+from ...sources import SourceFile
 from ...sources.checksums import SHA256, Checksum, Prefix, Runs, crc
+from ...sources.kept import KeptFile
 from ...sources.verification import Expected
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class _File:
     """With bytes, in order."""
     runs: Runs | None
     """Of a CRC: what was read so far."""
+    kept_version: str = ""
+    """Its version where the tier keeps it."""
     given: bool = False
     """The checksum is the user's."""
     sha256: _Hash | None = None
@@ -88,7 +92,14 @@ class Verifier:
             if checksum is None or not self._whole(indices, prefix.size_bytes, file.size_bytes):
                 continue
             one = _File(
-                file.uri, file.version, file.size_bytes, checksum, indices, None, given=expected.given
+                file.uri,
+                file.version,
+                file.size_bytes,
+                checksum,
+                indices,
+                None,
+                kept_version=_kept_version(file),
+                given=expected.given,
             )
             if checksum.algorithm == SHA256:
                 one.sha256 = prefix.sha256()
@@ -127,6 +138,7 @@ class Verifier:
                 return corrupt(
                     file.uri,
                     file.version,
+                    _kept_version(file),
                     f"its header arrived in two ways, {mine.sha256().hexdigest()} and "
                     f"{theirs.sha256().hexdigest()} by SHA-256",
                 )
@@ -191,6 +203,7 @@ class Verifier:
             return corrupt(
                 file.uri,
                 file.version,
+                file.kept_version,
                 f"{algorithm} of the {file.size_bytes} bytes that arrived is {found}, and should be "
                 f"{file.checksum.value}",
                 given=file.given,
@@ -213,13 +226,17 @@ class Verifier:
                     self._parts.pop(one, None)
 
 
+def _kept_version(file: SourceFile) -> str:
+    return file.kept_version if isinstance(file, KeptFile) else ""
+
+
 def corrupt(
-    uri: str, version: str, wrong: str, *, given: bool = False, **details: str
+    uri: str, version: str, kept_version: str, wrong: str, *, given: bool = False, **details: str
 ) -> CheckpointCorruptError:
     error = CheckpointCorruptError(
         f"{uri}: {wrong}; load it again, and if that fails too, fetch or upload the file again",
         file=uri,
         **details,
     )
-    error.uri, error.version, error.given = uri, version, given
+    error.uri, error.version, error.kept_version, error.given = uri, version, kept_version, given
     return error
