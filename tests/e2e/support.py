@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from .forked import ForkedProcess, Forker, fork_daemon, fork_daemon_by
 from .programs import digests
 
 DEADLINE_SECONDS = 45.0
+PROGRAM_SECONDS = 150.0
+"""For a whole program, which may import what takes ten seconds on an idle machine."""
 HERE = Path(__file__).parent
 PENSTOCKD = ("-m", "penstock.server")
 PYTHON = "tests.e2e.interpreter:run"
@@ -285,12 +288,20 @@ class Nursery(Forker):
         super().close()
 
 
-@functools.cache
 def the_nursery() -> Nursery:
-    """One for all tests of this process; it ends with it."""
+    """One for all tests of this process; it ends with it. From any thread."""
+    with _nursery_lock:
+        return _nursery()
+
+
+@functools.cache
+def _nursery() -> Nursery:
     nursery = Nursery()
     atexit.register(nursery.close)
     return nursery
+
+
+_nursery_lock = threading.Lock()
 
 
 def run_python(
@@ -307,7 +318,7 @@ def run_python(
         environment = {**os.environ, **(environment or {})}
         process = the_nursery().fork(PYTHON, arguments, fds, environment=environment)
         try:
-            code = process.wait(DEADLINE_SECONDS)
+            code = process.wait(PROGRAM_SECONDS)
         finally:
             process.kill()
         output, errors = (os.pread(file.fileno(), 1 << 24, 0).decode() for file in files[1:])

