@@ -11,9 +11,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+
+from .e2e import forked
 
 # Before another conftest imports torch, which reads it once. Tests run side by side, and threads of OpenMP
 # spin while they wait for each other, on cores that other tests need.
@@ -39,6 +41,13 @@ LONGEST_FIRST = (
     "tests/s3/",
 )
 """Files and directories whose tests run before all others: they start processes and wait for them."""
+
+TOGETHER = (
+    "tests/e2e/test_patched_",
+    "tests/e2e/test_transformers.py",
+    "tests/e2e/test_from_pretrained.py",
+)
+"""How the files begin that one process runs, as they import the same libraries, which takes seconds."""
 
 MAY_SKIP_IN_CI = (
     # CI machines have no GPU. `pytest -m gpu` on one that has shows them all.
@@ -94,6 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir
     os.chmod(tempfile.tempdir, 0o1777)  # for tests that become other users
     config.add_cleanup(functools.partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
+    forked.ENVIRONMENT.update(os.environ)
 
 
 def _keep_descriptors_from_children() -> None:
@@ -117,6 +127,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return min(ranks, default=len(LONGEST_FIRST)), -tests[item.path], name
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadfile`: a file's tests run in one process, and so do those of `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduling = LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+    scheduling._split_scope = lambda test: TOGETHER[0] if test.startswith(TOGETHER) else file_of(test)
+    return scheduling
 
 
 def pytest_collection_finish() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import socket
 import sys
@@ -12,18 +13,19 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from penstock.v1 import streamer_pb2 as pb
 
 from ..e2e.containers import MemoryCgroup
+from ..e2e.forked import ForkedProcess, fork_daemon_by
 from ..e2e.support import (
     DEADLINE_SECONDS,
     MIB,
     Checkpoint,
     DaemonProcess,
-    open_fds,
     process_figure,
+    process_figures,
     same,
     wait_until,
 )
@@ -64,7 +66,7 @@ class Usage:
 
 class TargetDaemon(DaemonProcess):
     """penstockd with default signals, a known umask, an environment and TMPDIR of its own, and no inherited
-    descriptors."""
+    descriptors. In a control group it is executed: what a parent has touched would not be charged to that."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class TargetDaemon(DaemonProcess):
         if contained:
             size_bytes = memory_limit_bytes + memory_limit_bytes // 256 + CONTAINER_SPARE_BYTES
             self._cgroup = MemoryCgroup(f"penstock-attack-{top.name}", size_bytes)
-        state = {
+        self._state: dict[str, Any] = {
             "environment": {
                 "PATH": os.environ.get("PATH", os.defpath),
                 "HOME": str(temporary),
@@ -105,8 +107,12 @@ class TargetDaemon(DaemonProcess):
             "--memory-limit",
             str(memory_limit_bytes),
             *flags,
-            wrapper=(sys.executable, "-I", "-S", str(LAUNCH), json.dumps(state)),
+            wrapper=(sys.executable, "-I", "-S", str(LAUNCH), json.dumps(self._state)) if contained else (),
         )
+
+    def _fork(self, flags: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> ForkedProcess:
+        arguments = {"wanted": self._state, "flags": list(flags)}
+        return fork_daemon_by("tests.attacks.launch:serve", arguments, self._state["environment"], log)
 
     # ---- doors
 
@@ -126,20 +132,22 @@ class TargetDaemon(DaemonProcess):
 
     def usage(self) -> Usage:
         pid = self.process.pid
-        family = [pid, *descendants(pid)]
-        anonymous_kib = 0
-        for member in family:
+        own_kib, threads = process_figures(pid, "RssAnon", "Threads")
+        children = descendants(pid)
+        anonymous_kib = own_kib
+        for child in children:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, AssertionError):  # it ended
-                anonymous_kib += process_figure(member, "RssAnon")
+                anonymous_kib += process_figure(child, "RssAnon")
+        sessions, connections = accepted(self.socket_dir, "handoff.sock", "penstock.sock")
         return Usage(
             anonymous_bytes=anonymous_kib * 1024,
-            own_bytes=process_figure(pid, "RssAnon") * 1024,
-            threads=process_figure(pid, "Threads"),
-            descriptors=len(open_fds(pid)),
-            children=len(family) - 1,
+            own_bytes=own_kib * 1024,
+            threads=threads,
+            descriptors=len(os.listdir(f"/proc/{pid}/fd")),
+            children=len(children),
             cpu_seconds=cpu_seconds(pid),
-            sessions=accepted(self.socket_dir / "handoff.sock"),
-            connections=accepted(self.socket_dir / "penstock.sock"),
+            sessions=sessions,
+            connections=connections,
         )
 
     def contained_bytes(self) -> int:
@@ -319,9 +327,11 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def accepted(path: Path) -> int:
-    """Connections to a listening Unix socket that its daemon has, as the kernel lists them."""
-    connected = "03"
-    table = os.fsdecode(Path("/proc/net/unix").read_bytes())  # paths may be no UTF-8
-    lines = (line.split() for line in table.splitlines()[1:])
-    return sum(line[5] == connected and line[-1] == str(path) for line in lines)
+def accepted(directory: Path, *names: str) -> list[int]:
+    """Connections to listening Unix sockets that their daemon has, as the kernel lists them."""
+    table = Path("/proc/net/unix").read_bytes()
+    # Of a line: the state, which is 03 for one that is connected, the inode, and the path.
+    return [
+        len(re.findall(rb" 03 +\d+ " + re.escape(os.fsencode(directory / name)) + rb"$", table, re.MULTILINE))
+        for name in names
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,14 +29,23 @@ def hold_session(socket_dir: str) -> None:
         await_go()
 
 
-def test_a_daemon_starts_in_a_known_state_whatever_the_shell_ignores(start_target: StartTarget) -> None:
-    daemon = start_target()
+@pytest.mark.parametrize("contained", [False, True], ids=["forked", "executed"])
+def test_a_daemon_starts_in_a_known_state_whatever_the_shell_ignores(
+    contained: bool, root: None, start_target: StartTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_MAX_LOADS", "7")
+    daemon = start_target(contained=contained, environment={"PENSTOCK_QUEUE_TIMEOUT": "8"})
     status = Path(f"/proc/{daemon.process.pid}/status").read_text()
-    environment = Path(f"/proc/{daemon.process.pid}/environ").read_bytes().split(b"\0")
     assert re.search(r"^Umask:\s*0022$", status, re.M)
     assert re.search(r"^SigBlk:\s*0+$", status, re.M)
-    assert b"LC_ALL=C.UTF-8" in environment
-    assert not any(entry.startswith(b"PYTEST_") for entry in environment)
+    ignored = int(re.search(r"^SigIgn:\s*(\w+)$", status, re.M)[1], 16)  # type: ignore[index]
+    assert ignored == 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # as of every interpreter
+    told = daemon.http_status()["configuration"]
+    assert (told["max_loads"], told["queue_timeout_seconds"]) == ("256", "8")
+    if contained:
+        environment = Path(f"/proc/{daemon.process.pid}/environ").read_bytes().split(b"\0")
+        assert b"LC_ALL=C.UTF-8" in environment
+        assert not any(entry.startswith(b"PYTEST_") for entry in environment)
 
 
 def test_launching_resets_ignored_signals_and_closes_descriptors(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from penstock.client import DaemonUnavailableError, StreamerClient
 
-from ..e2e.support import wait_until
+from ..e2e.support import run_python, wait_until
 
 TENSORS = {f"t{index}": torch.arange(index, index + 1000) for index in range(10)}
 
@@ -141,7 +141,6 @@ def test_the_sockets_lie_where_temporary_files_do_as_long_as_their_paths_fit(
 
 
 def test_a_long_tmpdir_does_not_trouble_the_drop_in(checkpoint: Path, tempdir: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PENSTOCK_SOCKET_DIR"}
     script = f"""
 import penstock.client.adopt.ambient
 penstock.client.adopt.ambient.DEFAULT_SOCKET_DIR = {os.fspath(tempdir)!r}
@@ -150,15 +149,8 @@ with SafetensorsStreamer() as streamer:
     streamer.stream_file({os.fspath(checkpoint)!r})
     print(len(list(streamer.get_tensors())))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**environment, "TMPDIR": os.fspath(deep(tempdir, 150))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert result.stdout == f"{len(TENSORS)}\n"
+    result = run_python("-c", script, environment={"TMPDIR": os.fspath(deep(tempdir, 150))})
+    assert result.stdout == f"{len(TENSORS)}\n", result.stderr
 
 
 def test_where_no_directory_is_short_enough_the_error_names_tmpdir(

@@ -13,6 +13,7 @@ from penstock.client import LoadClosedError, StreamerClient
 from penstock.client.ring.stream import Stream
 from penstock.v1 import streamer_pb2 as pb
 
+from ..e2e.support import run_python
 from .conftest import StartDaemon
 from .samples import FULL_AND_WINDOW, TENSORS, WINDOW, assert_equal
 
@@ -114,7 +115,8 @@ while settled() != before and time.monotonic() < deadline:
     os.sched_yield()  # gRPC closes its sockets on a thread of its own
 assert settled() == before == (1, before[1], 0), (before, settled())
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    done = run_python("-c", script)
+    assert done.returncode == 0, done.stderr
     daemon.await_leases_closed()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .containers import cannot
-from .support import Checkpoints, DaemonProcess, Nursery, running_daemon
+from .support import Checkpoints, DaemonProcess, Nursery, running_daemon, the_nursery
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -70,10 +70,9 @@ def write(tmp_path: Path) -> Checkpoints:
 
 
 @pytest.fixture(scope="session")
-def nursery_process() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+def nursery_process() -> Nursery:
+    """The same in every conftest that imports this fixture, which pytest takes for as many fixtures."""
+    return the_nursery()
 
 
 @pytest.fixture

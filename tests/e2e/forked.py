@@ -19,6 +19,10 @@ from typing import IO, Any
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 45.0
 STDOUT = 1
+DIRECTORY = os.getcwd()
+ENVIRONMENT: dict[str, str] = {}
+"""Of processes that fork others, which outlive the test that starts them. `tests/conftest.py` fills it before
+the first test, as tests change theirs."""
 
 
 class Forker:
@@ -31,6 +35,8 @@ class Forker:
             self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "nursery.py"), str(theirs.fileno()), str(programs)],
                 pass_fds=[theirs.fileno()],
+                env=ENVIRONMENT or None,
+                cwd=DIRECTORY,
             )
 
     def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> Any:
@@ -40,10 +46,22 @@ class Forker:
             return json.loads(self._socket.recv(1 << 16))
 
     def fork(
-        self, program: str, arguments: Mapping[str, Any], fds: Sequence[int], *, uid: int | None = None
+        self,
+        program: str,
+        arguments: Mapping[str, Any],
+        fds: Sequence[int],
+        *,
+        uid: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> ForkedProcess:
-        """A process that runs a function, with these as standard input, output and error."""
-        request = {"program": program, "uid": uid, "arguments": dict(arguments)}
+        """A process that runs a function, with these as standard input, output and error. Its environment is
+        its parent's, or the one that is given, which comes too late for what is read at an import."""
+        request = {
+            "program": program,
+            "uid": uid,
+            "arguments": dict(arguments),
+            "environment": None if environment is None else dict(environment),
+        }
         return ForkedProcess(self, self.ask(request, fds))
 
     def children(self) -> list[int]:
@@ -102,6 +120,13 @@ def _daemons() -> Forker:
 
 def fork_daemon(flags: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> ForkedProcess:
     """penstockd with these flags, this environment alone, and the log as standard error."""
-    arguments = {"flags": list(flags), "environment": dict(environment), "directory": os.getcwd()}
+    return fork_daemon_by("serve", {"flags": list(flags), "directory": os.getcwd()}, environment, log)
+
+
+def fork_daemon_by(
+    program: str, arguments: Mapping[str, Any], environment: Mapping[str, str], log: IO[bytes]
+) -> ForkedProcess:
+    """penstockd as a function starts it: one of `penstockd.py`, or `package.module:function`."""
     with open(os.devnull, "rb") as nothing:
-        return _daemons().fork("serve", arguments, [nothing.fileno(), STDOUT, log.fileno()])
+        fds = [nothing.fileno(), STDOUT, log.fileno()]
+        return _daemons().fork(program, arguments, fds, environment=environment)

@@ -41,6 +41,11 @@ class Container:
         """The same container with another command."""
         return dataclasses.replace(self, spec={**self.spec, "command": [*command], "args": []})
 
+    def with_(self, **variables: str) -> Container:
+        """The same container with other values of variables that it has."""
+        assert variables.keys() <= self.environment.keys()
+        return dataclasses.replace(self, environment={**self.environment, **variables})
+
     @property
     def command(self) -> list[str]:
         return [*self.spec["command"], *self.spec.get("args", ())]

@@ -10,10 +10,8 @@ import penstock.server.daemon  # noqa: F401  (so that children need not import i
 from penstock.server.__main__ import main
 
 
-def serve(flags: list[str], environment: dict[str, str], directory: str) -> None:
+def serve(flags: list[str], directory: str) -> None:
     sys.path.remove(str(Path(__file__).parent))  # the nursery's, where other names of the tests lie
     sys.argv = ["penstockd", *flags]
     os.chdir(directory)
-    os.environ.clear()
-    os.environ.update(environment)
     sys.exit(main())

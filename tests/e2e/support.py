@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -15,10 +17,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import safetensors.torch
@@ -28,12 +31,15 @@ from penstock.client import StreamerClient
 from penstock.v1 import streamer_pb2 as pb
 from penstock.v1 import streamer_pb2_grpc
 
-from .forked import ForkedProcess, Forker, fork_daemon
+from .forked import ForkedProcess, Forker, fork_daemon, fork_daemon_by
 from .programs import digests
 
 DEADLINE_SECONDS = 45.0
+PROGRAM_SECONDS = 150.0
+"""For a whole program, which may import what takes ten seconds on an idle machine."""
 HERE = Path(__file__).parent
 PENSTOCKD = ("-m", "penstock.server")
+PYTHON = "tests.e2e.interpreter:run"
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -49,7 +55,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 class DaemonProcess:
     """penstockd with the given flags in `socket_dir`, started and ready.
 
-    A process forked from one that has imported penstock.server; with a wrapper or a program, executed."""
+    A process forked from one that has imported penstock.server; with a wrapper, executed."""
 
     def __init__(
         self,
@@ -69,13 +75,19 @@ class DaemonProcess:
         environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | ForkedProcess
         with self.log_path.open("ab") as log:
-            if wrapper or program:
+            if wrapper:
                 command = [*wrapper, sys.executable, *(program or PENSTOCKD), *flags]
                 self.process = subprocess.Popen(
                     command, stderr=log, stdin=subprocess.DEVNULL, env=environment
                 )
+            elif program:
+                arguments = {"command": [*program, *flags], "directory": os.getcwd()}
+                self.process = fork_daemon_by(PYTHON, arguments, environment, log)
             else:
-                self.process = fork_daemon(flags, environment, log)
+                self.process = self._fork(flags, environment, log)
+
+    def _fork(self, flags: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> ForkedProcess:
+        return fork_daemon(flags, environment, log)
 
     def wait_ready(self, *, populated: bool = True) -> DaemonProcess:
         """Until it serves and, unless `populated` is false, has made the buffer that it is to make: before, a
@@ -204,10 +216,15 @@ def open_fds(pid: int) -> list[str]:
 
 def process_figure(pid: int, field: str) -> int:
     """A number of /proc/PID/status, such as RssAnon (in KiB) or Threads."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    raise AssertionError(f"no {field}")
+    return process_figures(pid, field)[0]
+
+
+def process_figures(pid: int, *fields: str) -> list[int]:
+    """Of one moment. Raises AssertionError where there is none, as of a process that ends."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = [re.search(rf"^{field}:\s*(\d+)", text, re.MULTILINE) for field in fields]
+    assert all(found), f"no {', '.join(fields)}"
+    return [int(match[1]) for match in found if match]
 
 
 class Nursery(Forker):
@@ -269,6 +286,43 @@ class Nursery(Forker):
     def close(self) -> None:
         self.end_all()
         super().close()
+
+
+def the_nursery() -> Nursery:
+    """One for all tests of this process; it ends with it. From any thread."""
+    with _nursery_lock:
+        return _nursery()
+
+
+@functools.cache
+def _nursery() -> Nursery:
+    nursery = Nursery()
+    atexit.register(nursery.close)
+    return nursery
+
+
+_nursery_lock = threading.Lock()
+
+
+def run_python(
+    *command: str | Path, environment: Mapping[str, str] | None = None, said: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """What comes of `python COMMAND...`, which is told something by its standard input. It need not import
+    torch and penstock.client: where that is to be seen, or an import is what is tested, execute Python."""
+    arguments = {"command": [str(part) for part in command], "directory": os.getcwd()}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(said.encode())
+        files[0].seek(0)
+        fds = [file.fileno() for file in files]
+        environment = {**os.environ, **(environment or {})}
+        process = the_nursery().fork(PYTHON, arguments, fds, environment=environment)
+        try:
+            code = process.wait(PROGRAM_SECONDS)
+        finally:
+            process.kill()
+        output, errors = (os.pread(file.fileno(), 1 << 24, 0).decode() for file in files[1:])
+    return subprocess.CompletedProcess(arguments["command"], code, output, errors)
 
 
 class ClientProcess:

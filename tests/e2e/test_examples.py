@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from .support import DaemonProcess, running_daemon, write_checkpoint
+from .support import DaemonProcess, run_python, running_daemon, write_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -29,9 +26,8 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def run(daemon: DaemonProcess, script: str, *arguments: str | Path) -> list[str]:
-    environment = {**os.environ, "PENSTOCK_SOCKET_DIR": str(daemon.socket_dir), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    environment = {"PENSTOCK_SOCKET_DIR": str(daemon.socket_dir), "HF_HUB_OFFLINE": "1"}
+    done = run_python(EXAMPLES / script, *arguments, environment=environment)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout.splitlines()

@@ -22,7 +22,7 @@ from penstock.client import StreamerClient
 
 from ..attacks.http2 import Connection, Flag, Kind, call_fields, frame
 from .conftest import StartDaemon
-from .support import HERE, DaemonProcess, random_tensors, same, wait_until, write_checkpoint
+from .support import HERE, DaemonProcess, random_tensors, run_python, same, wait_until, write_checkpoint
 
 MIB = 1 << 20
 STALL = ("--stall-timeout", "0.5", "--memory-limit", "16MiB")
@@ -33,13 +33,7 @@ not be so at once."""
 def probe(daemon: DaemonProcess, *flags: str, says: str = "") -> int:
     """The exit code of `penstock health`, which has these words in its one line."""
     command = "import sys; from penstock.client.cli.commands import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", command, "health", "--socket-dir", str(daemon.socket_dir), *flags],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_python("-c", command, "health", "--socket-dir", daemon.socket_dir, *flags)
     assert bool(done.stdout) == (done.returncode == 0)
     assert len((done.stdout + done.stderr).splitlines()) == 1
     assert says in done.stdout + done.stderr

@@ -67,14 +67,17 @@ def start_pod(node: dict[str, Path]) -> Iterator[StartPod]:
         pod.close()
 
 
-def start_daemon(pod: Pod, overlay: str) -> Running:
-    """Its init containers, then the daemon, until the startup probe lets the next container begin."""
+def start_daemon(pod: Pod, overlay: str, *, buffer: str | None = "512MiB") -> Running:
+    """Its init containers, then the daemon, until the startup probe lets the next container begin. The buffer
+    of each overlay fits into its container (`test_manifests.py`); one is made as large as the manifest says
+    (None), the others smaller, as gigabytes take seconds."""
     found = containers(f"overlays/{overlay}")
     for name in ("socket-directory", "node-features-directory", "tier-directory"):
         if name in found:
             step = pod.start(found[name])
             assert step.process.wait(60) == 0, step.log()
-    daemon = pod.start(found["penstock"])
+    container = found["penstock"]
+    daemon = pod.start(container if buffer is None else container.with_(PENSTOCK_MEMORY_LIMIT=buffer))
     daemon.wait_for("startupProbe")
     return daemon
 
@@ -132,7 +135,7 @@ def assert_confined(running: Running) -> None:
 
 def test_a_sidecar_serves_the_inference_container_of_its_pod(start_pod: StartPod) -> None:
     pod = start_pod("a")
-    daemon = start_daemon(pod, "sidecar")
+    daemon = start_daemon(pod, "sidecar", buffer=None)
     assert_confined(daemon)
     assert daemon.probe("readinessProbe") is not None
     assert daemon.probe("livenessProbe") is not None
@@ -184,6 +187,7 @@ def test_an_abrupt_kill_leaves_tensors_readable_and_other_pods_reconnect(start_p
     holder.wait_for("readinessProbe")
     loading = start_program(pod, client, STREAM)
     hear(loading, "paused")
+    wait_until(lambda: daemon.events("populated"), "the daemon to have memory that can be freed")
     daemon.kill()
     assert served_sums(pod, holder) == sums(TENSORS)
 

@@ -90,5 +90,6 @@ def test_a_bench_of_nothing_fails_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "CONNECTIONS", (2,))
-    assert cli.main(["bench", "--no-progress", str(tmp_path / "nothing.safetensors")]) == 1
+    arguments = ["bench", "--no-progress", "--memory-limit", "32MiB"]
+    assert cli.main([*arguments, str(tmp_path / "nothing.safetensors")]) == 1
     assert "does not exist" in capsys.readouterr().err

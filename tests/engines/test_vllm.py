@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from penstock.client.adopt import sglang, vllm
 from penstock.client.adopt.engine_ranks import agree_on_group
 
 from ..e2e.conftest import StartDaemon
-from ..e2e.support import random_tensors, same, write_checkpoint
+from ..e2e.support import random_tensors, run_python, same, write_checkpoint
 from . import interfaces
 
 MIB = 1 << 20
@@ -501,18 +500,14 @@ def test_ranks_of_an_engine_read_once_what_does_not_fit_and_each_gets_what_its_s
 ) -> None:
     directory, tensors = checkpoint
     daemon = start_daemon("--memory-limit", "4MiB")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    store = tmp_path / "store"
-    with contextlib.ExitStack() as stack:
-        ranks = []
-        for rank in range(4):
-            arguments = [str(rank), str(store), str(daemon.socket_dir), str(directory)]
-            process = subprocess.Popen(
-                [sys.executable, "-c", RANK, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-            )
-            ranks.append(stack.enter_context(process))
-            stack.callback(process.kill)
-        said = [json.loads(rank.communicate(timeout=100)[0].splitlines()[-1]) for rank in ranks]
+
+    def run(rank: int) -> Any:
+        done = run_python("-c", RANK, str(rank), tmp_path / "store", daemon.socket_dir, directory)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(4) as ranks:
+        said = list(ranks.map(run, range(4)))
     for rank, (_, found) in enumerate(said):
         own = [f"layer.{n}." for n in range(8) if n // 4 == rank // 2]
         mine = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(own))}

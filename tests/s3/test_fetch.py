@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from penstock.client import errors
 from penstock.client.adopt.run_ai_files import SENTINEL_NAME, _relative
 from penstock.client.system import trees
 
-from ..e2e.support import DEADLINE_SECONDS, DaemonProcess
+from ..e2e.support import DaemonProcess, run_python
 from .proxy import Exchange, FaultProxy, Request
 from .support import Bucket, environment
 
@@ -145,14 +143,9 @@ def test_both_pull_the_same_files(
     theirs = [
         (model, str(tmp_path / f"theirs-{number}"), *patterns) for number, patterns in enumerate(PATTERNS)
     ]
-    subprocess.run(
-        [sys.executable, "-c", PULL],
-        input=json.dumps(theirs),
-        text=True,
-        env={**os.environ, **environment(proxy.endpoint), "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"},
-        timeout=DEADLINE_SECONDS,
-        check=True,
-    )
+    variables = {**environment(proxy.endpoint), "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+    run = run_python("-c", PULL, environment=variables, said=json.dumps(theirs))
+    assert run.returncode == 0, run.stderr
     for number, (allow, ignore) in enumerate(PATTERNS):
         ours = tmp_path / f"ours-{number}"
         penstock.client.pull_files(model, str(ours), allow, ignore)

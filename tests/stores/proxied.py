@@ -20,6 +20,7 @@ from penstock.server.sources.store import Store
 
 from ..s3 import faults
 from ..s3.proxy import Exchange, FaultProxy, Request
+from ..server.objects import share_models
 from ..server.support import ROOT
 from .conformance import ObjectStorage, ObjectStoreTests
 
@@ -34,6 +35,7 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "NETRC"):
         monkeypatch.setenv(name, os.devnull)
+    share_models(monkeypatch)
     monkeypatch.setattr(engine_faults, "FIRST_DELAY_SECONDS", 0.0)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
+from ...e2e.support import run_python
 from ..conftest import StartDaemon
 from ..fake_daemon import random_tensors
 
@@ -15,9 +14,9 @@ TENSORS = random_tensors(6, 400)
 SLABS = 60
 
 # For each case, in a process of its own: a load with so many descriptors to spare; then, told how many are
-# enough, one with these. The processes are forked, as importing torch in each would take seconds.
+# enough, one with these.
 PROGRAM = """
-import gc, json, os, resource, sys
+import json, os, resource, sys
 import penstock.client.load
 from penstock.client import PenstockError, StreamerClient
 
@@ -42,7 +41,6 @@ def loads(spare, which):
         again = attempt(int(said.split("Raise its limit to ")[1].split(":")[0]))
     print(json.dumps([said, again]), flush=True)
 
-gc.freeze()  # a child that ends would go through all modules
 for case in json.loads(sys.argv[2]):
     child = os.fork()
     if not child:
@@ -55,8 +53,7 @@ for case in json.loads(sys.argv[2]):
 
 def loads(daemon: Any, cases: list[tuple[int, str]]) -> list[tuple[Any, Any]]:
     """What each load said, and the second one."""
-    command = [sys.executable, "-c", PROGRAM, str(daemon.socket_dir), json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = run_python("-c", PROGRAM, daemon.socket_dir, json.dumps(cases))
     assert done.returncode == 0, done.stderr
     return [(said, again) for said, again in map(json.loads, done.stdout.splitlines())]
 

@@ -15,7 +15,7 @@ from penstock.server.sources.objects import object as object_module
 from penstock.server.sources.s3.settings import S3Settings
 from penstock.server.sources.s3.source import S3Source
 
-from ..objects import ObjectServer
+from ..objects import ObjectServer, share_models
 from .hooks import KEY_ID, SECRET, Sources
 
 
@@ -33,6 +33,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    share_models(monkeypatch)
     # Retries are to be counted, not waited for.
     monkeypatch.setattr(faults, "FIRST_DELAY_SECONDS", 0.0)
 
