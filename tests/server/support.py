@@ -278,6 +278,10 @@ class ClockLoop(asyncio.SelectorEventLoop):
     def stand_still_while(self, threads_work: Callable[[], bool]) -> None:
         self._idle.at_work.append(threads_work)
 
+    @property
+    def threads_work(self) -> bool:
+        return any(works() for works in self._idle.at_work)
+
     async def look_again(self) -> None:
         """Returns after a moment that needs no clock."""
         looking = self.create_future()
