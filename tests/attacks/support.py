@@ -24,6 +24,7 @@ from ..e2e.support import (
     MIB,
     Checkpoint,
     DaemonProcess,
+    descendants,
     process_figure,
     process_figures,
     same,
@@ -309,16 +310,6 @@ class RawHandoff:
         """Until the daemon has closed it."""
         while self.receive() is not None:
             pass
-
-
-def descendants(pid: int) -> list[int]:
-    """Children of a process, and theirs."""
-    found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, children.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -115,8 +115,8 @@ def entries(count: int, name: str = "%d") -> bytes:
 
 
 def costly(models: Path) -> Path:
-    """A header of 8 MB that is found invalid at its end, after about a second of a child's time."""
-    return raw_file(models / "costly.safetensors", b"{" + entries(150_000) + b',"x":-0}')
+    """A header of 16 MB that is found invalid at its end, after about two seconds of a child's time."""
+    return raw_file(models / "costly.safetensors", b"{" + entries(300_000) + b',"x":-0}')
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def resolving(daemon: TargetDaemon, uid: int) -> int:
 
 
 def are_resolving(daemon: TargetDaemon, uid: int, count: int) -> bool:
-    return resolving(daemon, uid) == count
+    return resolving(daemon, uid) >= count
 
 
 @pytest.mark.parametrize("greedy", [[ANNE], [ANNE, CLEO]], ids=["one greedy user", "two greedy users"])
@@ -156,14 +156,15 @@ def test_costly_headers_hold_nobody_up(
     small: Checkpoint,
     wide: Checkpoint,
 ) -> None:
-    """While each of these users has forty loads of a second each, another's headers take their turn."""
+    """While each of these users has forty loads of two seconds each, another's headers take their turn."""
     source = costly(models)
     daemon = start_target("--allow", str(models))
     with bounded(daemon):
         for uid in greedy:
             start_crowd(attackers, daemon, uid, source, 40).hear("begun")
         for uid in greedy:
-            wait_until(functools.partial(are_resolving, daemon, uid, 40), "all to be resolved")
+            # Not all of them: the first may have ended before the last one came.
+            wait_until(functools.partial(are_resolving, daemon, uid, 30), "nearly all to be resolved")
         wait_until(lambda: daemon.usage().children, "a child to be at work")
         assert loads(attackers, daemon, BERT, small)
         assert loads(attackers, daemon, BERT, wide)

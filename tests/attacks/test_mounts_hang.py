@@ -77,6 +77,16 @@ def gauges(daemon: TargetDaemon) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split(" ") for line in lines if line[0] != "#")}
 
 
+def assert_lives(daemon: TargetDaemon) -> None:
+    """Though mounts hang. A busy machine may not let it run for the second after which it would be known to
+    hang, and then it lives again: one that hangs because of a mount would do so until that is released."""
+
+    def lives() -> bool:
+        return all(daemon.http(path) == (200, b"ok\n") for path in ("/healthz", "/readyz"))
+
+    wait_until(lives, "the daemon to say that it lives")
+
+
 OPERATIONS = ["open", "getattr", "read"]
 
 
@@ -93,8 +103,7 @@ def test_loads_from_a_mount_that_hangs_stop_no_others_and_leave_the_daemon_live(
         with daemon.client() as client:
             same(client.load_state_dict(path).items(), tensors)
             client.evict([path])
-    assert daemon.http("/healthz") == (200, b"ok\n")
-    assert daemon.http("/readyz") == (200, b"ok\n")
+    assert_lives(daemon)
     (hung,) = hung_mounts(daemon)
     assert hung["mount_point"] == str(system.mount_point)
     assert hung["threads"] > 0
@@ -102,7 +111,7 @@ def test_loads_from_a_mount_that_hangs_stop_no_others_and_leave_the_daemon_live(
     assert hung["seconds"] > 1
     assert gauges(daemon)["penstock_hung_mounts"] == 1
     assert gauges(daemon)["penstock_hung_threads"] > 0
-    assert gauges(daemon)['penstock_stalled{part="readers"}'] == 0
+    wait_until(lambda: gauges(daemon)['penstock_stalled{part="readers"}'] == 0, "the readers to go on")
     wait_until(lambda: f" mount hangs mount={system.mount_point} " in daemon.log(), "the log to tell")
     system.release()
     for load in loads:
@@ -122,7 +131,7 @@ def test_a_directory_that_hangs_stops_no_other_load(
     loads = [Loading(daemon, system.mount_point) for _ in range(40)]
     wait_until(lambda: hung_mounts(daemon), "the hang to be told")
     same(daemon.client().load_state_dict(path).items(), tensors)
-    assert daemon.http("/healthz") == (200, b"ok\n")
+    assert_lives(daemon)
     system.release()
     for load in loads:
         load.wait()
@@ -158,7 +167,7 @@ def test_a_mount_that_begins_to_hang_in_mid_stream_stops_no_other_load(
         taken.start()
         wait_until(lambda: hung_mounts(daemon), "the hang to be told")
         same(daemon.client().load_state_dict(path).items(), tensors)
-        assert daemon.http("/healthz") == (200, b"ok\n")
+        assert_lives(daemon)
         system.release()
         taken.join(60)
         assert not taken.is_alive()
@@ -178,7 +187,7 @@ def test_closing_a_file_that_hangs_holds_up_nobody(
             same([*found, *iterator], TENSORS)
         wait_until(lambda: system.kept, "a file to be closed")
         same(client.load_state_dict(path).items(), tensors)
-    assert daemon.http("/healthz") == (200, b"ok\n")
+    assert_lives(daemon)
     assert daemon.http_status()["health"]["live"]
     system.release()
     wait_until(

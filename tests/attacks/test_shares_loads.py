@@ -140,11 +140,18 @@ def test_a_load_waits_for_a_few_loads_of_users_who_queue_without_end(
             threads=12,
         )
     wait_until(lambda: daemon.status()["staging"]["waiting"] >= 8 * users, "a long queue")
+
+    def done_when_it_came() -> int | None:
+        """How many loads were done when that of the modest user began to wait; not when its process began."""
+        status = daemon.status()
+        waits = any(load["uid"] == MODEST and load["state"] != "resolving" for load in status["loads"])
+        return int(status["totals"]["loads_ok"]) if waits else None
+
     for _ in range(3):
-        done = daemon.status()["totals"]["loads_ok"]
         client = attackers.start(
             "load", uid=MODEST, socket_dir=daemon.socket_dir, source=large[0], pause_after=0
         )
+        done = wait_until(done_when_it_came, "its load to wait")
         client.hear("paused")  # has its memory
         assert daemon.status()["totals"]["loads_ok"] - done <= 4 * users, (
             "others were served many times before"

@@ -116,7 +116,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
     def await_leases_closed(self) -> None:
         """Returns when every client has closed its handoff connection; times out otherwise."""
         for connection in self.connections.values():
-            connection.settimeout(30)
+            connection.settimeout(60)
             with contextlib.suppress(ConnectionResetError):  # closed with slabs in it that nobody took
                 assert connection.recv(1) == b""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 45.0
+PATIENCE_SECONDS = 120.0
 STDOUT = 1
 DIRECTORY = os.getcwd()
 ENVIRONMENT: dict[str, str] = {}

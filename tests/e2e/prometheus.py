@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..ports import free_port
 from .support import DEADLINE_SECONDS, wait_until
 
 CONFIGURATION = """
@@ -29,9 +29,7 @@ class Prometheus:
     def __init__(self, program: str, directory: Path, target: str, rules: list[str]) -> None:
         configuration = directory / "prometheus.yml"
         configuration.write_text(CONFIGURATION.format(target=target, rules=json.dumps(rules)))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         self._log = directory / "prometheus.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -34,7 +34,8 @@ from penstock.v1 import streamer_pb2_grpc
 from .forked import ForkedProcess, Forker, fork_daemon, fork_daemon_by
 from .programs import digests
 
-DEADLINE_SECONDS = 45.0
+DEADLINE_SECONDS = 120.0
+"""A machine may be several times slower than another, and busy with other tests."""
 PROGRAM_SECONDS = 150.0
 """For a whole program, which may import what takes ten seconds on an idle machine."""
 HERE = Path(__file__).parent
@@ -225,6 +226,45 @@ def process_figures(pid: int, *fields: str) -> list[int]:
     found = [re.search(rf"^{field}:\s*(\d+)", text, re.MULTILINE) for field in fields]
     assert all(found), f"no {', '.join(fields)}"
     return [int(match[1]) for match in found if match]
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+SHARED_MEMORY = "/dev/shm/"
+
+
+def shared_memory() -> set[str]:
+    """The names of shared memory that this machine has. Directories beside them are other tests'."""
+    return {entry.name for entry in os.scandir(SHARED_MEMORY) if entry.is_file(follow_symlinks=False)}
+
+
+def assert_no_shared_memory_but(before: set[str]) -> None:
+    """Nothing was left since then. What processes have mapped that are none of this test's is theirs."""
+
+    def left() -> set[str]:
+        new = shared_memory() - before
+        return new and new - _shared_memory_of_others()
+
+    wait_until(lambda: not left(), f"these names in {SHARED_MEMORY} to go: {left()}")
+
+
+def _shared_memory_of_others() -> set[str]:
+    own = {os.getpid(), *descendants(os.getpid())}
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) not in own:
+            with contextlib.suppress(OSError):  # it ended, or may not be looked at
+                for line in (entry / "maps").read_text(errors="replace").splitlines():
+                    found.add(line.partition(SHARED_MEMORY)[2])
+    return found
 
 
 class Nursery(Forker):

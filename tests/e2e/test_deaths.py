@@ -7,7 +7,6 @@ goes leaves nothing behind, and the tensors that clients hold stay as they are.
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
 from pathlib import Path
@@ -26,9 +25,11 @@ from .support import (
     Checkpoints,
     DaemonProcess,
     Nursery,
+    assert_no_shared_memory_but,
     expected,
     random_tensors,
     same,
+    shared_memory,
     wait_until,
     write_checkpoint,
 )
@@ -271,7 +272,7 @@ def test_a_daemon_killed_leaves_tensors_alive_and_nothing_else(
     start_daemon: StartDaemon, nursery: Nursery, large: Checkpoint
 ) -> None:
     path, tensors = large
-    shared_memory = sorted(os.listdir("/dev/shm"))
+    before = shared_memory()
     daemon = start_daemon("--memory-limit", "64MiB")
     holder = nursery.hold(daemon, large)
     mine = daemon.client().load_state_dict(path)
@@ -279,7 +280,7 @@ def test_a_daemon_killed_leaves_tensors_alive_and_nothing_else(
     holder.go()
     assert holder.hear("holds")["found"] == expected(tensors)
     same(mine.items(), tensors)
-    assert sorted(os.listdir("/dev/shm")) == shared_memory
+    assert_no_shared_memory_but(before)
     assert (daemon.socket_dir / "penstock.sock").exists()  # stale
     successor = start_daemon("--memory-limit", "64MiB")
     same(successor.client().load_state_dict(path).items(), tensors)

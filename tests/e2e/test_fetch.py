@@ -376,7 +376,9 @@ def test_a_client_that_is_killed_leaves_what_the_next_one_removes(
     process.hear("paused")
     process.kill()
     wait_until(lambda: not daemon.status()["loads"], "the daemon to notice")
-    assert not any(str(model) in name for name in open_fds(daemon.process.pid))
+    wait_until(  # the threads that read close them
+        lambda: not any(str(model) in name for name in open_fds(daemon.process.pid)), "its files to be closed"
+    )
     assert len(list(cache.glob("files/*/.penstock-*"))) == 1
     os.environ["PENSTOCK_CACHE_DIR"] = str(cache)
     (model / "large").write_bytes(b"")

@@ -17,6 +17,7 @@ from .support import (
     ClientProcess,
     DaemonProcess,
     Nursery,
+    RawLoad,
     expected,
     random_tensors,
     running_daemon,
@@ -145,14 +146,19 @@ def test_a_member_killed_before_the_others_came_is_counted_as_one_that_came(
 def test_a_member_that_never_comes_is_given_up_after_the_timeout(
     start_daemon: StartDaemon, member: Member, large: Checkpoint
 ) -> None:
-    daemon = start_daemon("--memory-limit", str(LIMIT), "--group-timeout", "2")
-    members = [member(daemon, 3, pause_after=0) for _ in range(2)]
-    for one in members:
-        one.hear("paused")
-        one.go()
+    """The time begins when the group has its memory. Another load has it until two members are there."""
+    daemon = start_daemon("--memory-limit", str(LIMIT), "--group-timeout", "0.1")
+    with RawLoad(daemon, large[0]) as other:
+        other.next("manifest")
+        keeps = ["its client to release what it has"]
+        wait_until(lambda: [load["waits_for"] for load in daemon.status()["loads"]] == keeps, "a full window")
+        before = daemon.read_bytes()
+        members = [member(daemon, 3) for _ in range(2)]
+        states = ["streaming", "waiting", "waiting"]
+        wait_until(lambda: [load["state"] for load in daemon.status()["loads"]] == states, "both to wait")
     for one in members:
         assert one.hear("loaded")["found"] == expected(large[1])
-    assert daemon.read_bytes() == 8 * LIMIT
+    assert daemon.read_bytes() - before == 8 * LIMIT
 
 
 def test_a_member_that_comes_after_the_timeout_is_served_by_itself(

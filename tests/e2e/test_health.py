@@ -7,13 +7,13 @@ import gc
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ import torch
 from penstock.client import StreamerClient
 
 from ..attacks.http2 import Connection, Flag, Kind, call_fields, frame
+from ..ports import free_port
 from .conftest import StartDaemon
 from .support import HERE, DaemonProcess, random_tensors, run_python, same, wait_until, write_checkpoint
 
@@ -103,13 +104,6 @@ def test_a_daemon_that_starts_is_live_and_not_ready(pipe: Pipe, socket_dir: Path
         daemon.end()
     finally:
         daemon.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(port: int, path: str) -> tuple[int, bytes] | None:
@@ -219,9 +213,14 @@ def test_readers_that_all_hang_on_one_mount_are_told_and_the_daemon_lives(
     daemon = start_daemon(*flags, program=pipe.program("readers"))
     with daemon.client() as client:
         loads = Loads(client, path, 1)
-        wait_until(lambda: daemon.status().get("hung_mounts"), "the hang to be told")
-        (hung,) = daemon.status()["hung_mounts"]
-        assert (Path(hung["mount_point"]).is_mount(), hung["threads"]) == (True, 2)
+
+        def both_hang() -> dict[str, Any] | None:
+            """One may have begun later than the other."""
+            (hung,) = daemon.status().get("hung_mounts") or [{}]
+            return hung if hung.get("threads") == 2 else None
+
+        hung = wait_until(both_hang, "both hangs to be told")
+        assert Path(hung["mount_point"]).is_mount()
         assert hung["seconds"] > 0.5
         wait_until(lambda: codes(daemon) == (200, 200), "HTTP to say that the daemon lives")
         wait_until(lambda: probe(daemon) == 0, "gRPC to say that the daemon lives")
@@ -261,8 +260,9 @@ def test_without_a_thread_for_what_can_be_read_the_daemon_hangs(
             wait_until(lambda: codes(daemon) == (200, 200), "the daemon to live while nothing else waits")
             loads = Loads(client, path, 1)
             wait_until(lambda: codes(daemon) == (503, 503), "the daemon to be known to hang")
-            assert b"no reader thread is left" in daemon.http("/healthz")[1]
-            assert stalled(daemon) == {"loop": 0, "readers": 1}
+            why = b"no reader thread is left"
+            wait_until(lambda: why in daemon.http("/healthz")[1], "HTTP to say why")
+            wait_until(lambda: stalled(daemon) == {"loop": 0, "readers": 1}, "the metrics to tell of it")
             wait_until(lambda: probe(daemon, "--live") == 1, "gRPC to tell of it")
             keep = pipe.stay_open()
             hung.join()

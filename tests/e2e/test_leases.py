@@ -140,7 +140,7 @@ def test_tensors_of_a_stopped_daemon_are_readable_beside_those_of_the_next(
     assert all(in_slabs(tensor) for tensor in held.values())
     del held
     gc.collect()
-    assert second.status()["stages"] == []
+    wait_until(lambda: second.status()["stages"] == [], "the window to be given back")
 
 
 # ---- child processes -----------------------------------------------------------------------------

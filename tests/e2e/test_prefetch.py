@@ -17,6 +17,7 @@ from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon
 from .support import (
+    DEADLINE_SECONDS,
     MIB,
     Checkpoints,
     DaemonProcess,
@@ -248,13 +249,15 @@ def test_prefetches_that_do_not_fit_together_hold_up_no_load(
 def test_a_daemon_stops_in_the_middle_of_a_prefetch(
     when: str, start_daemon: StartDaemon, write: Checkpoints, tmp_path: Path
 ) -> None:
+    flags = ("--memory-limit", "16MiB", "--grace", "600")
     if when == "between tries":
-        daemon = start_daemon("--memory-limit", "16MiB", "--prefetch", str(tmp_path / "gone.safetensors"))
+        daemon = start_daemon(*flags, "--prefetch", str(tmp_path / "gone.safetensors"))
         wait_until(lambda: " prefetch failed " in daemon.log(), "a try to fail")
     else:
         one, two = write("one", 10)[0], write("two", 10)[0]
-        daemon = start_daemon("--memory-limit", "16MiB", "--prefetch", str(one), "--prefetch", str(two))
+        daemon = start_daemon(*flags, "--prefetch", str(one), "--prefetch", str(two))
         wait_until(lambda: daemon.status()["staging"]["waiting"] == 1, "one to wait")
     daemon.process.send_signal(signal.SIGTERM)
-    assert daemon.process.wait(20) == 0  # not the 30 seconds of grace: nobody waits for a prefetch
+    # Not the grace: nobody waits for a prefetch.
+    assert daemon.process.wait(DEADLINE_SECONDS) == 0
     daemon.assert_log_clean()

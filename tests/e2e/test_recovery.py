@@ -22,9 +22,11 @@ from .support import (
     DaemonProcess,
     Nursery,
     RawLoad,
+    assert_no_shared_memory_but,
     expected,
     random_tensors,
     same,
+    shared_memory,
     wait_until,
     write_checkpoint,
 )
@@ -123,7 +125,7 @@ def test_the_members_of_a_group_all_go_on(
 def test_a_restarted_daemon_starts_empty_and_nothing_is_left_of_the_one_before(
     start_daemon: StartDaemon, large: Checkpoint
 ) -> None:
-    shared_memory = sorted(os.listdir("/dev/shm"))
+    before = shared_memory()
     first = start_daemon("--memory-limit", "64MiB")
     same(first.client().load_state_dict(large[0]).items(), large[1])
     first.client().prefetch(large[0], pin=True)
@@ -137,7 +139,7 @@ def test_a_restarted_daemon_starts_empty_and_nothing_is_left_of_the_one_before(
     assert set(status["totals"].values()) == {0}
     left = {inode for pid in processes() for inode in memfds(pid)}
     assert not left & slabs
-    assert sorted(os.listdir("/dev/shm")) == shared_memory
+    assert_no_shared_memory_but(before)
 
 
 def one_waits(daemon: DaemonProcess) -> None:

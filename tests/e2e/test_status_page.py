@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from penstock.server.config.units import parse_size, show_size
 
+from ..ports import free_port
 from .browser import Browser
 from .conftest import StartDaemon
 from .support import (
@@ -368,8 +368,7 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_too(
 ) -> None:
     """Asks less and less often meanwhile."""
     browser = start_browser()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     daemon = start_daemon("--http-address", address)
     browser.before_load(HAND_CLOCK)
     open_page(browser, daemon)

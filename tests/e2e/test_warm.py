@@ -215,8 +215,8 @@ def test_a_pin_that_was_cancelled_keeps_no_part(daemon: DaemonProcess, sharded: 
             next(answers)
             answers.cancel()
         daemon.wait_idle()
-        (stage,) = daemon.status()["stages"]
-        ready, total = stage["ready_bytes"], stage["total_bytes"]
+        for stage in daemon.status()["stages"]:  # none, if it was cancelled before it began
+            ready, total = stage["ready_bytes"], stage["total_bytes"]
     assert not stage["pinned"]
 
 

@@ -3,7 +3,6 @@ server."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from penstock.client import errors
 
 from ..e2e.conftest import StartDaemon
 from ..e2e.support import DaemonProcess, wait_until
+from ..ports import free_port
 from . import faults
 from .authority import Authority
 from .moto import MotoServer
@@ -168,7 +168,7 @@ def test_plain_http_goes_through_its_own_proxy(
 def test_a_proxy_that_does_not_answer_is_named(
     key: str, start_daemon: StartDaemon, https: FaultProxy
 ) -> None:
-    port = closed_port()
+    port = free_port()
     daemon = start(start_daemon, https.endpoint, HTTPS_PROXY=f"http://user:secretword@127.0.0.1:{port}")
     message = refused(daemon, f"s3://any/{key}", errors.SourceUnavailableError, key, f"127.0.0.1:{port}")
     assert "secretword" not in message + daemon.log()
@@ -304,7 +304,7 @@ def test_a_host_that_does_not_resolve_is_named(key: str, start_daemon: StartDaem
 
 @pytest.mark.parametrize("key", [KEY, "models/"])
 def test_a_port_on_which_nobody_listens_is_named(key: str, start_daemon: StartDaemon) -> None:
-    endpoint = f"127.0.0.1:{closed_port()}"
+    endpoint = f"127.0.0.1:{free_port()}"
     daemon = start(start_daemon, f"http://{endpoint}")
     refused(daemon, f"s3://bucket/{key}", errors.SourceUnavailableError, "bucket", key, endpoint)
 
@@ -342,9 +342,3 @@ def test_a_server_that_is_gone_in_mid_load_fails_it(
         refused(daemon, bucket.uri(KEY), errors.SourceUnavailableError, bucket.name, KEY)
     finally:
         proxy.close()
-
-
-def closed_port() -> int:
-    """One that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

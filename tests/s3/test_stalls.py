@@ -62,8 +62,9 @@ def test_a_stalled_object_holds_back_neither_files_nor_other_objects(
             client.evict(str(path))
             client.evict(bucket.uri("models/two.safetensors"))
     assert waiting.exit_code() is None
-    states = [load["state"] for load in daemon.status()["loads"]]
-    assert states == ["streaming"]
+    wait_until(
+        lambda: [load["state"] for load in daemon.status()["loads"]] == ["streaming"], "only it to stream"
+    )
 
     if fault is faults.stall:
         # What stalls is given up when storage is back, and the load ends as if nothing had been.

@@ -36,6 +36,7 @@ from penstock.server.tier.tier import Tier
 from .support import (
     ROOT,
     SLAB_BYTES,
+    ClockLoop,
     WatchedExecutor,
     close_leftovers,
     make_config,
@@ -61,6 +62,8 @@ class GatedFile:
         self.portable_version, self.listed_version = file.portable_version, file.listed_version
         self.mount, self.mount_point = file.mount, file.mount_point
         self.gate = threading.Event()
+        self.waiting = 0
+        """Reads that have come to the gate and have not passed it."""
         self.reads = 0
         self.read_bytes = 0
         self.error: BaseException | None = None
@@ -69,7 +72,10 @@ class GatedFile:
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         with self._lock:
             self.reads += 1
+            self.waiting += 1
         assert self.gate.wait(60)
+        with self._lock:
+            self.waiting -= 1
         if self.error is not None:
             raise self.error
         self._file.read_into(offset, views)
@@ -185,6 +191,18 @@ class Bench:
             writers=tier,
             on_corrupt=lambda error: self.told.append((self.staging, error)),
         )
+
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, ClockLoop):
+            loop.stand_still_while(self._threads_work)
+
+    def _threads_work(self) -> bool:
+        """Slabs are being made, or blocks are read or could be read now. A read at a closed gate waits for
+        the test."""
+        at_gates = sum(file.waiting for file in self.gates if not file.gate.is_set())
+        if self.workers.under_way or self.readers.busy > at_gates:
+            return True
+        return self.readers.idle_since() is not None
 
     def _spare(self) -> int:
         try:

@@ -22,20 +22,25 @@ def machine(
     files: Mapping[str, str | int] = MappingProxyType({}),
 ) -> Path:
     """What a machine with 16 GiB says in its /proc and /sys; written anew when called again."""
-    (root / "proc/self").mkdir(parents=True, exist_ok=True)
-    (root / "proc/self/cgroup").write_text(cgroup)
-    (root / "proc/self/status").write_text(
-        f"Name:\tpenstockd\nVmRSS:\t1 kB\nRssAnon:\t  0 kB\nRssShmem:\t{shm >> 10} kB\nThreads:\t3\n"
+    _write(root / "proc/self/cgroup", cgroup)
+    _write(
+        root / "proc/self/status",
+        f"Name:\tpenstockd\nVmRSS:\t1 kB\nRssAnon:\t  0 kB\nRssShmem:\t{shm >> 10} kB\nThreads:\t3\n",
     )
-    (root / "proc/pressure").mkdir(exist_ok=True)
-    (root / "proc/pressure/memory").write_text(PRESSURE.format(stalled_percent))
+    _write(root / "proc/pressure/memory", PRESSURE.format(stalled_percent))
     meminfo = f"MemTotal: {16 << 20} kB\nMemAvailable: {available >> 10} kB\nHuge: 0\n"
-    (root / "proc/meminfo").write_text(meminfo)
+    _write(root / "proc/meminfo", meminfo)
     for name, content in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
+        _write(root / "sys/fs/cgroup" / name, f"{content}\n")
     return root
+
+
+def _write(path: Path, content: str) -> None:
+    """At once: a thread may be reading it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(content)
+    beside.replace(path)
 
 
 def v2(limit: int, used: int, cached: int = 0) -> dict[str, str | int]:

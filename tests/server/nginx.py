@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..ports import free_port
 from .support import until_true
 
 _CONFIGURATION = """
@@ -41,8 +42,7 @@ http {{
 @contextlib.contextmanager
 def nginx(program: str, files: Path, state: Path, locations: str = "") -> Iterator[int]:
     """Serves until the context ends; gives its port. `locations` are more of its configuration."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     configuration = state / "nginx.conf"
     configuration.write_text(_CONFIGURATION.format(state=state, files=files, port=port, locations=locations))
     with (state / "stderr").open("wb") as stderr:

@@ -201,15 +201,25 @@ class WatchedExecutor(Executor):
         self._executor = ThreadPoolExecutor(threads)
         self._lock = threading.Lock()
         self.most_slabs = 0
+        self.under_way = 0
+        """Calls that have not ended."""
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        return self._executor.submit(self._watched, functools.partial(call, *args, **kwargs))
+        future = self._executor.submit(self._watched, functools.partial(call, *args, **kwargs))
+        with self._lock:
+            self.under_way += 1
+        future.add_done_callback(self._ended)
+        return future
 
     def of(self, uid: int) -> Executor:
         return self
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+    def _ended(self, _: object) -> None:
+        with self._lock:
+            self.under_way -= 1
 
     def _watched(self, call: Callable[[], _T]) -> _T:
         try:
@@ -219,23 +229,39 @@ class WatchedExecutor(Executor):
                 self.most_slabs = max(self.most_slabs, open_slabs())
 
 
+_LOOK_SECONDS = 0.0005
+
+
 class _IdleWaits(selectors.DefaultSelector):
     """Counts the seconds that a loop waited for a timer, and for nothing else to happen before it."""
 
-    seconds = 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.at_work: list[Callable[[], bool]] = []
+        """Whether threads are at work, for whom the loop waits."""
+        self.looking: list[asyncio.Future[None]] = []
+        """Who wants to look again soon."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        looking, self.looking = self.looking, []
+        if looking:
+            timeout = _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
         events = super().select(timeout)
-        if not events and timeout:
+        if not events and timeout and not any(works() for works in self.at_work):
             self.seconds += timeout
+        for one in looking:
+            if not one.done():
+                one.set_result(None)
         return events
 
 
 class ClockLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock a test can set forward, so that it need not wait for timeouts.
 
-    By itself the clock goes on only while the loop idles until a timer: a machine that lets this process
-    stand still for seconds brings no timeout nearer.
+    By itself the clock goes on only while the loop idles until a timer, and no threads work of which it was
+    told: a machine that lets this process, its threads or its disk stand still for seconds brings no timeout
+    nearer.
     """
 
     def __init__(self) -> None:
@@ -248,6 +274,19 @@ class ClockLoop(asyncio.SelectorEventLoop):
 
     def advance(self, seconds: float) -> None:
         self._ahead_seconds += seconds
+
+    def stand_still_while(self, threads_work: Callable[[], bool]) -> None:
+        self._idle.at_work.append(threads_work)
+
+    @property
+    def threads_work(self) -> bool:
+        return any(works() for works in self._idle.at_work)
+
+    async def look_again(self) -> None:
+        """Returns after a moment that needs no clock."""
+        looking = self.create_future()
+        self._idle.looking.append(looking)
+        await looking
 
 
 def advance(seconds: float) -> None:
@@ -293,5 +332,6 @@ async def turns(count: int = 20) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     """Turns the loop until the condition holds; the test's own timeout is the bound."""
-    while not condition():  # noqa: ASYNC110  # what is awaited has no event to wait for
-        await asyncio.sleep(0.0005)
+    loop = asyncio.get_running_loop()
+    while not condition():
+        await (loop.look_again() if isinstance(loop, ClockLoop) else asyncio.sleep(_LOOK_SECONDS))

@@ -8,7 +8,6 @@ import http.client
 import importlib.util
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import boto3
 import pytest
 
 from ..e2e.support import wait_until
+from ..ports import free_port
 from ..s3.authority import Authority
 from ..s3.proxy import Answer, Exchange, FaultProxy
 
@@ -133,20 +133,6 @@ def conditional(server: Server) -> Iterator[Server]:
     proxy.on(lambda request: "x-goog-if-generation-match" in request.headers, condition, times=None)
     with contextlib.closing(proxy):
         yield Server(proxy.port)
-
-
-def free_port(*, beside: int = 0) -> int:
-    """One that nobody has; nor, if asked for, the one so far above."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port: int = probe.getsockname()[1]
-        if not beside:
-            return port
-        port = port % 20_000 + 20_000
-        with contextlib.suppress(OSError):
-            for number in (port, port + beside):
-                socket.create_server(("127.0.0.1", number)).close()
-            return port
 
 
 @contextlib.contextmanager

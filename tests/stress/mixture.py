@@ -24,7 +24,7 @@ import grpc
 from penstock.client.ring.rpc import Session
 from penstock.v1 import streamer_pb2 as pb
 
-from ..e2e.support import DaemonProcess, wait_until
+from ..e2e.support import DaemonProcess, assert_no_shared_memory_but, shared_memory, wait_until
 from . import checkpoints, plans
 from .fleet import Fleet, WorkerProcess
 from .model import File, Limits, Situation, Span
@@ -53,7 +53,7 @@ class Mixture:
         self._daemons = daemons
         self._files: dict[str, File] = {}
         self._write_files()
-        self._shm = sorted(os.listdir("/dev/shm"))
+        self._shared_memory = shared_memory()
         self._daemon = self._start_daemon()
         self._session: Session | None = None
         staging = self._daemon.status()["staging"]
@@ -329,7 +329,7 @@ class Mixture:
         assert status["staging"]["warm_bytes"] == 0, status
         assert status["readers"]["busy"] == 0, status
         wait_until(self._rests, f"the daemon's descriptors to be what they were; now {self._daemon.fds()}")
-        assert sorted(os.listdir("/dev/shm")) == self._shm
+        assert_no_shared_memory_but(self._shared_memory)
         assert self._daemon.terminate() == 0, self._daemon.log()
         self._daemon.assert_log_clean()
 

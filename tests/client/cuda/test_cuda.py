@@ -198,6 +198,7 @@ def test_closing_from_another_thread_ends_a_waiting_loop(
     load = StreamerClient(daemon.socket_dir).load("/x", device="cuda:0")
     with daemon.when_stalled(load.close), pytest.raises(LoadClosedError):
         list(load)
+    gc.collect()  # the error's traceback has the tensors
     daemon.await_leases_closed()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ...e2e.support import DaemonProcess
+from ...ports import free_port
 from .agreed import ENVIRONMENT, PROMPTS, TOKENS
 from .conftest import PATIENCE_SECONDS, Engines, auto
 
@@ -28,9 +28,7 @@ class Server:
 
     def __init__(self, log: Path, model: Path | str, *flags: str, **variables: str) -> None:
         self._log = log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._url = f"http://127.0.0.1:{port}"
         self._command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model), *flags]
         self._command += [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.server.edge import frame_filter
 from penstock.server.edge import gate as gates
 from penstock.server.edge.frame_filter import CONTROL_AT_ONCE, MAX_CONTINUATIONS, MAX_HEADER_BLOCK_BYTES
 from penstock.server.edge.gate import CONNECTION_BYTES, Gate
@@ -558,6 +559,13 @@ async def test_a_connection_whose_calls_are_never_taken_ends_after_a_while(behin
 
 # ---- floods --------------------------------------------------------------------------------------
 
+
+@pytest.fixture
+def no_second_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that stands still for a second would let another second's frames pass."""
+    monkeypatch.setattr(frame_filter, "CONTROL_PER_SECOND", 1e-6)
+
+
 FLOODS = {
     "PING": ping(),
     "SETTINGS": settings({4: 70000}),
@@ -569,6 +577,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.usefixtures("no_second_passes")
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_frames_without_use_end_the_connection_when_they_are_too_many(
     kind: str, behind: Behind
@@ -592,6 +601,7 @@ async def test_frames_without_use_end_the_connection_when_they_are_too_many(
     assert behind.closed == {"flood": 1}
 
 
+@pytest.mark.usefixtures("no_second_passes")
 @pytest.mark.parametrize("flags", [0, Flag.END_STREAM])
 async def test_empty_data_counts_as_a_flood_when_its_call_has_ended(flags: int, behind: Behind) -> None:
     """As that of a call without a token does at once."""
@@ -611,6 +621,7 @@ async def test_empty_data_counts_as_a_flood_when_its_call_has_ended(flags: int, 
     assert behind.closed == {"flood": 1}
 
 
+@pytest.mark.usefixtures("no_second_passes")
 async def test_a_flood_is_told_why_it_ends(behind: Behind) -> None:
     client, server = await behind.pair()
     taking = asyncio.ensure_future(server.reader.read(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from penstock.server.loads.request import LoadContext
 from penstock.server.system.fair import FairExecutor
 
 from ..bench import Bench, running
+from ..support import ClockLoop
 
 
 @asynccontextmanager
@@ -17,6 +19,9 @@ async def load_context(**config: Any) -> AsyncIterator[tuple[Bench, LoadContext]
     """A buffer, as `running` makes it, and what loads work with."""
     async with running(**config) as bench:
         threads = FairExecutor(4, "test")
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, ClockLoop):
+            loop.stand_still_while(lambda: not threads.idle)
         yield (
             bench,
             LoadContext(

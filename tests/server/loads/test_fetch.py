@@ -39,7 +39,7 @@ from penstock.server.system.counts import Totals
 from penstock.server.system.fair import FairExecutor
 from penstock.server.system.quota import Quota
 
-from ..support import ROOT, advance, on_clock_loop, open_fds, turns, wait_for_tick
+from ..support import ROOT, advance, on_clock_loop, open_fds, turns, until, wait_for_tick
 from .test_admission import Client
 
 UID = 70001
@@ -79,6 +79,8 @@ class Watched(FileSource):
 @dataclass
 class Bench:
     source: Watched
+    threads: FairExecutor
+    """Those that open and read files. What they do is waited for at the end."""
     context: FetchContext
     totals: Totals
 
@@ -98,13 +100,14 @@ async def running(**changes: Any) -> AsyncIterator[Bench]:
         [source], lambda _, uid: resolvers.of(uid), totals, Budget(8 << 20), Quota(4096), Quota(32 << 20)
     )
     context = replace(context, **changes)
-    yield Bench(source, context, totals)
+    yield Bench(source, threads, context, totals)
     source.gate.set()
     while not (threads.idle and resolvers.idle):  # closed by the threads that come back
         await turns(1)
-    await turns()
-    assert set(open_fds()) <= before | set(list(open_fds())[-1:])
-    assert (context.descriptors.used, context.buffers.used, context.memory.used_bytes) == (0, 0, 0)
+    await until(lambda: set(open_fds()) <= before | set(list(open_fds())[-1:]))
+    await until(
+        lambda: (context.descriptors.used, context.buffers.used, context.memory.used_bytes) == (0, 0, 0)
+    )
     threads.shutdown()
     resolvers.shutdown()
 
@@ -190,7 +193,7 @@ async def test_where_lists_tell_no_versions_the_open_files_do(top: Path) -> None
                 yield replace(listed, version="")
 
     async with running() as bench:
-        silent = Silent(FairExecutor(64, "test"))
+        silent = Silent(bench.threads)
         context = replace(bench.context, sources=[silent])
         first, second = Client(), Client()
         await Fetch(FetchRequest(str(top), Choice((), ())), first, ROOT, context).run(first.hear)

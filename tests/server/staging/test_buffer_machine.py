@@ -412,7 +412,7 @@ class StagingMachine(RuleBasedStateMachine):
         calm = 0
         while calm < 20:
             calm = calm + 1 if self._at_rest() else 0
-            await asyncio.sleep(0 if calm else 0.0005)
+            await (asyncio.sleep(0) if calm else self.loop.look_again())
         self._assert_served_in_order()
         if not self.stands_still:
             self._assert_the_first_waits_for_memory()

@@ -152,8 +152,6 @@ def test_nothing_of_a_call_is_kept_once_it_ended(executor: FairExecutor) -> None
         future = executor.submit(GREEDY, fails, argument)
         assert isinstance(future.exception(PATIENCE_SECONDS), LookupError)
         del future, argument
-        executor.submit(GREEDY, int).result(PATIENCE_SECONDS)
-        executor.submit(GREEDY, int).result(PATIENCE_SECONDS)
-        assert gone() is None
+        until_true(lambda: gone() is None)  # the thread lets go of it a moment after the future is done
     finally:
         gc.enable()

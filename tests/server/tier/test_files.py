@@ -172,7 +172,8 @@ def test_bytes_that_were_read_after_a_write_are_not_kept_as_the_version_before(
 def test_a_file_that_was_written_a_moment_ago_is_read_and_not_kept(tier: Tier, path: Path) -> None:
     """Another write within one step of the file system's clock would not give it another version."""
     with ThreadPoolExecutor(1) as workers:
-        file = opened(FileSource(lambda path, uid: workers), tier, path)
+        just_now = FileContext(settled_seconds=3600)
+        file = opened(FileSource(lambda path, uid: workers, just_now), tier, path)
         keep(file, tier)
         assert file.keep() is None
         assert tier.counts["written_bytes"] == 0

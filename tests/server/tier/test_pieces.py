@@ -16,7 +16,7 @@ RANGES = st.tuples(st.integers(0, SIZE - 1), st.integers(1, SIZE)).map(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=500)
 @given(st.lists(st.tuples(st.booleans(), RANGES), max_size=12))
 def test_the_last_block_that_was_added_has_each_byte_that_was_not_removed_since(
     steps: list[tuple[bool, tuple[int, int]]],

@@ -64,7 +64,7 @@ def test_of_a_part_only_whole_records_count() -> None:
         assert (log.blocks, log.size_bytes) == (BLOCKS[:whole], ends[whole])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(derandomize=True, database=None, deadline=None, max_examples=300)
 @given(st.data())
 def test_with_a_rotten_bit_only_what_stands_before_it_counts(data: st.DataObject) -> None:
     good = encoded(BLOCKS)

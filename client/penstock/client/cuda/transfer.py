@@ -98,6 +98,7 @@ def run_ahead(transfer: Transfer, take_next: Next) -> Iterator[tuple[str, torch.
                 raise failure
     finally:
         failure = waiting = None  # its traceback refers to this frame, and further up to the mapping
+        transfer.forget()
 
 
 class Releases:
@@ -129,7 +130,7 @@ class _Expected:
 
 
 class Transfer:
-    """The copies of one load. One thread calls `submit` and `deliver`; any thread may close it.
+    """The copies of one load. One thread calls `submit`, `deliver` and `forget`; any thread may close it.
 
     At most `pinned_bytes` are pinned.
     """
@@ -200,6 +201,11 @@ class Transfer:
                 del tensor  # or it would live on while the next one is made
         finally:
             self._submitted_bytes -= submission.size_bytes
+
+    def forget(self) -> None:
+        """Drops what is not delivered. Where the transfer was closed while a batch waited for a buffer, the
+        error of that batch refers to its tensors, and they keep the mapping."""
+        self._submissions.clear()
 
     def close(self) -> None:
         """Ends copying without waiting for the threads. May be called again."""

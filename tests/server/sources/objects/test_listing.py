@@ -178,10 +178,10 @@ def assert_a_list_ends_with(source: S3Source, met: threading.Event) -> None:
     """With the daemon, which stops when the server has been `met`."""
     with ThreadPoolExecutor(1) as pool:
         listing = pool.submit(source.list, "s3://bucket/m/", ROOT)
-        assert met.wait(20)
+        assert met.wait(60)
         source.stop()
         with pytest.raises(ShuttingDownError):
-            listing.result(20)
+            listing.result(60)
 
 
 def test_a_list_that_trickles_ends_with_the_daemon(server: ObjectServer, sources: Sources) -> None:

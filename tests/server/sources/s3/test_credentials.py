@@ -14,6 +14,7 @@ from penstock.server.errors import (
 )
 from penstock.server.sources.s3 import account
 
+from ....ports import free_port
 from ...objects import Asked, ObjectServer
 from ...support import ROOT
 from ..hooks import (
@@ -119,8 +120,7 @@ def test_a_password_in_the_endpoint_is_told_to_nobody(
         return resolve(host, *more, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", know_no_name)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        closed = f"127.0.0.1:{probe.getsockname()[1]}"
+    closed = f"127.0.0.1:{free_port()}"
     for endpoint, said in {
         f"http://user:secretword@{closed}": closed,
         "http://user:secretword@not a host": "not a host",
