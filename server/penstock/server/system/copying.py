@@ -1,16 +1,9 @@
-"""Pieces of memory, and copying between them without the interpreter's lock."""
+"""Copying between pieces of memory without the interpreter's lock."""
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
-
-
-def populated(size_bytes: int) -> memoryview:
-    """Memory at whole pages, of which none is fresh any more. Raises OSError if there is none."""
-    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    return memoryview(mmap.mmap(-1, size_bytes, flags=flags))
 
 
 def _address(view: memoryview) -> int:

@@ -43,7 +43,6 @@ def open_tier(path: Path, limit_bytes: int) -> Tier | None:
         directory = Directory(path)
         try:
             tier = Tier(directory, limit_bytes)
-            tier.threads.prepare()
         except BaseException:
             directory.close()
             raise

@@ -4,14 +4,12 @@ waiting for it: they read from the store instead."""
 from __future__ import annotations
 
 import mmap
-import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
 from typing import TypeVar
 
-from ..system.copying import populated
 from ..system.fair import FairExecutor
 
 _T = TypeVar("_T")
@@ -55,14 +53,6 @@ class DiskThreads:
         self._began: dict[int, float] = {}
         """By thread, when the call began that it is in."""
         self._own = threading.local()
-        self._buffers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        """Those that no thread has yet."""
-
-    def prepare(self) -> None:
-        """Makes the memory that they read into: fresh pages take longer than a disk, and the first load would
-        wait for them. Call it before all else. Raises OSError."""
-        for _ in range(READERS):
-            self._buffers.put(populated(READ_BYTES))
 
     @property
     def hang(self) -> bool:
@@ -94,10 +84,7 @@ class DiskThreads:
     def buffer(self) -> memoryview:
         """Of the thread that asks, which is one of these: `READ_BYTES` at whole pages."""
         if not hasattr(self._own, "buffer"):
-            try:
-                self._own.buffer = self._buffers.get_nowait()
-            except queue.Empty:
-                self._own.buffer = memoryview(mmap.mmap(-1, READ_BYTES))
+            self._own.buffer = memoryview(mmap.mmap(-1, READ_BYTES))
         buffer: memoryview = self._own.buffer
         return buffer
 
