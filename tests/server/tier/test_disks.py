@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,9 +17,8 @@ from penstock.server.sources import Access, Source
 from penstock.server.sources.checksums import Checksum
 from penstock.server.tier.directory import BLOCKS, Directory
 from penstock.server.tier.opening import open_tier
-from penstock.server.tier.records import PAGE_BYTES, Identity
+from penstock.server.tier.records import Identity
 from penstock.server.tier.source import TieredFile, TieredSource
-from penstock.server.tier.threads import Ticket
 from penstock.server.tier.tier import Tier
 
 from ...attacks.fuse import FuseFileSystem
@@ -151,20 +149,6 @@ def test_a_disk_that_becomes_read_only_turns_the_tier_off(small: Path, mount: Mo
         assert second.keep(tier) == 0
         assert tier.off_because == os.strerror(errno.EROFS)
         assert first.kept(tier) == MIB
-
-
-def test_the_first_load_does_not_wait_for_fresh_memory(tmp_path: Path) -> None:
-    tier = open_tier(tmp_path / "tier", MIB)
-    assert tier is not None
-
-    def faults(_: Ticket) -> int:
-        buffer, before = tier.threads.buffer(), resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-        for at in range(0, len(buffer), PAGE_BYTES):
-            buffer[at] = 1
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
-
-    assert tier.threads.call(0, faults) < 4 * MIB // PAGE_BYTES // 8
-    tier.close()
 
 
 def test_on_a_read_only_disk_there_is_no_tier(
