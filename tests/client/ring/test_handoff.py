@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import resource
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,9 +54,8 @@ def test_connects_over_a_real_listener_and_takes_the_token(socket_dir: Path) -> 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(os.fspath(socket_dir / "handoff.sock"))
         listener.listen()
-        # The packet waits in the socket: connecting does not need the daemon to run.
-        import threading
 
+        # The packet waits in the socket: connecting does not need the daemon to run.
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
@@ -68,6 +70,43 @@ def test_connects_over_a_real_listener_and_takes_the_token(socket_dir: Path) -> 
         handoff.close()
         server.join(30)
         assert not server.is_alive()
+
+
+def test_where_many_connections_wait_to_be_accepted_it_waits_too(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, connects = os.fspath(socket_dir / "handoff.sock"), threading.Event()
+
+    class Watched(socket.socket):
+        def connect(self, address: str) -> None:  # type: ignore[override]
+            connects.set()
+            super().connect(address)
+
+    def packets(kind: type[socket.socket] = socket.socket) -> socket.socket:
+        return stack.enter_context(kind(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+        listener, crowd, one_more = packets(), packets(), packets()
+        listener.bind(path)
+        listener.listen(0)
+        crowd.connect(path)
+        one_more.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            one_more.connect(path)
+        monkeypatch.setattr("penstock.client.ring.handoff.socket.socket", Watched)
+        connecting = pool.submit(Handoff.connect, socket_dir)
+        assert connects.wait(60)
+        thread = Path(f"/proc/self/task/{next(iter(pool._threads)).native_id}/stat")
+        while thread.read_text().rpartition(")")[2].split()[0] != "S" and not connecting.done():
+            pass
+        assert not connecting.done(), connecting.exception()
+        monkeypatch.undo()
+        for token in ("crowd", "secret"):
+            accepted = stack.enter_context(listener.accept()[0])
+            send_frame(accepted, pb.HandoffFrame(hello=pb.HandoffHello(token=token)))
+        handoff = connecting.result(60)
+        assert handoff.token == "secret"
+        handoff.close()
 
 
 def test_no_daemon_says_where_it_looked_and_how_to_start_one(socket_dir: Path) -> None:

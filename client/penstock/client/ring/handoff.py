@@ -14,6 +14,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ MAX_PACKET_FDS = 253
 _MAX_FRAME_BYTES = 64 * 1024
 # Everything awaited here was sent before the daemon announced it. More than a moment means that it hangs.
 TIMEOUT_SECONDS = 30.0
+_SEND_TIMEOUT = struct.pack("ll", int(TIMEOUT_SECONDS), 0)
 
 
 class Handoff:
@@ -73,7 +75,9 @@ class Handoff:
         path = socket_path(socket_dir, "handoff.sock")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            connection.settimeout(TIMEOUT_SECONDS)
+            # With a timeout of Python's own it would fail at once while more connections wait to be accepted
+            # than the kernel keeps. This one is the kernel's, which waits.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
             connection.connect(path)
         except OSError as error:
             connection.close()
