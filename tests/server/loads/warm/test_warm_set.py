@@ -489,11 +489,8 @@ async def test_an_entry_without_memory_passes_to_the_local_disk_once(
             )
             keeper = warm.keeper
 
-            def settled() -> bool:
-                advance(0.1)
-                return warm.states == {"large": "warm", "disk": state} and bool(keeper("disk")._copied)
-
-            await until(settled)
+            await warm.until_states(large="warm", disk=state)
+            await until(lambda: keeper("disk")._copied and len(warm.bench.staging.entries) == 1)
             size_bytes = disk.stat().st_size
             assert (tier.counts["written_bytes"] >= size_bytes) is (state == "on_disk")
             assert len(warm.bench.staging.entries) == 1
