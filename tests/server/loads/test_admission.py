@@ -13,7 +13,12 @@ import pytest
 
 from penstock.server.checkpoint.catalog import NO_WISH, Catalog
 from penstock.server.checkpoint.files import Checkpoint
-from penstock.server.errors import InvalidRequestError, PenstockError, SessionRequiredError
+from penstock.server.errors import (
+    CheckpointCorruptError,
+    InvalidRequestError,
+    PenstockError,
+    SessionRequiredError,
+)
 from penstock.server.loads.admission import WAITS_FOR_CHOICE
 from penstock.server.loads.load import Load
 from penstock.server.loads.prefetch import Prefetch
@@ -21,6 +26,7 @@ from penstock.server.loads.request import Listing, LoadContext, Request
 from penstock.server.loads.selecting import CHOICE_SECONDS
 from penstock.server.sources import Access
 from penstock.server.sources.verification import Wish
+from penstock.server.staging.reading.verifying import Verifier
 from penstock.server.system.failure import NoThreadError
 from penstock.server.system.fair import FairExecutor
 
@@ -230,3 +236,18 @@ async def test_a_load_of_all_tensors_does_not_wait_while_others_names_are_looked
         finally:
             go_on.set()
             selector.shutdown()
+
+
+@on_clock_loop
+async def test_a_header_that_arrived_in_two_ways_is_forgotten_before_its_load_hears_of_it(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with load_context() as (_, context):
+        forgotten: list[CheckpointCorruptError] = []
+        error = CheckpointCorruptError("its header arrived in two ways; load it again")
+        monkeypatch.setattr(Verifier, "damaged_header", lambda self, checkpoint: error)
+        client = Client()
+        one = load(client, dataclasses.replace(context, on_corrupt=forgotten.append), make("a", 2))
+        with pytest.raises(CheckpointCorruptError):
+            await one.run(client.hear)
+        assert forgotten == [error]

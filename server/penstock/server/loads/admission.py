@@ -119,6 +119,7 @@ class Admission:
         assert entry.verifier is not None
         damaged = entry.verifier.damaged_header(checkpoint)
         if damaged is not None:
+            self._context.on_corrupt(damaged)
             raise damaged
         return checkpoint, selection, entry
 

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from ..errors import (
     AccessDeniedError,
-    CheckpointCorruptError,
     PenstockError,
     SessionRequiredError,
     ShuttingDownError,
@@ -163,8 +162,6 @@ class Control:
             raise
         except Exception as caught:
             error = failure.explain(caught, f"{load.kind} {load.id}")
-            if isinstance(error, CheckpointCorruptError):
-                self._context.on_corrupt(error)  # of a header; of its segments the entry has told
             outcome, result = error.reason, "failed"
             self.refused(error, load.caller, load.id, load.request.sources)
             try:
