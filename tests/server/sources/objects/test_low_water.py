@@ -12,7 +12,7 @@ import pytest
 from tests.s3.authority import Authority
 
 from penstock.server.sources.objects.connection import Connections
-from penstock.server.sources.objects.exchange import LOW_WATER_BYTES, Encrypted, Plain
+from penstock.server.sources.objects.exchange import LOW_WATER_BYTES, Watermarked
 
 BODY = bytes(range(251)) * ((4 << 20) // 251)
 PATIENCE_SECONDS = 60
@@ -110,7 +110,7 @@ def test_bytes_of_a_sender_that_waits_are_read_as_far_as_they_came(
             for number, event in enumerate(reached, 1):
                 if len(BODY) - len(view) >= number * some:
                     event.set()
-        assert isinstance(exchange.connection, (Plain, Encrypted))
+        assert isinstance(exchange.connection, Watermarked)
         assert exchange.connection.low_water_bytes == 1, "it would wait so long each time"
         connections.close()
     assert found == BODY

@@ -41,18 +41,20 @@ _TURN = struct.pack("ll", 0, int(TURN_SECONDS * 1e6))
 _decrypting = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
 
 
-class Plain(http.client.HTTPConnection):
+class Watermarked:
+    """A connection whose reader need not be woken for each packet."""
+
+    low_water_bytes = LOW_WATER_BYTES
+    """From how many bytes on a thread that waits for a body is woken; 1 once the connection was slow. They
+    are encrypted ones with TLS."""
+
+
+class Plain(Watermarked, http.client.HTTPConnection):
     """A connection without TLS and without a proxy."""
 
-    low_water_bytes = LOW_WATER_BYTES
-    """From how many bytes on a thread that waits for a body is woken; 1 once the connection was slow."""
 
-
-class Encrypted(http.client.HTTPSConnection):
+class Encrypted(Watermarked, http.client.HTTPSConnection):
     """A connection with TLS, perhaps through a proxy's tunnel."""
-
-    low_water_bytes = LOW_WATER_BYTES
-    """As `Plain` has it. The bytes are encrypted ones."""
 
 
 class Exchange:
@@ -108,7 +110,7 @@ class Exchange:
         """Reads some bytes of the body, which is in the socket as far as it has come."""
         connection, left_bytes = self.connection, self._left or 0
         low_water_bytes = 1
-        if isinstance(connection, (Plain, Encrypted)) and left_bytes > 2 * LOW_WATER_BYTES:
+        if isinstance(connection, Watermarked) and left_bytes > 2 * LOW_WATER_BYTES:
             low_water_bytes = connection.low_water_bytes
             view = view[: left_bytes - low_water_bytes]  # or the kernel would wait for more than still comes
         if isinstance(sock, ssl.SSLSocket):
@@ -116,7 +118,7 @@ class Exchange:
         else:
             count = _receive(sock, view, low_water_bytes)
             slow = count < min(len(view), SLOW_TURN_BYTES)
-        if slow and isinstance(connection, (Plain, Encrypted)):
+        if slow and isinstance(connection, Watermarked):
             connection.low_water_bytes = 1
         return count
 
