@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .version import Version
+from .writing import WriterThreads
 
 
 class Holding(Protocol):
     """The tier, as its holds need it."""
 
     off_because: str
+
+    @property
+    def writers(self) -> WriterThreads: ...
 
     def take(self, version: Version) -> None:
         """One more use of it."""
@@ -21,20 +25,6 @@ class Holding(Protocol):
         """One use less."""
 
     def pin(self, version: Version, step: int) -> None: ...
-
-    def write(
-        self,
-        version: Version,
-        start: int,
-        end: int,
-        views: Sequence[memoryview],
-        copied: Callable[[], object],
-        done: Callable[[], object],
-    ) -> None:
-        """Begins to write what `Version.missing` gave."""
-
-    def write_copy(self, version: Version, start: int, views: Sequence[memoryview]) -> None:
-        """The same for bytes that are gone when this returns, unless too many wait already."""
 
 
 class Hold:
@@ -67,11 +57,11 @@ class Hold:
         copied: Callable[[], object],
         done: Callable[[], object],
     ) -> None:
-        self._tier.write(self.version, start, end, views, copied, done)
+        self._tier.writers.write(self.version, start, end, views, copied, done)
 
     def write_copy(self, start: int, views: Sequence[memoryview]) -> None:
         """Keeps bytes that the caller needs back at once, unless too many wait already."""
-        self._tier.write_copy(self.version, start, views)
+        self._tier.writers.write_copy(self.version, start, views)
 
     def pin(self, pinned: bool) -> None:
         with self._lock:

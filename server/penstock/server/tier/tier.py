@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from ..system.counts import TIER_COUNTS
@@ -40,7 +40,7 @@ class Tier:
         self._directory = directory
         self._lock = threading.Lock()
         self._versions = Versions(directory, limit_bytes, on_evicted=lambda: self.count("evictions", 1))
-        self._writers = WriterThreads(self)
+        self.writers = WriterThreads(self)
         self.off_because = ""
         """Why nothing is written any more; empty while all is well."""
 
@@ -60,15 +60,15 @@ class Tier:
     @property
     def writes(self) -> int:
         """How many wait or are under way."""
-        return self._writers.writes
+        return self.writers.writes
 
     @property
     def waiting_bytes(self) -> int:
         """Copies of bytes that wait to be written."""
-        return self._writers.waiting_bytes
+        return self.writers.waiting_bytes
 
     def call_when_free(self, call: Callable[[], object]) -> None:
-        self._writers.when_free = call
+        self.writers.when_free = call
 
     def count(self, what: str, amount: int) -> None:
         with self._lock:
@@ -144,7 +144,7 @@ class Tier:
 
     def stop(self) -> None:
         """Begins nothing more. Does not wait: a disk may hang."""
-        self._writers.shutdown()
+        self.writers.shutdown()
         self.threads.shutdown()
 
     def close(self) -> None:
@@ -163,20 +163,6 @@ class Tier:
 
     def pin(self, version: Version, step: int) -> None:
         self._versions.pin(version, step)
-
-    def write(
-        self,
-        version: Version,
-        start: int,
-        end: int,
-        views: Sequence[memoryview],
-        copied: Callable[[], object],
-        done: Callable[[], object],
-    ) -> None:
-        self._writers.write(version, start, end, views, copied, done)
-
-    def write_copy(self, version: Version, start: int, views: Sequence[memoryview]) -> None:
-        self._writers.write_copy(version, start, views)
 
     # ---- for writers ----------------------------------------------------------------------------
 
@@ -225,4 +211,4 @@ class Tier:
                 return
             self._versions.removed(version)
 
-        self._writers.call(run)
+        self.writers.call(run)
