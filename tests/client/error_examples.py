@@ -56,11 +56,13 @@ Act = Callable[[], object]
 
 
 @contextmanager
-def fake(tensors: list[FakeTensor] = TENSORS, **behaviour: Any) -> Iterator[StreamerClient]:
+def fake(
+    tensors: list[FakeTensor] = TENSORS, *, reconnect_timeout: float = 30, **behaviour: Any
+) -> Iterator[StreamerClient]:
     with tempfile.TemporaryDirectory(prefix="pst-") as directory:
         daemon = FakeDaemon(Path(directory), tensors, Behaviour(**behaviour))
         try:
-            yield StreamerClient(directory, reconnect_timeout=30)
+            yield StreamerClient(directory, reconnect_timeout=reconnect_timeout)
         finally:
             daemon.stop()
 
@@ -355,7 +357,9 @@ def bar_without_tqdm() -> object:
 
 
 def refused(status: grpc.StatusCode) -> Act:
-    return on_fake(lambda client: client.load("/x"), refuse_load=(status, "", "its words"))
+    return on_fake(
+        lambda client: client.load("/x"), reconnect_timeout=0, refuse_load=(status, "", "its words")
+    )
 
 
 def unreached(make: Callable[[Path], object]) -> Act:
@@ -421,7 +425,8 @@ EXAMPLES = [
     Example("forbidden directory", lambda: errors.unreachable("/run/x", PermissionError()), NO_DAEMON, "this user may not enter", START),
     Example("other trouble", lambda: errors.unreachable("/run/x", OSError(5, "it broke")), NO_DAEMON, "it broke", START),
     Example("call failed", lambda: errors.from_rpc(grpc.RpcError("no call"), where="/run/x"), "the call to the daemon in /run/x", "failed", "try again"),
-    Example("went away", refused(grpc.StatusCode.UNAVAILABLE), "the daemon in", "went away (its words)", LOG),
+    Example("went away", on_fake(lambda client: client.load("/x"), reconnect_timeout=0, die_queued=1), "the daemon in", "went away (Socket closed)", LOG),
+    Example("no connection", refused(grpc.StatusCode.UNAVAILABLE), "the daemon in", "does not take this connection", "close clients that are not in use"),
     Example("no answer", refused(grpc.StatusCode.DEADLINE_EXCEEDED), "the daemon in", "does not answer", "see `penstock health --live`"),
     Example("unknown call", refused(grpc.StatusCode.UNIMPLEMENTED), "the daemon in", "does not know this call", "upgrade the older of the two"),
     Example("unknown status", refused(grpc.StatusCode.INTERNAL), "the daemon in", "answered INTERNAL", "see its log"),

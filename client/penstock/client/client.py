@@ -349,8 +349,7 @@ class StreamerClient:
         from .operations import evict
 
         request = requests.evict(source)
-        with self._calls.session() as session:
-            return evict(session, request)
+        return self._calls.persist(lambda session, bar: evict(session, request))
 
     def status(self) -> dict[str, Any]:
         """The daemon's state: GetStatusResponse as dicts, lists, numbers and strings.
@@ -360,8 +359,7 @@ class StreamerClient:
         """
         from .operations import status
 
-        with self._calls.session() as session:
-            return status(session)
+        return self._calls.persist(lambda session, bar: status(session))
 
     def close(self) -> None:
         """Ends the loads that run, and the daemon that `embedded()` started. May be called again."""

@@ -75,10 +75,12 @@ class PenstockError(Exception):
 class DaemonUnavailableError(PenstockError):
     """No daemon answers on the socket directory, or it went away in mid-load and did not come back.
 
-    `begun` says that it went away after it had begun to serve the request.
+    `begun` says that it went away after it had begun to serve the request. `crowded` says that it is there,
+    but did not take the connection.
     """
 
     begun = False
+    crowded = False
 
 
 class ShuttingDownError(DaemonUnavailableError):
@@ -193,14 +195,20 @@ def from_status(packed: bytes) -> PenstockError:
 
 
 def from_rpc(
-    error: grpc.RpcError, *, where: str, versions: str = "", load_id: str = "", begun: bool = False
+    error: grpc.RpcError,
+    *,
+    where: str,
+    versions: str = "",
+    load_id: str = "",
+    begun: bool = False,
+    runs: bool = False,
 ) -> PenstockError:
     """The exception for a failed call to the daemon in directory `where`.
 
-    `begun` says that the daemon had begun to answer. `versions` names the versions of both sides, for a call
-    that the daemon does not know. UNAVAILABLE without a reason is gRPC's own status for a broken connection.
-    So only this one, and SHUTTING_DOWN, become a DaemonUnavailableError. SOURCE_UNAVAILABLE has the same
-    status but does not.
+    `begun` says that the daemon had begun to answer, `runs` that it still runs. `versions` names the versions
+    of both sides, for a call that the daemon does not know. UNAVAILABLE without a reason is gRPC's own status
+    for a broken connection. So only this one, and SHUTTING_DOWN, become a DaemonUnavailableError.
+    SOURCE_UNAVAILABLE has the same status but does not.
     """
     import grpc
 
@@ -212,6 +220,13 @@ def from_rpc(
     reason, details = _error_info(error)
     if reason:
         answer = by_reason(reason, message, details=details, load_id=load_id)
+    elif status is grpc.StatusCode.UNAVAILABLE and runs and not begun:
+        answer = DaemonUnavailableError(
+            f"the daemon in {where} runs, but does not take this connection: this user has too many, or too "
+            f"many others wait to be accepted ({message}); close clients that are not in use, and try again",
+            load_id=load_id,
+        )
+        answer.crowded = True
     elif status is grpc.StatusCode.UNAVAILABLE:
         answer = DaemonUnavailableError(
             f"the daemon in {where} went away ({message}); see its log, and load again when it is back",

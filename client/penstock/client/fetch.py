@@ -198,7 +198,7 @@ def _responses(session: Session, requests: Sequence[pb.FetchRequest]) -> Iterato
             begun = True
             yield response
     except grpc.RpcError as error:
-        raise errors.from_rpc(error, where=session.where, versions=session.versions, begun=begun) from error
+        raise session.error(error, begun=begun) from error
     finally:
         call.cancel()
 

@@ -40,5 +40,5 @@ def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Pr
             if response.done:
                 return Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
     except grpc.RpcError as error:
-        raise errors.from_rpc(error, where=session.where, begun=begun) from error
+        raise session.error(error, begun=begun) from error
     raise errors.broken("Prefetch ended before it was done")

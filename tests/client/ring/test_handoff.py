@@ -93,7 +93,7 @@ def test_where_many_connections_wait_to_be_accepted_it_waits_too(
         one_more.setblocking(False)
         with pytest.raises(BlockingIOError):
             one_more.connect(path)
-        monkeypatch.setattr("penstock.client.ring.handoff.socket.socket", Watched)
+        monkeypatch.setattr("penstock.client.system.unix.socket.socket", Watched)
         connecting = pool.submit(Handoff.connect, socket_dir)
         assert connects.wait(60)
         thread = Path(f"/proc/self/task/{next(iter(pool._threads)).native_id}/stat")

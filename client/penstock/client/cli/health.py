@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from .. import errors
+from ..system.unix import connect, hung_up
 
 _METHOD = "/grpc.health.v1.Health/Check"
 # HealthCheckRequest without a service, which asks whether the daemon is ready, and with the service "live".
@@ -22,27 +25,37 @@ _READY, _LIVE = b"", b"\x0a\x04live"
 _SERVING = b"\x08\x01"
 # The key of the trailing metadata that has the reason. Older daemons send none.
 _REASON_KEY = "penstock-reason"
-_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    # Shared connections would share the back-off of the one before.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_PAUSE_SECONDS = 0.05
 
 
 def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
     """Raises DaemonUnavailableError unless the daemon is ready, or with `live` unless it does not hang."""
     path = os.fspath(socket_dir / "penstock.sock")
+    deadline = time.monotonic() + timeout_seconds
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(timeout_seconds)
-            connection.connect(path)
+        connection = connect(path, socket.SOCK_STREAM, timeout_seconds)
     except OSError as error:
         raise errors.unreachable(str(socket_dir), error) from error
-    with grpc.insecure_channel("unix:" + urllib.parse.quote(os.fsencode(path)), options=_OPTIONS) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
-        try:
-            answer, done = call.with_call(_LIVE if live else _READY, timeout=timeout_seconds)
-        except grpc.RpcError as error:
-            cause = error.details() if isinstance(error, grpc.Call) else error
-            raise errors.DaemonUnavailableError(
-                f"the daemon in {socket_dir} does not answer ({cause}); see its log, or restart it"
-            ) from error
+    with connection:
+        while True:
+            try:
+                answer, done = _ask(path, _LIVE if live else _READY, deadline - time.monotonic())
+                break
+            except grpc.RpcError as error:
+                unavailable = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE
+                if unavailable and not hung_up(connection) and time.monotonic() + _PAUSE_SECONDS < deadline:
+                    time.sleep(_PAUSE_SECONDS)  # gRPC does not wait until the connection is accepted
+                    continue
+                cause = error.details() if isinstance(error, grpc.Call) else error
+                raise errors.DaemonUnavailableError(
+                    f"the daemon in {socket_dir} does not answer ({cause}); see its log, or restart it"
+                ) from error
     if answer != _SERVING:
         told = [value for key, value in done.trailing_metadata() or () if key == _REASON_KEY]
         reason = told[0] if told and isinstance(told[0], str) else "it does not say why"
@@ -50,3 +63,10 @@ def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
             f"the daemon in {socket_dir} {'hangs' if live else 'is not ready'}: {reason}; see "
             "`penstock status` and its log"
         )
+
+
+def _ask(path: str, request: bytes, timeout_seconds: float) -> tuple[bytes, Any]:
+    """The answer, and the call that got it. Raises grpc.RpcError."""
+    with grpc.insecure_channel("unix:" + urllib.parse.quote(os.fsencode(path)), options=_OPTIONS) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
+        return call.with_call(request, timeout=timeout_seconds)

@@ -43,7 +43,7 @@ class Calls:
             )
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def _session(self) -> Iterator[Session]:
         """A connection for one call. Raises errors of gRPC as errors of `penstock.client.errors`."""
         import grpc
 
@@ -54,10 +54,11 @@ class Calls:
             try:
                 yield session
             except grpc.RpcError as error:
-                raise errors.from_rpc(error, where=session.where, versions=session.versions) from error
+                raise session.error(error) from error
 
     def persist(self, attempt: Callable[[Session, Bar | None], _T], bar_name: str | None = None) -> _T:
-        """Returns the result of `attempt`. If the daemon goes away during it, repeats it at the next one.
+        """Returns the result of `attempt`. If the daemon goes away during it, repeats it at the next one. If
+        it takes no connection at first, tries again.
 
         `bar_name` is the label of a progress bar; None shows no bar.
         """
@@ -67,7 +68,7 @@ class Calls:
         bar = Bar(bar_name) if bar_name else None
 
         def once() -> _T:
-            with self.session() as session:
+            with self._session() as session:
                 return attempt(session, bar)
 
         def sleep(seconds: float) -> None:

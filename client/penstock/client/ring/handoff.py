@@ -14,7 +14,6 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from google.protobuf.message import DecodeError
 from penstock.v1 import streamer_pb2 as pb
 
 from .. import errors
-from ..system import descriptors
+from ..system import descriptors, unix
 from ..system.version import client_version
 from .socket_dir import socket_path
 
@@ -34,7 +33,6 @@ MAX_PACKET_FDS = 253
 _MAX_FRAME_BYTES = 64 * 1024
 # Everything awaited here was sent before the daemon announced it. More than a moment means that it hangs.
 TIMEOUT_SECONDS = 30.0
-_SEND_TIMEOUT = struct.pack("ll", int(TIMEOUT_SECONDS), 0)
 
 
 class Handoff:
@@ -73,19 +71,17 @@ class Handoff:
     def connect(cls, socket_dir: Path) -> Handoff:
         """Raises DaemonUnavailableError if nobody listens."""
         path = socket_path(socket_dir, "handoff.sock")
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            # With a timeout of Python's own it would fail at once while more connections wait to be accepted
-            # than the kernel keeps. This one is the kernel's, which waits.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-            connection.connect(path)
+            connection = unix.connect(path, socket.SOCK_SEQPACKET, TIMEOUT_SECONDS)
         except OSError as error:
-            connection.close()
             raise errors.unreachable(str(socket_dir), error) from error
-        except BaseException:
-            connection.close()
-            raise
         return cls(connection, str(socket_dir))
+
+    @property
+    def daemon_runs(self) -> bool:
+        """Whether the daemon has the other end open. Only before the slabs are received."""
+        with self._lock:
+            return self._connection.fileno() >= 0 and not unix.hung_up(self._connection)
 
     def receive_slabs(self, slab_count: int) -> Iterator[list[int]]:
         """Yields the slabs of a load in ring order, as lists of at most 253 fds, `slab_count` in all.

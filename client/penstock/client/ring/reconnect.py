@@ -1,4 +1,4 @@
-"""Repeats a call at the next daemon when the daemon goes away during it."""
+"""Repeats a call at the next daemon when the daemon goes away during it, or takes no connection at first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def persist(
     lost: errors.DaemonUnavailableError | None = None,
 ) -> _T:
     """Returns the result of `attempt`. If the daemon goes away after it accepted the attempt, repeats it, for
-    up to `timeout_seconds` without a daemon each time; with `lost`, also from the beginning.
+    up to `timeout_seconds` without a daemon each time; with `lost`, also from the beginning. So too if the
+    daemon runs and takes no connection.
 
     Raises the errors of `attempt`; without a daemon, how the last one was lost. `sleep` may raise to end it.
     """
@@ -40,6 +41,10 @@ def persist(
                 lost = error
                 deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
                 _log.warning("%s; waiting up to %.0f s for the next one", str(error), timeout_seconds)
+            elif isinstance(error, errors.DaemonUnavailableError) and error.crowded:
+                if lost is None:
+                    lost = error
+                    _log.warning("%s; trying for up to %.0f s", str(error), timeout_seconds)
             elif lost is None:
                 raise
             # else it is not there yet, or was replaced between the handoff and the call

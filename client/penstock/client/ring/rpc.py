@@ -62,6 +62,17 @@ class Session:
         """Both versions, for errors about messages that one side does not understand."""
         return f"daemon {self.handoff.daemon_version or 'unknown'}, client {client_version()}"
 
+    def error(self, error: grpc.RpcError, *, load_id: str = "", begun: bool = False) -> errors.PenstockError:
+        """The exception for a call that failed. `begun` says that the daemon had begun to answer it."""
+        return errors.from_rpc(
+            error,
+            where=self.where,
+            versions=self.versions,
+            load_id=load_id,
+            begun=begun,
+            runs=self.handoff.daemon_runs,
+        )
+
     def close(self, *, keep_lease: bool = False) -> None:
         """May be called again."""
         self._channel.close()

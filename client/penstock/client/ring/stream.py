@@ -235,13 +235,7 @@ class Stream:
                 raise errors.closed(self.manifest.load_id) from None
             if not isinstance(error, grpc.RpcError):
                 raise
-            raise errors.from_rpc(
-                error,
-                where=self._session.where,
-                versions=self._session.versions,
-                load_id=self.manifest.load_id,
-                begun=self._begun,
-            ) from error
+            raise self._session.error(error, load_id=self.manifest.load_id, begun=self._begun) from error
         self._begun = True
         return response
 

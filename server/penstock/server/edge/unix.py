@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Connections that wait to be accepted, or as many as the system allows (net.core.somaxconn, 4096 by
-default). When so many wait, the next client has to wait, or gets EAGAIN, which gRPC's clients take for the
-end of the daemon."""
+default). When so many wait, the next client has to wait, or gets EAGAIN, which gRPC takes for the end of the
+daemon."""
 ACCEPT_AT_ONCE = 256
 """Connections accepted in one turn of the event loop, so that a flood does not starve it: about 5 ms."""
 ACCEPT_PAUSE_SECONDS = 1.0
