@@ -30,8 +30,8 @@ if not __package__:  # run as a file: modules are found as with -m in the root
 from benchmarks import make_checkpoint, objects
 from benchmarks.daemons import Daemon, wait_until
 
-_READ_BYTES = 4 << 20
-_THREADS = 8
+_READ_BYTES = 2 << 20
+_THREADS = 24
 _WARM_UP_BYTES = 50_000_000
 
 

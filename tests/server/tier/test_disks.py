@@ -19,6 +19,7 @@ from penstock.server.tier.directory import BLOCKS, Directory
 from penstock.server.tier.opening import open_tier
 from penstock.server.tier.records import Identity
 from penstock.server.tier.source import TieredFile, TieredSource
+from penstock.server.tier.threads import READ_BYTES
 from penstock.server.tier.tier import Tier
 
 from ...attacks.fuse import FuseFileSystem
@@ -111,18 +112,24 @@ def test_bytes_that_are_read_again_count_as_what_they_came_from_last(tmp_path: P
         file.close()
 
 
-def test_rotten_bytes_come_from_the_store(tmp_path: Path) -> None:
-    thing = Thing(2 * MIB)
+@pytest.mark.parametrize(
+    ("rotten_at", "from_disk"),
+    [(0, 0), (READ_BYTES - 1, 0), (READ_BYTES, READ_BYTES), (3 * READ_BYTES - 1, 2 * READ_BYTES)],
+)
+def test_rotten_bytes_come_from_the_store(rotten_at: int, from_disk: int, tmp_path: Path) -> None:
+    """And what a thread read behind them, while another found them."""
+    thing = Thing(7 * MIB)
     with tier_in(tmp_path / "tier") as tier:
         thing.keep(tier)
         (blocks,) = (tmp_path / "tier").glob(f"*{BLOCKS}")
         content = bytearray(blocks.read_bytes())
-        content[MIB] ^= 1
+        content[rotten_at] ^= 1
         blocks.write_bytes(content)
         file, stored = opened(tier, thing)
-        assert load(file, 0, 2 * MIB) == thing.data
-        assert stored.reads
+        assert load(file, 0, 7 * MIB) == thing.data
+        assert stored.reads == [(from_disk, 7 * MIB)]
         assert tier.counts["failed_reads"] == 1
+        assert tier.counts["read_bytes"] == from_disk
         file.close()
 
 

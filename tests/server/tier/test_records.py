@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,11 +17,13 @@ from penstock.server.tier.records import (
     Block,
     Identity,
     chunk_crcs,
+    crc64nvme,
     decode,
     encode_head,
     encode_record,
     head_crc,
     padded,
+    whole_crc,
 )
 
 IDENTITY = Identity("s3://bucket/key", "etag:1", 1 << 40)
@@ -114,6 +119,25 @@ def test_each_chunk_has_a_crc_of_its_own() -> None:
     ends = range(0, 3 * CRC_BYTES, CRC_BYTES)
     assert [before[at : at + CRC_BYTES] == after[at : at + CRC_BYTES] for at in ends] == [True, False, True]
     assert len(before) == len(after) == 3 * CRC_BYTES
+
+
+@pytest.mark.parametrize("size_bytes", [1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
+def test_the_crcs_of_chunks_make_that_of_the_whole(size_bytes: int) -> None:
+    data = memoryview(random.Random(size_bytes).randbytes(size_bytes))
+    assert whole_crc(chunk_crcs(data), size_bytes) == crc64nvme(data)
+
+
+@pytest.mark.parametrize("start", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 7])
+@pytest.mark.parametrize("length", [1, CHUNK_BYTES, 2 * CHUNK_BYTES, 5 * CHUNK_BYTES + 9])
+def test_the_parts_of_a_range_follow_each_other_and_fit_into_a_buffer(start: int, length: int) -> None:
+    block = Block(1000, BLOCK_BYTES, 0, b"")
+    begin, end, part_bytes = 1000 + start, 1000 + start + length, 2 * CHUNK_BYTES
+    parts = block.parts(begin, end, part_bytes)
+    assert [begin, *(last for _, last in parts)] == [*(first for first, _ in parts), end]
+    for first, last in parts:
+        whole = range((first - 1000) // CHUNK_BYTES * CHUNK_BYTES, last - 1000)
+        assert 0 < last - first <= len(whole) <= part_bytes
+    assert len(parts) <= -(-(length + CHUNK_BYTES) // part_bytes)
 
 
 def test_of_more_records_than_an_object_needs_the_first_are_believed() -> None:

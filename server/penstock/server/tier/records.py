@@ -9,6 +9,7 @@ the wrong place, is none. Records are believed up to the first that is not whole
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from dataclasses import asdict, dataclass, replace
@@ -74,6 +75,12 @@ class Block:
         """What it takes of the file: whole pages."""
         return padded(self.size_bytes)
 
+    def parts(self, start: int, end: int, part_bytes: int) -> list[tuple[int, int]]:
+        """That range of the object as consecutive ranges whose whole chunks have at most so many bytes."""
+        first = self.start + (start - self.start) // CHUNK_BYTES * CHUNK_BYTES
+        edges = [start, *range(first + part_bytes, end, part_bytes), end]
+        return list(itertools.pairwise(edges))
+
 
 def padded(size_bytes: int) -> int:
     return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
@@ -98,6 +105,17 @@ def chunk_crcs(data: memoryview) -> bytes:
     return b"".join(
         _CRC.pack(crc64nvme(data[at : at + CHUNK_BYTES])) for at in range(0, len(data), CHUNK_BYTES)
     )
+
+
+def whole_crc(crcs: bytes, size_bytes: int) -> int:
+    """The CRC of so many bytes, from those of their chunks as `chunk_crcs` gives them."""
+    from awscrt import checksums
+
+    crc = at = 0
+    for (of_chunk,) in _CRC.iter_unpack(crcs):
+        crc = checksums.combine_crc64nvme(crc, of_chunk, min(CHUNK_BYTES, size_bytes - at))
+        at += CHUNK_BYTES
+    return int(crc)
 
 
 def encode_head(identity: Identity) -> bytes:
