@@ -6,9 +6,10 @@ The servers are those of the tests, on the loopback: fake-gcs-server, Azurite, S
 server, and a hub of the tests' own that leads to nginx as its storage. They share the machine with the
 readers, and most are slow. So compare ratios, not rates. The bare loop has as many threads as the daemon has
 connections, each with a keep-alive connection of `http.client`, and reads ranges into populated memory. It
-makes no tensors, and neither does the daemon when it only stages (`prefetch`). Run:ai's loader runs in a
-process of its own, with the Python of an environment that has `runai-model-streamer[s3,gcs,azure]`. Its
-imports and the daemon's are outside the clock.
+makes no tensors and compares no bytes. Neither does the daemon when it only stages (`prefetch`) with
+`--verify off`; the other daemons have `auto`. Run:ai's loader runs in a process of its own, with the Python
+of an environment that has `runai-model-streamer[s3,gcs,azure]`. Its imports and the daemon's are outside the
+clock.
 """
 
 from __future__ import annotations
@@ -263,13 +264,14 @@ class Runai:
 class Penstock:
     """A daemon that has loaded before: its memory was written to, and its connections are open."""
 
-    def __init__(self, stored: Stored, size_bytes: int) -> None:
+    def __init__(self, stored: Stored, size_bytes: int, *, verify: str = "auto") -> None:
         self._uri = stored.uri
         self._client = StreamerClient.embedded(
             size_bytes * 5 // 4 + (256 << 20),
             environment={**stored.environment, "NO_PROXY": "127.0.0.1"},
             object_concurrency=CONNECTIONS,
             object_block_size=BLOCK_BYTES,
+            verify=verify,
         )
 
     def staged_seconds(self) -> float:
@@ -294,11 +296,13 @@ def measured(stored: Stored, size_bytes: int, rounds: int, runai_python: Path | 
     """A row of the table: medians in GB/s, and the ratios within rounds."""
     with contextlib.ExitStack() as stack:
         # One daemon for each: slabs that a client has held are replaced by fresh ones.
-        stages, loads = (
-            stack.enter_context(contextlib.closing(Penstock(stored, size_bytes))) for _ in range(2)
+        unverified, stages, loads = (
+            stack.enter_context(contextlib.closing(Penstock(stored, size_bytes, verify=verify)))
+            for verify in ("off", "auto", "auto")
         )
         runs: dict[str, Callable[[], float]] = {
             "bare": Bare(stored.url, size_bytes).seconds,
+            "unverified": unverified.staged_seconds,
             "staged": stages.staged_seconds,
             "loaded": loads.loaded_seconds,
         }
@@ -310,13 +314,14 @@ def measured(stored: Stored, size_bytes: int, rounds: int, runai_python: Path | 
             except NotRunningError:
                 del runs[name]
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds):
-            for name, run in runs.items():
+        for number in range(rounds):
+            for name, run in sorted(runs.items(), reverse=bool(number % 2)):
                 seconds[name].append(run())
     row = [stored.name]
     row += [f"{size_bytes / statistics.median(each) / 1e9:.2f}" for each in seconds.values()]
     if "runai" not in seconds:
         row.append("" if runai_python is None else "does not run")
+    row.append(_ratio(seconds["bare"], seconds["unverified"]))
     row.append(_ratio(seconds["bare"], seconds["staged"]))
     row.append(_ratio(seconds["runai"], seconds["loaded"]) if "runai" in seconds else "")
     return row
@@ -341,7 +346,8 @@ def main() -> None:
         path = Path(directory) / "model.safetensors"
         safetensors.torch.save_file(tensors, path)
         content = path.read_bytes()
-    head = ["store", "bare loop", "daemon alone", "load", "Run:ai", "daemon / bare loop", "load / Run:ai"]
+    head = ["store", "bare loop", "daemon, off", "daemon, auto", "load", "Run:ai"]
+    head += ["off / bare loop", "auto / bare loop", "load / Run:ai"]
     print(
         f"{len(content) / 1e6:.0f} MB, {options.rounds} rounds; medians in GB/s, ratios of rounds (range)\n"
     )
