@@ -18,7 +18,7 @@ PROTO_SOURCES := $(shell cd proto && find penstock -name '*.proto')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv proto check-proto docs reference format lint test engines image stress mutants demo bench screenshot packages clean
+.PHONY: help venv proto check-proto docs reference format lint test engines image stress jitter mutants demo bench screenshot packages clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
@@ -92,6 +92,10 @@ image: venv  ## Build the Dockerfile into a clean Debian, without a container en
 
 stress: venv  ## Run the long stress tests and fuzz (minutes); STRESS_SEED=n runs one seed, STRESS_LOADS=n as many loads of it
 	@$(BIN)/python -m pytest -m stress $(ARGS)
+
+jitter: venv  ## Run the tests while each process is late at random places; JITTER=n for a seed, ARGS=tests/e2e for some
+	@JITTER=$(JITTER) $(BIN)/python -m tests.jitter -m 'not stress and not image and not engines' \
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 mutants: venv  ## Break rules one by one and report tests that pass all the same (half an hour); ARGS='token quota' for some
 	@$(BIN)/python -m tests.mutants -n $(WORKERS) $(ARGS)

@@ -188,7 +188,7 @@ def test_closing_a_file_that_hangs_holds_up_nobody(
         wait_until(lambda: system.kept, "a file to be closed")
         same(client.load_state_dict(path).items(), tensors)
     assert_lives(daemon)
-    assert daemon.http_status()["health"]["live"]
+    wait_until(lambda: daemon.http_status()["health"]["live"], "status to say that it lives")
     system.release()
     wait_until(
         lambda: not [name for name in daemon.fds() if name.startswith(str(system.mount_point))],
@@ -222,7 +222,7 @@ def test_memory_that_hung_reads_do_not_write_into_serves_others_when_the_client_
     system.hang("read", beyond=2 * MIB)
     load = RawLoad(daemon, system.mount_point / "m.safetensors")
     load.next("manifest")
-    wait_until(lambda: daemon.status()["readers"]["busy"] == 4, "the readers to hang")
+    wait_until(lambda: [hung["threads"] for hung in hung_mounts(daemon)] == [4], "the readers to hang")
     load.close()
     wait_until(lambda: not daemon.status()["loads"], "the load to end")
     with daemon.client() as client:
@@ -231,7 +231,10 @@ def test_memory_that_hung_reads_do_not_write_into_serves_others_when_the_client_
         assert 0 < staging["stuck_bytes"] < content_bytes
         assert staging["stuck_bytes"] <= 4 * 2 * staging["slab_bytes"]
         assert staging["reading_bytes"] >= staging["stuck_bytes"]
-        assert gauges(daemon)["penstock_stuck_bytes"] == staging["stuck_bytes"]
+        wait_until(
+            lambda: gauges(daemon)["penstock_stuck_bytes"] == staging["stuck_bytes"],
+            "the metrics to tell of it",
+        )
     system.release()
     wait_until(lambda: not daemon.status()["staging"]["stuck_bytes"], "the stuck memory to come back")
 
@@ -243,7 +246,7 @@ def test_an_operator_evicts_what_hangs(
     system.hang("read", beyond=2 * MIB)
     load = RawLoad(daemon, source)
     load.next("manifest")
-    wait_until(lambda: daemon.status()["readers"]["busy"] == 4, "the readers to hang")
+    wait_until(lambda: [hung["threads"] for hung in hung_mounts(daemon)] == [4], "the readers to hang")
     load.close()
     wait_until(lambda: not daemon.status()["loads"], "the load to end")
     with daemon.client() as client:

@@ -151,7 +151,7 @@ def test_a_mount_can_be_unmounted_while_its_checkpoint_is_warm_which_then_is_giv
     path = write_checkpoint(mounts.point / "m.safetensors", OLD)
     same(load(daemon, path).items(), OLD)
     wait_until(lambda: [stage["state"] for stage in daemon.status()["stages"]] == ["warm"], "it to be warm")
-    mounts.unmount()
+    wait_until(lambda: unmountable(mounts), "its files to be closed")
     wait_until(lambda: not daemon.status()["stages"], "the stage to be given up")
     with pytest.raises(errors.CheckpointNotFoundError), daemon.client() as client:
         client.load_state_dict(path)
@@ -165,7 +165,7 @@ def test_a_pin_ends_with_its_mount_and_tensors_that_are_held_stay(
     with daemon.client() as client:
         client.prefetch(path, pin=True)
         held = client.load_state_dict(path)
-        mounts.unmount()
+        wait_until(lambda: unmountable(mounts), "its files to be closed")
         wait_until(lambda: not daemon.status()["stages"][0]["pinned"], "the pin to end")
         same(held.items(), OLD)
         del held
@@ -178,7 +178,7 @@ def test_a_mount_of_something_else_ends_nothing(daemon: TargetDaemon, mounts: Mo
     mounts.mount("-t", "tmpfs", "penstock")
     other = write_checkpoint(mounts.point / "m.safetensors", NEW)
     same(load(daemon, other).items(), NEW)
-    mounts.unmount()
+    wait_until(lambda: unmountable(mounts), "its files to be closed")
     wait_until(lambda: len(daemon.status()["stages"]) == 1, "the other to be given up")
     with daemon.client() as client, client.load(path) as again:
         same(again, OLD)

@@ -76,6 +76,8 @@ class Behaviour:
     evicts: bool = True
     # What it answers to a fetch.
     fetched: list[pb.FetchResponse] = field(default_factory=lambda: [pb.FetchResponse(done=True)])
+    # gRPC status, reason, message with which prefetches and fetches end that were said to be done.
+    refuse_end: tuple[grpc.StatusCode, str, str] | None = None
     # So many loads, and prefetches, break once they were told their place in the queue.
     die_queued: int = 0
 
@@ -182,6 +184,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         self._die_queued(context)
         yield pb.PrefetchResponse(ready_bytes=1, total_bytes=2)
         yield pb.PrefetchResponse(ready_bytes=2, total_bytes=2, done=True)
+        self._refuse_end(context)
 
     def Fetch(
         self, requests: Iterator[pb.FetchRequest], context: grpc.ServicerContext
@@ -192,6 +195,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             self.fetches.append(next(requests))
             more = self.fetches[-1].more
         yield from self.behaviour.fetched
+        self._refuse_end(context)
 
     def Load(
         self, requests: Iterator[pb.LoadRequest], context: grpc.ServicerContext
@@ -278,6 +282,10 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         if behaviour.finish:
             yield pb.LoadResponse(finished=pb.Finished(waited_seconds=0.5, read_bytes=manifest.total_bytes))
             reader.join(30)
+
+    def _refuse_end(self, context: grpc.ServicerContext) -> None:
+        if self.behaviour.refuse_end is not None:
+            refuse(context, *self.behaviour.refuse_end)
 
     def _die_queued(self, context: grpc.ServicerContext) -> None:
         if self.behaviour.die_queued:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import grpc
 import pytest
 
-from penstock.client import Evicted, LoadClosedError, Prefetched, StreamerClient
+from penstock.client import CheckpointChangedError, Evicted, LoadClosedError, Prefetched, StreamerClient
 
 from .conftest import StartDaemon
 from .fake_daemon import FakeDaemon
@@ -25,6 +27,18 @@ def test_status_evict_and_prefetch(start_daemon: StartDaemon) -> None:
     assert client.evict() == Evicted(freed_bytes=0, leased_bytes=5)
     assert client.prefetch("/x", pin=True) == Prefetched(total_bytes=2, warm_bytes=1)
     daemon.await_leases_closed()
+
+
+def test_prefetches_and_fetches_are_over_when_their_call_has_ended(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """Not with the message that says so: until the end a daemon counts them among those that run."""
+    end = (grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_CHANGED", "at the end")
+    client = StreamerClient(start_daemon(TENSORS, refuse_end=end).socket_dir)
+    for call in (lambda: client.prefetch("/x"), lambda: client.fetch("/x", tmp_path / "x")):
+        with pytest.raises(CheckpointChangedError, match="at the end"):
+            call()
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_closed_client_refuses(start_daemon: StartDaemon) -> None:

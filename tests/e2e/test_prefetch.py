@@ -226,7 +226,9 @@ def test_a_source_that_does_not_exist_yet_is_tried_again_and_the_daemon_is_ready
     same(daemon.client().load_state_dict(there).items(), tensors)  # loads are served meanwhile
     write("later")
     wait_until(lambda: health(daemon) == "SERVING/SERVING", "the daemon to be ready")
-    assert sorted(pinned(daemon)) == [("later", "warm"), ("there", "warm")]
+    wait_until(
+        lambda: sorted(pinned(daemon)) == [("later", "warm"), ("there", "warm")], "nobody to hold either"
+    )
 
 
 def test_a_daemon_with_nothing_to_prefetch_is_ready_at_once(start_daemon: StartDaemon) -> None:

@@ -142,9 +142,14 @@ def busy_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProc
             with missing, pytest.raises(grpc.RpcError):
                 missing.next("manifest")
             release = "its client to release what it has"
-            wait_until(
-                lambda: daemon.http_status()["loads"][0]["waits_for"] == release, "the window to be full"
-            )
+            states = ["leased", "reading", "warm", "warm"]
+
+            def stands_still() -> bool:
+                status = daemon.http_status()
+                found = sorted(stage["state"] for stage in status["stages"])
+                return (found, status["loads"][0]["waits_for"]) == (states, release)
+
+            wait_until(stands_still, "the window to be full and the others to be as they are named")
             yield daemon
         assert held
         del held
@@ -355,10 +360,14 @@ def test_without_a_limit_the_bar_shows_what_exists(
     path = write_checkpoint(tmp_path / "a.safetensors", random_tensors(7, MIB // 4))
     with daemon.client() as client:
         held = client.load_state_dict(path)
-        [[_, state, size, _, share]] = wait_until(
-            lambda: browser.run(SHOWN)["blocks"], "the page to show the checkpoint"
-        )
-        assert (state, size) == ("leased", 64 * MIB)
+
+        def blocks() -> list[Any]:
+            """Once it is no longer being read, and holds what the load held while it read."""
+            found: list[Any] = browser.run(SHOWN)["blocks"]
+            return found if [state for _, state, *_ in found] == ["leased"] else []
+
+        [[_, _, size, _, share]] = wait_until(blocks, "the page to show the checkpoint")
+        assert size == 64 * MIB
         assert share == pytest.approx(1)
         assert held
 
@@ -457,12 +466,12 @@ def test_the_warm_set_is_shown_with_its_states_and_the_faults_of_its_file(
     open_page(browser, daemon)
     wishes = "return [...document.querySelectorAll('#warm .wish')].map((node) => node.innerText)"
 
-    def shown() -> bool:
-        found = browser.run(wishes)
-        return len(found) == 2 and "warm" in found[0] and "failed" in found[1]
+    def shown() -> list[str]:
+        """Once the second line of each is its state. The path has the name of this test in it."""
+        found: list[str] = browser.run(wishes)
+        return found if [text.splitlines()[1] for text in found] == ["warm", "failed"] else []
 
-    wait_until(shown, "both entries")
-    warm, gone = browser.run(wishes)
+    warm, gone = wait_until(shown, "both entries")
     assert "pinned" in warm
     assert "3.1 MB of 3.1 MB" in warm.replace("\N{NO-BREAK SPACE}", " ")
     assert "/<b>nothing does not exist" in gone

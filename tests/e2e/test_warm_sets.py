@@ -101,8 +101,11 @@ def test_status_page_and_metrics_tell_the_state_of_every_entry(
     assert "/nothing does not exist" in failed["reason"]
     assert all(entry["seconds"] >= 0 and entry["checked_seconds"] is not None for entry in (warm, lacks))
     entries = "penstock_warm_set_entries"
-    for state, count in {"warm": 1, "does_not_fit": 1, "failed": 1, "reading": 0, "waiting": 0}.items():
-        assert metric(daemon, f'{entries}{{state="{state}"}}') == count
+    counts = {"warm": 1, "does_not_fit": 1, "failed": 1, "reading": 0, "waiting": 0}
+    wait_until(
+        lambda: counts == {state: metric(daemon, f'{entries}{{state="{state}"}}') for state in counts},
+        "the metrics to tell of each",
+    )
     assert metric(daemon, "penstock_warm_set_broken") == 0
     volume.file.unlink()
     volume.file.write_text("checkpoints: {}")

@@ -16,7 +16,7 @@ from penstock.client import StreamerClient
 from penstock.v1 import streamer_pb2 as pb
 
 from .conftest import StartDaemon
-from .support import same
+from .support import same, wait_until
 from .wire import METHODS, Recording, Replay, call, make_checkpoint, raw_channel, recordings, talk
 
 # A field that this version does not know: number 9999, a string.
@@ -100,6 +100,7 @@ def test_a_recorded_client_is_served_by_this_daemon(
                 requests = [message + more for message in recording.messages(f"{method}.request", directory)]
                 kind = RESPONSES[method]
                 answers[method] = [kind.FromString(raw) for raw in call(channel, method, requests, token)]
+            wait_until(lambda: not daemon.leased_bytes(), "the lease to end")
     names = [tensor.name for response in answers["Load"] for tensor in response.segment_ready.tensors]
     assert sorted(names) == sorted(truth(directory))
     assert answers["Load"][-1].HasField("finished")

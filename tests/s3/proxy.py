@@ -89,6 +89,8 @@ class Exchange:
     request: Request
     _proxy: FaultProxy
     _connection: socket.socket
+    _released: threading.Event
+    """Set: it stalls no longer. As it was when the request came: it may be released before it stalls."""
 
     def upstream(self) -> Answer:
         """What the server behind says, whole."""
@@ -132,10 +134,9 @@ class Exchange:
 
     def stall(self) -> None:
         """Sends nothing more until the test releases the proxy or the client closes the connection."""
-        released = self._proxy.released
         with contextlib.suppress(OSError):
             # The client has nothing to send meanwhile: this returns when it closes.
-            while not released.is_set():
+            while not self._released.is_set():
                 self._connection.settimeout(0.05)
                 try:
                     if not self._connection.recv(1):
@@ -242,12 +243,12 @@ class FaultProxy:
 
     def reset(self) -> None:
         """Forgets rules and requests; stalled requests end."""
-        self.released.set()
         with self._lock:
             self._rules.clear()
             self._requests.clear()
             self._sent.clear()
-        self.released = threading.Event()
+            self.released.set()
+            self.released = threading.Event()
 
     def refuse(self) -> None:
         """Connections are refused; those that are open are not touched."""
@@ -310,7 +311,7 @@ class FaultProxy:
                 connection = encrypted
                 encrypted.do_handshake()
             for request in _requests(connection, number):
-                self._answer(Exchange(request, self, connection))
+                self._answer(request, connection)
                 if request.closes:
                     return
         except (OSError, _ConnectionOver):
@@ -320,10 +321,11 @@ class FaultProxy:
             with self._lock:
                 self._open.discard(connection)
 
-    def _answer(self, exchange: Exchange) -> None:
+    def _answer(self, request: Request, connection: socket.socket) -> None:
         with self._lock:
-            self._requests.append(exchange.request)
-            fault = self._fault(exchange.request)
+            self._requests.append(request)
+            fault = self._fault(request)
+            exchange = Exchange(request, self, connection, self.released)
         fault(exchange)
 
     def _fault(self, request: Request) -> Fault:

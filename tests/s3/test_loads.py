@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from penstock.client import errors
 from penstock.client.cli import commands as cli
 
-from ..e2e.support import DaemonProcess, Nursery, expected, random_tensors, write_checkpoint
+from ..e2e.support import DaemonProcess, Nursery, expected, random_tensors, wait_until, write_checkpoint
 from . import faults
 from .moto import MotoServer
 from .proxy import FaultProxy, asks
@@ -260,14 +260,20 @@ def test_metrics_count_what_is_done_for_objects_as_such(
     load_and_compare(daemon, bucket.uri("models/"), tensors)
     daemon.wait_idle()
     refused(daemon, bucket.uri("missing.safetensors"), errors.CheckpointNotFoundError)
-    after = counted(daemon)
-    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+    wanted = {
         'loads_total{result="ok",source="s3"}': 1,
         'loads_total{result="failed",source="s3"}': 1,
         'read_bytes_total{source="s3"}': MIB,
         'read_retries_total{reason="throttled",source="s3"}': 1,
         'read_retries_total{reason="server_error",source="s3"}': 2,
     }
+
+    def come_to_say_so() -> bool:
+        """Answers are kept for a moment."""
+        after = counted(daemon)
+        return wanted == {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+    wait_until(come_to_say_so, "metrics to tell of them")
 
 
 def counted(daemon: DaemonProcess) -> dict[str, float]:

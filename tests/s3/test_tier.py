@@ -96,7 +96,7 @@ def test_a_window_keeps_what_passes_through_it_and_the_rest_another_time(
         if load.stats.tier_bytes == 24 * MIB:
             break
     assert load.stats.tier_bytes == 24 * MIB
-    assert metric(daemon, "tier_versions") == 1
+    wait_until(lambda: metric(daemon, "tier_versions") == 1, "the metrics to tell of the file")
 
 
 def test_a_new_version_has_nothing_of_the_old_one(start: Start, proxy: FaultProxy, bucket: Bucket) -> None:
@@ -271,6 +271,7 @@ def test_evicting_a_checkpoint_that_is_being_written_leaves_its_memory_free(
     tensors = bucket.put_random(KEY, mib=16)
     daemon = start()
     load_and_compare(daemon, bucket.uri(KEY), tensors)
+    wait_until(lambda: not daemon.leased_bytes(), "the load to let go")
     with daemon.client() as client:
         client.evict()
     wait_until(lambda: daemon.status()["staging"]["free_bytes"] == 64 * MIB, "all memory to be free")

@@ -175,6 +175,8 @@ def _files(responses: Iterator[pb.FetchResponse], bar: Bar | None) -> Iterator[_
         if response.HasField("plan"):
             total_bytes = response.plan.total_bytes
         if response.done:
+            for _ in responses:  # a call that is left before its status counts as cancelled
+                pass
             return
         if response.HasField("file"):
             file = response.file

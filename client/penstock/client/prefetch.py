@@ -24,8 +24,11 @@ class Prefetched:
 
 
 def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Prefetched:
-    """Returns when the checkpoint is staged. Raises the error that the daemon answers instead."""
+    """Returns when the checkpoint is staged, and the call has ended: until then the daemon counts it among
+    those that run, and a call that is left before its status counts as cancelled. Raises the error that the
+    daemon answers instead."""
     warm_bytes: int | None = None
+    staged: Prefetched | None = None
     begun = False
     try:
         for response in session.service.Prefetch(iter([request]), metadata=session.metadata):
@@ -38,7 +41,9 @@ def follow(session: Session, request: pb.PrefetchRequest, bar: Bar | None) -> Pr
             if bar is not None:
                 bar.show(response.ready_bytes, response.total_bytes)
             if response.done:
-                return Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
+                staged = Prefetched(total_bytes=response.total_bytes, warm_bytes=warm_bytes)
     except grpc.RpcError as error:
         raise session.error(error, begun=begun) from error
-    raise errors.broken("Prefetch ended before it was done")
+    if staged is None:
+        raise errors.broken("Prefetch ended before it was done")
+    return staged
