@@ -127,7 +127,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
         """Meanwhile another thread does that, once a load has come to stand still."""
 
         def wait_and_act() -> None:
-            assert self.stalled.wait(30)
+            assert self.stalled.wait(60)
             act()
 
         thread = threading.Thread(target=wait_and_act)
@@ -267,10 +267,10 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
                 gone = threading.Event()
                 if context.add_callback(gone.set):
                     self.stalled.set()
-                    gone.wait(30)
+                    gone.wait(60)
                 return
             while not ring.fits(segment):
-                count = released.get(timeout=30)
+                count = released.get(timeout=60)
                 if count is None:
                     return
                 ring.release(count)
@@ -281,7 +281,7 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         if behaviour.finish:
             yield pb.LoadResponse(finished=pb.Finished(waited_seconds=0.5, read_bytes=manifest.total_bytes))
-            reader.join(30)
+            reader.join(60)
 
     def _refuse_end(self, context: grpc.ServicerContext) -> None:
         if self.behaviour.refuse_end is not None:

@@ -79,7 +79,7 @@ def test_leaving_early_gives_everything_back(
     leave(StreamerClient(daemon.socket_dir))
     gc.collect()
     daemon.await_leases_closed()
-    assert daemon.ended.get(timeout=30)
+    assert daemon.ended.get(timeout=60)
 
 
 def test_loads_leave_no_threads_descriptors_or_mappings(start_daemon: StartDaemon) -> None:
@@ -91,7 +91,7 @@ from penstock.client import StreamerClient
 def settled():
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
-            thread.join(30)
+            thread.join(60)
     return (
         threading.active_count(),
         len(os.listdir("/proc/self/fd")),
@@ -110,7 +110,7 @@ def some_loads():
 before = settled()
 for _ in range(10):
     some_loads()
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 60
 while settled() != before and time.monotonic() < deadline:
     os.sched_yield()  # gRPC closes its sockets on a thread of its own
 assert settled() == before == (1, before[1], 0), (before, settled())
@@ -170,7 +170,7 @@ def test_two_threads_share_one_client(start_daemon: StartDaemon) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(states) == 2
     for state in states:
         assert_equal(state)

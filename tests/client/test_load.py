@@ -21,7 +21,7 @@ def test_every_tensor_comes_once_in_order_with_its_bytes(
     daemon = start_daemon(TENSORS, window_slabs=window_slabs)
     with StreamerClient(daemon.socket_dir) as client, client.load("/x") as load:
         assert_equal(dict(load))
-    assert daemon.ended.get(timeout=30) == "ok"
+    assert daemon.ended.get(timeout=60) == "ok"
     assert daemon.releases == (list(range(1, 15)) if window_slabs else [])
 
 

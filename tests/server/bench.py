@@ -175,7 +175,7 @@ class Bench:
         self.gates: list[GatedFile] = []
         self.told: list[tuple[object, CheckpointCorruptError]] = []
         """Of files whose bytes are wrong: who was told, the buffer's owner or a visit."""
-        self.has_tier = tier is not None
+        self.tier = tier
         self.tier_files = TierFiles(())
         files: Source = FileSource(lambda path, uid: self.headers, FileContext(settled_seconds=0))
         if tier is not None:
@@ -197,12 +197,21 @@ class Bench:
             loop.stand_still_while(self._threads_work)
 
     def _threads_work(self) -> bool:
-        """Slabs are being made, or blocks are read or could be read now. A read at a closed gate waits for
-        the test."""
+        """Slabs are being made, blocks are read or could be read now, or the tier writes. A read at a closed
+        gate waits for the test."""
         at_gates = sum(file.waiting for file in self.gates if not file.gate.is_set())
-        if self.workers.under_way or self.readers.busy > at_gates:
+        if self.workers.under_way or self.readers.busy > at_gates or (self.tier and self.tier.writes):
             return True
-        return self.readers.idle_since() is not None
+        if self.readers.idle_since() is not None:
+            return True
+        # A thread tells of the end of its read when it has left it.
+        return any(entry.reading and not self._waits(entry) for entry in self.staging.entries.values())
+
+    @staticmethod
+    def _waits(entry: CacheEntry) -> bool:
+        """For the test, which has closed its gate."""
+        files = (file for file in entry.checkpoint.files if isinstance(file, GatedFile))
+        return any(not file.gate.is_set() for file in files)
 
     def _spare(self) -> int:
         try:

@@ -202,13 +202,13 @@ class WatchedExecutor(Executor):
         self._lock = threading.Lock()
         self.most_slabs = 0
         self.under_way = 0
-        """Calls that have not ended."""
+        """Calls that have not ended, or of whose end the loop has not been told."""
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        future = self._executor.submit(self._watched, functools.partial(call, *args, **kwargs))
+        future: Future[_T] = Future()
+        self._executor.submit(self._run, future, functools.partial(call, *args, **kwargs))
         with self._lock:
             self.under_way += 1
-        future.add_done_callback(self._ended)
         return future
 
     def of(self, uid: int) -> Executor:
@@ -217,9 +217,20 @@ class WatchedExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
-    def _ended(self, _: object) -> None:
-        with self._lock:
-            self.under_way -= 1
+    def _run(self, future: Future[_T], call: Callable[[], _T]) -> None:
+        """The call counts as under way until whoever waits for it has been told."""
+        try:
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = self._watched(call)
+                except BaseException as error:
+                    future.set_exception(error)
+                    del future  # or the error, its traceback and the future would keep each other
+                else:
+                    future.set_result(result)
+        finally:
+            with self._lock:
+                self.under_way -= 1
 
     def _watched(self, call: Callable[[], _T]) -> _T:
         try:
@@ -289,10 +300,14 @@ class ClockLoop(asyncio.SelectorEventLoop):
         await looking
 
 
-def advance(seconds: float) -> None:
+def running_clock() -> ClockLoop:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, ClockLoop)
-    loop.advance(seconds)
+    return loop
+
+
+def advance(seconds: float) -> None:
+    running_clock().advance(seconds)
 
 
 @contextmanager
@@ -335,3 +350,23 @@ async def until(condition: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     while not condition():
         await (loop.look_again() if isinstance(loop, ClockLoop) else asyncio.sleep(_LOOK_SECONDS))
+
+
+async def until_advanced(condition: Callable[[], object], *, step_seconds: float = 1.0) -> None:
+    """The same on a ClockLoop, while time passes: so much at each look, but none while threads work."""
+    clock = running_clock()
+
+    def there() -> object:
+        if not clock.threads_work:
+            clock.advance(step_seconds)
+        return condition()
+
+    await until(there)
+
+
+async def at_rest(count: int = 50) -> None:
+    """Turns a ClockLoop until no threads have worked, and nothing else has come, for so many turns."""
+    clock, calm = running_clock(), 0
+    while calm < count:
+        calm = 0 if clock.threads_work else calm + 1
+        await (asyncio.sleep(0) if calm else clock.look_again())

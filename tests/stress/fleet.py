@@ -96,7 +96,7 @@ class WorkerProcess:
 
     def _reap(self) -> int:
         try:
-            code = self._process.wait(30)
+            code = self._process.wait(60)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"worker {self.pid} does not end:\n{self.errors()}") from None
         for fd in (self._input, self._output):

@@ -17,7 +17,7 @@ from ..e2e.support import DaemonProcess, wait_until
 from . import checkpoints
 from .fleet import Fleet, WorkerProcess
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 """Far more than any of these needs."""
 _OTHER_EXACT = (("2MiB", False), ("4MiB", True), ("4MiB", False))
 

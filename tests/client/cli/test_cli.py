@@ -231,7 +231,7 @@ def test_ctrl_c_is_130_and_silent(start_daemon: StartDaemon) -> None:
     assert process.stderr is not None
     told = [process.stderr.readline() for _ in range(2)]  # or the signal may come before it said them
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=30)
+    _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     err = "".join(told) + rest
     assert err.count("\n") == 2  # which daemon, and the place in the queue
@@ -254,7 +254,7 @@ def test_status_watch_ends_with_ctrl_c(start_daemon: StartDaemon) -> None:
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["version"] == "fake"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
 
 

@@ -78,7 +78,7 @@ def test_every_tensor_arrives(
     for expected in TENSORS:
         assert device.read(kept[expected.name]) == expected.data, expected.name
         assert kept[expected.name].shape == expected.shape
-    assert daemon.ended.get(timeout=30) == "ok"
+    assert daemon.ended.get(timeout=60) == "ok"
     # In order. Of the last the daemon is told in vain: the call may have ended before they were copied.
     assert daemon.releases == list(range(1, len(daemon.releases) + 1))
     assert len(daemon.releases) >= 10 if window_slabs else not daemon.releases
@@ -186,7 +186,7 @@ def test_leaving_early_gives_everything_back(
     leave(StreamerClient(daemon.socket_dir))
     gc.collect()
     daemon.await_leases_closed()
-    assert daemon.ended.get(timeout=30)
+    assert daemon.ended.get(timeout=60)
     assert not any(thread.name.startswith("penstock-copy") for thread in threading.enumerate())
 
 
@@ -332,7 +332,7 @@ def test_a_device_that_fails_for_good_does_not_keep_the_lease(
     monkeypatch.setattr(device, "settle", fault)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         load.close()
-    assert daemon.ended.get(timeout=30)  # "ok" if the load had run ahead to its end by then
+    assert daemon.ended.get(timeout=60)  # "ok" if the load had run ahead to its end by then
     del load, tensors
     gc.collect()
     daemon.await_leases_closed()
@@ -352,7 +352,7 @@ def test_several_loads_at_once_share_a_device(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(states) == 3
     for state in states:
         for expected in TENSORS:

@@ -51,7 +51,7 @@ def test_whoever_finds_all_buffers_taken_waits_for_one() -> None:
     taker = threading.Thread(target=lambda: got.append(ring.take()))
     taker.start()
     ring.put(buffer, None)
-    taker.join(30)
+    taker.join(60)
     assert got[0] is buffer
     ring.put(buffer, None)
     ring.close()
@@ -73,7 +73,7 @@ def test_closing_wakes_who_waits_and_unpins_what_is_taken_when_it_comes_back() -
     taker.start()
     ring.close()
     ring.close()
-    taker.join(30)
+    taker.join(60)
     assert outcome == [RingClosedError]
     assert device.pinned_bytes == 4096
     device.copy([(device.allocate(4096), buffer)])

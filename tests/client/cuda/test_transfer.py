@@ -141,7 +141,7 @@ def test_the_source_is_read_when_it_is_said_to_be(transfers: Callable[..., Trans
         read.set()
 
     transfer.submit(tensors, departed)
-    assert read.wait(30)
+    assert read.wait(60)
     assert [device.read(tensor) for _, tensor in transfer.deliver()] == expected
 
 
@@ -149,14 +149,14 @@ def test_the_source_is_let_go_of_when_it_is_read(transfers: Callable[..., Transf
     departed, looked = threading.Event(), threading.Event()
 
     def wait() -> None:
-        assert looked.wait(30)
+        assert looked.wait(60)
 
     device = FakeDevice(on_copy=wait)
     transfer = transfers(device)
     tensors = host_tensors(1, 10_000)
     alive = weakref.ref(tensors[0][1])
     transfer.submit(tensors, departed.set)
-    assert departed.wait(30)
+    assert departed.wait(60)
     del tensors
     gc.collect()
     found = alive()
@@ -305,12 +305,12 @@ def test_closing_gives_everything_back_with_copies_in_every_state() -> None:
 
     def block() -> None:
         started.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
 
     device.on_copy = block
     transfer = Transfer(device, pinned_bytes=PINNED, threads=2)
     transfer.submit(host_tensors(20), nothing)
-    assert started.wait(30)
+    assert started.wait(60)
     transfer.close()
     go_on.set()
     transfer.join()

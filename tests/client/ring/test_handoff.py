@@ -68,7 +68,7 @@ def test_connects_over_a_real_listener_and_takes_the_token(socket_dir: Path) -> 
         assert (handoff.token, handoff.daemon_version) == ("secret", "1.2")
         handoff.close()
         handoff.close()
-        server.join(30)
+        server.join(60)
         assert not server.is_alive()
 
 

@@ -38,7 +38,7 @@ def test_the_next_daemon_may_take_its_time(socket_dir: Path, start_daemon: Start
     started = threading.Event()
 
     def replace() -> None:
-        assert first.stalled.wait(30)
+        assert first.stalled.wait(60)
         first.stop()
         (socket_dir / "handoff.sock").unlink()
         started.set()
@@ -116,7 +116,7 @@ def test_closing_the_client_ends_the_wait_of_a_prefetch(start_daemon: StartDaemo
 
     thread = threading.Thread(target=prefetch)
     thread.start()
-    daemon.broken.wait(30)
+    daemon.broken.wait(60)
     client.close()
     thread.join()
     assert ended == [LoadClosedError]

@@ -4,6 +4,7 @@ charged before its memory is spent, and given back."""
 from __future__ import annotations
 
 import gc
+import threading
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +31,14 @@ UID = 70001
 """Nobody's here: for it shares count."""
 USER = Access(uid=UID, privileged=True, prefixes=())
 INDEX = "model.safetensors.index.json"
+THREADS = 4
+"""That open files, in each catalog."""
 
 
 @contextmanager
 def catalog_with(total_bytes: int) -> Iterator[Catalog]:
     """That may use so much for all users together, and keeps nothing cached."""
-    with ThreadPoolExecutor(4) as workers:
+    with ThreadPoolExecutor(THREADS) as workers:
         catalog = Catalog([FileSource(lambda path, uid: workers)], keep=Keep(total_bytes, 0))
         yield catalog
         catalog.shutdown()
@@ -46,6 +49,10 @@ def resolve(catalog: Catalog, *sources: Path | str) -> Checkpoint:
 
 
 def used(catalog: Catalog) -> int:
+    workers = catalog._sources[0].workers("/", UID)
+    together = threading.Barrier(THREADS)  # a thread that comes has let go of what it did before
+    for call in [workers.submit(together.wait, 60) for _ in range(THREADS)]:
+        call.result()
     gc.collect()  # a checkpoint and its charge go together
     return catalog.keep.budget.used_bytes
 

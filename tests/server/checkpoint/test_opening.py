@@ -87,8 +87,8 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     bench.close()
     until_true(lambda: not more_fds(before))
     assert bench.descriptors.used == 0
-    gc.collect()  # errors that a test caught hold its checkpoints
-    assert bench.catalog.keep.budget.used_bytes == 0
+    # Errors that a test caught hold its checkpoints, and so do threads a moment after a call has ended.
+    until_true(lambda: gc.collect() >= 0 and bench.catalog.keep.budget.used_bytes == 0)
 
 
 def files(top: Path, count: int, *, stem: str = "f") -> list[str]:
@@ -244,7 +244,7 @@ def test_without_a_descriptor_opening_says_so_leaks_nothing_and_works_again(
         assert isinstance(caught.value, TooManyLoadsError)
         assert "as many files open as it may" in caught.value.message
         assert "LimitNOFILE" in caught.value.message
-    assert not more_fds(before)
+    until_true(lambda: not more_fds(before))
     bench.catalog.resolve(paths, ROOT).close()
 
 

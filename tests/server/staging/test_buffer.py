@@ -34,6 +34,7 @@ from ..support import (
     open_slabs,
     turns,
     until,
+    until_advanced,
     write_checkpoint,
 )
 
@@ -300,12 +301,7 @@ async def test_without_a_limit_memory_goes_back_to_the_system(make: Callable[...
         visit.leave()
         await turns()
         assert open_slabs() == 3
-
-        def trimmed() -> bool:
-            advance(bench.config.trim_after_seconds / 2)
-            return open_slabs() == 0
-
-        await until(trimmed)
+        await until_advanced(lambda: open_slabs() == 0, step_seconds=bench.config.trim_after_seconds / 2)
         assert not bench.staging.entries
         keeping.cancel()
 
@@ -524,11 +520,10 @@ async def test_any_mixture_of_loads_stays_within_the_limit_and_leaves_nothing(
         clients = asyncio.gather(*(client() for _ in range(30)))
 
         def done() -> bool:
-            advance(0.05)  # patience and the groups' timeouts pass
             bench.assert_within_the_limit()
             return clients.done()
 
-        await until(done)
+        await until_advanced(done, step_seconds=0.05)  # patience and the groups' timeouts pass
         await clients
         await keeping
         assert outcomes.count("read") > 10

@@ -167,7 +167,7 @@ class StagingMachine(RuleBasedStateMachine):
         settle=st.booleans(),
     )
     def enter(self, checkpoint: str, uid: int, kind: str, settle: bool) -> Client | MultipleResults[Client]:
-        alone = not self.all and not self.pinned and not self._reading()
+        alone = not self.all and not self.pinned and not self._reading() and not self._stuck_bytes()
         client = self.run(self._enter(checkpoint, uid, kind))
         if client is None:
             return multiple()
@@ -398,6 +398,10 @@ class StagingMachine(RuleBasedStateMachine):
     def _reading(self) -> list[CacheEntry]:
         return [entry for entry in self.bench.staging.entries.values() if entry.reading]
 
+    def _stuck_bytes(self) -> int:
+        """Of what was evicted while it was read: they come back when these reads end."""
+        return self.bench.staging.usage().stuck_bytes
+
     def _sharing(self, client: Client) -> Sequence[Client]:
         return [other for other in self.all if other.entry is client.entry]
 
@@ -406,7 +410,9 @@ class StagingMachine(RuleBasedStateMachine):
         waiting = {client.task for client in self.all} | {asyncio.current_task()}
         if asyncio.all_tasks() - waiting:
             return False
-        return not self._reading() or (self.stands_still and self.bench.readers.busy > 0)
+        if self.stands_still and self.bench.readers.busy:
+            return True
+        return not self._reading() and not self._stuck_bytes()
 
     async def _settle(self) -> None:
         calm = 0

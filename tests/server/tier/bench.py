@@ -82,11 +82,9 @@ def held(tier: Tier, thing: Thing) -> Iterator[Hold]:
 
 
 @contextlib.contextmanager
-def tier_in(
-    path: Path | Directory, limit_bytes: int = LIMIT_BYTES, *, hang_seconds: float = PATIENCE_SECONDS
-) -> Iterator[Tier]:
+def tier_in(path: Path | Directory, limit_bytes: int = LIMIT_BYTES) -> Iterator[Tier]:
     directory = path if isinstance(path, Directory) else Directory(path)
-    tier = Tier(directory, limit_bytes, threads=DiskThreads(hang_seconds=hang_seconds))
+    tier = Tier(directory, limit_bytes, threads=DiskThreads(hang_seconds=PATIENCE_SECONDS))
     try:
         yield tier
     finally:
@@ -94,8 +92,12 @@ def tier_in(
 
 
 def disk_bytes(path: Path) -> int:
-    """What the files take of the disk."""
-    return sum(file.stat().st_blocks * 512 for file in path.iterdir())
+    """What the files take of the disk. Some may be removed meanwhile."""
+    total = 0
+    for file in path.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_blocks * 512
+    return total
 
 
 __all__ = ["LIMIT_BYTES", "MIB", "RottenError", "Thing", "aligned", "disk_bytes", "held", "tier_in"]

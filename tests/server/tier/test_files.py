@@ -39,6 +39,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "models/one.safetensors"
     path.parent.mkdir()
     path.write_bytes(random.Random(1).randbytes(SIZE))
+    wait_for_tick(tmp_path)  # a test that writes to it makes another version
     return path
 
 

@@ -32,7 +32,7 @@ from penstock.server.staging.entry import CacheEntry
 from penstock.server.system.quota import Quota
 
 from ...bench import Bench
-from ...support import MIB, SLAB_BYTES, ClockLoop, advance, on_clock_loop, turns, until
+from ...support import MIB, SLAB_BYTES, advance, at_rest, on_clock_loop, until, until_advanced
 from ...tier.bench import Thing, tier_in
 from ..context import load_context
 
@@ -63,7 +63,7 @@ class Node:
             stores=[flags.locators for flags in FLAGS],
             interval_seconds=INTERVAL_SECONDS,
             features=features,
-            name_tier_files=bench.tier_files.name if bench.has_tier else None,
+            name_tier_files=bench.tier_files.name if bench.tier is not None else None,
         )
 
     def write(self, *entries: dict[str, Any]) -> None:
@@ -89,22 +89,7 @@ class Node:
 
     async def until_states(self, **states: str) -> None:
         """Time passes meanwhile, but less than the interval, and not while threads work for the set."""
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, ClockLoop)
-
-        def there() -> bool:
-            if not loop.threads_work:
-                advance(0.1)
-            return self.states == states
-
-        await until(there)
-
-    async def until_advanced(self, condition: Callable[[], object], *, step_seconds: float = 1.0) -> None:
-        def there() -> object:
-            advance(step_seconds)
-            return condition()
-
-        await until(there)
+        await until_advanced(lambda: self.states == states, step_seconds=0.1)
 
     async def load(self, path: Path, *, leave: bool = True, **options: Any) -> CacheEntry:
         visit = self.bench.enter(path, **options)
@@ -176,7 +161,7 @@ async def test_a_broken_version_of_the_file_keeps_the_one_before_in_force(
         def told(problem: str) -> bool:
             return any(problem in one for one in warm.set.problems)
 
-        await warm.until_advanced(lambda: warm.set.problems)
+        await until_advanced(lambda: warm.set.problems)
         assert "it cannot be read (No such file or directory); put it there" in warm.set.problems[0]
         warm.write({"name": "one", "source": str(path), "pin": True})
         await warm.until_states(one="warm")
@@ -184,19 +169,19 @@ async def test_a_broken_version_of_the_file_keeps_the_one_before_in_force(
         broken = {"checkpoints: 3": "line 1: checkpoints: is not a list", "": "it is empty"}
         for content, problem in broken.items():
             warm.write_text(content)
-            await warm.until_advanced(functools.partial(told, problem))
+            await until_advanced(functools.partial(told, problem))
             assert warm.states == {"one": "warm"}
             assert warm.entry("one").pinned
         warm.file.unlink()
-        await warm.until_advanced(lambda: told("cannot be read"))
+        await until_advanced(lambda: told("cannot be read"))
         warm.file.mkdir()
-        await warm.until_advanced(
+        await until_advanced(
             lambda: "Is a directory" in warm.set.problems[0] or "no file" in warm.set.problems[0]
         )
         assert warm.states == {"one": "warm"}
         warm.file.rmdir()
         os.mkfifo(warm.file)
-        await warm.until_advanced(lambda: told("it is a device or a pipe; put a file in its place"))
+        await until_advanced(lambda: told("it is a device or a pipe; put a file in its place"))
         warm.file.unlink()
         warm.write({"name": "two", "source": str(path)})
         await warm.until_states(two="warm")
@@ -215,7 +200,7 @@ async def test_a_file_that_inotify_tells_nothing_of_is_looked_at_now_and_then(
     async with node(tmp_path) as warm:
         await until(lambda: warm.set.problems)
         warm.write({"name": "one", "source": str(path)})
-        await warm.until_advanced(lambda: warm.states == {"one": "warm"})
+        await until_advanced(lambda: warm.states == {"one": "warm"})
 
 
 # ---- versions ------------------------------------------------------------------------------------
@@ -234,7 +219,7 @@ async def test_a_new_version_is_noticed_after_the_interval_and_staged_beside_the
         make("one", 3)
         for _ in range(20):
             advance(INTERVAL_SECONDS * (1 - keeper_module.JITTER) / 30)
-            await turns()
+            await at_rest()
         assert warm.entry("one") is old
         enter, beside = warm.bench.staging.enter, []
 
@@ -245,7 +230,7 @@ async def test_a_new_version_is_noticed_after_the_interval_and_staged_beside_the
 
         warm.bench.staging.enter = entered  # type: ignore[method-assign]
         keeper = warm.keeper("one")
-        await warm.until_advanced(lambda: keeper.state == "warm" and keeper.entry is not old)
+        await until_advanced(lambda: keeper.state == "warm" and keeper.entry is not old)
         assert beside == [True]
         assert old.closed
         assert warm.entry("one").pinned
@@ -263,7 +248,7 @@ async def test_a_new_version_takes_the_memory_of_the_old_one_where_there_is_no_o
         await warm.until_states(one="warm")
         old = warm.entry("one")
         make("one", 5)
-        await warm.until_advanced(lambda: old.closed, step_seconds=5)
+        await until_advanced(lambda: old.closed, step_seconds=5)
         await warm.until_states(one="warm")
         assert warm.entry("one").pinned
 
@@ -287,7 +272,7 @@ async def test_looking_for_a_new_version_opens_each_file_once_and_reads_nothing(
         await warm.until_states(one="warm")
         read, checked = warm.bench.totals.read_bytes, warm.keeper("one").checked_at
         opened.clear()
-        await warm.until_advanced(lambda: warm.keeper("one").checked_at != checked)
+        await until_advanced(lambda: warm.keeper("one").checked_at != checked)
         assert opened == [str(path)]
         assert warm.bench.totals.read_bytes == read
         assert warm.bench.totals.loads_that("ok") == 1
@@ -339,7 +324,7 @@ async def test_two_that_fit_only_one_at_a_time_do_not_take_turns(make: Make, tmp
         first = warm.entry("one")
         for _ in range(20):
             advance(INTERVAL_SECONDS / 4)
-            await turns(50)
+            await at_rest()
         assert warm.entry("one") is first
 
 
@@ -368,7 +353,7 @@ async def test_what_was_evicted_for_a_load_comes_back_without_evicting_what_took
         await warm.until_states(named="does_not_fit")
         for _ in range(20):
             advance(5)
-            await turns(50)
+            await at_rest()
         assert not large.closed
         warm.bench.staging.evict(lambda entry: entry is large)
         await warm.until_states(named="warm")
@@ -383,13 +368,11 @@ async def test_what_an_operator_evicts_comes_back_as_the_file_says(make: Make, t
         entry = warm.entry("one")
         warm.bench.staging.evict(lambda _: True)
         assert entry.closed
-        await warm.until_advanced(
-            lambda: warm.states == {"one": "warm"} and warm.keeper("one").entry is not None
-        )
+        await until_advanced(lambda: warm.states == {"one": "warm"} and warm.keeper("one").entry is not None)
         entry = warm.entry("one")
         visit = warm.bench.enter(path)
         warm.bench.staging.evict(lambda _: True)
-        await warm.until_advanced(lambda: entry.pinned)
+        await until_advanced(lambda: entry.pinned)
         await visit.read()
         visit.leave()
         assert warm.entry("one") is entry
@@ -412,7 +395,7 @@ async def test_without_a_limit_the_set_outlives_trim_after_and_goes_last_when_me
         spare[0] = 0
         assert not entry.closed
         await warm.load(chance)
-        await warm.until_advanced(lambda: len(warm.bench.staging.entries) == 1, step_seconds=10)
+        await until_advanced(lambda: len(warm.bench.staging.entries) == 1, step_seconds=10)
         assert not entry.closed
         spare[0] = -1
         await until(lambda: entry.closed)
@@ -467,7 +450,7 @@ async def test_what_has_no_memory_and_is_on_the_local_disk_says_so(make: Make, t
             keeper = warm.keeper("disk")
             assert keeper.needed_bytes > keeper.left_bytes
             assert "it needs" in keeper.reason
-            await warm.until_advanced(lambda: "disk-disk=true" in features.read_text())
+            await until_advanced(lambda: features.exists() and "disk-disk=true" in features.read_text())
             assert "penstock.dev/warm-large=true" in features.read_text()
             read = tier.counts["read_bytes"]
             warm.write(entry)
@@ -495,8 +478,8 @@ async def test_an_entry_without_memory_passes_to_the_local_disk_once(
             assert (tier.counts["written_bytes"] >= size_bytes) is (state == "on_disk")
             assert len(warm.bench.staging.entries) == 1
             read, checked = warm.bench.totals.read_bytes, keeper("disk").checked_at
-            await warm.until_advanced(lambda: keeper("disk").checked_at != checked, step_seconds=10)
-            await turns(50)
+            await until_advanced(lambda: keeper("disk").checked_at != checked, step_seconds=10)
+            await at_rest()
             assert warm.bench.totals.read_bytes == read
             assert warm.states == {"large": "warm", "disk": state}
 
@@ -529,7 +512,7 @@ async def test_an_entry_that_leaves_the_set_in_the_moment_when_it_is_staged_is_p
         async with node(tmp_path, tier=tier) as warm:
             warm.write({"name": "one", "source": str(path), "pin": True, "tier": True})
             await until(lambda: staged)
-            await turns(50)
+            await at_rest()
             assert not staged[0].closed
             assert (staged[0].pinned, staged[0].wanted) == (False, False)
             await until(lambda: tier.counts["written_bytes"] >= path.stat().st_size and not tier.writes)
@@ -571,7 +554,7 @@ async def test_each_look_asks_anew_what_a_branch_is(make: Make, tmp_path: Path) 
         warm.write({"name": "one", "source": str(path)})
         await warm.until_states(one="warm")
         checked = warm.keeper("one").checked_at
-        await warm.until_advanced(lambda: warm.keeper("one").checked_at != checked)
+        await until_advanced(lambda: warm.keeper("one").checked_at != checked)
         assert len(pins) >= 3
         assert len(set(map(id, pins))) == len(pins)
 
@@ -592,7 +575,7 @@ async def test_a_warm_checkpoint_whose_store_cannot_be_asked_stays_warm_and_says
             return replace(really(*given, **named), stale_seconds=5.0)
 
         warm.bench.catalog.resolve = stale  # type: ignore[method-assign]
-        await warm.until_advanced(lambda: warm.keeper("one").reason)
+        await until_advanced(lambda: warm.keeper("one").reason)
         assert "whether it is the newest version could not be asked" in warm.keeper("one").reason
         assert warm.entry("one") is entry, "what may be older took the place of what is warm"
         assert warm.keeper("one").checked_at == checked
@@ -620,13 +603,13 @@ async def test_the_features_file_names_what_is_warm_and_goes_with_the_daemon(
         assert labels() == []
         warm.write({"name": "one", "source": str(path)}, {"name": "two", "source": "/nothing"})
         await warm.until_states(one="warm", two="failed")
-        await warm.until_advanced(labels)
+        await until_advanced(labels)
         assert labels() == ["penstock.dev/warm-one=true"]
         before = features.stat().st_ino
-        await warm.until_advanced(lambda: features.stat().st_ino != before)
+        await until_advanced(lambda: features.stat().st_ino != before)
         assert os.stat(features).st_mode & 0o777 == 0o644
         warm.write()
-        await warm.until_advanced(lambda: not labels())
+        await until_advanced(lambda: not labels())
     assert os.listdir(features.parent) == []
     assert REFRESH_SECONDS * 3 < EXPIRY_SECONDS
 
@@ -658,12 +641,7 @@ async def test_a_features_file_that_cannot_be_written_is_told_once_and_tried_aga
         await until(told)
         for _ in range(10):
             advance(2)
-            await turns(50)
+            await at_rest()
         assert told() == 1
         features.parent.mkdir()
-
-        def written() -> bool:
-            advance(1)
-            return features.exists()
-
-        await until(written)
+        await until_advanced(features.exists)

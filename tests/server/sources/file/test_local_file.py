@@ -364,6 +364,7 @@ def test_a_write_whose_time_is_put_back_is_a_change(
     directory: Path, write: Callable[[Path], None], watched: bool, context: FileContext
 ) -> None:
     path = write_warm(directory / "f", CONTENT)
+    wait_for_tick(directory)
     file = open_file(str(path), ROOT, context if watched else None)
     try:
         file.check_unchanged()
@@ -421,6 +422,7 @@ def test_a_reflink_onto_a_file_is_a_change(tmp_path: Path, context: FileContext)
 def test_a_chmod_that_nobody_watched_counts_as_a_change(directory: Path) -> None:
     """`cp -p` onto the file looks the same."""
     path = write_warm(directory / "f", CONTENT)
+    wait_for_tick(directory)
     file = open_file(str(path), ROOT)
     try:
         path.chmod(0o600)

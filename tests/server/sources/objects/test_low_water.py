@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from tests.s3.authority import Authority
 
+from penstock.server.sources.objects import exchange
 from penstock.server.sources.objects.connection import Connections
 from penstock.server.sources.objects.exchange import LOW_WATER_BYTES, Watermarked
 
@@ -67,16 +69,19 @@ def serving(request: pytest.FixtureRequest, authority: Authority) -> Serving:
 
 
 def test_a_thread_sleeps_until_many_bytes_are_there_and_at_the_end_of_the_body_no_longer(
-    connections: Connections, serving: Serving
+    connections: Connections, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where the sender is slow, as on a busy machine, the thread would be woken for less from then on.
+    monkeypatch.setattr(exchange, "TURN_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(exchange, "_TURN", struct.pack("ll", PATIENCE_SECONDS, 0))
     with serving(lambda connection, answer: connection.sendall(answer)) as url:
         for _ in range(2):
             found, marks = bytearray(len(BODY)), []
-            with connections.exchange("x", "GET", url, {}) as exchange:
+            with connections.exchange("x", "GET", url, {}) as answer:
                 view = memoryview(found)
                 while view:
-                    view = view[exchange.read_into(view[: 1 << 20]) :]
-                    sock = exchange.connection.sock
+                    view = view[answer.read_into(view[: 1 << 20]) :]
+                    sock = answer.connection.sock
                     assert sock is not None
                     marks.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT))
             assert found == BODY
@@ -103,14 +108,14 @@ def test_bytes_of_a_sender_that_waits_are_read_as_far_as_they_came(
         connection.sendall(answer[head + 2 * some :])
 
     found = bytearray(len(BODY))
-    with serving(send) as url, connections.exchange("x", "GET", url, {}) as exchange:
+    with serving(send) as url, connections.exchange("x", "GET", url, {}) as answer:
         view = memoryview(found)
         while view:
-            view = view[exchange.read_into(view) :]
+            view = view[answer.read_into(view) :]
             for number, event in enumerate(reached, 1):
                 if len(BODY) - len(view) >= number * some:
                     event.set()
-        assert isinstance(exchange.connection, Watermarked)
-        assert exchange.connection.low_water_bytes == 1, "it would wait so long each time"
+        assert isinstance(answer.connection, Watermarked)
+        assert answer.connection.low_water_bytes == 1, "it would wait so long each time"
         connections.close()
     assert found == BODY

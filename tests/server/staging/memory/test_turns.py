@@ -15,7 +15,7 @@ from penstock.server.staging.memory.turns import Turns
 from penstock.server.staging.memory.waiting import PATIENCE_SECONDS, STILL_SECONDS, TURN_SECONDS
 
 from ...bench import Visit, running
-from ...support import MIB, advance, on_clock_loop, turns, until
+from ...support import MIB, advance, on_clock_loop, turns, until, until_advanced
 
 GREEDY = (70001, 70002, 70003)
 MODEST = 70009
@@ -256,9 +256,7 @@ async def test_a_load_that_stands_still_is_waited_for_no_longer_than_a_lease(
         await turns()
         assert not root.entry.started
         advance(STILL_SECONDS)
-        while not root.entry.started:
-            advance(PATIENCE_SECONDS)
-            await turns()
+        await until_advanced(lambda: root.entry.started, step_seconds=PATIENCE_SECONDS)
         assert not root.entry.full
         await root.read()
         leave_all([still, root])
