@@ -9,8 +9,10 @@ to a network file system, or writes to the layers beneath an overlay.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
+import termios
 import threading
 import weakref
 from collections import Counter, defaultdict
@@ -22,7 +24,7 @@ _IN_UNMOUNT = 0x2000
 _IN_Q_OVERFLOW = 0x4000
 _IN_IGNORED = 0x8000
 _EVENT = struct.Struct("=iIII")
-_BUFFER_BYTES = 64 << 10
+_INT = struct.Struct("i")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,6 +39,7 @@ class Watch:
         self._inode = inode
         self._number = -1
         self.modified = False
+        """Nothing is reported after the first write."""
         self.lost = False
         """Whether writes may have been missed: too many happened at once, or the kernel dropped the watch."""
 
@@ -79,6 +82,7 @@ class Watches:
             self._adding[watch._inode] += 1
         number = self._add(fd)
         with self._lock:
+            self._drain()  # what is queued was written before, and is news for others only
             if number >= 0:
                 watch._number = number
                 self._by_number.setdefault(number, set()).add(watch)
@@ -92,14 +96,17 @@ class Watches:
     def forget(self, watch: Watch) -> None:
         """Forgetting twice is forgetting once. Does not block."""
         with self._lock:
-            number, watch._number = watch._number, -1
-            if number not in self._by_number:
-                return
-            self._by_number[number].discard(watch)
-            if watch._inode in self._adding:
-                self._unused[watch._inode].add(number)
-            else:
-                self._remove_unused(number)
+            self._forget(watch)
+
+    def _forget(self, watch: Watch) -> None:
+        number, watch._number = watch._number, -1
+        if number not in self._by_number:
+            return
+        self._by_number[number].discard(watch)
+        if watch._inode in self._adding:
+            self._unused[watch._inode].add(number)
+        else:
+            self._remove_unused(number)
 
     def _remove_unused(self, number: int) -> None:
         if number in self._by_number and not self._by_number[number]:
@@ -109,16 +116,19 @@ class Watches:
     def drain(self) -> None:
         """Passes on the events that the kernel has queued."""
         with self._lock:
-            while self._fd >= 0:
-                try:
-                    events = os.read(self._fd, _BUFFER_BYTES)
-                except BlockingIOError:
-                    return
-                at = 0
-                while at < len(events):
-                    number, mask, _, name_bytes = _EVENT.unpack_from(events, at)
-                    at += _EVENT.size + name_bytes
-                    self._tell(number, mask)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Reads what is queued when it begins, and no more. Users can write faster than this reads."""
+        if self._fd < 0:
+            return
+        (queued_bytes,) = _INT.unpack(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(_INT.size)))
+        events = os.read(self._fd, queued_bytes) if queued_bytes else b""
+        at = 0
+        while at < len(events):
+            number, mask, _, name_bytes = _EVENT.unpack_from(events, at)
+            at += _EVENT.size + name_bytes
+            self._tell(number, mask)
 
     def close(self) -> None:
         """Ends all watches. None may be used after that."""
@@ -139,6 +149,8 @@ class Watches:
             for watches in self._by_number.values():
                 for watch in watches:
                     watch.lost = True
-        for watch in self._by_number.get(number, ()):
+        for watch in tuple(self._by_number.get(number, ())):
             watch.modified = watch.modified or bool(mask & _IN_MODIFY)
             watch.lost = watch.lost or bool(mask & (_IN_IGNORED | _IN_UNMOUNT))
+            if watch.modified:
+                self._forget(watch)  # or a user who goes on writing would have events read for ever
