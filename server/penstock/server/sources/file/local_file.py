@@ -28,7 +28,7 @@ from ...system.progress import about_to_wait
 from .. import Access, too_slow, without
 from ..checksums import Checksum
 from ..resuming import Place
-from . import paths
+from . import modes, paths
 from .identity import Look, change, lasting_version, portable_version
 from .mounts import MountTable
 from .watches import Watches
@@ -147,7 +147,7 @@ class LocalFile:
 
     def check_access(self, access: Access) -> None:
         """Raises AccessDeniedError if modes count and forbid the caller to read the file."""
-        paths.check_modes(self._fd, self.uri, access)
+        modes.check_modes(self._fd, self.uri, access)
 
     def unmounted(self) -> bool:
         """Whether the mount through which it was opened is gone."""
@@ -280,7 +280,7 @@ def _has_nowait(fd: int, size_bytes: int) -> bool:
 
 def open_file(path: str, access: Access, context: FileContext | None = None) -> LocalFile:
     """Opens a regular file that the caller may read. Raises a PenstockError that names the file."""
-    fd = paths.open_path(path, access, os.O_RDONLY)
+    fd = paths.open_regular(path, access)
     try:
         file = LocalFile(path, fd, context)
         try:
