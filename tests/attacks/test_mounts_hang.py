@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from penstock.client import errors
 from penstock.client.cli.status_text import show
@@ -17,6 +18,7 @@ from penstock.client.cli.status_text import show
 from ..e2e.support import Checkpoints, Nursery, RawLoad, random_tensors, same, wait_until
 from .conftest import StartTarget
 from .fuse import FuseFileSystem, mounted
+from .outcomes import assert_loads, outcomes_of
 from .support import TargetDaemon
 
 MIB = 1 << 20
@@ -194,6 +196,28 @@ def test_closing_a_file_that_hangs_holds_up_nobody(
         lambda: not [name for name in daemon.fds() if name.startswith(str(system.mount_point))],
         "its files to be closed",
     )
+
+
+def test_files_that_do_not_close_count_as_their_user_s_until_they_do(
+    start_target: StartTarget, attackers: Nursery, tmp_path: Path, write: Checkpoints
+) -> None:
+    """Or a user whose file system does not let a file be closed would take all descriptors, load by load."""
+    elsewhere = write("elsewhere", 3)
+    daemon = start_target(*FLAGS, open_files=2048)
+    before = daemon.usage()
+    files = {f"{n}.safetensors": safetensors.torch.save({f"t{n}": torch.zeros(8)}) for n in range(60)}
+    with mounted(tmp_path / "open", files) as system:
+        system.hang("flush")
+        outcomes = outcomes_of(attackers, daemon, ALICE, system.mount_point, 30)
+        assert not outcomes[0].error, outcomes[0]
+        assert outcomes[-1].error == "TooManyLoadsError", outcomes[-1]
+        assert "60 files need 120 descriptors, and " in outcomes[-1].message
+        assert daemon.usage().descriptors < 2048 // 2
+        assert_loads(attackers, daemon, BOB, elsewhere)
+        system.release()
+        daemon.assert_comes_back(before)
+        (again,) = outcomes_of(attackers, daemon, ALICE, system.mount_point)
+        assert again.found == outcomes[0].found
 
 
 def test_another_user_s_hung_loads_leave_a_user_its_share(

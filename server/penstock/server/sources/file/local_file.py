@@ -47,8 +47,8 @@ class FileContext:
 
     mounts: MountTable | None = None
     watches: Watches | None = None
-    close: Callable[[str, int], object] | None = None
-    """Closes a descriptor of a file below that mount point, on a thread that may hang."""
+    close: Callable[[str, int, Sequence[int]], object] | None = None
+    """Closes descriptors that a user had of a file below that mount point, on a thread that may hang."""
     settled_seconds: float = SETTLED_SECONDS
     """See `LocalFile.settled`."""
 
@@ -66,9 +66,10 @@ class LocalFile:
     alignment = linux.PAGE_BYTES
     checksums: Sequence[Checksum] = ()
 
-    def __init__(self, path: str, fd: int, context: FileContext | None = None) -> None:
-        """Takes `fd` over, also when it raises."""
+    def __init__(self, path: str, fd: int, context: FileContext | None = None, uid: int = 0) -> None:
+        """Opened for that user. Takes `fd` over, also when it raises."""
         self.uri = path
+        self._uid = uid
         self.give_up_at = math.inf
         self._context = context or FileContext()
         self._fd = fd
@@ -170,13 +171,17 @@ class LocalFile:
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
-        for fd in (self._fd, self._direct_fd):
-            if fd is not None and fd >= 0:
-                if self._closes_at_once or self._context.close is None:
-                    os.close(fd)
-                else:
-                    self._context.close(self.mount_point, fd)
+        fds = [fd for fd in (self._fd, self._direct_fd) if fd is not None and fd >= 0]
         self._fd, self._direct_fd = -1, None
+        if not fds:
+            return
+        # Who closes a file without a name frees all its blocks, which may take seconds.
+        at_once = self._closes_at_once and os.fstat(fds[0]).st_nlink > 0
+        if self._context.close is not None and not at_once:
+            self._context.close(self.mount_point, self._uid, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
 
     def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
         """Copies cached pages from `offset` on. Returns the position reached.
@@ -282,7 +287,7 @@ def open_file(path: str, access: Access, context: FileContext | None = None) -> 
     """Opens a regular file that the caller may read. Raises a PenstockError that names the file."""
     fd = paths.open_regular(path, access)
     try:
-        file = LocalFile(path, fd, context)
+        file = LocalFile(path, fd, context, access.uid)
         try:
             file.check_access(access)
         except BaseException:

@@ -60,7 +60,7 @@ class HubCache:
         context = self._context()
         with context.asking(path):
             fd = paths.open_regular(path, self._access(uid))
-            return CachedFile(location, path, fd, context)
+            return CachedFile(location, path, fd, context, uid)
 
     def tree(self, location: Location, access: Access, wanted: Wanted) -> Iterator[Listed]:
         """The cached files of its commit below its path, as for `Source.tree`."""
@@ -81,8 +81,8 @@ class HubCache:
 class CachedFile(LocalFile):
     """A file of the cache, under its name on the Hub."""
 
-    def __init__(self, location: Location, path: str, fd: int, context: FileContext) -> None:
-        super().__init__(path, fd, context)
+    def __init__(self, location: Location, path: str, fd: int, context: FileContext, uid: int) -> None:
+        super().__init__(path, fd, context, uid)
         self.uri = location.uri
         if location.content:  # from the Hub's list; without one, from the cache directory
             self.listed_version = listed_version(location.content, self.size_bytes)
