@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import mmap
 import os
 import signal
@@ -23,6 +24,7 @@ ANNE, BERT = 1401, 1402
 KEEP_SIZE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x1, 0x8, 0x10, 0x20
 """Of `fallocate`, which Python does not wrap."""
 PAGE_BYTES = 4096
+HEADER_LENGTH_BYTES = 8
 BLOCK_BYTES = 64 << 10
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -115,14 +117,14 @@ def zero_and_write_again(fd: int, content: bytes) -> None:
 
 
 def take_out_and_put_in(fd: int, content: bytes) -> None:
-    """A block from the middle, without which the rest is elsewhere."""
+    """A page, without which the rest is elsewhere."""
     fallocate(fd, COLLAPSE_RANGE, PAGE_BYTES, PAGE_BYTES)
     fallocate(fd, INSERT_RANGE, PAGE_BYTES, PAGE_BYTES)
     os.pwrite(fd, content[PAGE_BYTES : 2 * PAGE_BYTES], PAGE_BYTES)
 
 
 def write_through_a_mapping(fd: int, content: bytes) -> None:
-    """Each write reaches the disk, so the next one has a time again."""
+    """All of it reaches the disk, so that the next write has a time again."""
     with mmap.mmap(fd, len(content)) as mapping:
         for offset in range(PAGE_BYTES, len(content), PAGE_BYTES):
             mapping[offset : offset + 8] = bytes(8)
@@ -137,15 +139,19 @@ RESTLESS = [grow, cut_and_write_again, zero_and_write_again, take_out_and_put_in
 def write_without_end(path: str, how: str) -> None:
     (change,) = [change for change in RESTLESS if change.__name__ == how]
     with open(path, "r+b", buffering=0) as file:
-        content = file.read()
-        try:
-            change(file.fileno(), content)
-        except OSError as error:
-            say("writing", unable=os.strerror(error.errno))
-            return
-        say("writing", unable="")
-        while True:
-            change(file.fileno(), content)
+        fd, content = file.fileno(), file.read()
+        # While its bytes are others it is no checkpoint: its first bytes say how long the header is.
+        spoilt = bytes(HEADER_LENGTH_BYTES) + content[HEADER_LENGTH_BYTES:]
+        for number in itertools.count():
+            os.pwrite(fd, spoilt[:HEADER_LENGTH_BYTES], 0)
+            try:
+                change(fd, spoilt)
+            except OSError as error:
+                say("writing", unable=os.strerror(error.errno))
+                return
+            os.pwrite(fd, content[:HEADER_LENGTH_BYTES], 0)
+            if not number:
+                say("writing", unable="")
 
 
 @pytest.mark.parametrize("change", RESTLESS)
