@@ -122,6 +122,36 @@ def test_writes_before_a_watch_are_told_to_the_watches_before_it_only(
     assert state(second) == (True, False)
 
 
+def test_writes_that_end_after_a_watch_was_closed_count_for_the_next(
+    watches: Watches, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    for one in (path, other):
+        one.write_bytes(b"old")
+    first, second = watch(watches, path), watch(watches, path)
+    first.close()
+    second.close()
+    assert watch(watches, path).writes_before == 0
+    path.write_bytes(b"new")
+    assert [watch(watches, one).writes_before for one in (path, other, path)] == [1, 0, 1]
+
+
+def test_watches_of_closed_files_are_few(
+    watches: Watches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_KEPT", 2)
+    monkeypatch.setattr(module, "MOST_COUNTED", 1)
+    paths = [tmp_path / str(number) for number in range(4)]
+    for path in paths:
+        path.write_bytes(b"old")
+        watch(watches, path).close()
+    assert watches_of(watches) == 2
+    for path in paths:
+        path.write_bytes(b"new")
+    assert [watch(watches, path).writes_before for path in paths] == [0, 0, 0, 1]
+    assert len(watches._writes) == 1
+
+
 def test_a_file_that_was_written_to_is_told_of_once(watches: Watches, tmp_path: Path) -> None:
     """A user who writes without end costs the others nothing: of each open file there is one event to read,
     and what comes meanwhile."""

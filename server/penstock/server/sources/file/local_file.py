@@ -89,7 +89,9 @@ class LocalFile:
                 raise CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
             self.size_bytes = status.size_bytes
             self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
-            self.portable_version = self.listed_version = portable_version(status)
+            self.listed_version = self.portable_version = portable_version(status)
+            if self._watch is not None and self._watch.writes_before:
+                self.portable_version += f"+{self._watch.writes_before}"
             self.version = f"{self.portable_version}@{self.mount}"
             self._server = point.server if point else ""
             self._opened_at = time.time()
