@@ -29,6 +29,9 @@ from .mutation import mutated, mutated_frames
 from .recorded import placed, seeds
 from .support import TargetDaemon, Usage
 
+# Of an example that fails: its error would be the warning, and not what failed.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 COMMON = settings(
     deadline=None,
     database=None,
