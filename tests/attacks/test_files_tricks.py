@@ -68,7 +68,7 @@ def hold_lease(path: str) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
-        say("leased", unable=os.strerror(error.errno))
+        say("leased", unable=str(error))
         return
     say("leased", unable="")
     await_go()
@@ -147,7 +147,7 @@ def write_without_end(path: str, how: str) -> None:
             try:
                 change(fd, spoilt)
             except OSError as error:
-                say("writing", unable=os.strerror(error.errno))
+                say("writing", unable=str(error))
                 return
             os.pwrite(fd, content[:HEADER_LENGTH_BYTES], 0)
             if not number:

@@ -172,13 +172,13 @@ class Watches:
             for watches in self._by_number.values():
                 for watch in watches:
                     watch.lost = True
-        watches = tuple(self._by_number.get(number, ()))
-        if watches and mask & _IN_MODIFY:
-            inode = watches[0]._inode
+        of_file = tuple(self._by_number.get(number, ()))
+        if of_file and mask & _IN_MODIFY:
+            inode = of_file[0]._inode
             self._writes[inode] = self._writes.pop(inode, 0) + 1
             while len(self._writes) > MOST_COUNTED:
                 self._writes.popitem(last=False)
-        for watch in watches:
+        for watch in of_file:
             watch.modified = watch.modified or bool(mask & _IN_MODIFY)
             watch.lost = watch.lost or bool(mask & (_IN_IGNORED | _IN_UNMOUNT))
             if watch.modified or watch.lost:
