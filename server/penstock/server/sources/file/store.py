@@ -3,6 +3,7 @@ other mount."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Collection, Sequence
@@ -86,7 +87,8 @@ class FileStore(Store):
 
         def close() -> None:
             for fd in fds:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # FUSE may say anything; it is closed all the same
+                    os.close(fd)
             if descriptors is not None:
                 descriptors.release(uid, len(fds))
 
