@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Sequence
@@ -205,6 +206,45 @@ def a_file_that_never_stays_the_same(place: Place) -> None:
                     with path.open("r+b") as file:
                         file.seek(4096)
                         file.write(os.urandom(MIB))
+
+
+@attack
+def files_with_leases(place: Place) -> None:
+    """Whoever opens one waits for 45 s."""
+    path = place.own / f"leased-{os.getpid()}.safetensors"
+    hostile_files.write_tensors(path, {"t": 1024})
+    with path.open("r+b") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(file, fcntl.F_SETOWN, 0)  # or this process would be sent a signal
+        _loads(place, _open(path))
+
+
+@attack
+def writes_to_files_that_are_open(place: Place) -> None:
+    """Loads that stand still keep files open, and the daemon is told of each write to them."""
+    paths = [place.own / f"written-{os.getpid()}-{number}.safetensors" for number in range(2)]
+    end = time.monotonic() + ROUND_SECONDS
+    with contextlib.ExitStack() as held:
+        for path in paths:
+            hostile_files.write_tensors(path, {f"{path.stem}.{number}": MIB for number in range(8)})
+        files = [held.enter_context(path.open("r+b", buffering=0)) for path in paths]
+        client = held.enter_context(StreamerClient(place.socket_dir, reconnect_timeout=0))
+        load = held.enter_context(client.load(paths, memory_limit=4 * MIB, owned=False))
+        next(iter(load))
+        while time.monotonic() < end:
+            for file in files:
+                os.pwrite(file.fileno(), b"x", 4096)
+
+
+@attack
+def names_that_change_without_end(place: Place) -> None:
+    one, other = (place.own / f"{name}-{os.getpid()}" for name in ("one", "other"))
+    one.mkdir(exist_ok=True)
+    end = time.monotonic() + ROUND_SECONDS
+    while time.monotonic() < end:
+        one.rename(other)
+        other.rename(one)
+    one.rmdir()
 
 
 def _varint(value: int) -> bytes:

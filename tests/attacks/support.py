@@ -75,12 +75,14 @@ class TargetDaemon(DaemonProcess):
         *flags: str,
         memory_limit_bytes: int = 64 * MIB,
         contained: bool = False,
+        executed: bool = False,
         uid: int | None = None,
         open_files: int = OPEN_FILES,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """In `top`, a directory with a short path. With `contained`, in a memory control group of the
-        documented size; where none can be made, the test is skipped."""
+        documented size; where none can be made, the test is skipped. With `executed` it is not forked from a
+        process that has gRPC: that would print what the daemon silences before it imports gRPC."""
         self.memory_limit_bytes = memory_limit_bytes
         self._cgroup: MemoryCgroup | None = None
         self.temporary = temporary = top / "tmp"
@@ -108,7 +110,9 @@ class TargetDaemon(DaemonProcess):
             "--memory-limit",
             str(memory_limit_bytes),
             *flags,
-            wrapper=(sys.executable, "-I", "-S", str(LAUNCH), json.dumps(self._state)) if contained else (),
+            wrapper=(sys.executable, "-I", "-S", str(LAUNCH), json.dumps(self._state))
+            if contained or executed
+            else (),
         )
 
     def _fork(self, flags: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> ForkedProcess:

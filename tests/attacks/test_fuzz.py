@@ -29,6 +29,9 @@ from .mutation import mutated, mutated_frames
 from .recorded import placed, seeds
 from .support import TargetDaemon, Usage
 
+# Of an example that fails: its error would be the warning, and not what failed.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 COMMON = settings(
     deadline=None,
     database=None,
@@ -80,6 +83,8 @@ class Examined:
         self.daemon = daemon
         self._honest = honest
         self._log = daemon.log_path.open("rb")
+        self._cut_off = b""
+        """The beginning of a line that was being written at the last look."""
         daemon.assert_serves(honest)
         wait_until(lambda: daemon.usage().sessions == daemon.usage().connections == 0, "nobody to be there")
         self._before: Usage = daemon.usage()
@@ -87,7 +92,8 @@ class Examined:
     def examine(self) -> None:
         """It lives, has logged nothing that it did not expect, and serves the next honest client."""
         self.daemon.assert_alive()
-        logged = self._log.read().decode()
+        lines, newline, self._cut_off = (self._cut_off + self._log.read()).rpartition(b"\n")
+        logged = (lines + newline).decode()
         assert not UNEXPECTED.search(logged), logged
         assert all(LINE.match(line) for line in logged.splitlines()), logged
         self.daemon.assert_serves(self._honest)
@@ -96,6 +102,11 @@ class Examined:
         """Nothing of all that is left."""
         self._log.close()
         self.daemon.assert_comes_back(self._before)
+
+
+def assert_orderly(status: tuple[int, str] | None) -> None:
+    """Of a call, if it has one. gRPC's core itself says INTERNAL of header blocks that it cannot read."""
+    assert status is None or status[0] in ORDERLY or status[1].startswith("Failed parsing HTTP/2 ("), status
 
 
 @pytest.fixture
@@ -109,7 +120,7 @@ def directory() -> Iterator[Path]:
 def daemon() -> Iterator[TargetDaemon]:
     """For all tests here, as it has to be after each what it was before."""
     with starting_targets() as start:
-        yield start()
+        yield start(executed=True)
 
 
 @pytest.fixture
@@ -169,6 +180,15 @@ def test_a_header_that_is_not_text_costs_its_connection_only(name: str, examined
     examined.examine()
 
 
+def test_an_index_that_no_table_of_headers_has_costs_its_connection_only(examined: Examined) -> None:
+    with examined.daemon.connect() as connection:
+        block = call_fields("/penstock.v1.StreamerService/Load") + bytes([0x80 | 88])
+        connection.send(frame(Kind.HEADERS, Flag.END_HEADERS, 1, block))
+        connection.linger(GLIMPSE_SECONDS)
+        assert_orderly(connection.grpc_status(1))
+    examined.examine()
+
+
 def test_the_words_of_a_goaway_do_not_reach_the_log(examined: Examined) -> None:
     """gRPC's core would print them, line breaks included."""
     with examined.daemon.connect() as connection:
@@ -196,8 +216,7 @@ def test_mutated_grpc_traffic_costs_its_connection_only(
             connection.send(placed(sent, directory, token))
             connection.linger(GLIMPSE_SECONDS)
             for stream in {came.stream for came in connection.frames}:
-                status = connection.grpc_status(stream)
-                assert status is None or status[0] in ORDERLY, status
+                assert_orderly(connection.grpc_status(stream))
         examined.examine()
 
     check()
@@ -224,8 +243,7 @@ def test_mutated_messages_are_served_or_refused_in_order(
                     connection.send_message(stream, message, end=number == len(sent) - 1)
             # A load may wait, as for a choice that does not come.
             connection.linger(GLIMPSE_SECONDS, until=lambda: connection.over(stream))
-            status = connection.grpc_status(stream)
-            assert status is None or status[0] in ORDERLY, status
+            assert_orderly(connection.grpc_status(stream))
         examined.examine()
 
     check()
@@ -277,7 +295,7 @@ def test_mutated_http_requests_get_orderly_answers(effort: settings, examined: E
     @given(mutated(list(seeds("http").values()), LINES), st.booleans())
     def check(sent: bytes, ends: bool) -> None:
         with examined.daemon.http_socket() as connection:
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # of one that is closed already, shutdown says ENOTCONN
                 connection.sendall(sent)
                 connection.shutdown(socket.SHUT_WR if ends else socket.SHUT_RD)
             answer = b""

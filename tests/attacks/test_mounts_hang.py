@@ -3,6 +3,8 @@ health, nor the memory that its reads do not write into."""
 
 from __future__ import annotations
 
+import mmap
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,24 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from penstock.client import errors
 from penstock.client.cli.status_text import show
 
-from ..e2e.support import Checkpoints, Nursery, RawLoad, random_tensors, same, wait_until
+from ..e2e.programs import await_go, say
+from ..e2e.support import (
+    Checkpoints,
+    Nursery,
+    RawLoad,
+    random_tensors,
+    same,
+    wait_until,
+    write_checkpoint,
+)
 from .conftest import StartTarget
 from .fuse import FuseFileSystem, mounted
+from .outcomes import assert_loads, outcomes_of
 from .support import TargetDaemon
 
 MIB = 1 << 20
@@ -194,6 +207,63 @@ def test_closing_a_file_that_hangs_holds_up_nobody(
         lambda: not [name for name in daemon.fds() if name.startswith(str(system.mount_point))],
         "its files to be closed",
     )
+
+
+def write_from(source: str, target: str) -> None:
+    """Writes one file over another by one call, which takes as long as the first one is not read."""
+    size_bytes = os.path.getsize(source)
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), size_bytes, prot=mmap.PROT_READ) as content:
+        say("writing")
+        with open(target, "r+b", buffering=0) as over:
+            assert over.write(content) == size_bytes
+        say("written")
+        await_go()
+
+
+def test_what_was_loaded_during_one_write_is_not_loaded_again_after_it(
+    daemon: TargetDaemon, attackers: Nursery, tmp_path: Path
+) -> None:
+    """The file's times are those of the beginning of the write, when it ends as when the load came."""
+    new = random_tensors(8, MIB // 4, seed=5)
+    path = write_checkpoint(tmp_path / "m.safetensors", random_tensors(8, MIB // 4, seed=4))
+    half = path.stat().st_size // 2 // MIB * MIB
+    with mounted(tmp_path / "slow", {"new": safetensors.torch.save(new)}) as system:
+        before = path.stat()
+        system.hang("read", beyond=half)
+        writer = attackers.start(write_from, source=system.mount_point / "new", target=path)
+        writer.hear("writing")
+        wait_until(lambda: system.kept, "the write to stand still")
+        during = path.stat()
+        assert during.st_mtime_ns != before.st_mtime_ns
+        with daemon.client() as client:
+            client.load_state_dict(path)
+            system.release()
+            writer.hear("written")
+            assert path.stat().st_mtime_ns == during.st_mtime_ns
+            assert path.stat().st_ctime_ns == during.st_ctime_ns
+            same(client.load_state_dict(path).items(), new)
+
+
+def test_files_that_do_not_close_count_as_their_user_s_until_they_do(
+    start_target: StartTarget, attackers: Nursery, tmp_path: Path, write: Checkpoints
+) -> None:
+    """Or a user whose file system does not let a file be closed would take all descriptors, load by load."""
+    elsewhere = write("elsewhere", 3)
+    daemon = start_target(*FLAGS, open_files=2048)
+    before = daemon.usage()
+    files = {f"{n}.safetensors": safetensors.torch.save({f"t{n}": torch.zeros(8)}) for n in range(60)}
+    with mounted(tmp_path / "open", files) as system:
+        system.hang("flush")
+        outcomes = outcomes_of(attackers, daemon, ALICE, system.mount_point, 30)
+        assert not outcomes[0].error, outcomes[0]
+        assert outcomes[-1].error == "TooManyLoadsError", outcomes[-1]
+        assert "60 files need 120 descriptors, and " in outcomes[-1].message
+        assert daemon.usage().descriptors < 2048 // 2
+        assert_loads(attackers, daemon, BOB, elsewhere)
+        system.release()
+        daemon.assert_comes_back(before)
+        (again,) = outcomes_of(attackers, daemon, ALICE, system.mount_point)
+        assert again.found == outcomes[0].found
 
 
 def test_another_user_s_hung_loads_leave_a_user_its_share(

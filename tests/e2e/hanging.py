@@ -70,7 +70,7 @@ async def serve(pipe: str, part: str, flags: list[str]) -> None:
     elif part == "start":
         handoff.HandoffServer.start = hanging_first(handoff.HandoffServer.start, pipe, "Main")  # type: ignore[method-assign]
     elif part == "open":
-        paths.open_path = hanging_in_shm(paths.open_path, pipe)
+        paths.open_regular = hanging_in_shm(paths.open_regular, pipe)
     elif part == "list":
         os.scandir = hanging_in_shm(os.scandir, pipe)
     elif part == "stat":

@@ -107,6 +107,24 @@ def punch_a_hole(path: Path) -> None:
     subprocess.run(["fallocate", "--punch-hole", "-o", "4096", "-l", str(size - 4096), path], check=True)
 
 
+def zero(path: Path) -> None:
+    size = path.stat().st_size // 4096 * 4096
+    fallocate(path, "--zero-range", "--keep-size", "-o", "4096", "-l", str(size - 4096))
+
+
+def take_out_and_put_in(path: Path) -> None:
+    """A page, which moves all that follows it, and moves it back."""
+    fallocate(path, "--collapse-range", "-o", str(MIB), "-l", "4096")
+    fallocate(path, "--insert-range", "-o", str(MIB), "-l", "4096")
+
+
+def fallocate(path: Path, *arguments: str) -> None:
+    done = subprocess.run(["fallocate", *arguments, path], capture_output=True, text=True)
+    if "not supported" in done.stderr:
+        pytest.skip(f"this file system moves no blocks: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+
+
 def cut_and_extend(path: Path) -> None:
     size = path.stat().st_size
     os.truncate(path, 4096)
@@ -119,7 +137,15 @@ def write_through_a_link(path: Path) -> None:
     time_put_back(overwrite)(other)
 
 
-WRITES = (overwrite, overwrite_the_end, through_a_mapping, punch_a_hole, cut_and_extend)
+WRITES = (
+    overwrite,
+    overwrite_the_end,
+    through_a_mapping,
+    punch_a_hole,
+    zero,
+    take_out_and_put_in,
+    cut_and_extend,
+)
 CHANGES = (
     truncate,
     truncate_to_nothing,

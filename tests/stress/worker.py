@@ -155,7 +155,7 @@ class Worker:
             return {"wrong": f"held tensor {error}"}
         gc.collect()
         maps = Path("/proc/self/maps").read_text().count("memfd:penstock")
-        fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in _fds()]
+        fds = _fds()
         slabs = sum("memfd:penstock" in fd for fd in fds)
         if maps or slabs:
             return {"wrong": f"{maps} mappings and {slabs} descriptors of slabs after the last tensor died"}
@@ -239,7 +239,12 @@ def _told(call: Any) -> dict[str, Any]:
 
 
 def _fds() -> list[str]:
-    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+    """What the open descriptors are of."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # another thread closed it, or it was that of the list
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
 
 
 def work(socket_dir: str, reconnect_timeout: float) -> None:

@@ -87,13 +87,16 @@ class Daemon:
             self.totals.tier = tier.counts
         self._tier_files = TierFiles(config.tier_files)
         self._sources = [_tiered(store.source, tier, self._tier_files) for store in self.stores.values()]
+        descriptors = Quota(
+            file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
+        )
+        for store in self.stores.values():
+            store.charge_to(descriptors)
         stale_seconds = config.tier_stale_seconds
         self._catalog = Catalog(
             self._sources,
             replies=DiskReplies(tier, stale_seconds) if tier is not None and stale_seconds else None,
-            descriptors=Quota(
-                file_descriptors(slabs=config.max_slabs, sessions=MAX_SESSIONS, connections=MAX_CONNECTIONS)
-            ),
+            descriptors=descriptors,
         )
         self._context = LoadContext(
             catalog=self._catalog,

@@ -148,6 +148,11 @@ EXAMPLES = [
     said("/m/x: penstockd (uid 65534)", " may not read it; ", "check its permissions"),
     said("/m/x", " is not a regular file; ", "name one"),
     said("/m/x", " cannot be opened: Input/output error; ", "check the file system"),
+    said(
+        "/m/x",
+        " cannot be opened: a process has a lease on it (F_SETLEASE), or renames directories all the time; ",
+        "end that process, or try again later",
+    ),
     said("/m", " cannot be listed: Input/output error; ", "check the file system"),
     said("/m/x: reading at byte 9", " failed: Input/output error; ", "check the file system"),
     said("/m/x: asking for its size and times", " failed: Stale file handle; ", "check the file system"),

@@ -53,6 +53,20 @@ def test_first_units_that_root_took_are_not_given_out_again() -> None:
     assert sum(take_all(quota, uid) for uid in STRANGERS) == 6
 
 
+def test_what_a_user_is_charged_beyond_its_share_leaves_it_nothing_and_root_no_less_than_none() -> None:
+    quota = Quota(64)
+    assert take_all(quota, STRANGERS[0]) == 43
+    quota.charge(STRANGERS[0], 20)
+    assert quota.left(STRANGERS[0]) == quota.left(STRANGERS[1]) == 0
+    assert quota.left(0) == 1
+    quota.charge(STRANGERS[0], 20)
+    assert quota.left(0) == 0
+    assert not quota.take(0)
+    quota.release(STRANGERS[0], 40)
+    assert quota.left(STRANGERS[0]) == 0
+    assert quota.left(STRANGERS[1]) == 1 + 6
+
+
 def test_nothing_is_set_aside_where_no_newcomers_are_expected() -> None:
     quota = Quota(64, newcomers=0)
     assert take_all(quota, STRANGERS[0]) == 49

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 
 from ..config.options import StoreFlags
 from ..config.settings import Config
+from ..system.quota import Quota
 from . import Source
 
 
@@ -58,6 +59,11 @@ class Store(ABC):
 
     @abstractmethod
     def __init__(self, config: Config) -> None: ...
+
+    def charge_to(self, descriptors: Quota) -> None:
+        """Charges descriptors that it closes later to their users there. Called before the first source is
+        used."""
+        return
 
     @abstractmethod
     def resolvers(self, location: str, uid: int) -> Executor:

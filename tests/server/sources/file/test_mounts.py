@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 
 from penstock.server.errors import SourceUnavailableError
 from penstock.server.sources.file.mounts import MountTable, MountThreads
+from penstock.server.sources.file.store import FileStore
 from penstock.server.system import statx
+from penstock.server.system.quota import Quota
 from penstock.server.system.statx import Mount
 
 ROOT_UID = 0
@@ -126,6 +129,25 @@ def test_a_user_whose_mounts_all_hang_leaves_threads_to_another_s_mount(table: M
     finally:
         hung.set()
         threads.shutdown()
+
+
+def test_a_descriptor_that_is_closed_with_an_error_keeps_neither_others_open_nor_its_charge() -> None:
+    store = FileStore(Namespace(concurrency=1, block_bytes=4096))  # type: ignore[arg-type]
+    descriptors = Quota(64)
+    store.charge_to(descriptors)
+    read, write = os.pipe()
+    try:
+        assert store.context.close is not None
+        store.context.close("/", 70001, [1 << 30, write])  # there is no such descriptor
+        gives_up_at = time.monotonic() + 60
+        while descriptors.used:
+            assert time.monotonic() < gives_up_at
+            time.sleep(0)
+        assert os.read(read, 1) == b""  # the other end is closed
+    finally:
+        os.close(read)
+        store.shutdown()
+        store._mounts.close()
 
 
 IN_A_NAMESPACE = """

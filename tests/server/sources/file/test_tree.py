@@ -19,7 +19,7 @@ from penstock.server.errors import (
     TooManyLoadsError,
 )
 from penstock.server.sources import Access, Wanted, looking
-from penstock.server.sources.file import paths, tree
+from penstock.server.sources.file import modes, tree
 from penstock.server.sources.file.source import FileSource
 from penstock.server.sources.looking import ListingCost
 
@@ -204,7 +204,7 @@ def test_a_directory_put_in_the_place_of_one_that_may_not_be_searched_opens_noth
 ) -> None:
     """Who may write above it puts another one there, after the kernel said where the open file lies."""
     os.chmod(top / "deep" / "er", 0o700)
-    where = paths._real_path
+    where = modes._real_path
 
     def and_then_swap(fd: int, path: str) -> str:
         real = where(fd, path)
@@ -215,7 +215,7 @@ def test_a_directory_put_in_the_place_of_one_that_may_not_be_searched_opens_noth
         return real
 
     (top / "deep" / "er" / "sub").mkdir()
-    monkeypatch.setattr(paths, "_real_path", and_then_swap)
+    monkeypatch.setattr(modes, "_real_path", and_then_swap)
     access = replace(user(top), for_fetch=True)
 
     def read() -> None:

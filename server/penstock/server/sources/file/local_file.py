@@ -28,7 +28,7 @@ from ...system.progress import about_to_wait
 from .. import Access, too_slow, without
 from ..checksums import Checksum
 from ..resuming import Place
-from . import paths
+from . import modes, paths
 from .identity import Look, change, lasting_version, portable_version
 from .mounts import MountTable
 from .watches import Watches
@@ -47,8 +47,8 @@ class FileContext:
 
     mounts: MountTable | None = None
     watches: Watches | None = None
-    close: Callable[[str, int], object] | None = None
-    """Closes a descriptor of a file below that mount point, on a thread that may hang."""
+    close: Callable[[str, int, Sequence[int]], object] | None = None
+    """Closes descriptors that a user had of a file below that mount point, on a thread that may hang."""
     settled_seconds: float = SETTLED_SECONDS
     """See `LocalFile.settled`."""
 
@@ -66,9 +66,10 @@ class LocalFile:
     alignment = linux.PAGE_BYTES
     checksums: Sequence[Checksum] = ()
 
-    def __init__(self, path: str, fd: int, context: FileContext | None = None) -> None:
-        """Takes `fd` over, also when it raises."""
+    def __init__(self, path: str, fd: int, context: FileContext | None = None, uid: int = 0) -> None:
+        """Opened for that user. Takes `fd` over, also when it raises."""
         self.uri = path
+        self._uid = uid
         self.give_up_at = math.inf
         self._context = context or FileContext()
         self._fd = fd
@@ -88,7 +89,9 @@ class LocalFile:
                 raise CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
             self.size_bytes = status.size_bytes
             self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
-            self.portable_version = self.listed_version = portable_version(status)
+            self.listed_version = self.portable_version = portable_version(status)
+            if self._watch is not None and self._watch.writes_before:
+                self.portable_version += f"+{self._watch.writes_before}"
             self.version = f"{self.portable_version}@{self.mount}"
             self._server = point.server if point else ""
             self._opened_at = time.time()
@@ -147,7 +150,7 @@ class LocalFile:
 
     def check_access(self, access: Access) -> None:
         """Raises AccessDeniedError if modes count and forbid the caller to read the file."""
-        paths.check_modes(self._fd, self.uri, access)
+        modes.check_modes(self._fd, self.uri, access)
 
     def unmounted(self) -> bool:
         """Whether the mount through which it was opened is gone."""
@@ -170,13 +173,17 @@ class LocalFile:
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
-        for fd in (self._fd, self._direct_fd):
-            if fd is not None and fd >= 0:
-                if self._closes_at_once or self._context.close is None:
-                    os.close(fd)
-                else:
-                    self._context.close(self.mount_point, fd)
+        fds = [fd for fd in (self._fd, self._direct_fd) if fd is not None and fd >= 0]
         self._fd, self._direct_fd = -1, None
+        if not fds:
+            return
+        # Who closes a file without a name frees all its blocks, which may take seconds.
+        at_once = self._closes_at_once and os.fstat(fds[0]).st_nlink > 0
+        if self._context.close is not None and not at_once:
+            self._context.close(self.mount_point, self._uid, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
 
     def _read_cached(self, offset: int, end: int, views: Sequence[memoryview]) -> int:
         """Copies cached pages from `offset` on. Returns the position reached.
@@ -280,9 +287,9 @@ def _has_nowait(fd: int, size_bytes: int) -> bool:
 
 def open_file(path: str, access: Access, context: FileContext | None = None) -> LocalFile:
     """Opens a regular file that the caller may read. Raises a PenstockError that names the file."""
-    fd = paths.open_path(path, access, os.O_RDONLY)
+    fd = paths.open_regular(path, access)
     try:
-        file = LocalFile(path, fd, context)
+        file = LocalFile(path, fd, context, access.uid)
         try:
             file.check_access(access)
         except BaseException:

@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
 from ...errors import (
@@ -28,8 +27,7 @@ _CACHE_HINT = (
     "allow the whole cache"
 )
 _SHOWN_CHARACTERS = 200
-_READ, _SEARCH = 4, 1
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOR_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def local_path(source: str) -> str:
@@ -61,23 +59,54 @@ def _uri_path(source: str) -> str:
     )
 
 
-def open_path(path: str, access: Access, flags: int) -> int:
-    """Opens a path without waiting for FIFOs or devices. For callers that are not privileged it must be
-    beneath an allowed prefix. The caller owns the descriptor."""
-    if not flags & os.O_PATH:  # O_PATH never waits, and takes no other flags
-        flags |= os.O_NONBLOCK | os.O_NOCTTY
+def open_place(path: str, access: Access) -> int:
+    """An O_PATH descriptor of whatever lies there, which is not opened itself. For callers that are not
+    privileged it must be beneath an allowed prefix, as for all functions here. The caller owns the
+    descriptor."""
     try:
-        return open_raw(path, access, flags)
+        return open_raw(path, access, os.O_PATH)
+    except OSError as error:
+        raise path_error(path, access, error) from error
+
+
+def open_regular(path: str, access: Access) -> int:
+    """Opens a regular file for reading. The caller owns the descriptor.
+
+    Nothing else is opened, not even for a moment, since that may have an effect: a process that waits to
+    write to a FIFO goes on, a tape is wound back. A file on which another process has a lease is refused:
+    it would be waited for.
+    """
+    place = open_place(path, access)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        try:
+            return os.open(f"/proc/self/fd/{place}", _FOR_READING)
+        except FileNotFoundError:  # /proc is not mounted
+            return open_raw(path, access, _FOR_READING)
+    except OSError as error:
+        raise path_error(path, access, error) from error
+    finally:
+        os.close(place)
+
+
+def open_directory(path: str, access: Access) -> int | None:
+    """Opens a directory for listing. None if something else lies there. The caller owns the descriptor."""
+    try:
+        return open_raw(path, access, os.O_RDONLY | os.O_DIRECTORY)
+    except NotADirectoryError:
+        os.close(open_place(path, access))  # raises if nothing lies there
+        return None
     except OSError as error:
         raise path_error(path, access, error) from error
 
 
 def list_directory(path: str, access: Access) -> list[str] | None:
     """The names in a directory, sorted and held (`ListingCost.taken`); None if `path` is no directory."""
-    fd = open_path(path, access, os.O_RDONLY)
+    fd = open_directory(path, access)
+    if fd is None:
+        return None
     try:
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            return None
         with os.scandir(fd) as entries:
             return sorted(access.listing.taken(path, (entry.name for entry in entries)))
     except OSError as error:
@@ -94,68 +123,6 @@ def listing_error(path: str, error: OSError) -> PenstockError:
     )
 
 
-def check_modes(fd: int, path: str, access: Access) -> None:
-    """Raises AccessDeniedError if modes count (`Access.for_fetch`) and forbid the caller to read the open
-    file or directory, or to go through the directories between it and the prefix that allows `path`. These
-    are the directories where it really lies, by whatever links it was named."""
-    if access.privileged or not access.for_fetch:
-        return
-    top = os.path.realpath(_allowing(path, access)).rstrip("/")
-    real = _real_path(fd, path)
-    if real != top and not real.startswith(top + "/"):
-        raise path_error(path, access, OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
-    status = os.fstat(fd)
-    if real != top:
-        try:
-            _check_above(top or "/", real[len(top) + 1 :].split("/"), status, access)
-        except OSError as error:
-            raise path_error(path, access, error) from error
-    _check_mode(path, status, access, _READ | _SEARCH if stat.S_ISDIR(status.st_mode) else _READ)
-
-
-def _check_above(top: str, names: Sequence[str], status: os.stat_result, access: Access) -> None:
-    """Goes from `top` down to the file of that status, by descriptors, and checks each directory between
-    them. By paths somebody could put another directory, which may be searched, in the place of one between
-    two looks. Raises OSError where the file does not lie there any more, and AccessDeniedError."""
-    held = os.open(top, _LOOK | os.O_DIRECTORY)
-    try:
-        for number, name in enumerate(names, 1):
-            fd = os.open(name, _LOOK, dir_fd=held)
-            os.close(held)
-            held = fd
-            found = os.fstat(held)
-            if number < len(names):
-                _check_mode("/".join((top, *names[:number])), found, access, _SEARCH)
-            elif not os.path.samestat(found, status):
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    finally:
-        os.close(held)
-
-
-def _real_path(fd: int, path: str) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:  # /proc is not mounted
-        return os.path.realpath(path)
-
-
-def _check_mode(path: str, status: os.stat_result, access: Access, needed: int) -> None:
-    if status.st_uid == access.uid:
-        granted = status.st_mode >> 6
-    elif status.st_gid in access.gids:
-        granted = status.st_mode >> 3
-    else:
-        granted = status.st_mode
-    if granted & needed != needed:
-        mode = stat.S_IMODE(status.st_mode)
-        raise AccessDeniedError(
-            f"uid {access.uid} may not read {path}: its mode {mode:04o} does not let it (the owner is "
-            f"{status.st_uid}:{status.st_gid}), which counts for all but weights; change the mode, or leave "
-            "it out",
-            file=path,
-        )
-
-
 def open_raw(path: str, access: Access, flags: int) -> int:
     """Raises OSError and AccessDeniedError."""
     if access.privileged:
@@ -164,7 +131,7 @@ def open_raw(path: str, access: Access, flags: int) -> int:
 
 
 def _open_allowed(path: str, access: Access, flags: int) -> int:
-    top = _allowing(path, access)
+    top = allowing(path, access)
     if path == top:
         return os.open(path, flags)
     inside = top if top == "/" else top + "/"
@@ -175,7 +142,7 @@ def _open_allowed(path: str, access: Access, flags: int) -> int:
         os.close(root)
 
 
-def _allowing(path: str, access: Access) -> str:
+def allowing(path: str, access: Access) -> str:
     """The prefix that allows a path; if there are several, the longest. Raises AccessDeniedError."""
     for prefix in sorted(access.prefixes, key=len, reverse=True):
         top = prefix.rstrip("/") or "/"
@@ -209,6 +176,12 @@ def path_error(path: str, access: Access, error: OSError) -> PenstockError:
         )
     if error.errno in (errno.ENXIO, errno.ENODEV):
         return CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
+    if error.errno == errno.EAGAIN:
+        return SourceUnavailableError(
+            f"{path} cannot be opened: a process has a lease on it (F_SETLEASE), or renames directories all "
+            "the time; end that process, or try again later",
+            file=path,
+        )
     if error.errno == errno.ENAMETOOLONG:
         return CheckpointNotFoundError(f"{path[:200]}… is too long for a path; name a shorter one", file=path)
     if error.errno in TOO_MANY:

@@ -3,15 +3,19 @@ other mount."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from urllib.parse import unquote
 
 from ...config.options import StoreFlags
 from ...config.settings import Config
 from ...config.values import Locators
+from ...errors import SourceUnavailableError
+from ...system.failure import NoThreadError
+from ...system.quota import Quota
 from ..store import Events, Reading, Store
 from .local_file import FileContext
 from .mounts import MountEvents, MountTable, MountThreads
@@ -52,10 +56,12 @@ class FileStore(Store):
         self._openers = MountThreads(HEADER_READERS, "header", self._mounts)
         self._resolvers = MountThreads(RESOLVERS, "resolver", self._mounts)
         self._closers = MountThreads(1, "closer", self._mounts, most_mounts=CLOSED_MOUNTS)
-        self.context = FileContext(
-            self._mounts, Watches(), lambda mount, fd: self._closers.submit(mount, 0, os.close, fd)
-        )
+        self._descriptors: Quota | None = None
+        self.context = FileContext(self._mounts, Watches(), self._close_later)
         self.source = FileSource(lambda path, uid: self._openers.of(path).of(uid), self.context)
+
+    def charge_to(self, descriptors: Quota) -> None:
+        self._descriptors = descriptors
 
     def resolvers(self, location: str, uid: int) -> Executor:
         return self._resolvers.of(location).of(uid)
@@ -72,6 +78,26 @@ class FileStore(Store):
         except OSError:
             logger.warning("/proc is not mounted: what is warm of a file system outlives its mount")
             return None
+
+    def _close_later(self, mount: str, uid: int, fds: Sequence[int]) -> None:
+        """On the mount's thread, whose users take turns. Until then they count as open."""
+        descriptors = self._descriptors
+        if descriptors is not None:
+            descriptors.charge(uid, len(fds))
+
+        def close() -> None:
+            for fd in fds:
+                with contextlib.suppress(OSError):  # FUSE may say anything; it is closed all the same
+                    os.close(fd)
+            if descriptors is not None:
+                descriptors.release(uid, len(fds))
+
+        try:
+            self._closers.submit(mount, uid, close)
+        except NoThreadError:
+            close()
+        except SourceUnavailableError:
+            pass  # mounts by the hundred let no file be closed: these stay open, and charged
 
     def stop(self) -> None:
         """Does nothing: a read of a file cannot be ended."""

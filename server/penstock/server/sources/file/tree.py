@@ -19,7 +19,7 @@ from ...system import statx
 from ...system.statx import FileStatus
 from .. import Access, Listed, Wanted, join
 from ..looking import MAX_TREE_NAME_BYTES, MAX_TREE_NAMES, held_bytes, too_many_names
-from . import paths
+from . import modes, paths
 from .identity import portable_version
 
 Asking = Callable[[str], contextlib.AbstractContextManager[None]]
@@ -80,12 +80,12 @@ def walk(top: str, access: Access, wanted: Wanted, asking: Asking) -> Iterator[L
 
 def _list(path: str, access: Access, most: int) -> tuple[_Inode, list[str]]:
     """The inode of a directory, and the names in it, sorted: at most one more than `most`."""
-    fd = paths.open_path(path, access, os.O_RDONLY)
+    fd = paths.open_directory(path, access)
+    if fd is None:
+        raise CheckpointInvalidError(f"{path} is a file, and no directory; name a directory", file=path)
     try:
         status = statx.file_status(fd)
-        if not stat.S_ISDIR(status.mode):
-            raise CheckpointInvalidError(f"{path} is a file, and no directory; name a directory", file=path)
-        paths.check_modes(fd, path, access)
+        modes.check_modes(fd, path, access)
         with os.scandir(fd) as entries:
             names = access.listing.taken(
                 path, (entry.name for entry in itertools.islice(entries, most + 1)), most + 1
@@ -101,7 +101,7 @@ def _status(path: str, access: Access, *, required: bool) -> FileStatus | None:
     """The status of a file. None if it went away meanwhile, or if it cannot be followed and is not
     `required`."""
     try:
-        fd = paths.open_path(path, access, os.O_PATH)
+        fd = paths.open_place(path, access)
     except CheckpointNotFoundError:
         if required and _is_link(path, access):
             raise

@@ -1,6 +1,10 @@
 """Notices writes to files by inotify. If a writer puts the time of its write back, nothing else shows the
 write but ctime, and other changes move ctime too.
 
+A write takes its time when it begins, and is reported when it ends. A file may be opened, read and closed
+during one write. So a closed file keeps its watch (`Watches.keep`), and reported writes are counted: their
+number is a part of the file's version.
+
 A watch is on an inode, and keeps neither a file nor a mount busy. The kernel reports writes, truncation, hole
 punching and reflinks on this machine. It does not report stores through a mapping, writes of other machines
 to a network file system, or writes to the layers beneath an overlay.
@@ -9,11 +13,13 @@ to a network file system, or writes to the layers beneath an overlay.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
+import termios
 import threading
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 
 _IN_NONBLOCK = os.O_NONBLOCK
 _IN_CLOEXEC = os.O_CLOEXEC
@@ -22,7 +28,11 @@ _IN_UNMOUNT = 0x2000
 _IN_Q_OVERFLOW = 0x4000
 _IN_IGNORED = 0x8000
 _EVENT = struct.Struct("=iIII")
-_BUFFER_BYTES = 64 << 10
+_INT = struct.Struct("i")
+MOST_KEPT = 2048
+"""Closed files that are watched. Before Linux 5.11 a user has 8192 watches."""
+MOST_COUNTED = 10_000
+"""Files of which the reported writes are counted. Of the others they count as none."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,13 +40,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Watch:
     """The watch of one open file. Made by `Watches.watch`, and closed by its owner."""
 
-    __slots__ = ("_inode", "_number", "_watches", "lost", "modified")
+    __slots__ = ("_inode", "_number", "_watches", "lost", "modified", "writes_before")
 
     def __init__(self, watches: Watches, inode: tuple[int, int]) -> None:
         self._watches = watches
         self._inode = inode
         self._number = -1
+        self.writes_before = 0
+        """How often a write to the file was reported before."""
         self.modified = False
+        """Nothing is reported after the first write."""
         self.lost = False
         """Whether writes may have been missed: too many happened at once, or the kernel dropped the watch."""
 
@@ -45,7 +58,8 @@ class Watch:
         self._watches.drain()
 
     def close(self) -> None:
-        self._watches.forget(self)
+        """A write that is under way will still count for the next watch of the file."""
+        self._watches.keep(self)
 
 
 class Watches:
@@ -63,6 +77,10 @@ class Watches:
         """How many threads ask the kernel for a watch of each inode."""
         self._unused: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         """By inode: the numbers that nobody uses, and that are to be removed when no thread adds one."""
+        self._kept: OrderedDict[tuple[int, int], Watch] = OrderedDict()
+        """By inode: the watches that were closed, the oldest first."""
+        self._writes: OrderedDict[tuple[int, int], int] = OrderedDict()
+        """By inode: how often a write was reported, the oldest report first."""
 
     def watch(self, fd: int) -> Watch | None:
         """Of the file that is open as `fd`. None where that cannot be. May block as long as the file's mount
@@ -79,6 +97,8 @@ class Watches:
             self._adding[watch._inode] += 1
         number = self._add(fd)
         with self._lock:
+            self._drain()  # what is queued was written before, and is news for others only
+            watch.writes_before = self._writes.get(watch._inode, 0)
             if number >= 0:
                 watch._number = number
                 self._by_number.setdefault(number, set()).add(watch)
@@ -89,17 +109,27 @@ class Watches:
                     self._remove_unused(unused)
         return watch if number >= 0 else None
 
-    def forget(self, watch: Watch) -> None:
-        """Forgetting twice is forgetting once. Does not block."""
+    def keep(self, watch: Watch) -> None:
+        """Its owner has closed it. Keeping twice is keeping once. Does not block."""
         with self._lock:
-            number, watch._number = watch._number, -1
-            if number not in self._by_number:
+            if watch._number < 0:
                 return
-            self._by_number[number].discard(watch)
-            if watch._inode in self._adding:
-                self._unused[watch._inode].add(number)
-            else:
-                self._remove_unused(number)
+            before = self._kept.pop(watch._inode, None)
+            self._kept[watch._inode] = watch
+            if before is not None and before is not watch:
+                self._forget(before)
+            while len(self._kept) > MOST_KEPT:
+                self._forget(self._kept.popitem(last=False)[1])
+
+    def _forget(self, watch: Watch) -> None:
+        number, watch._number = watch._number, -1
+        if number not in self._by_number:
+            return
+        self._by_number[number].discard(watch)
+        if watch._inode in self._adding:
+            self._unused[watch._inode].add(number)
+        else:
+            self._remove_unused(number)
 
     def _remove_unused(self, number: int) -> None:
         if number in self._by_number and not self._by_number[number]:
@@ -109,16 +139,19 @@ class Watches:
     def drain(self) -> None:
         """Passes on the events that the kernel has queued."""
         with self._lock:
-            while self._fd >= 0:
-                try:
-                    events = os.read(self._fd, _BUFFER_BYTES)
-                except BlockingIOError:
-                    return
-                at = 0
-                while at < len(events):
-                    number, mask, _, name_bytes = _EVENT.unpack_from(events, at)
-                    at += _EVENT.size + name_bytes
-                    self._tell(number, mask)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Reads what is queued when it begins, and no more. Users can write faster than this reads."""
+        if self._fd < 0:
+            return
+        (queued_bytes,) = _INT.unpack(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(_INT.size)))
+        events = os.read(self._fd, queued_bytes) if queued_bytes else b""
+        at = 0
+        while at < len(events):
+            number, mask, _, name_bytes = _EVENT.unpack_from(events, at)
+            at += _EVENT.size + name_bytes
+            self._tell(number, mask)
 
     def close(self) -> None:
         """Ends all watches. None may be used after that."""
@@ -139,6 +172,16 @@ class Watches:
             for watches in self._by_number.values():
                 for watch in watches:
                     watch.lost = True
-        for watch in self._by_number.get(number, ()):
+        of_file = tuple(self._by_number.get(number, ()))
+        if of_file and mask & _IN_MODIFY:
+            inode = of_file[0]._inode
+            self._writes[inode] = self._writes.pop(inode, 0) + 1
+            while len(self._writes) > MOST_COUNTED:
+                self._writes.popitem(last=False)
+        for watch in of_file:
             watch.modified = watch.modified or bool(mask & _IN_MODIFY)
             watch.lost = watch.lost or bool(mask & (_IN_IGNORED | _IN_UNMOUNT))
+            if watch.modified or watch.lost:
+                if self._kept.get(watch._inode) is watch:
+                    del self._kept[watch._inode]
+                self._forget(watch)  # or a user who goes on writing would have events read for ever

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import CheckpointNotFoundError
+from ...errors import CheckpointInvalidError, CheckpointNotFoundError
 from .. import Access, Listed, Wanted
 from ..checksums import sha256_checksum
 from ..file import paths
@@ -42,13 +42,11 @@ class HubCache:
         path = f"{self._folder(location)}/refs/{location.wanted_revision}"
         with self._context().asking(path):
             try:
-                fd = paths.open_path(path, self._access(0), os.O_RDONLY)
-            except CheckpointNotFoundError:
+                fd = paths.open_regular(path, self._access(0))
+            except (CheckpointNotFoundError, CheckpointInvalidError):  # or a directory of several branches
                 return ""
             try:
                 text = os.read(fd, _REF_BYTES).decode("latin-1").strip()
-            except IsADirectoryError:  # of several branches
-                return ""
             except OSError as error:
                 raise paths.path_error(path, self._access(0), error) from error
             finally:
@@ -61,8 +59,8 @@ class HubCache:
         path = f"{self._snapshot(location)}/{location.key}"
         context = self._context()
         with context.asking(path):
-            fd = paths.open_path(path, self._access(uid), os.O_RDONLY)
-            return CachedFile(location, path, fd, context)
+            fd = paths.open_regular(path, self._access(uid))
+            return CachedFile(location, path, fd, context, uid)
 
     def tree(self, location: Location, access: Access, wanted: Wanted) -> Iterator[Listed]:
         """The cached files of its commit below its path, as for `Source.tree`."""
@@ -83,8 +81,8 @@ class HubCache:
 class CachedFile(LocalFile):
     """A file of the cache, under its name on the Hub."""
 
-    def __init__(self, location: Location, path: str, fd: int, context: FileContext) -> None:
-        super().__init__(path, fd, context)
+    def __init__(self, location: Location, path: str, fd: int, context: FileContext, uid: int) -> None:
+        super().__init__(path, fd, context, uid)
         self.uri = location.uri
         if location.content:  # from the Hub's list; without one, from the cache directory
             self.listed_version = listed_version(location.content, self.size_bytes)

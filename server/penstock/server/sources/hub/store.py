@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...config.options import StoreFlags
 from ...config.settings import Config
 from ...config.values import Locators
+from ...system.quota import Quota
 from ..file.local_file import FileContext
 from ..file.store import FileStore
 from ..objects import ObjectSettings
@@ -30,6 +31,7 @@ class HubStore(ObjectStore):
         self._lock = threading.Lock()
         self._files: FileStore | None = None
         """The machine's part of files in the local cache. Made when the first file is looked for there."""
+        self._descriptors: Quota | None = None
         super().__init__(config)
 
     def make_source(
@@ -43,6 +45,9 @@ class HubStore(ObjectStore):
 
         return HubSource(settings, self._context, workers, on_retry)
 
+    def charge_to(self, descriptors: Quota) -> None:
+        self._descriptors = descriptors
+
     def asked_since(self) -> Collection[tuple[str, float]]:
         return () if self._files is None else self._files.asked_since()
 
@@ -55,4 +60,6 @@ class HubStore(ObjectStore):
         with self._lock:
             if self._files is None:
                 self._files = FileStore(self._config)
+                if self._descriptors is not None:
+                    self._files.charge_to(self._descriptors)
             return self._files.context
