@@ -60,6 +60,7 @@ class GatedFile:
         self.checksums = file.checksums
         self.kind, self.alignment, self.give_up_at = file.kind, file.alignment, file.give_up_at
         self.portable_version, self.listed_version = file.portable_version, file.listed_version
+        self.writes_before = file.writes_before
         self.mount, self.mount_point = file.mount, file.mount_point
         self.gate = threading.Event()
         self.waiting = 0

@@ -48,6 +48,7 @@ class Stored:
     def __init__(self, thing: Thing) -> None:
         self.uri = thing.identity.uri
         self.version = self.portable_version = thing.identity.version
+        self.writes_before = 0
         self.size_bytes = thing.identity.size_bytes
         self.data = thing.data
         self.reads: list[tuple[int, int]] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from ..sources import SourceFile
-from ..sources.resuming import MountSet
+from ..sources.resuming import MountSet, seen_writes
 from ..sources.verification import Expected
 from ..system.statx import root_mount
 from . import plan
@@ -81,8 +81,9 @@ class Checkpoint:
 
     @cached_property
     def version(self) -> str:
-        """Identifies the bytes: for every file its place and version, which of its tensors are delivered, and
-        the mounts behind them. `continues` compares it with the version of another daemon."""
+        """Identifies the bytes: for every file its place and version, which of its tensors are delivered, the
+        writes that this daemon saw, and the mounts behind the files. `continues` compares it with the version
+        of another daemon."""
         state = hashlib.sha256()
         for file in self.files:
             state.update(f"{file.uri}\0{file.portable_version}\0".encode())
@@ -90,7 +91,8 @@ class Checkpoint:
             state.update(Selection(self.delivered).digest().encode())
         root = root_mount()
         mounts = MountSet.of(f"{root.id:x}" if root.id else "", [file.mount for file in self.files])
-        return f"{state.hexdigest()[:32]}{mounts}"
+        writes = seen_writes([file.writes_before for file in self.files])
+        return f"{state.hexdigest()[:32]}{writes}{mounts}"
 
     def without_headers(self) -> Checkpoint:
         """The same files without their headers. Closing either object closes both."""

@@ -79,7 +79,12 @@ class SourceFile(Protocol):
 
     @property
     def portable_version(self) -> str:
-        """The version without the mount, which has a meaning in this mount namespace only."""
+        """The version without what another daemon cannot know: the mount, which has a meaning in this mount
+        namespace only, and `writes_before`."""
+
+    @property
+    def writes_before(self) -> int:
+        """How many writes to it this daemon has been told of, before it was opened."""
 
     @property
     def listed_version(self) -> str:

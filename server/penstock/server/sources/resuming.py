@@ -4,6 +4,7 @@ read: by the versions that clients receive, and by mounts as the tier remembers 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,11 +32,19 @@ class MountSet:
         return f".{self.root}.{self.mounts}" if self.mounts else ""
 
 
+def seen_writes(counts: Sequence[int]) -> str:
+    """A part of the version that clients receive, before the mounts: how many writes to each file this daemon
+    has seen. It tells apart what one daemon keeps. Another daemon has seen others, so `continues` leaves it
+    out."""
+    return "+" + hashlib.sha256(repr(list(counts)).encode()).hexdigest()[:8] if any(counts) else ""
+
+
 def continues(before: str, now: str) -> bool:
     """Whether a load that began with the version `before` may go on with `now`. Both are versions that
     clients receive."""
     old_content, _, old_set = before.partition(".")
     content, _, mount_set = now.partition(".")
+    old_content, content = old_content.partition("+")[0], content.partition("+")[0]
     if old_content != content or not content:
         return False
     old_root, _, old_mounts = old_set.partition(".")

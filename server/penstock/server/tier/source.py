@@ -150,6 +150,7 @@ class TieredFile:
         self.uri = file.uri
         self.version = file.version
         self.portable_version = file.portable_version
+        self.writes_before = file.writes_before
         self.listed_version = file.listed_version
         self.mount = file.mount
         self.mount_point = file.mount_point
@@ -270,6 +271,7 @@ class StoredFile:
     """A file of which only the disk can be asked. See `SourceFile`."""
 
     listed_version = mount = mount_point = ""
+    writes_before = 0
     alignment = 1
 
     def __init__(self, kind: str, identity: Identity, checksums: Sequence[Checksum] = ()) -> None:

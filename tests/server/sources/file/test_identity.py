@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.server.sources.file.identity import Look, change, portable_version
-from penstock.server.sources.resuming import MountSet, continues
+from penstock.server.sources.resuming import MountSet, continues, seen_writes
 from penstock.server.system.statx import FileStatus, Mount
 
 STATUS = FileStatus(
@@ -98,6 +98,18 @@ def test_a_load_goes_on_in_another_container() -> None:
 def test_where_ids_are_not_unique_a_restart_compares_no_mounts() -> None:
     assert continues(version("abc", "", "a.0"), version("abc", "", "a.1"))
     assert version("abc", "", "a.0") != version("abc", "", "a.1")
+
+
+def test_writes_that_a_daemon_saw_tell_versions_apart_and_do_not_keep_a_load_from_another_daemon() -> None:
+    def after(*writes: int) -> str:
+        return version("abc" + seen_writes(writes), "1", "a", "b")
+
+    assert len({after(0, 0), after(0, 1), after(1, 0), after(0, 2)}) == 4
+    assert after(0, 0) == version("abc", "1", "a", "b")
+    assert continues(after(0, 1), after(0, 0))
+    assert continues(after(0, 0), after(2, 0))
+    assert not continues(after(0, 1), version("abd", "1", "a", "b"))
+    assert not continues(after(0, 1), version("abc", "1", "a", "c"))
 
 
 def test_objects_have_no_mounts() -> None:

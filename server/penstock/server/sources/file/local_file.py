@@ -89,10 +89,9 @@ class LocalFile:
                 raise CheckpointInvalidError(f"{path} is not a regular file; name one", file=path)
             self.size_bytes = status.size_bytes
             self.mount = mounts.identity(status.mount) if mounts else f"{status.mount.id:x}"
-            self.listed_version = self.portable_version = portable_version(status)
-            if self._watch is not None and self._watch.writes_before:
-                self.portable_version += f"+{self._watch.writes_before}"
-            self.version = f"{self.portable_version}@{self.mount}"
+            self.portable_version = self.listed_version = portable_version(status)
+            self.writes_before = self._watch.writes_before if self._watch is not None else 0
+            self.version = f"{self.portable_version}+{self.writes_before}@{self.mount}"
             self._server = point.server if point else ""
             self._opened_at = time.time()
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # pages that are not cached are read directly

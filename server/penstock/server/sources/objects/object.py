@@ -112,6 +112,7 @@ class ObjectFile(Generic[L]):
         self.settled = state.settled
         self.version = f"{kind}:{self.uri}:{state.version}"
         self.portable_version = self.version
+        self.writes_before = 0
         self.listed_version = listed_version(state.listed, state.size_bytes)
         self._requests = requests
         self._location = location
