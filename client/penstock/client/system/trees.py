@@ -142,12 +142,15 @@ class Draft:
         while self._path is None:
             path = self._parent / f"{_DRAFT}{secrets.token_hex(8)}"
             path.mkdir()
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:  # another process or thread removed it as abandoned
+                continue
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_EX)  # until it is in its place, or this process is gone
             if path.is_dir():
                 self._path, self._fd = path, fd
-            else:  # another process removed it as abandoned before it was locked
+            else:  # it was removed so before it was locked
                 os.close(fd)
         return self._path
 

@@ -450,8 +450,10 @@ async def test_what_has_no_memory_and_is_on_the_local_disk_says_so(make: Make, t
             keeper = warm.keeper("disk")
             assert keeper.needed_bytes > keeper.left_bytes
             assert "it needs" in keeper.reason
-            await until_advanced(lambda: features.exists() and "disk-disk=true" in features.read_text())
-            assert "penstock.dev/warm-large=true" in features.read_text()
+            labels = {"penstock.dev/disk-disk=true", "penstock.dev/warm-large=true"}
+            await until_advanced(
+                lambda: features.exists() and labels <= set(features.read_text().splitlines())
+            )
             read = tier.counts["read_bytes"]
             warm.write(entry)
             await warm.until_states(disk="warm")
