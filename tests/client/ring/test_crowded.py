@@ -101,13 +101,14 @@ def test_a_call_is_repeated_until_the_daemon_takes_its_connection(
 
 
 @pytest.mark.usefixtures("crowd")
-def test_a_call_that_may_not_be_repeated_says_that_the_daemon_runs(daemon: FakeDaemon) -> None:
+def test_a_call_that_may_not_be_repeated_says_that_the_daemon_runs(daemon: FakeDaemon, told: Told) -> None:
     with (
         StreamerClient(daemon.socket_dir, reconnect_timeout=0) as client,
         pytest.raises(DaemonUnavailableError, match="runs, but does not take this connection") as caught,
     ):
         client.load_state_dict("/x")
     assert caught.value.crowded
+    assert not told.messages
     daemon.await_leases_closed()
 
 

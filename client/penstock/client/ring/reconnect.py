@@ -44,7 +44,8 @@ def persist(
             elif isinstance(error, errors.DaemonUnavailableError) and error.crowded:
                 if lost is None:
                     lost = error
-                    _log.warning("%s; trying for up to %.0f s", str(error), timeout_seconds)
+                    if timeout_seconds > 0:
+                        _log.warning("%s; trying for up to %.0f s", str(error), timeout_seconds)
             elif lost is None:
                 raise
             # else it is not there yet, or was replaced between the handoff and the call
