@@ -72,7 +72,7 @@ def test_a_status_without_a_reason_is_told_by_its_name(
 ) -> None:
     daemon = start_daemon([], refuse_load=(status, "", "plain words"))
     with pytest.raises(errors.PenstockError, match="plain words") as caught:
-        StreamerClient(daemon.socket_dir).load("/x")
+        StreamerClient(daemon.socket_dir, reconnect_timeout=0).load("/x")
     assert type(caught.value) is error
     assert caught.value.reason == ""
 
