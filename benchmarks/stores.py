@@ -315,7 +315,7 @@ def measured(stored: Stored, size_bytes: int, rounds: int, runai_python: Path | 
                 del runs[name]
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(rounds):
-            for name, run in sorted(runs.items(), reverse=bool(number % 2)):
+            for name, run in list(runs.items())[:: -1 if number % 2 else 1]:
                 seconds[name].append(run())
     row = [stored.name]
     row += [f"{size_bytes / statistics.median(each) / 1e9:.2f}" for each in seconds.values()]

@@ -29,9 +29,8 @@ if not __package__:  # run as a file: modules are found as with -m in the root
 
 from benchmarks import make_checkpoint, objects
 from benchmarks.daemons import Daemon, wait_until
+from penstock.server.tier.threads import READ_BYTES, READERS
 
-_READ_BYTES = 2 << 20
-_THREADS = 24
 _WARM_UP_BYTES = 50_000_000
 
 
@@ -131,13 +130,13 @@ def _read_raw(directory: Path) -> None:
 
     def read(part: tuple[int, int]) -> None:
         if not hasattr(own, "buffer"):
-            own.buffer = memoryview(mmap(-1, _READ_BYTES))
+            own.buffer = memoryview(mmap(-1, READ_BYTES))
         os.preadv(part[0], [own.buffer], part[1])
 
     files = [os.open(file, os.O_RDONLY | os.O_DIRECT) for file in directory.glob("*.blocks")]
     try:
-        parts = [(fd, at) for fd in files for at in range(0, os.fstat(fd).st_size, _READ_BYTES)]
-        with ThreadPoolExecutor(_THREADS) as threads:
+        parts = [(fd, at) for fd in files for at in range(0, os.fstat(fd).st_size, READ_BYTES)]
+        with ThreadPoolExecutor(READERS) as threads:
             list(threads.map(read, parts))
     finally:
         for fd in files:

@@ -82,6 +82,22 @@ class Behaviour:
     die_queued: int = 0
 
 
+@contextlib.contextmanager
+def acting_after(event: threading.Event, act: Callable[[], object]) -> Iterator[None]:
+    """Meanwhile another thread does that, once the event has come."""
+
+    def wait_and_act() -> None:
+        assert event.wait(60)
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
 class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
     def __init__(self, socket_dir: Path, tensors: list[FakeTensor], behaviour: Behaviour) -> None:
         self.socket_dir = socket_dir
@@ -122,20 +138,9 @@ class FakeDaemon(streamer_pb2_grpc.StreamerServiceServicer):
             with contextlib.suppress(ConnectionResetError):  # closed with slabs in it that nobody took
                 assert connection.recv(1) == b""
 
-    @contextlib.contextmanager
-    def when_stalled(self, act: Callable[[], object]) -> Iterator[None]:
+    def when_stalled(self, act: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
         """Meanwhile another thread does that, once a load has come to stand still."""
-
-        def wait_and_act() -> None:
-            assert self.stalled.wait(60)
-            act()
-
-        thread = threading.Thread(target=wait_and_act)
-        thread.start()
-        try:
-            yield
-        finally:
-            thread.join()
+        return acting_after(self.stalled, act)
 
     def leased(self) -> bool:
         def open_(connection: socket.socket) -> bool:

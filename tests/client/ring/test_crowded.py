@@ -18,7 +18,7 @@ from penstock.client import DaemonUnavailableError, StreamerClient
 from penstock.client.cli import health
 
 from ..conftest import StartDaemon
-from ..fake_daemon import FakeDaemon
+from ..fake_daemon import FakeDaemon, acting_after
 from ..samples import TENSORS, assert_equal
 
 
@@ -79,13 +79,7 @@ def told() -> Iterator[Told]:
 def test_a_call_is_repeated_until_the_daemon_takes_its_connection(
     call: str, daemon: FakeDaemon, crowd: Crowd, told: Told
 ) -> None:
-    def leave() -> None:
-        if told.arrived.wait(60):
-            crowd.leave()
-
-    leaving = threading.Thread(target=leave)
-    leaving.start()
-    with StreamerClient(daemon.socket_dir) as client:
+    with acting_after(told.arrived, crowd.leave), StreamerClient(daemon.socket_dir) as client:
         if call == "load":
             assert_equal(client.load_state_dict("/x"))
         elif call == "prefetch":
@@ -94,7 +88,6 @@ def test_a_call_is_repeated_until_the_daemon_takes_its_connection(
             assert client.evict().leased_bytes == 5
         else:
             assert client.status()["version"] == "fake"
-    leaving.join()
     message = told.messages[0]
     assert "runs, but does not take this connection" in message
     assert message.endswith("trying for up to 60 s")
@@ -116,18 +109,15 @@ def test_a_daemon_that_goes_away_meanwhile_is_not_waited_for_longer(
     socket_dir: Path, daemon: FakeDaemon, crowd: Crowd, told: Told
 ) -> None:
     def leave() -> None:
-        if told.arrived.wait(60):
-            crowd.leave()
-            daemon.stop()
+        crowd.leave()
+        daemon.stop()
 
-    leaving = threading.Thread(target=leave)
-    leaving.start()
     with (
+        acting_after(told.arrived, leave),
         StreamerClient(socket_dir, reconnect_timeout=2) as client,
         pytest.raises(DaemonUnavailableError, match="does not take this connection"),
     ):
         client.status()
-    leaving.join()
 
 
 def test_a_health_probe_waits_as_long_as_it_may(
