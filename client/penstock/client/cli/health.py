@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from .. import errors
-from ..system.unix import connect, hung_up
+from ..system.unix import connect, grpc_target, hung_up
 
 _METHOD = "/grpc.health.v1.Health/Check"
 # HealthCheckRequest without a service, which asks whether the daemon is ready, and with the service "live".
@@ -67,6 +66,6 @@ def check(socket_dir: Path, *, live: bool, timeout_seconds: float) -> None:
 
 def _ask(path: str, request: bytes, timeout_seconds: float) -> tuple[bytes, Any]:
     """The answer, and the call that got it. Raises grpc.RpcError."""
-    with grpc.insecure_channel("unix:" + urllib.parse.quote(os.fsencode(path)), options=_OPTIONS) as channel:
+    with grpc.insecure_channel(grpc_target(path), options=_OPTIONS) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
         return call.with_call(request, timeout=timeout_seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.parse
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +13,7 @@ from penstock.v1 import streamer_pb2_grpc
 
 from .. import errors
 from ..system import descriptors
+from ..system.unix import grpc_target
 from ..system.version import client_version
 from .handoff import Handoff
 from .socket_dir import socket_path
@@ -46,7 +46,7 @@ class Session:
         has had a session, PenstockError if too many files are open."""
         _check_process()
         descriptors.require()
-        target = "unix:" + urllib.parse.quote(os.fsencode(socket_path(socket_dir, "penstock.sock")))
+        target = grpc_target(socket_path(socket_dir, "penstock.sock"))
         self.where = str(socket_dir)
         self.handoff = Handoff.connect(socket_dir)
         try:

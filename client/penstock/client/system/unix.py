@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
+import urllib.parse
+
+
+def grpc_target(path: str) -> str:
+    """The name of a socket for gRPC."""
+    return "unix:" + urllib.parse.quote(os.fsencode(path))
 
 
 def connect(path: str, kind: socket.SocketKind, timeout_seconds: float) -> socket.socket:
