@@ -9,6 +9,7 @@ took; a round that the daemon holds up is cut short. To add one, decorate a func
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import signal
@@ -30,6 +31,9 @@ from .support import RawHandoff
 MODULES = ("floods", "greed")
 ROUND_SECONDS = 1.0
 LONGEST_ROUND_SECONDS = 3.0
+HUNG_SECONDS = 60.0
+"""A round that lasts longer, although it is cut short again and again, is a fault of the attack: its process ends
+and says where it was."""
 STREAMS_PER_CONNECTION = 15
 """As many as the daemon allows for sure."""
 REFUSALS = (OSError, EOFError, grpc.RpcError, errors.PenstockError)
@@ -107,13 +111,16 @@ def assault(socket_dir: str, http: str, models: str, own: str, names: Sequence[s
         name = names[rounds.total() % len(names)]
         rounds[name] += 1
         try:
-            signal.setitimer(signal.ITIMER_REAL, LONGEST_ROUND_SECONDS)
+            faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
+            # Again and again: the first may be raised where exceptions are ignored, as in a finalizer.
+            signal.setitimer(signal.ITIMER_REAL, LONGEST_ROUND_SECONDS, LONGEST_ROUND_SECONDS)
             try:
                 attacks[name](place)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         except REFUSALS as error:
             refusals[f"{name}: {_in_short(error)}"] += 1
+    faulthandler.cancel_dump_traceback_later()
     say("ended", rounds=rounds, refusals=refusals)
 
 
