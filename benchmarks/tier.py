@@ -4,10 +4,12 @@ the disk, and in memory. Measures what the tier costs a first load.
     python -m benchmarks.tier [--size 1GB] [--rounds N] [--directory DIR]
 
 Each round has these steps. A daemon without a tier stages a checkpoint from nginx on the loopback. A daemon
-with an empty tier does the same, and writes it to the disk. That daemon stages the checkpoint from the disk
-twice: after it evicted it from memory, and after a restart. As many threads as the tier has read the same
-files with O_DIRECT. The daemon stages the checkpoint that it has in memory. CPU is the daemon's. Name a
-directory on the disk that is to be measured with `--directory`.
+with an empty tier does the same, and writes it to the disk. It is restarted, and stages the checkpoint from
+the disk twice: at first, and after it evicted it from memory. Before, between and after, as many threads as
+the tier has read the same files with O_DIRECT: each load is compared with the reads right before and after
+it, as a disk is not always equally fast. In the end the daemon stages the checkpoint that it has in memory.
+CPU is the daemon's, for raw reads the benchmark's. Name a directory on the disk that is to be measured with
+`--directory`.
 """
 
 import argparse
@@ -31,6 +33,11 @@ from benchmarks import make_checkpoint, objects
 from benchmarks.daemons import Daemon, wait_until
 from penstock.server.tier.threads import READ_BYTES, READERS
 
+NO_TIER = "from the store, no tier"
+EMPTY_TIER = "from the store, an empty tier"
+AFTER_A_RESTART = "from the tier, after a restart"
+AGAIN = "from the tier, again"
+RAW = "raw O_DIRECT"
 _WARM_UP_BYTES = 50_000_000
 
 
@@ -92,23 +99,28 @@ def _round(
         seconds = daemon.prefetch(uri)
         results.add(what, seconds, daemon.cpu_seconds() - cpu)
 
+    def read_raw(when: str) -> None:
+        begin, own = time.perf_counter(), time.process_time()
+        _read_raw(directory)
+        results.add(f"{RAW}, {when}", time.perf_counter() - begin, time.process_time() - own)
+
     with Daemon(*limit, environment=server.environment()) as daemon:
         _warm_up(daemon, small)
-        stage(daemon, "from the store, no tier")
+        stage(daemon, NO_TIER)
     with Daemon(*limit, *tier, environment=server.environment()) as daemon:
         _warm_up(daemon, small)
-        stage(daemon, "from the store, an empty tier")
+        stage(daemon, EMPTY_TIER)
         begin, cpu = time.perf_counter(), daemon.cpu_seconds()
         wait_until(lambda: daemon.status()["tier"]["written_bytes"] >= size_bytes, "the tier to be written")
         results.add("written after that", time.perf_counter() - begin, daemon.cpu_seconds() - cpu)
-        daemon.evict()
-        stage(daemon, "from the tier")
     with Daemon(*limit, *tier, environment=server.environment()) as daemon:
         _warm_up(daemon, small)
-        stage(daemon, "from the tier, after a restart")
-        begin, own = time.perf_counter(), time.process_time()
-        _read_raw(directory)
-        results.add("raw O_DIRECT", time.perf_counter() - begin, time.process_time() - own)
+        read_raw("before")
+        stage(daemon, AFTER_A_RESTART)
+        read_raw("between")
+        daemon.evict()
+        stage(daemon, AGAIN)
+        read_raw("after")
         stage(daemon, "from memory")
 
 
@@ -151,21 +163,26 @@ def lines(results: Results, size_bytes: int) -> list[str]:
         rounds = ", ".join(f"{one:.2f}" for one in seconds)
         cpu = statistics.median(results.cpu_seconds[what]) / gigabytes
         shown.append(f"| {what} | {gigabytes / statistics.median(seconds):.2f} | {rounds} | {cpu:.2f} |")
-    for title, one, other in (
-        ("seconds from the tier for each of raw O_DIRECT", "raw O_DIRECT", "from the tier, after a restart"),
-        (
-            "seconds of a first load with a tier for each without",
-            "from the store, no tier",
-            "from the store, an empty tier",
-        ),
-    ):
-        pairs = zip(results.seconds[one], results.seconds[other], strict=True)
-        factors = [slow / fast for slow, fast in pairs]
-        shown += [
-            "",
-            f"{title}: {statistics.median(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})",
-        ]
+    of = results.seconds
+    before, between, after = (of[f"{RAW}, {when}"] for when in ("before", "between", "after"))
+    beside = f"speed for each of {RAW} right before and after it"
+    shown += [
+        "",
+        f"- {AFTER_A_RESTART}: {beside} {_ratios(_means(before, between), of[AFTER_A_RESTART])}",
+        f"- {AGAIN}: {beside} {_ratios(_means(between, after), of[AGAIN])}",
+        f"- {EMPTY_TIER}: seconds for each without {_ratios(of[EMPTY_TIER], of[NO_TIER])}",
+    ]
     return shown
+
+
+def _means(some: list[float], others: list[float]) -> list[float]:
+    return [(one + other) / 2 for one, other in zip(some, others, strict=True)]
+
+
+def _ratios(above: list[float], below: list[float]) -> str:
+    """The median and the range of the rounds' quotients."""
+    ratios = [one / other for one, other in zip(above, below, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":
