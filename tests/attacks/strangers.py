@@ -32,8 +32,8 @@ MODULES = ("floods", "greed")
 ROUND_SECONDS = 1.0
 LONGEST_ROUND_SECONDS = 3.0
 HUNG_SECONDS = 60.0
-"""A round that lasts longer, although it is cut short again and again, is a fault of the attack: its process ends
-and says where it was."""
+"""A round that lasts longer, although it is cut short again and again, is a fault of the attack: its process
+ends and says where it was."""
 STREAMS_PER_CONNECTION = 15
 """As many as the daemon allows for sure."""
 REFUSALS = (OSError, EOFError, grpc.RpcError, errors.PenstockError)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
 
 from penstock.v1 import streamer_pb2 as pb
@@ -17,6 +16,7 @@ from . import errors
 from .account import Account
 from .ring.reconnect import persist
 from .ring.stream import Choose, Stream
+from .system.latch import Latch
 
 _log = logging.getLogger("penstock.client")
 
@@ -34,7 +34,7 @@ class Segments:
         reconnect_timeout: float,
     ) -> None:
         """Opens the load. Raises the error with which the daemon refuses it."""
-        self.closed = threading.Event()
+        self.closed = Latch()
         self.account = account
         self.pid = os.getpid()
         """The process that opened the load."""

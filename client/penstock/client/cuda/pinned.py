@@ -66,12 +66,15 @@ class PinnedRing:
         self._on_their_way: deque[tuple[Event, torch.Tensor]] = deque()
         self._closed = False
         # Reentrant: a garbage collection that runs under it may close the ring of a load that was dropped.
-        self._changed = threading.Condition(threading.RLock())
+        # Taken by itself, not through the condition, whose Python code an exception of a signal handler may
+        # break off between taking it and noting that.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def take(self) -> torch.Tensor:
         """A buffer that nothing reads. Raises RingClosedError, or the error with which the device cannot
         pin."""
-        with self._changed:
+        with self._lock:
             while True:
                 if self._closed:
                     raise RingClosedError
@@ -98,7 +101,7 @@ class PinnedRing:
 
     def put(self, buffer: torch.Tensor, event: Event | None) -> None:
         """Gives a taken buffer back. `event` is behind the copies that read it; None if none was started."""
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 if event is None:
                     self._idle.append(buffer)
@@ -111,7 +114,7 @@ class PinnedRing:
 
     def close(self) -> None:
         """Unpins all buffers. Taken buffers are unpinned when they are put back. May be called again."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             buffers = [*self._idle, *(buffer for _, buffer in self._on_their_way)]
             self._idle.clear()

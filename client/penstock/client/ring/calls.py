@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .. import errors
+from ..system.latch import Latch
+from ..system.shield import shielded
 
 if TYPE_CHECKING:
     from .progress import Bar
@@ -24,7 +25,7 @@ class Calls:
     def __init__(self, socket_dir: Path, *, reconnect_timeout: float) -> None:
         self.socket_dir = socket_dir
         self.reconnect_timeout = reconnect_timeout
-        self._closed = threading.Event()
+        self._closed = Latch()
 
     @property
     def closed(self) -> bool:
@@ -68,8 +69,23 @@ class Calls:
         bar = Bar(bar_name) if bar_name else None
 
         def once() -> _T:
-            with self._session() as session:
-                return attempt(session, bar)
+            sessions: list[Session] = []
+            aborted = Latch()
+
+            def work() -> _T:
+                with self._session() as session:
+                    sessions.append(session)
+                    if aborted.is_set():
+                        raise errors.closed("")
+                    return attempt(session, bar)
+
+            def abort() -> bool:
+                aborted.set()
+                for session in sessions:
+                    session.close()
+                return bool(sessions)  # otherwise it may wait for a connection for long
+
+            return shielded(work, abort=abort)
 
         def sleep(seconds: float) -> None:
             if self._closed.wait(seconds):

@@ -18,6 +18,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 
@@ -159,17 +160,19 @@ def unmap(address: int, size_bytes: int) -> None:
 class _Addresses:
     """A reserved range that starts at a multiple of 2 MiB; `unmap` and the release work once."""
 
+    _size_bytes = 0
+
     def __init__(self, size_bytes: int, release: Callable[[], None]) -> None:
-        self._size_bytes = size_bytes
         self._release: Callable[[], None] | None = release
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         reserved = _mmap(None, size_bytes + _HUGE_PAGE_BYTES, _PROT_NONE, flags, -1, 0)
         if reserved == _MAP_FAILED:
             error = _os_error(f"cannot reserve {size_bytes} bytes of addresses")
-            release()
+            self._release_once()
             raise error
         before = -reserved % _HUGE_PAGE_BYTES
         self.start: int = reserved + before
+        self._size_bytes = size_bytes
         if before:
             _munmap(reserved, before)
         _munmap(self.start + size_bytes, _HUGE_PAGE_BYTES - before)
@@ -183,7 +186,12 @@ class _Addresses:
         size_bytes, self._size_bytes = self._size_bytes, 0
         if size_bytes:
             _munmap(self.start, size_bytes)
-            self._release_once()
+        self._release_once()
+
+    def __del__(self) -> None:
+        """What is left to do, if an exception of a signal handler broke off the finalizer that unmaps."""
+        if not sys.is_finalizing():
+            self.unmap()
 
     def revoke(self) -> None:
         protection = mmap.PROT_READ | mmap.PROT_WRITE
@@ -193,9 +201,9 @@ class _Addresses:
         self._release_once()
 
     def _release_once(self) -> None:
-        release, self._release = self._release, None
-        if release is not None:
-            release()
+        if self._release is not None:
+            self._release()
+            self._release = None
 
 
 _mapped: weakref.WeakSet[_Addresses] = weakref.WeakSet()

@@ -11,6 +11,7 @@ import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
@@ -18,11 +19,13 @@ import torch
 from penstock.v1 import streamer_pb2 as pb
 
 from .. import errors
+from ..system.shield import end, shielded
 from . import tensors
 from .copies import CopyPool
 from .mapping import Mapping
 from .name_parts import parts
 from .progress import tell_queued
+from .receiver import Receiver
 from .rpc import Session
 
 # Gets all tensors of the checkpoint, and returns the names of those to load.
@@ -46,13 +49,12 @@ class Stream:
         self._leased = False
         self._segments = 0
         self._requests = _Requests()
+        self._receiver = Receiver()
         self._pid = os.getpid()
-        self._session = Session(socket_dir)
+        self._connected: Session | None = None
+        self._call: Any = None
         try:
-            self._send_opening(request)
-            self._call: Iterator[pb.LoadResponse] = self._session.service.Load(
-                self._requests, metadata=self._session.metadata
-            )
+            self._receiver.start(lambda: self._begin(socket_dir, request))
             self.manifest = self._await_manifest(request, choose)
             if self.manifest.variant != request.variant:
                 raise errors.ProtocolError(
@@ -66,7 +68,7 @@ class Stream:
                     f"({self._session.versions}): upgrade the daemon, or leave out verify and digests"
                 )
             if self.manifest.slab_count:
-                self._map_slabs()
+                shielded(self._map_slabs)
         except BaseException:
             self.close()
             raise
@@ -133,19 +135,42 @@ class Stream:
             self._forget()
             return
         self._requests.end()
-        call = getattr(self, "_call", None)
-        if call is not None:
-            call.cancel()
-        self._session.close(keep_lease=self._leased)
+        if not end(self._give_back) and self._connected is not None and not self._leased:
+            self._connected.handoff.close()  # without it the daemon ends the load
+
+    def _give_back(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            self._receiver.stop()
+        if self._connected is not None:
+            self._connected.close(keep_lease=self._leased)
 
     def _forget(self) -> None:
         """For a forked child. gRPC's threads do not exist there, and its locks may be held for ever. Its
         sockets are the parent's too, and anything sent on them would end the parent's load. So objects of
         gRPC are neither closed nor collected."""
-        for inherited in (getattr(self, "_call", None), self._session):
+        for inherited in (self._call, self._connected):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-        if not self._leased:
-            self._session.handoff.close()
+        if self._connected is not None and not self._leased:
+            self._connected.handoff.close()
+
+    @property
+    def _session(self) -> Session:
+        """Raises LoadClosedError if it was closed before it was connected."""
+        if self._connected is None:
+            raise errors.closed(self.manifest.load_id)
+        return self._connected
+
+    def _begin(self, socket_dir: Path, request: pb.OpenLoad) -> Iterator[pb.LoadResponse]:
+        """Connects, and begins the call."""
+        try:
+            self._connected = session = Session(socket_dir)
+            self._send_opening(request)
+            self._call = call = session.service.Load(self._requests, metadata=session.metadata)
+            return iter(call)
+        finally:
+            if self.closed:  # meanwhile, so that `close` may have missed something
+                self._give_back()
 
     def _await_manifest(self, request: pb.OpenLoad, choose: Choose | None) -> pb.Manifest:
         listed: list[pb.Tensor] = []
@@ -201,6 +226,8 @@ class Stream:
             mirrored=not manifest.full,
             release=handoff.close if manifest.full else handoff.end,
         )
+        if self.closed:  # meanwhile, and nobody else drops it
+            self._mapping = None
 
     def _check(self, segment: pb.SegmentReady) -> None:
         mapping = self._open_mapping()
@@ -228,8 +255,9 @@ class Stream:
     def _receive(self) -> pb.LoadResponse | None:
         """The next message of a kind that this version knows; a newer daemon may send others between."""
         try:
-            known = (message for message in self._call if message.WhichOneof("response") is not None)
-            response = next(known, None)
+            response = self._receiver.next()
+            while response is not None and response.WhichOneof("response") is None:
+                response = self._receiver.next()
         except (grpc.RpcError, ValueError) as error:
             if self.closed:
                 raise errors.closed(self.manifest.load_id) from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import os
 
 _PAGE_IS_FILE = 1 << 2
 _PAGE_IS_PRESENT = 1 << 3
@@ -59,12 +58,8 @@ def may_be_written(start: int, end: int) -> bool:
         return_mask=_PAGE_IS_PRESENT,
     )
     try:
-        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # no /proc in this container, or one that hides it
+        # A file object closes itself, if an exception of a signal handler comes before the block begins.
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            return fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan) != 0  # type: ignore[no-any-return]
+    except OSError:  # no /proc in this container, or one that hides it, or a kernel before 6.7
         return True
-    try:
-        return fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan) != 0  # type: ignore[no-any-return]
-    except OSError:  # a kernel before 6.7
-        return True
-    finally:
-        os.close(pagemap)
