@@ -48,6 +48,7 @@ class Alarm:
 def be_interrupted(socket_dir: str, source: str, directory: str, calls: int, seed: int) -> None:
     """Makes so many calls of each kind, each with an interruption at a random moment, and says how many came
     through. A call that leaves a lease or a descriptor behind, or hangs, ends the process with an error."""
+    faulthandler.enable()
     client = StreamerClient(socket_dir, reconnect_timeout=0)
 
     def load(**options: Any) -> None:

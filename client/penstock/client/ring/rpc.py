@@ -49,9 +49,11 @@ class Session:
         target = grpc_target(socket_path(socket_dir, "penstock.sock"))
         self.where = str(socket_dir)
         self.handoff = Handoff.connect(socket_dir)
+        self.service: Any
+        self._channel: grpc.Channel | None
         try:
-            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-            self.service: Any = streamer_pb2_grpc.StreamerServiceStub(self._channel)
+            self._channel = channel = grpc.insecure_channel(target, options=_OPTIONS)
+            self.service = streamer_pb2_grpc.StreamerServiceStub(channel)
         except BaseException:
             self.handoff.close()
             raise
@@ -75,7 +77,10 @@ class Session:
 
     def close(self, *, keep_lease: bool = False) -> None:
         """May be called again."""
-        self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+            self.service = None  # so that gRPC's finalizers run here
         if not keep_lease:
             self.handoff.close()
 

@@ -139,8 +139,9 @@ class Stream:
             self._connected.handoff.close()  # without it the daemon ends the load
 
     def _give_back(self) -> None:
-        if self._call is not None:
-            self._call.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
             self._receiver.stop()
         if self._connected is not None:
             self._connected.close(keep_lease=self._leased)
@@ -258,7 +259,7 @@ class Stream:
             response = self._receiver.next()
             while response is not None and response.WhichOneof("response") is None:
                 response = self._receiver.next()
-        except (grpc.RpcError, ValueError) as error:
+        except Exception as error:
             if self.closed:
                 raise errors.closed(self.manifest.load_id) from None
             if not isinstance(error, grpc.RpcError):

@@ -7,7 +7,6 @@ must not stop there runs on another thread. The main thread waits for it, and th
 
 from __future__ import annotations
 
-import _thread
 import contextvars
 import sys
 import threading
@@ -59,9 +58,13 @@ def end(work: Callable[[], None]) -> bool:
 def start_thread(run: Callable[..., object], *arguments: object) -> None:
     """Starts a thread that does not keep the interpreter from ending. Raises RuntimeError if it cannot.
 
-    Not by threading.Thread, which waits in Python code until the thread has begun. If that is broken off,
-    nobody knows whether there is a thread."""
-    _thread.start_new_thread(run, arguments)
+    Raises what a signal handler raises meanwhile; then the thread may have begun."""
+    try:
+        threading.Thread(target=run, args=arguments, daemon=True).start()
+    except RuntimeError as error:
+        if error.__context__ is not None:  # raised inside the wait for the thread to begin, which it broke
+            raise error.__context__ from None
+        raise
 
 
 class _Run(Generic[_T]):
