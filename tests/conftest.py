@@ -17,6 +17,9 @@ import pytest
 
 from .e2e import forked
 
+# What is made until all tests are collected stays: to search it for garbage takes a second of each process.
+gc.disable()
+
 # Before another conftest imports torch, which reads it once. Tests run side by side, and threads of OpenMP
 # spin while they wait for each other, on cores that other tests need.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,13 +37,22 @@ _SETTINGS = (
 
 LONGEST_FIRST = (
     "tests/attacks/test_soak.py",
-    "tests/engines/",
     "tests/test_shell.py",
+    "tests/e2e/test_leaks.py",
+    "tests/e2e/test_patched_",
+    "tests/e2e/test_pods.py",
     "tests/attacks/",
-    "tests/e2e/",
-    "tests/s3/",
+    "tests/s3/test_network.py",
+    "tests/s3/test_faults.py",
+    "tests/s3/test_tier.py",
+    "tests/server/tier/test_crashes.py",
+    "tests/server/staging/test_buffer_machine.py",
+    "tests/stress/",
 )
-"""Files and directories whose tests run before all others: they start processes and wait for them."""
+"""How the files begin whose tests run before all others: they take longest."""
+
+WAITING = ("tests/e2e/", "tests/engines/", "tests/s3/", "tests/stores/")
+"""Directories whose tests start processes and wait for them. Those of others mostly compute."""
 
 TOGETHER = (
     "tests/e2e/test_patched_",
@@ -121,13 +133,22 @@ def _keep_descriptors_from_children() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests run in one process: the files that take longest are begun first, so that no process is
-    left with one of them at the end. Among others those with the most tests come first."""
-    tests = Counter(item.path for item in items)
-
-    def place(item: pytest.Item) -> tuple[int, int, str]:
-        name = item.nodeid.partition("::")[0]
+    left with one of them at the end. After them, files of `WAITING` and others take turns, so that seldom all
+    processes wait, or all compute; those with the most tests come first."""
+    tests = Counter(item.nodeid.partition("::")[0] for item in items)
+    by_size = sorted(tests, key=lambda name: (-tests[name], name))
+    places: dict[str, tuple[int, float]] = {}
+    for waits in (True, False):
+        alike = [name for name in by_size if name.startswith(WAITING) == waits]
+        places.update((name, (1, number / len(alike))) for number, name in enumerate(alike))
+    for name in tests:
         ranks = [rank for rank, begin in enumerate(LONGEST_FIRST) if name.startswith(begin)]
-        return min(ranks, default=len(LONGEST_FIRST)), -tests[item.path], name
+        if ranks:
+            places[name] = 0, ranks[0]
+
+    def place(item: pytest.Item) -> tuple[tuple[int, float], str]:
+        name = item.nodeid.partition("::")[0]
+        return places[name], name
 
     items.sort(key=place)
 
@@ -145,11 +166,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return scheduling
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """What is imported by now stays. `gc.collect`, which tests and libraries call often, need not go through
-    torch each time."""
-    gc.collect()
+    torch each time. (This hook is called in xdist's own process too, which collects no tests.)"""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

@@ -170,7 +170,8 @@ def test_answers_without_end_cost_an_error_each(
     before = usage_of(daemon)
     with bounded(daemon):
         url = f"{server.url}/#.safetensors"
-        ask = start_crowd(attackers, daemon, ANNE, url, 20, files=20)
+        # Five times as many files as there are connections.
+        ask = start_crowd(attackers, daemon, ANNE, url, 20, files=8)
         ask.hear("begun")
         ask.go()
         outcomes = ask.hear("ended", patience_seconds=PATIENCE_SECONDS)["outcomes"]

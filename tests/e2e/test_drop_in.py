@@ -372,6 +372,7 @@ def test_credentials_reach_a_private_daemon_by_its_environment_only(
     no_private_daemon_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another identity")
+    monkeypatch.setenv("PENSTOCK_OBJECT_RETRIES", "1")
     given = S3Credentials("id", "secret", region_name="eu-north-1", endpoint="http://127.0.0.1:1")
     with contextlib.suppress(ValueError):  # nobody serves the bucket
         penstock.client.list_safetensors("s3://bucket/none/", given)

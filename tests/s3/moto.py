@@ -16,6 +16,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import boto3
@@ -34,7 +35,8 @@ class MotoServer:
         self._clients: dict[tuple[str, str], Any] = {}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", "0"],
+            [sys.executable, "-m", "tests.s3.moto_program"],
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -81,7 +83,7 @@ class MotoServer:
     def _listening_port(self) -> str | None:
         if self._process.poll() is not None:
             raise AssertionError(f"moto ended:\n{self._said()}")
-        found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", self._said())
+        found = re.search(r"^port (\d+)$", self._said(), re.MULTILINE)
         return found[1] if found else None
 
     def _said(self) -> str:

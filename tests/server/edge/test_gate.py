@@ -135,6 +135,12 @@ class End:
 
 
 @pytest.fixture
+def frequent_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a test waits a second for the first sweep."""
+    monkeypatch.setattr(gates, "SWEEP_SECONDS", 0.01)
+
+
+@pytest.fixture
 async def behind(directory: Path) -> AsyncIterator[Behind]:
     memory, closed = Quota(48 * MIB), Counter[str]()
     gate = Gate(
@@ -209,7 +215,10 @@ async def test_what_was_said_last_arrives_though_the_gate_stops(
     assert said == b"goodbye" * MIB
 
 
-async def test_a_client_that_stays_does_not_keep_the_gate_from_stopping(behind: Behind) -> None:
+async def test_a_client_that_stays_does_not_keep_the_gate_from_stopping(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "FLUSH_SECONDS", 0.01)
     client, _ = await behind.pair()
     await behind.gate.stop()
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -427,6 +436,7 @@ async def refusal_of(stream: RequestStream) -> Exception:
     return stream.refusal
 
 
+@pytest.mark.usefixtures("frequent_sweeps")
 async def test_a_message_waits_for_memory_and_is_refused_when_it_waits_too_long(
     behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -545,6 +555,7 @@ async def test_calls_of_a_connection_that_breaks_a_rule_are_taken_before_it_ends
     assert behind.closed == {"protocol": 1}
 
 
+@pytest.mark.usefixtures("frequent_sweeps")
 async def test_a_connection_whose_calls_are_never_taken_ends_after_a_while(behind: Behind) -> None:
     client, server = await behind.pair()
     client.say(headers(1))
@@ -697,6 +708,7 @@ async def test_frames_that_nobody_needs_do_not_reach_grpc(behind: Behind) -> Non
     assert (await server.frame()).kind == Kind.PING
 
 
+@pytest.mark.usefixtures("frequent_sweeps")
 async def test_a_connection_without_a_call_is_closed_after_a_while(behind: Behind) -> None:
     client, server = await behind.pair()
     busy, behind_busy = await behind.pair()

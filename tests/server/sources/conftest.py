@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -91,3 +92,5 @@ def a_second_for_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "time", clock)
     monkeypatch.setattr(response._Timed, "readinto", readinto)
     monkeypatch.setattr(exchange, "beat", tick)  # what goes past the parser's buffer
+    # Such a read otherwise waits a quarter of a second for more bytes.
+    monkeypatch.setattr(exchange, "_TURN", struct.pack("ll", 0, 20_000))

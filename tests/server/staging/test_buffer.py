@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import random
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from penstock.server.errors import (
     SourceUnavailableError,
 )
 from penstock.server.staging.memory.demand import Demand
+from penstock.server.staging.memory.upkeep import LOOK_SECONDS
 from penstock.server.system.headroom import SPARE_SHARE, spare_bytes
 
 from ..bench import GROUP, Bench, running
@@ -306,6 +308,13 @@ async def test_without_a_limit_memory_goes_back_to_the_system(make: Callable[...
         keeping.cancel()
 
 
+async def looks(bench: Bench, count: int = 2) -> None:
+    """So many looks at the system's memory that ended after this call. Only the time between them passes."""
+    before = bench.looks
+    await until_advanced(lambda: bench.looks >= before + count, step_seconds=LOOK_SECONDS)
+    await turns()
+
+
 @on_clock_loop
 async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_order_of_use(
     make: Callable[..., Path], tmp_path: Path
@@ -314,13 +323,7 @@ async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_or
     root = machine(tmp_path / "machine", available=share_bytes)
     spare = functools.partial(spare_bytes, root)
 
-    async def looks(bench: Bench) -> None:
-        """Two looks that began after this call have ended."""
-        before = bench.looks
-        await until(lambda: bench.looks >= before + 2)
-        await turns()
-
-    async with running(spare=spare, memory_limit=-1) as bench:
+    async with running(spare=spare, memory_limit=-1, trim_after_seconds=math.inf) as bench:
         keeping = asyncio.ensure_future(bench.staging.keep())
         names = ["oldest", "pinned", "leased", "newest"]
         visits = {name: bench.enter(make(name, 1), pin=name == "pinned") for name in names}
@@ -336,17 +339,17 @@ async def test_what_is_warm_stays_while_the_system_has_memory_and_goes_in_the_or
 
         assert left() == set(names)
         machine(root, available=share_bytes - 1)
-        await until(lambda: open_slabs() == 3)
+        await until_advanced(lambda: open_slabs() == 3, step_seconds=LOOK_SECONDS)
         machine(root, available=share_bytes)
         await looks(bench)
         assert left() == {"pinned", "leased", "newest"}
         machine(root, available=0)
-        await until(lambda: open_slabs() == 2)
+        await until_advanced(lambda: open_slabs() == 2, step_seconds=LOOK_SECONDS)
         await looks(bench)
         assert left() == {"pinned", "leased"}
         await visits["leased"].read()
         visits["leased"].leave()
-        await until(lambda: open_slabs() == 1)
+        await until_advanced(lambda: open_slabs() == 1, step_seconds=LOOK_SECONDS)
         keeping.cancel()
 
 
@@ -380,19 +383,18 @@ async def test_a_look_that_fails_is_logged_once_and_ends_no_later_one(
             raise OSError("no /proc")
         return -1
 
-    async with running(spare=spare, memory_limit=-1) as bench:
+    async with running(spare=spare, memory_limit=-1, trim_after_seconds=math.inf) as bench:
         keeping = asyncio.ensure_future(bench.staging.keep())
         visit = bench.enter(make("a", 1))
         await visit.read()
         visit.leave()
-        before = bench.looks
-        await until(lambda: bench.looks >= before + 3)
+        await looks(bench, 3)
         assert [record.message for record in caplog.records if "no /proc" in record.message] == [
             "how much memory is left could not be asked: no /proc"
         ]
         assert open_slabs() == 1
         fails[0] = False
-        await until(lambda: open_slabs() == 0)
+        await until_advanced(lambda: open_slabs() == 0, step_seconds=LOOK_SECONDS)
         keeping.cancel()
 
 
