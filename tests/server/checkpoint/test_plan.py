@@ -91,10 +91,11 @@ def test_blocks_tile_their_segment_and_share_no_page(picked: Picked, target: int
 
 @given(selections(), targets, st.sampled_from([1, 100, 4096, 64 << 10]))
 @EXAMPLES
-def test_even_blocks_tile_their_segment_and_are_as_long_as_each_other(
+def test_even_blocks_tile_their_segment_and_are_about_as_long_as_each_other(
     picked: Picked, target: int, block_bytes: int
 ) -> None:
     tables, selection = picked
+    unit = max(1, block_bytes // 2)
     for segment in plan.segments(tables, selection, target_bytes=target, target_tensors=4096):
         if segment.size_bytes > 1000 * block_bytes:
             continue
@@ -105,8 +106,16 @@ def test_even_blocks_tile_their_segment_and_are_as_long_as_each_other(
         if blocks:
             assert (blocks[0][0], blocks[-1][1]) == (segment.start, segment.end)
             assert all(before[1] == after[0] for before, after in pairwise(blocks))
-            assert 0 < max(sizes) <= block_bytes
-            assert max(sizes) - min(sizes) <= 1
+            assert all(start % unit == 0 for start, _ in blocks[1:])
+            assert min(sizes) > 0
+            assert max(sizes) <= block_bytes + unit
+
+
+def test_large_blocks_are_cut_where_parts_of_objects_begin() -> None:
+    mib = 1 << 20
+    segment = plan.Segment(0, 100, 100 * mib, range(1))
+    cuts = [start for start, _ in plan.even_blocks(segment, 32 * mib)]
+    assert cuts == [100, 24 * mib, 48 * mib, 72 * mib]
 
 
 @given(selections())
