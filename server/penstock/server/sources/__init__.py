@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..errors import AccessDeniedError, InvalidRequestError, SourceUnavailableError
 from .checksums import Checksum
@@ -245,6 +245,22 @@ class RetryLater(Exception):
         super().__init__(f"read up to byte {reached}, the rest in {delay_seconds:.3f} s")
         self.reached = reached
         self.delay_seconds = delay_seconds
+
+
+Tell = Callable[[int], None]
+"""Called with an offset: the bytes before it have come."""
+
+TELL_BYTES = 2 << 20
+"""So many bytes fit into the cache of a core, or into its share of a common one."""
+
+
+@runtime_checkable
+class TellingFile(Protocol):
+    """A file whose bytes come in pieces, and can be used while others still come."""
+
+    def read_and_tell(self, offset: int, views: Sequence[memoryview], tell: Tell | None) -> None:
+        """As `read_into`. Calls `tell`, if there is one, on this thread whenever about `TELL_BYTES` more have
+        come, and not always at the end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
 from ..errors import AccessDeniedError, CheckpointNotFoundError
-from ..sources import Access, Listed, Source, SourceFile, Wanted, without
+from ..sources import Access, Listed, Source, SourceFile, Tell, TellingFile, Wanted, without
 from ..sources.checksums import Checksum
 from ..sources.kept import HasFirstBytes, Keep, LocalVersion, Remote, Settling
 from ..sources.replies import FileReply, Replies, StoreUnreachableError
@@ -176,23 +176,34 @@ class TieredFile:
         self._file.give_up_at = at
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        self.read_and_tell(offset, views, None)
+
+    def read_and_tell(self, offset: int, views: Sequence[memoryview], tell: Tell | None) -> None:
         position, end = offset, min(offset + sum(map(len, views)), self.size_bytes)
         while position < end:
             span = self._hold.version.span(position, end)
             part = _first(without(views, position - offset), span.end - position)
             reached = position + self._read_kept(position, span, part) if span.block else position
             if reached == position:
-                self._read_stored(offset, position, min(end, span.end), views)
+                self._read_stored(offset, position, min(end, span.end), views, tell)
                 reached = span.end
                 with self._lock:  # it may have come from the disk when it was read before
                     self._from_disk.remove(position, reached)
             position = reached
+            if tell is not None:
+                tell(min(reached, end))
 
-    def _read_stored(self, offset: int, position: int, end: int, views: Sequence[memoryview]) -> None:
+    def _read_stored(
+        self, offset: int, position: int, end: int, views: Sequence[memoryview], tell: Tell | None
+    ) -> None:
         """Whole pages of a local file, as far as there is memory for them: these are read directly."""
         begin = max(offset, position // self.alignment * self.alignment)
         finish = -(-end // self.alignment) * self.alignment
-        self._file.read_into(begin, _first(without(views, begin - offset), finish - begin))
+        part = _first(without(views, begin - offset), finish - begin)
+        if tell is not None and isinstance(self._file, TellingFile):
+            self._file.read_and_tell(begin, part, tell)
+        else:
+            self._file.read_into(begin, part)
 
     def check_unchanged(self) -> None:
         self._file.check_unchanged()

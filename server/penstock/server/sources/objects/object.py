@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Generic
 
 from ...errors import CheckpointChangedError, SourceUnavailableError
-from .. import RetryLater, without
+from .. import TELL_BYTES, RetryLater, Tell, without
 from .exchange import Exchange
 from .faults import Transient
 from .requests import Requests
@@ -122,6 +122,9 @@ class ObjectFile(Generic[L]):
         """Key: the end of a range. Value: how often it failed in a row without a byte, or too slowly."""
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        self.read_and_tell(offset, views, None)
+
+    def read_and_tell(self, offset: int, views: Sequence[memoryview], tell: Tell | None) -> None:
         end = min(offset + sum(map(len, views)), self.size_bytes)
         if offset == 0:
             offset = self._copy_first(views)
@@ -130,7 +133,7 @@ class ObjectFile(Generic[L]):
             return
         position = _Position(offset)
         try:
-            self._read(offset, end, views, position)
+            self._read(offset, end, views, position, tell)
         except Transient as fault:
             moved = position.reached - offset >= (SLOWEST_BYTES if fault.reason == "timeout" else 1)
             failures = 0 if moved else self._failures.get(end, 0) + 1
@@ -161,7 +164,14 @@ class ObjectFile(Generic[L]):
             copied += len(part)
         return copied
 
-    def _read(self, offset: int, end: int, views: Sequence[memoryview], position: _Position) -> None:
+    def _read(
+        self,
+        offset: int,
+        end: int,
+        views: Sequence[memoryview],
+        position: _Position,
+        tell: Tell | None,
+    ) -> None:
         asked = {"Range": f"bytes={offset}-{end - 1}", **self._state.conditions}
         with self._requests.send(Ask("GET", self._location, asked), ok=(200, 206)) as exchange:
             start, count, size_bytes = _content_range(exchange, self._requests, self._location)
@@ -173,7 +183,7 @@ class ObjectFile(Generic[L]):
                 _skip(exchange, offset, self._requests.timeout_seconds)
             elif (start, count) != (offset, end - offset):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
-            _fill(exchange, views, position, end, self._requests.timeout_seconds)
+            _fill(exchange, views, position, end, self._requests.timeout_seconds, tell)
 
 
 class _Position:
@@ -212,17 +222,28 @@ def _skip(exchange: Exchange, count: int, timeout_seconds: float) -> None:
 
 
 def _fill(
-    exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int, timeout_seconds: float
+    exchange: Exchange,
+    views: Sequence[memoryview],
+    position: _Position,
+    end: int,
+    timeout_seconds: float,
+    tell: Tell | None = None,
 ) -> None:
     """Reads the body into the views up to `end`, where the body should end too."""
-    _receive(exchange, views, position, end, timeout_seconds)
+    _receive(exchange, views, position, end, timeout_seconds, tell)
     exchange.finish()
 
 
 def _receive(
-    exchange: Exchange, views: Sequence[memoryview], position: _Position, end: int, timeout_seconds: float
+    exchange: Exchange,
+    views: Sequence[memoryview],
+    position: _Position,
+    end: int,
+    timeout_seconds: float,
+    tell: Tell | None = None,
 ) -> None:
     since, at = time.monotonic(), position.reached
+    told = position.reached
     for view in views:
         view = view[: end - position.reached]
         while view:
@@ -231,6 +252,9 @@ def _receive(
                 raise Transient("short_body", "the answer ended early")
             view = view[count:]
             position.reached += count
+            if tell is not None and position.reached - told >= TELL_BYTES:
+                told = position.reached
+                tell(told)
             if position.reached - at >= SLOWEST_BYTES:
                 since, at = time.monotonic(), position.reached
             elif time.monotonic() - since > timeout_seconds:

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 
 from ...checkpoint import plan
 from ...errors import PenstockError, ShuttingDownError, SourceUnavailableError
-from ...sources import RetryLater, SourceFile, without
+from ...sources import RetryLater, SourceFile, TellingFile, without
 from ...system.failure import NoThreadError, explain
 from ..pool import Workers
 from ..ring import SegmentRing
@@ -141,16 +141,27 @@ class Filling:
         begin, finish = self._whole_pages(index, start, end)
         began = time.monotonic()
         views = self.views(index, begin, finish)
+        block = self._verifier.block(index, start)
+
+        def tell(reached: int) -> None:
+            """The views have the bytes before `reached`."""
+            reached = min(reached, end)
+            if block is not None and reached > block.reached:
+                block.add(reached, _cut(views, block.reached - begin, reached - begin))
+
         try:
-            file.read_into(begin, views)
+            if block is not None and isinstance(file, TellingFile):
+                file.read_and_tell(begin, views, tell)
+            else:
+                file.read_into(begin, views)
+            self._on_block(file.kind, time.monotonic() - began)
+            tell(end)
         except RetryLater as later:
-            if later.reached > start:
-                self._verifier.read(
-                    index, start, later.reached, _cut(views, start - begin, later.reached - begin)
-                )
+            tell(later.reached)
             raise
-        self._on_block(file.kind, time.monotonic() - began)
-        self._verifier.read(index, start, end, _cut(views, start - begin, end - begin))
+        finally:
+            if block is not None:
+                block.finish()
 
     def views(self, index: int, begin: int, finish: int) -> list[memoryview]:
         """The memory of a range of the segment's file."""
