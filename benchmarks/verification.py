@@ -3,9 +3,11 @@ caller, in turns.
 
     python -m benchmarks.verification [--size-mb 512] [--rounds 5] [--store gcs]
 
-The servers are those of `benchmarks.stores`. They share the machine with the daemons, and keep CRC32C (GCS)
-and CRC64NVME (S3). A daemon only stages (`prefetch`), into memory that was written to before. CPU seconds are
-the daemon's, from /proc.
+The servers are those of `benchmarks.stores`, and keep CRC32C (GCS) and CRC64NVME (S3). A daemon only stages
+(`prefetch`), into memory that was written to before. CPU seconds are the daemon's, from /proc.
+
+Each store is measured twice. First its server has half of the cores and the daemon the others: a store is
+another machine. Then both share all cores, so that the server lacks each second that the daemon computes.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +73,30 @@ class Contender:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measured(stored: Stored, content: bytes, rounds: int) -> list[str]:
+@contextlib.contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """Processes that are started meanwhile run on these only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def measured(name: str, content: bytes, rounds: int, *, apart: bool) -> list[str]:
+    """Rows of the table. `apart`: the server has half of the cores, and the daemons have the others."""
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    theirs, ours = (cores[:half], cores[half:]) if apart else (cores, cores)
+    with contextlib.ExitStack() as stack:
+        with on_cores(theirs):
+            stored = stack.enter_context(STORES[name](content))
+        with on_cores(ours):
+            return compared(stored, content, rounds, "apart" if apart else "shared")
+
+
+def compared(stored: Stored, content: bytes, rounds: int, cores: str) -> list[str]:
     """Rows of the table: medians over the rounds, and ratios within rounds."""
     ways = {"off": ("off", ""), "auto": ("auto", ""), "SHA-256": ("off", hashlib.sha256(content).hexdigest())}
     with contextlib.ExitStack() as stack:
@@ -82,8 +108,9 @@ def measured(stored: Stored, content: bytes, rounds: int) -> list[str]:
             one.run()
         runs: dict[str, list[Run]] = {name: [] for name in contenders}
         for number in range(rounds):
-            order = list(contenders) if number % 2 else list(reversed(contenders))
-            for name in order:
+            names = list(contenders) if number % 2 else list(reversed(contenders))
+            first = number // 2 % len(names)  # each has each place, and each neighbour
+            for name in names[first:] + names[:first]:
                 runs[name].append(contenders[name].run())
         for name, one in contenders.items():
             assert one.verified_bytes() == (0 if name == "off" else (rounds + 1) * len(content)), name
@@ -93,7 +120,7 @@ def measured(stored: Stored, content: bytes, rounds: int) -> list[str]:
         more = [run.cpu_seconds - base.cpu_seconds for run, base in zip(mine, runs["off"], strict=True)]
         rate = len(content) / statistics.median(run.seconds for run in mine) / 1e9
         rows.append(
-            f"| {stored.name} | {name} | {rate:.2f} | {statistics.median(slower):+.1%} | "
+            f"| {stored.name} | {cores} | {name} | {rate:.2f} | {statistics.median(slower):+.1%} | "
             f"{statistics.median(more) / len(content) * 1e9:+.2f} |"
         )
     return rows
@@ -108,10 +135,10 @@ def main() -> None:
     tensors = {f"t{number}": torch.rand(1 << 20) for number in range(max(1, options.size_mb // 4))}
     content = safetensors.torch.save(tensors)
     print(f"{len(content) / 1e6:.0f} MB, {options.rounds} rounds; medians, differences within rounds\n")
-    print("| store | verify | GB/s | seconds more | CPU s a GB more |\n|---|---|---|---|---|")
+    print("| store | cores | verify | GB/s | seconds more | CPU s a GB more |\n|---|---|---|---|---|---|")
     for name in options.store or ("gcs", "s3"):
-        with STORES[name](content) as stored:
-            print("\n".join(measured(stored, content, options.rounds)), flush=True)
+        for apart in (True, False):
+            print("\n".join(measured(name, content, options.rounds, apart=apart)), flush=True)
 
 
 if __name__ == "__main__":
