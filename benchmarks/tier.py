@@ -5,11 +5,13 @@ the disk, and in memory. Measures what the tier costs a first load.
 
 Each round has these steps. A daemon without a tier stages a checkpoint from nginx on the loopback. A daemon
 with an empty tier does the same, and writes it to the disk. It is restarted, and stages the checkpoint from
-the disk twice: at first, and after it evicted it from memory. Before, between and after, as many threads as
-the tier has read the same files with O_DIRECT: each load is compared with the reads right before and after
-it, as a disk is not always equally fast. In the end the daemon stages the checkpoint that it has in memory.
-CPU is the daemon's, for raw reads the benchmark's. Name a directory on the disk that is to be measured with
+the disk twice: at first, and after it evicted it from memory. After each time, as many threads as the tier
+has read the same files with O_DIRECT. In the end the daemon stages the checkpoint that it has in memory. CPU
+is the daemon's, for raw reads the benchmark's. Name a directory on the disk that is to be measured with
 `--directory`.
+
+A disk is not always equally fast. That of a virtual machine may also be twice as fast into some memory as
+into other, so look at the single rounds.
 """
 
 import argparse
@@ -115,12 +117,11 @@ def _round(
         results.add("written after that", time.perf_counter() - begin, daemon.cpu_seconds() - cpu)
     with Daemon(*limit, *tier, environment=server.environment()) as daemon:
         _warm_up(daemon, small)
-        read_raw("before")
         stage(daemon, AFTER_A_RESTART)
-        read_raw("between")
+        read_raw("first")
         daemon.evict()
         stage(daemon, AGAIN)
-        read_raw("after")
+        read_raw("second")
         stage(daemon, "from memory")
 
 
@@ -164,12 +165,12 @@ def lines(results: Results, size_bytes: int) -> list[str]:
         cpu = statistics.median(results.cpu_seconds[what]) / gigabytes
         shown.append(f"| {what} | {gigabytes / statistics.median(seconds):.2f} | {rounds} | {cpu:.2f} |")
     of = results.seconds
-    before, between, after = (of[f"{RAW}, {when}"] for when in ("before", "between", "after"))
-    beside = f"speed for each of {RAW} right before and after it"
+    first, second = (of[f"{RAW}, {when}"] for when in ("first", "second"))
     shown += [
         "",
-        f"- {AFTER_A_RESTART}: {beside} {_ratios(_means(before, between), of[AFTER_A_RESTART])}",
-        f"- {AGAIN}: {beside} {_ratios(_means(between, after), of[AGAIN])}",
+        f"- {AFTER_A_RESTART}: speed for each of {RAW} right after it {_ratios(first, of[AFTER_A_RESTART])}",
+        f"- {AGAIN}: speed for each of {RAW} right before and after it "
+        f"{_ratios(_means(first, second), of[AGAIN])}",
         f"- {EMPTY_TIER}: seconds for each without {_ratios(of[EMPTY_TIER], of[NO_TIER])}",
     ]
     return shown

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +13,7 @@ from penstock.server.errors import (
     CheckpointChangedError,
     SourceUnavailableError,
 )
-from penstock.server.sources import RetryingReader
+from penstock.server.sources import TELL_BYTES, RetryingReader, RetryLater
 from penstock.server.sources.objects.object import FIRST_BYTES
 
 from ...objects import Asked, ObjectServer
@@ -113,3 +115,44 @@ def test_of_what_is_fetched_the_first_answer_has_the_first_bytes_each_time(
         with contextlib.closing(source.open("s3://bucket/a", replace(ROOT, for_fetch=True))) as file:
             assert read(file, 0, 1000) == b"x" * 1000
     assert [asked.method for asked in server.asked] == ["GET", "GET"]
+
+
+def test_what_has_come_is_told_while_the_rest_still_comes(server: ObjectServer, sources: Sources) -> None:
+    content = random.Random(6).randbytes(3 * TELL_BYTES + 1000)
+    server.put("k", content)
+    file = sources().open("s3://bucket/k", ROOT)
+    buffer = memoryview(bytearray(len(content) - FIRST_BYTES))
+    told: list[int] = []
+
+    def tell(reached: int) -> None:
+        assert buffer[: reached - FIRST_BYTES] == content[FIRST_BYTES:reached]
+        told.append(reached)
+
+    file.read_and_tell(FIRST_BYTES, [buffer[:5000], buffer[5000:]], tell)
+    assert buffer == content[FIRST_BYTES:]
+    assert told == sorted(told)
+    assert len(told) >= 2
+    for before, after in pairwise([FIRST_BYTES, *told]):
+        assert after - before >= TELL_BYTES
+
+
+def test_nothing_is_told_beyond_where_a_read_goes_on(server: ObjectServer, sources: Sources) -> None:
+    content = random.Random(7).randbytes(3 * TELL_BYTES)
+    server.put("k", content)
+    file = sources().open("s3://bucket/k", ROOT)
+    sent = FIRST_BYTES + TELL_BYTES + 100_000
+
+    def cut(asked: Asked) -> None:
+        asked.handler.close_connection = True
+        whole = len(content) - FIRST_BYTES
+        about = {"Content-Length": str(whole), "ETag": server.etags["k"]}
+        about["Content_Range"] = f"bytes {FIRST_BYTES}-{len(content) - 1}/{len(content)}"
+        asked.answer(206, content[FIRST_BYTES:sent], **about)
+
+    server.hooks.append(once(cut))
+    told: list[int] = []
+    buffer = memoryview(bytearray(len(content) - FIRST_BYTES))
+    with pytest.raises(RetryLater) as later:
+        file.read_and_tell(FIRST_BYTES, [buffer], told.append)
+    assert told
+    assert told[-1] <= later.value.reached == sent

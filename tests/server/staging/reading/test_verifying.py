@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,9 @@ from penstock.server.checkpoint import plan
 from penstock.server.checkpoint.files import Checkpoint
 from penstock.server.checkpoint.plan import Segment
 from penstock.server.checkpoint.selection import select
-from penstock.server.sources.checksums import Prefix
+from penstock.server.sources.checksums import CRC32C, Prefix, Runs, crc
 from penstock.server.sources.verification import Wish
-from penstock.server.staging.reading.verifying import Verifier
+from penstock.server.staging.reading.verifying import BlockSum, Verifier
 
 from ...support import ROOT, checkpoint_bytes, file_catalog
 
@@ -70,6 +72,20 @@ def test_one_other_byte_is_an_error_of_the_last_segment(checkpoint: Checkpoint) 
     assert last is not None
     assert last.version == checkpoint.files[0].version
     assert not verifier.verified
+
+
+def test_pieces_of_a_block_and_blocks_in_any_order_have_the_crc_of_the_whole() -> None:
+    runs, lock = Runs(CRC32C), threading.Lock()
+    content = memoryview(CONTENT)
+    cuts = [0, 1, 5000, 9000, len(CONTENT)]
+    for start, end in reversed(list(pairwise(cuts))):
+        block = BlockSum(runs, lock, start)
+        middle = (start + end) // 2
+        block.add(middle, [content[start:middle]])
+        assert block.reached == middle
+        block.add(end, [content[middle:end]])
+        block.finish()
+    assert runs.of(0, len(CONTENT)) == crc(CRC32C, [CONTENT])
 
 
 def test_a_file_of_which_a_segment_is_lost_is_not_compared(checkpoint: Checkpoint) -> None:

@@ -247,12 +247,13 @@ def _receive(
     for view in views:
         view = view[: end - position.reached]
         while view:
-            count = exchange.read_into(view)
+            part = view if tell is None else view[: told + TELL_BYTES - position.reached]
+            count = exchange.read_into(part)
             if not count:
                 raise Transient("short_body", "the answer ended early")
             view = view[count:]
             position.reached += count
-            if tell is not None and position.reached - told >= TELL_BYTES:
+            if tell is not None and position.reached == told + TELL_BYTES:
                 told = position.reached
                 tell(told)
             if position.reached - at >= SLOWEST_BYTES:
