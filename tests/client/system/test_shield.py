@@ -116,11 +116,28 @@ def test_an_end_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
 
 
 def test_work_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*_: object) -> NoReturn:
+    def start(self: threading.Thread) -> NoReturn:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(shield, "start_thread", start)
+    monkeypatch.setattr(threading.Thread, "start", start)
     done: list[int] = []
     assert shield.shielded(lambda: 1) == 1
-    assert shield.end(lambda: done.append(2))
+    try:
+        raise KeyError
+    except KeyError:  # as where something is closed after an error
+        assert shield.end(lambda: done.append(2))
     assert done == [2]
+
+
+def test_an_interruption_that_breaks_the_start_of_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> NoReturn:
+        try:
+            raise Interruption
+        finally:
+            threading.RLock().release()  # raises RuntimeError
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(Interruption):
+        shield.shielded(lambda: None)
+    with pytest.raises(Interruption):
+        shield.end(lambda: None)

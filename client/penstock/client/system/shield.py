@@ -17,7 +17,6 @@ from .latch import Latch
 
 _T = TypeVar("_T")
 
-
 END_SECONDS = 5.0
 """The longest wait for an end that should be near. An exception that hit gRPC could keep it away for ever."""
 
@@ -59,12 +58,14 @@ def start_thread(run: Callable[..., object], *arguments: object) -> None:
     """Starts a thread that does not keep the interpreter from ending. Raises RuntimeError if it cannot.
 
     Raises what a signal handler raises meanwhile; then the thread may have begun."""
+    handled = sys.exc_info()[1]
     try:
         threading.Thread(target=run, args=arguments, daemon=True).start()
     except RuntimeError as error:
-        if error.__context__ is not None:  # raised inside the wait for the thread to begin, which it broke
-            raise error.__context__ from None
-        raise
+        interruption = error.__context__
+        if interruption is None or interruption is handled:
+            raise
+        raise interruption from None  # it broke the lock with which `start` waits for the thread to begin
 
 
 class _Run(Generic[_T]):
