@@ -51,7 +51,8 @@ def ask_first(requests: Requests[L], location: L) -> tuple[ObjectState, bytes]:
             state = _state(requests, location, exchange, size_bytes)
             first, position = bytearray(count), _Position()
             try:
-                _fill(exchange, [memoryview(first)], position, count, requests.timeout_seconds)
+                _receive(exchange, [memoryview(first)], position, count, requests.timeout_seconds)
+                exchange.finish()
             except Transient as fault:
                 if not position.reached:
                     raise
@@ -183,7 +184,8 @@ class ObjectFile(Generic[L]):
                 _skip(exchange, offset, self._requests.timeout_seconds)
             elif (start, count) != (offset, end - offset):
                 raise Transient("bad_response", "the answer holds other bytes than were asked for")
-            _fill(exchange, views, position, end, self._requests.timeout_seconds, tell)
+            _receive(exchange, views, position, end, self._requests.timeout_seconds, tell)
+            exchange.finish()
 
 
 class _Position:
@@ -221,19 +223,6 @@ def _skip(exchange: Exchange, count: int, timeout_seconds: float) -> None:
     _receive(exchange, [passed] * -(-count // _SKIP_BYTES), _Position(), count, timeout_seconds)
 
 
-def _fill(
-    exchange: Exchange,
-    views: Sequence[memoryview],
-    position: _Position,
-    end: int,
-    timeout_seconds: float,
-    tell: Tell | None = None,
-) -> None:
-    """Reads the body into the views up to `end`, where the body should end too."""
-    _receive(exchange, views, position, end, timeout_seconds, tell)
-    exchange.finish()
-
-
 def _receive(
     exchange: Exchange,
     views: Sequence[memoryview],
@@ -242,6 +231,7 @@ def _receive(
     timeout_seconds: float,
     tell: Tell | None = None,
 ) -> None:
+    """Reads the body into the views up to `end`. A body that ends there has to be finished afterwards."""
     since, at = time.monotonic(), position.reached
     told = position.reached
     for view in views:
