@@ -1,7 +1,7 @@
 """Compares the tier with the disk that it is on, and a restart of the daemon with the bytes in the store, on
 the disk, and in memory. Measures what the tier costs a first load.
 
-    python -m benchmarks.tier [--size 1GB] [--rounds N] [--directory DIR]
+    python -m benchmarks.tier [--size 1GB] [--rounds N] [--directory DIR] [--disk-limit 1GB]
 
 Each round has these steps. A daemon without a tier stages a checkpoint from nginx on the loopback. A daemon
 with an empty tier does the same, and writes it to the disk. It is restarted, and stages the checkpoint from
@@ -11,10 +11,12 @@ is the daemon's, for raw reads the benchmark's. Name a directory on the disk tha
 `--directory`.
 
 A disk is not always equally fast. That of a virtual machine may also be twice as fast into some memory as
-into other, so look at the single rounds.
+into other, so look at the single rounds. With `--disk-limit` it reads so many bytes a second and no more, and
+comparisons are exact. That needs root.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
@@ -31,7 +33,7 @@ from pathlib import Path
 if not __package__:  # run as a file: modules are found as with -m in the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import make_checkpoint, objects
+from benchmarks import disk_limit, make_checkpoint, objects
 from benchmarks.daemons import Daemon, wait_until
 from penstock.server.tier.threads import READ_BYTES, READERS
 
@@ -65,8 +67,18 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where the tier is written"
     )
+    parser.add_argument(
+        "--disk-limit",
+        type=make_checkpoint.parse_size,
+        metavar="SIZE",
+        help="bytes that the disk reads a second",
+    )
     options = parser.parse_args()
-    print("\n".join(lines(compare(options.size, options.rounds, options.directory), options.size)))
+    with contextlib.ExitStack() as stack:
+        if options.disk_limit:
+            stack.enter_context(disk_limit.reads_limited_to(options.disk_limit, options.directory))
+        results = compare(options.size, options.rounds, options.directory)
+    print("\n".join(lines(results, options.size)))
 
 
 def compare(
