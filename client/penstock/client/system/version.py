@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 
+
+@functools.cache
 def client_version() -> str:
     import importlib.metadata  # slow to import, and of no use to `penstock health`
 
