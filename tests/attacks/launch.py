@@ -30,8 +30,8 @@ def main() -> None:
     os.execve(command[0], command, wanted["environment"])
 
 
-def serve(wanted: dict[str, Any], flags: list[str]) -> None:
-    """The environment is there already."""
+def serve(wanted: dict[str, Any], flags: list[str]) -> int:
+    """The exit code. The environment is there already."""
     from tests.e2e import penstockd  # as long as this process may read it
 
     enter(wanted)
@@ -39,7 +39,7 @@ def serve(wanted: dict[str, Any], flags: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
-    penstockd.serve(flags, os.getcwd())
+    return penstockd.serve(flags, os.getcwd())
 
 
 def enter(wanted: dict[str, Any]) -> None:

@@ -56,7 +56,8 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 class DaemonProcess:
     """penstockd with the given flags in `socket_dir`, started and ready.
 
-    A process forked from one that has imported penstock.server; with a wrapper, executed."""
+    A process forked from one that has imported penstock.server. With a wrapper it is executed, and with a HOME
+    of its own, which botocore reads when it is imported."""
 
     def __init__(
         self,
@@ -73,10 +74,11 @@ class DaemonProcess:
         self.log_path = log_path or socket_dir.parent / f"{socket_dir.name}.log"
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         flags = ("--socket-dir", str(socket_dir), *flags)
+        executed = bool(wrapper) or "HOME" in (environment or {})
         environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | ForkedProcess
         with self.log_path.open("ab") as log:
-            if wrapper:
+            if executed:
                 command = [*wrapper, sys.executable, *(program or PENSTOCKD), *flags]
                 self.process = subprocess.Popen(
                     command, stderr=log, stdin=subprocess.DEVNULL, env=environment
