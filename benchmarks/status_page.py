@@ -17,7 +17,7 @@ if not __package__:  # run as a file: modules are found as with -m in the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import grpc
-from tests.e2e.browser import Browser
+from tests.e2e.operation.browser import Browser
 from tests.e2e.support import DaemonProcess, RawLoad, wait_until
 
 MB = 1_000_000

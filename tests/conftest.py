@@ -38,9 +38,9 @@ _SETTINGS = (
 LONGEST_FIRST = (
     "tests/attacks/test_soak.py",
     "tests/test_shell.py",
-    "tests/e2e/test_leaks.py",
-    "tests/e2e/test_patched_",
-    "tests/e2e/test_pods.py",
+    "tests/e2e/failures/test_leaks.py",
+    "tests/e2e/adopt/test_patched_",
+    "tests/e2e/deployment/test_pods.py",
     "tests/attacks/",
     "tests/s3/test_network.py",
     "tests/s3/test_faults.py",
@@ -55,9 +55,9 @@ WAITING = ("tests/e2e/", "tests/engines/", "tests/s3/", "tests/stores/")
 """Directories whose tests start processes and wait for them. Those of others mostly compute."""
 
 TOGETHER = (
-    "tests/e2e/test_patched_",
-    "tests/e2e/test_transformers.py",
-    "tests/e2e/test_from_pretrained.py",
+    "tests/e2e/adopt/test_patched_",
+    "tests/e2e/adopt/test_transformers.py",
+    "tests/e2e/adopt/test_from_pretrained.py",
 )
 """How the files begin that one process runs, as they import the same libraries, which takes seconds."""
 

@@ -13,9 +13,9 @@ HANDFUL = (
     "client/cli/test_cli.py::test_ctrl_c_is_130_and_silent",
     "client/test_embedded.py::test_it_serves_and_leaves_nothing_behind",
     "client/test_embedded.py::test_dropping_the_client_ends_the_daemon",
-    "e2e/test_daemon_flags.py::test_it_stops_with_0_when_signalled",
-    "e2e/test_deaths.py::test_a_signal_in_mid_load_gives_everything_back",
-    "e2e/test_isolation.py::test_another_user_is_served_what_is_allowed",
+    "e2e/operation/test_daemon_flags.py::test_it_stops_with_0_when_signalled",
+    "e2e/failures/test_deaths.py::test_a_signal_in_mid_load_gives_everything_back",
+    "e2e/deployment/test_isolation.py::test_another_user_is_served_what_is_allowed",
     "server/edge/test_gate.py",
 )
 """Those that signals, masks, descriptors, locales and directories could break."""

@@ -56,8 +56,8 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 class DaemonProcess:
     """penstockd with the given flags in `socket_dir`, started and ready.
 
-    A process forked from one that has imported penstock.server. With a wrapper it is executed, and with a HOME
-    of its own, which botocore reads when it is imported."""
+    A process forked from one that has imported penstock.server. With a wrapper it is executed, and with a
+    HOME of its own, which botocore reads when it is imported."""
 
     def __init__(
         self,

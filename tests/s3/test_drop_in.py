@@ -16,9 +16,9 @@ import torch
 from penstock.client import SafetensorsStreamer
 from penstock.client.adopt import ambient
 
+from ..e2e.operation.test_examples import run
 from ..e2e.programs import digests
 from ..e2e.support import DaemonProcess, Nursery, expected, same, write_checkpoint
-from ..e2e.test_examples import run
 from .metadata import Keys
 from .moto import ACCESS_KEY, REGION, SECRET_KEY, MotoServer
 from .proxy import FaultProxy

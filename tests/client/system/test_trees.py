@@ -1,4 +1,4 @@
-"""Directories that are complete or do not exist; tests/e2e/test_fetch.py writes them by real fetches."""
+"""Directories that are complete or do not exist; e2e/loading/test_fetch.py writes them by real fetches."""
 
 from __future__ import annotations
 
