@@ -20,16 +20,19 @@ class DiskLimitError(Exception):
 def reads_limited_to(bytes_a_second: int, directory: Path) -> Iterator[None]:
     """Limits what this process, and those that it starts meanwhile, read from the disk below `directory`.
     These must have ended before the context does. Raises DiskLimitError where that is not possible."""
-    device = _whole_disk(directory)
     try:
-        with _group(device, bytes_a_second):
-            yield
-    except (PermissionError, FileNotFoundError) as error:
-        raise DiskLimitError(f"--disk-limit: {error}; it needs root, and control groups for disks") from error
+        group, before = _enter_group(_whole_disk(directory), bytes_a_second)
+    except OSError as error:
+        raise DiskLimitError(f"{error}; it needs root, and control groups for disks") from error
+    try:
+        yield
+    finally:
+        _move_to(before)
+        group.rmdir()
 
 
-@contextlib.contextmanager
-def _group(device: str, bytes_a_second: int) -> Iterator[None]:
+def _enter_group(device: str, bytes_a_second: int) -> tuple[Path, Path]:
+    """A new group, and the one that this process was in."""
     if (_V1 / "blkio.throttle.read_bps_device").exists():
         top, file, limit = _V1, "blkio.throttle.read_bps_device", str(bytes_a_second)
     else:
@@ -40,13 +43,15 @@ def _group(device: str, bytes_a_second: int) -> Iterator[None]:
     group.mkdir()
     try:
         (group / file).write_text(f"{device} {limit}")
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-        try:
-            yield
-        finally:
-            (before / "cgroup.procs").write_text(str(os.getpid()))
-    finally:
+        _move_to(group)
+    except BaseException:
         group.rmdir()
+        raise
+    return group, before
+
+
+def _move_to(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _own_group(top: Path) -> Path:
@@ -63,6 +68,6 @@ def _whole_disk(directory: Path) -> str:
     number = directory.stat().st_dev
     device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     if not device.exists():
-        raise DiskLimitError(f"--disk-limit: {directory} is on no disk of its own; name another --directory")
+        raise DiskLimitError(f"{directory} is on no disk of its own; name another --directory")
     device = device.resolve()
     return ((device.parent if (device / "partition").exists() else device) / "dev").read_text().strip()

@@ -76,7 +76,10 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         if options.disk_limit:
-            stack.enter_context(disk_limit.reads_limited_to(options.disk_limit, options.directory))
+            try:
+                stack.enter_context(disk_limit.reads_limited_to(options.disk_limit, options.directory))
+            except disk_limit.DiskLimitError as error:
+                parser.error(f"--disk-limit: {error}")
         results = compare(options.size, options.rounds, options.directory)
     print("\n".join(lines(results, options.size)))
 
