@@ -1,11 +1,13 @@
 """What a forked daemon runs: the same as `python -m penstock.server`. `nursery.py` imports this.
 
 What each daemon would import or read while it starts is there already, boto3 included. After a daemon's end
-the interpreter is not taken apart, which took a third of a short life: daemons that tests execute do that.
+its garbage is collected, which complains of what nobody awaited. The interpreter is not taken apart, which
+took a third of a short life: daemons that tests execute do that.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -31,4 +33,6 @@ def serve(flags: list[str], directory: str) -> int:
     sys.path.remove(str(Path(__file__).parent))  # the nursery's, where other names of the tests lie
     sys.argv = ["penstockd", *flags]
     os.chdir(directory)
-    return main()
+    code = main()
+    gc.collect()
+    return code
