@@ -39,6 +39,7 @@ DEADLINE_SECONDS = 120.0
 PROGRAM_SECONDS = 150.0
 """For a whole program, which may import what takes ten seconds on an idle machine."""
 HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
 PENSTOCKD = ("-m", "penstock.server")
 PYTHON = "tests.e2e.interpreter:run"
 

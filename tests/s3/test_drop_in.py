@@ -16,7 +16,7 @@ import torch
 from penstock.client import SafetensorsStreamer
 from penstock.client.adopt import ambient
 
-from ..e2e.operation.test_examples import run
+from ..e2e.loading.test_examples import run
 from ..e2e.programs import digests
 from ..e2e.support import DaemonProcess, Nursery, expected, same, write_checkpoint
 from .metadata import Keys

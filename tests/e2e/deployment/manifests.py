@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+from ..support import REPOSITORY
+
+DEPLOY = REPOSITORY / "deploy"
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
 Object = dict[str, Any]
 

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ..containers import MemoryCgroup, Mount, child_of, root_file_system
-from ..support import DEADLINE_SECONDS, HERE, wait_until
+from ..support import DEADLINE_SECONDS, REPOSITORY, wait_until
 from .confine import compile_filter
 from .manifests import Container, Object
 
-REPOSITORY = HERE.parents[1]
 POD_IP = "10.64.0.1"
 IMAGE_PATH = "/opt/penstock/bin:/usr/local/bin:/usr/bin:/bin"
 CLONE_NEWNET = 0x40000000

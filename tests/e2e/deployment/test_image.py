@@ -20,11 +20,10 @@ from packaging.utils import canonicalize_name
 from penstock.client import StreamerClient
 
 from ..containers import cannot, child_of
-from ..support import HERE, random_tensors, same, wait_until, write_checkpoint
+from ..support import REPOSITORY, random_tensors, same, wait_until, write_checkpoint
 from .dockerfile import Builder, Stage, inside, parse
 from .manifests import containers
 
-REPOSITORY = HERE.parents[1]
 DOCKERFILE = REPOSITORY / "Dockerfile"
 CACHE = REPOSITORY / ".cache"
 MIB = 1 << 20

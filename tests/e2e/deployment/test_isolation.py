@@ -17,6 +17,7 @@ from ..conftest import StartDaemon
 from ..containers import child_of, container
 from ..support import (
     HERE,
+    REPOSITORY,
     DaemonProcess,
     Nursery,
     expected,
@@ -28,7 +29,6 @@ from ..support import (
 
 MIB = 1 << 20
 NOBODY, SOMEBODY = 65534, 54321
-REPOSITORY = HERE.parents[1]
 Checkpoint = tuple[Path, dict[str, torch.Tensor]]
 
 

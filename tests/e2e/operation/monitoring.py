@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
+from ..deployment.manifests import DEPLOY
+
+MONITORING = DEPLOY / "monitoring"
 VARIABLES = {"$instance": ".*", "$__rate_interval": "1m", "$__range": "1h"}
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..support import DaemonProcess, run_python, running_daemon, write_checkpoint
+from ..support import REPOSITORY, DaemonProcess, run_python, running_daemon, write_checkpoint
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLES = REPOSITORY / "examples"
 
 
 @pytest.fixture(scope="module")
